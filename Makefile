@@ -1,0 +1,45 @@
+# `make run` plays the main job, `make test` runs the tests, `make ui` opens MLflow; each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = $(wildcard clstream/*.py strategies/*.py streams/*.py experiments/*.py experiments/*.yaml experiments/anchors/*.yaml) setup.cfg setup.py
+
+.PHONY: run test ui check bench clean
+
+run: $(VENV)/installed
+	$(BIN)/clstream compare experiments/digits_finetune.yaml experiments/digits_replay.yaml --seeds 0,1,2
+
+test: $(VENV)/tested
+	$(BIN)/pytest
+
+ui: $(VENV)/installed
+	$(BIN)/clstream ui
+
+check: $(VENV)/checked
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p clstream
+
+bench: $(VENV)/installed
+	$(BIN)/python experiments/bench_engine.py
+
+# The package itself is installed, not linked: what is tested is what ships.
+$(VENV)/installed: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet '.[test]'
+	touch $@
+
+$(VENV)/checked: $(VENV)/tested
+	$(BIN)/python -m pip install --quiet '.[dev]'
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "clstream needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,146 @@
+"""Subscription and dispatch: who hears which event, in what order.
+
+The order is: base class first, then as defined in the class, then the handlers of `parts`; the strategy before the observers.
+There are no priorities. An exception in a handler ends the run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from clstream.events import Event
+
+E = TypeVar("E", bound=Event)
+S = TypeVar("S")
+Handler = Callable[[Any], None]
+
+_MARK = "__clstream_events__"
+
+
+def on(event: type[E]) -> Callable[[Callable[[S, E], None]], Callable[[S, E], None]]:
+    """Mark a method as a handler of `event` and of the events derived from it.
+
+    The method takes the event and returns nothing. A subclass that overrides it is called in its place.
+
+    Raises:
+        TypeError: if `event` is not an Event class, or the method can't be called with one event.
+
+    """
+    if not (isinstance(event, type) and issubclass(event, Event)):
+        raise TypeError(f"@on takes the class of an event, such as @on(BatchLearned), not {event!r}")
+
+    def mark(method: Callable[[S, E], None]) -> Callable[[S, E], None]:
+        name = getattr(method, "__qualname__", repr(method))
+        if not inspect.isfunction(method):
+            raise TypeError(f"@on({event.__name__}) marks a method, not {name}")
+        try:
+            inspect.signature(method).bind(None, None)
+        except TypeError:
+            raise TypeError(
+                f"{name} handles {event.__name__}, so it must take the event and nothing else: def {method.__name__}(self, event)"
+            ) from None
+        setattr(method, _MARK, (*getattr(method, _MARK, ()), event))
+        return method
+
+    return mark
+
+
+def heard(cls: type) -> Iterator[tuple[str, type[Event]]]:
+    """Yield the name of each handler of a class, with the event that it handles, in the order of calls.
+
+    Raises TypeError for a handler whose annotation names another event than its mark.
+    """
+    marked: dict[str, tuple[type[Event], ...]] = {}
+    for each in reversed(cls.__mro__):
+        for name, attribute in vars(each).items():
+            if hasattr(attribute, _MARK):
+                marked[name] = getattr(attribute, _MARK)
+                _check_annotation(attribute, marked[name])
+    for name, events in marked.items():
+        for event in events:
+            yield name, event
+
+
+def _check_annotation(method: Callable[..., None], events: tuple[type[Event], ...]) -> None:
+    parameter = list(inspect.signature(method).parameters.values())[1]
+    expected = parameter.annotation
+    if isinstance(expected, str):
+        expected = getattr(method, "__globals__", {}).get(expected)
+    if isinstance(expected, type) and issubclass(expected, Event):
+        for event in events:
+            if not issubclass(event, expected):
+                raise TypeError(f"{method.__qualname__} is marked @on({event.__name__}), but takes a {expected.__name__}")
+
+
+def subscriptions(subscriber: object, _met: frozenset[int] = frozenset()) -> Iterator[tuple[type[Event], Handler]]:
+    """Yield each event that `subscriber` handles, with its bound method: base class first, parts last."""
+    if id(subscriber) in _met:
+        raise ValueError(f"{type(subscriber).__name__} is a part of itself")
+    for name, event in heard(type(subscriber)):
+        yield event, getattr(subscriber, name)
+    for part in getattr(subscriber, "parts", ()):
+        yield from subscriptions(part, _met | {id(subscriber)})
+
+
+class Bus:
+    """Calls the handlers of an event, in the order in which they subscribed.
+
+    Args:
+        subscribers: objects with methods marked by `on`.
+
+    Raises:
+        TypeError: for a class in place of an object, and for an object that handles nothing.
+
+    """
+
+    def __init__(self, *subscribers: object) -> None:
+        self._subscriptions: list[tuple[type[Event], Handler]] = []
+        for one in subscribers:
+            if isinstance(one, type):
+                raise TypeError(f"{one.__name__} is a class: pass an object, {one.__name__}(...)")
+            handlers = list(subscriptions(one))
+            if not handlers:
+                raise TypeError(f"{type(one).__name__} would hear nothing: mark its methods with @on(some event)")
+            self._subscriptions += handlers
+        self._table: dict[type[Event], tuple[Handler, ...]] = {}
+
+    def _handlers(self, kind: type[Event]) -> tuple[Handler, ...]:
+        if not issubclass(kind, Event):
+            raise TypeError(f"{kind.__name__} is not an event: derive it from clstream.Event")
+        found = tuple(call for event, call in self._subscriptions if issubclass(kind, event))
+        self._table[kind] = found
+        return found
+
+    def emit(self, event: Event) -> None:
+        """Tell every handler of this type of event; an exception in one ends the run."""
+        kind = type(event)
+        try:
+            found = self._table[kind]
+        except KeyError:
+            found = self._handlers(kind)
+        for handler in found:
+            handler(event)
+
+    def close(self, event: Event) -> None:
+        """Tell every handler, also after one has failed; then raise the first failure."""
+        failure: BaseException | None = None
+        for handler in self._handlers(type(event)):
+            try:
+                handler(event)
+            except BaseException as error:  # the others have files and runs to close, whatever this one was
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+
+class Emitter:
+    """Whoever emits events of its own while a run goes on: strategies, and detectors among their parts."""
+
+    bus: Bus | None = None
+
+    def emit(self, event: Event) -> None:
+        """Tell everyone in the run; outside of a run there is nobody to tell."""
+        if self.bus is not None:
+            self.bus.emit(event)

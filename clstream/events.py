@@ -1,0 +1,110 @@
+"""What happens in a run: one frozen dataclass for each kind of event.
+
+The events of a whole run, one letter each (RunStarted R, TaskStarted T, SessionStarted S, EpochStarted E, BatchReady b,
+BatchLearned l, EpochEnded e, SessionEnded s, TaskEnded t, Evaluated V, RunEnded r), always match
+
+    R ( T (S..s V)* S..s t V )* r        on a stream that shows its boundaries,
+    R (S..s V)* r                        on one that hides them,
+
+where S..s is one session, S ( E (b l)* e )+ s. TaskEnded comes before the evaluation that follows the task's last session:
+what a strategy consolidates there is what gets tested. With `evaluate_every=N`, a V also follows every N-th l. A run that
+fails or is stopped ends in r wherever it is. A strategy or a detector may emit events of its own: subclass `Event`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from clstream.stream import Batch, Epoch, Session, Stream, Task
+
+if TYPE_CHECKING:
+    from clstream.evaluation import Evaluation
+    from clstream.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """Anything that happens in a run; subscribe to it to hear everything."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunStarted(Event):
+    """A run begins: nothing was learned yet. The stream is on the run's device, with the run's seed in its own."""
+
+    stream: Stream
+    strategy: Strategy
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskStarted(Event):
+    """The next session draws from another task than the last one; only on streams that show their boundaries."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionStarted(Event):
+    """New samples are there."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochStarted(Event):
+    """A pass over the session begins."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchReady(Event):
+    """A batch is about to be learned."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchLearned(Event):
+    """A batch was learned; `loss` is what `Strategy.learn` returned: detached, still on the device."""
+
+    batch: Batch
+    loss: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochEnded(Event):
+    """A pass over the session is over."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionEnded(Event):
+    """The session is over: its samples won't come again."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskEnded(Event):
+    """The next session, if any, draws from another task; only on streams that show their boundaries."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluated(Event):
+    """The strategy was asked about every task; `evaluation` has the rows of the accuracy matrices so far."""
+
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunEnded(Event):
+    """The run is over: `error` is None, or what ended it. Always fires, once."""
+
+    error: BaseException | None

@@ -1,0 +1,89 @@
+"""Figures of what a run measured, by matplotlib (without its global state), and a small one for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clstream.metrics import seen_averages
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str = "") -> Figure:
+    """Draw each task's accuracy over the sessions, from the first that taught it on, and the mean over the tasks seen.
+
+    `accuracy` and `taught` are (evaluations, tasks), as in `clstream.metrics`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows, tasks = accuracy.shape
+    steps = torch.arange(1, rows + 1)
+    first = _first(accuracy, taught)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for task in range(tasks):
+        if first[task] < rows:
+            shown = slice(int(first[task]), rows)
+            label = f"task {task}" if tasks <= 20 else None
+            axes.plot(steps[shown], accuracy[shown, task], marker="o", markersize=3, linewidth=1.2, label=label)
+    axes.plot(steps, seen_averages(accuracy, taught), color="black", linewidth=2.5, label="mean of the tasks seen")
+    axes.set(xlabel="sessions finished", ylabel="accuracy", ylim=(-0.02, 1.02), title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def accuracy_matrix(accuracy: Tensor, title: str = "") -> Figure:
+    """Draw the accuracy on each task after each session as a picture of the matrix."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows, tasks = accuracy.shape
+    figure = Figure(figsize=(max(4.0, 0.55 * min(tasks, 30) + 2), max(3.0, 0.4 * min(rows, 30) + 1.5)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(accuracy, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    if rows * tasks <= 400:
+        for row in range(rows):
+            for task in range(tasks):
+                value = float(accuracy[row, task])
+                axes.text(
+                    task, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white"
+                )
+    axes.set(xlabel="task", ylabel="after session", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, label="accuracy")
+    return figure
+
+
+def sparklines(accuracy: Tensor, taught: Tensor | None = None, width: int = 60) -> list[str]:
+    """Return a line of text for each task: a bar for its accuracy after each session from the first that taught it on.
+
+    More sessions than `width` are shown by every so many of them. Each line ends in the accuracy when just taught and the last.
+    """
+    rows, tasks = accuracy.shape
+    first = _first(accuracy, taught)
+    shown = torch.linspace(0, rows - 1, min(rows, width)).round().long().tolist()
+    lines = []
+    for task in range(tasks):
+        start = int(first[task])
+        if start >= rows:
+            continue
+        bars = "".join(" " if row < start else BARS[1 + round(float(accuracy[row, task]) * 7)] for row in shown)
+        lines.append(f"task {task:<3}{bars}  {float(accuracy[start, task]):.2f} -> {float(accuracy[-1, task]):.2f}")
+    return lines
+
+
+def _first(accuracy: Tensor, taught: Tensor | None) -> Tensor:
+    """Return for each task the first row that taught it; the number of rows if none did."""
+    if taught is None:
+        return torch.arange(accuracy.shape[1])
+    return torch.where(taught.any(0), taught.int().argmax(0), len(accuracy))

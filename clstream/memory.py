@@ -1,0 +1,210 @@
+"""Memories of past samples, kept raw in preallocated tensors.
+
+Each takes whole batches, keeps a sample's input, label and extra fields together, and draws from a generator of its own,
+which a run seeds. Which samples are kept is decided on the CPU, so it is the same on every device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clstream.stream import Samples
+
+Ints = npt.NDArray[np.int64]
+
+
+class Memory:
+    """What all memories share: storage that is allocated at the first `add`, and uniform draws from it.
+
+    Args:
+        capacity: the most samples that are kept, at least 1.
+
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"capacity must be a whole number of at least 1, not {capacity!r}")
+        self.capacity = capacity
+        self.seen = 0
+        self.size = 0
+        self.kept: Samples | None = None
+        self.random = torch.Generator()
+
+    def __len__(self) -> int:
+        """Return how many samples are kept now."""
+        return self.size
+
+    def add(self, samples: Samples) -> None:
+        """Offer a batch."""
+        raise TypeError(f"{type(self).__name__} is not a memory by itself: use Reservoir, ClassBalanced or Ring")
+
+    def sample(self, n: int) -> Samples:
+        """Draw `n` kept samples uniformly, with repeats, on the device where they are kept.
+
+        Raises ValueError if nothing is kept.
+        """
+        kept = self._filled()
+        index = torch.randint(self.size, (n,), generator=self.random)
+        return kept[index.to(kept.y.device)]
+
+    def all(self) -> Samples:
+        """Return every kept sample. Raises ValueError if there are none."""
+        return self._filled()[: self.size]
+
+    def _filled(self) -> Samples:
+        if self.kept is None or not self.size:
+            raise ValueError("this memory is empty: add samples before drawing from it")
+        return self.kept
+
+    def _storage(self, samples: Samples) -> Samples:
+        """Return the storage; allocate it for samples like these, or refuse samples unlike those kept."""
+        if self.kept is None:
+
+            def room(rows: Tensor) -> Tensor:
+                return rows.new_zeros((self.capacity, *rows.shape[1:]))
+
+            self.kept = Samples(room(samples.x), room(samples.y), {name: room(rows) for name, rows in samples.extra.items()})
+        kept = self.kept
+        if samples.x.shape[1:] != kept.x.shape[1:] or samples.x.dtype != kept.x.dtype or samples.extra.keys() != kept.extra.keys():
+            raise ValueError(
+                f"this memory keeps inputs {tuple(kept.x.shape[1:])} of {kept.x.dtype} with extra fields {sorted(kept.extra)}, "
+                f"not {tuple(samples.x.shape[1:])} of {samples.x.dtype} with {sorted(samples.extra)}"
+            )
+        return kept
+
+    def _write(self, samples: Samples, slots: Ints, rows: Ints) -> None:
+        """Put `samples[rows]` into `slots`; no slot may come twice, or inputs and labels could be mispaired."""
+        kept = self._storage(samples)
+        where = torch.from_numpy(slots).to(kept.y.device)
+        which = torch.from_numpy(rows).to(samples.y.device)
+        kept.x.index_copy_(0, where, samples.x.index_select(0, which))
+        kept.y.index_copy_(0, where, samples.y.index_select(0, which))
+        for name, values in samples.extra.items():
+            kept.extra[name].index_copy_(0, where, values.detach().index_select(0, which))
+
+    def _uniform(self, n: int) -> npt.NDArray[np.float64]:
+        return torch.rand(n, generator=self.random, dtype=torch.float64).numpy()
+
+
+class Reservoir(Memory):
+    """A uniform sample of everything offered so far, of at most `capacity` samples (Vitter 1985, algorithm R).
+
+    The n-th sample offered takes the slot floor(u n) if that is a slot, u uniform in [0, 1). Where two samples of one batch
+    want one slot, the later one gets it, as if they had come one by one.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._taker = np.zeros(capacity, dtype=np.int64)  # scratch: the last row of a batch that wants each slot
+
+    def add(self, samples: Samples) -> None:
+        """Offer a batch; each of its samples is kept with probability capacity / offered so far."""
+        n = len(samples)
+        order = np.arange(self.seen, self.seen + n)
+        slot = (self._uniform(n) * (order + 1)).astype(np.int64)
+        if self.seen < self.capacity:
+            slot = np.where(order < self.capacity, order, slot)
+        rows = np.flatnonzero(slot < self.capacity)
+        self.seen += n
+        self.size = min(self.seen, self.capacity)
+        if not len(rows):
+            return
+        slot = slot[rows]
+        self._taker[slot] = rows  # numpy assigns in order: the last one stays
+        last = self._taker[slot] == rows
+        self._write(samples, slot[last], rows[last])
+
+
+class ClassBalanced(Memory):
+    """A uniform sample of each class offered so far, the classes' shares as equal as their numbers allow.
+
+    Every sample gets a random key; a class keeps those with its smallest keys. The shares are the fair ones: no class has
+    more than another unless that one has offered no more, and all of the capacity is used.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._keys = np.full(capacity, np.inf)
+        self._labels = np.full(capacity, -1, dtype=np.int64)
+        self._offered: dict[int, int] = {}
+
+    def add(self, samples: Samples) -> None:
+        """Offer a batch; each class keeps a uniform sample of what it was offered."""
+        labels: Ints = samples.y.cpu().numpy()
+        new, counts = np.unique(labels, return_counts=True)
+        for label, count in zip(new.tolist(), counts.tolist(), strict=True):
+            self._offered[label] = self._offered.get(label, 0) + count
+        self.seen += len(labels)
+        keys = np.r_[self._keys[: self.size], self._uniform(len(labels))]
+        classes, group = np.unique(np.r_[self._labels[: self.size], labels], return_inverse=True)
+        order = np.lexsort((keys, group))
+        first = np.searchsorted(group[order], np.arange(len(classes)))
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order)) - first[group[order]]  # of each sample's key within its class
+        shares = self.shares()
+        stays = rank < np.array([shares[label] for label in classes.tolist()])[group]
+        rows = np.flatnonzero(stays[self.size :])
+        slots = np.r_[np.flatnonzero(~stays[: self.size]), np.arange(self.size, self.capacity)][: len(rows)]
+        self._labels[slots], self._keys[slots] = labels[rows], keys[self.size :][rows]
+        self.size = int(stays.sum())
+        self._write(samples, slots, rows)
+
+    def shares(self) -> dict[int, int]:
+        """Return how many samples each class may keep: an even level, or all it was offered, and what is left one by one.
+
+        What is left over goes to the classes that came first. So no share ever grows once a sample of its class was dropped,
+        and what a class keeps stays uniform.
+        """
+        level, left, open_classes = 0, self.capacity, sorted(self._offered.values())
+        for position, offered in enumerate(open_classes):
+            step = min(offered - level, left // (len(open_classes) - position))
+            level, left = level + step, left - step * (len(open_classes) - position)
+            if level < offered:
+                break
+        shares = {label: min(offered, level) for label, offered in self._offered.items()}
+        for label in [label for label, offered in self._offered.items() if offered > level][:left]:
+            shares[label] += 1
+        return shares
+
+
+class Ring(Memory):
+    """The newest samples: one first-in, first-out ring, or one for each class (Chaudhry et al. 2019).
+
+    Args:
+        capacity: the most samples that are kept, at least 1.
+        classes: None for one ring of all samples; else the number of classes, each with a ring of capacity // classes.
+
+    """
+
+    def __init__(self, capacity: int, classes: int | None = None) -> None:
+        super().__init__(capacity)
+        if classes is not None and not 1 <= classes <= capacity:
+            raise ValueError(f"a capacity of {capacity} can't be shared by {classes} classes: each needs a place")
+        self.classes = classes
+        self._slots = np.full((classes or 1, capacity // (classes or 1)), -1, dtype=np.int64)  # of each place in each ring
+        self._offered = np.zeros(classes or 1, dtype=np.int64)
+
+    def add(self, samples: Samples) -> None:
+        """Keep a batch, in place of the oldest samples (of each class).
+
+        Raises ValueError for labels that have no ring.
+        """
+        room = self._slots.shape[1]
+        ring = samples.y.cpu().numpy() if self.classes else np.zeros(len(samples), dtype=np.int64)
+        if len(ring) and not 0 <= ring.min() <= ring.max() < len(self._slots):
+            raise ValueError(f"labels must be 0 to {len(self._slots) - 1} for a Ring of {self.classes} classes")
+        order = np.argsort(ring, kind="stable")
+        count = np.bincount(ring, minlength=len(self._slots))
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
+        rows = np.flatnonzero(rank >= count[ring] - room)  # of more than fit, the newest
+        place = (self._offered[ring] + rank)[rows] % room
+        empty = np.flatnonzero(self._slots[ring[rows], place] < 0)
+        self._slots[ring[rows][empty], place[empty]] = np.arange(self.size, self.size + len(empty))
+        self.size += len(empty)
+        self._offered += count
+        self.seen += len(ring)
+        self._write(samples, self._slots[ring[rows], place], rows)

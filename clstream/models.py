@@ -1,0 +1,368 @@
+"""Models: modules whose first layer normalises raw input, and whose stages and head can be reached by name.
+
+Each takes raw samples of `input_shape` (uint8 is divided by 255, floats are taken as they are, then mean and std are
+applied) and returns (n, classes) logits. All start from torch's default initialisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from clstream.params import Recorded
+
+__all__ = ["ConvNet", "Mlp", "ResNet18", "SlimResNet18", "Timm"]
+
+
+class Normalise(nn.Module):
+    """Raw input to float32: uint8 divided by 255, then `(x - mean) / std`, for all channels or for each."""
+
+    shift: Tensor | None
+    scale: Tensor | None
+
+    def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
+        super().__init__()
+        plain = mean == 0.0 and std == 1.0
+        for name, value in (("shift", mean), ("scale", std)):
+            rows = torch.as_tensor(value, dtype=torch.float32)
+            self.register_buffer(name, None if plain else rows.reshape(-1, 1, 1) if rows.dim() else rows, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, ...) float32."""
+        x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
+        return x if self.shift is None or self.scale is None else (x - self.shift) / self.scale
+
+
+class FlatInput(Normalise):
+    """`Normalise`, then one row a sample: (n, width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, width) float32."""
+        return super().forward(x).flatten(1)
+
+
+class LinearRelu(nn.Linear):
+    """A fully connected layer and its ReLU: one module, because calling a module costs as much as a small layer."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Linear names it
+        """Map (n, in_features) to (n, out_features)."""
+        return F.relu(super().forward(input))
+
+
+class GrowingHead(nn.Module):
+    """A linear head with an output for each class seen so far; a class not seen yet scores -inf.
+
+    Rows come in the order in which classes arrive (`grow`), so nothing of the future is in the initial weights.
+    """
+
+    labels: Tensor
+
+    def __init__(self, in_features: int, classes: int) -> None:
+        super().__init__()
+        self.in_features, self.classes = in_features, classes
+        self.weight = nn.Parameter(torch.empty(0, in_features))
+        self.bias = nn.Parameter(torch.empty(0))
+        self.register_buffer("labels", torch.empty(0, dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (n, in_features) to (n, classes)."""
+        seen = F.linear(features, self.weight, self.bias)
+        return seen.new_full((len(features), self.classes), float("-inf")).index_copy(1, self.labels, seen)
+
+    def grow(self, labels: Sequence[int]) -> dict[nn.Parameter, nn.Parameter]:
+        """Add an output for each label that has none; return the parameters that were replaced, old to new."""
+        known = set(self.labels.tolist())
+        new = [label for label in labels if label not in known]
+        if not new:
+            return {}
+        bound = 1 / math.sqrt(self.in_features)  # as nn.Linear draws its weights and biases
+        old = self.weight, self.bias
+        rows = torch.empty(len(new), self.in_features).uniform_(-bound, bound).to(self.weight)
+        biases = torch.empty(len(new)).uniform_(-bound, bound).to(self.bias)
+        self.weight = nn.Parameter(torch.cat([self.weight.detach(), rows]))
+        self.bias = nn.Parameter(torch.cat([self.bias.detach(), biases]))
+        self.labels = torch.cat([self.labels, torch.tensor(new).to(self.labels)])
+        return dict(zip(old, (self.weight, self.bias), strict=True))
+
+
+def grow_heads(model: nn.Module, optimizer: Optimizer, labels: Callable[[], Sequence[int]]) -> None:
+    """Grow each GrowingHead of a model by what is new in `labels()`; the optimizer goes on with what it knew of the old rows."""
+    for head in [module for module in model.modules() if isinstance(module, GrowingHead)]:
+        replaced = head.grow(labels())
+        for group in optimizer.param_groups:
+            group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
+        for old, new in replaced.items():
+            if old in optimizer.state:
+                optimizer.state[new] = {
+                    name: _padded(value, new) if isinstance(value, Tensor) and value.shape == old.shape else value
+                    for name, value in optimizer.state.pop(old).items()
+                }
+
+
+def _padded(value: Tensor, like: Tensor) -> Tensor:
+    return torch.cat([value, value.new_zeros(len(like) - len(value), *value.shape[1:])])
+
+
+class Classifier(Recorded, nn.Module):
+    """Named stages, then a head: `head(features(x))`.
+
+    Args:
+        stages: modules by name, from raw input to (n, features).
+        features: width of what the stages return.
+        classes: number of outputs.
+        head: "fixed" (an output for each class from the start) or "growing" (see GrowingHead).
+        cut: the stage after which activations are stored and replayed by methods that do so.
+
+    """
+
+    def __init__(self, stages: dict[str, nn.Module], features: int, classes: int, head: str, cut: str) -> None:
+        super().__init__()
+        if head not in ("fixed", "growing"):
+            raise ValueError(f"head must be fixed or growing, not {head!r}")
+        if cut not in stages:
+            raise ValueError(f"cut must be one of the stages {', '.join(stages)}, not {cut!r}")
+        if classes < 1:
+            raise ValueError(f"classes must be at least 1, not {classes}")
+        self.stages = nn.Sequential(OrderedDict(stages))
+        self.head = GrowingHead(features, classes) if head == "growing" else nn.Linear(features, classes)
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map raw (n, *input_shape) inputs to (n, classes) logits."""
+        logits: Tensor = self.head(self.stages(x))
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate layer: (n, features)."""
+        features: Tensor = self.stages(x)
+        return features
+
+    def activations(self, x: Tensor) -> Tensor:
+        """Return what the stage `cut` gives for raw inputs."""
+        for name, stage in self.stages.named_children():
+            x = stage(x)
+            if name == self.cut:
+                break
+        return x
+
+    def from_activations(self, activations: Tensor) -> Tensor:
+        """Map what `activations` returned to (n, classes) logits: the rest of the way through the network."""
+        names = list(dict(self.stages.named_children()))
+        for name in names[names.index(self.cut) + 1 :]:
+            activations = self.stages.get_submodule(name)(activations)
+        logits: Tensor = self.head(activations)
+        return logits
+
+
+def _shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape must be a size or some sizes of at least 1, not {input_shape!r}")
+    return shape
+
+
+def _image_shape(model: str, input_shape: int | Sequence[int], smallest: int) -> tuple[int, int, int]:
+    shape = _shape(input_shape)
+    if len(shape) != 3 or min(shape[1:]) < smallest:
+        raise ValueError(
+            f"{model} takes images (channels, height, width) of at least {smallest} x {smallest}, not {shape}: try Mlp"
+        )
+    return shape[0], shape[1], shape[2]
+
+
+class Mlp(Classifier):
+    """Fully connected layers with ReLU between them.
+
+    Args:
+        input_shape: of one raw sample: a size or a tuple of sizes; it is flattened.
+        classes: number of outputs.
+        hidden: width of each hidden layer.
+        head: "fixed" or "growing".
+        mean, std: of the inputs, after uint8 was divided by 255.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: int | tuple[int, ...],
+        classes: int,
+        hidden: tuple[int, ...] = (400, 400),
+        head: str = "fixed",
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        widths = [math.prod(_shape(input_shape)), *hidden]
+        stages: dict[str, nn.Module] = {"input": FlatInput(mean, std)}
+        for number, (into, out) in enumerate(pairwise(widths), 1):
+            stages[f"layer{number}"] = LinearRelu(into, out)
+        super().__init__(stages, widths[-1], classes, head, cut=list(stages)[-1])
+
+
+class ConvNet(Classifier):
+    """Three convolutions (3x3, ReLU), max-pooled after the first two, and a hidden layer: for MNIST-like images.
+
+    Args:
+        input_shape: (channels, height, width), at least 4 x 4.
+        classes: number of outputs.
+        channels: of each convolution.
+        hidden: width of the layer before the head.
+        head: "fixed" or "growing".
+        mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        channels: tuple[int, int, int] = (32, 64, 64),
+        hidden: int = 128,
+        head: str = "fixed",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        into, height, width = _image_shape("ConvNet", input_shape, 4)
+        first, second, third = channels
+        flat = third * (height // 4) * (width // 4)
+        stages = {
+            "input": Normalise(mean, std),
+            "conv1": nn.Sequential(nn.Conv2d(into, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            "conv2": nn.Sequential(nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            "conv3": nn.Sequential(nn.Conv2d(second, third, 3, padding=1), nn.ReLU()),
+            "hidden": nn.Sequential(nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU()),
+        }
+        super().__init__(stages, hidden, classes, head, cut="conv3")
+
+
+class _Block(nn.Module):
+    """The residual block of ResNet-18 (He et al. 2016): two 3x3 convolutions, each with batch norm."""
+
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(into, out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or into != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(inner + self.shortcut(x))
+
+
+class ResNet18(Classifier):
+    """ResNet-18 with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool (He et al. 2016).
+
+    Args:
+        input_shape: (channels, height, width), at least 8 x 8.
+        classes: number of outputs.
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        head: "fixed" or "growing".
+        mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        width: int = 64,
+        head: str = "fixed",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        into, _, _ = _image_shape(type(self).__name__, input_shape, 8)
+        stages: dict[str, nn.Module] = {
+            "input": Normalise(mean, std),
+            "stem": nn.Sequential(nn.Conv2d(into, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+        }
+        before = width
+        for number, stride in enumerate((1, 2, 2, 2)):
+            after = width * 2**number
+            stages[f"layer{number + 1}"] = nn.Sequential(_Block(before, after, stride), _Block(after, after, 1))
+            before = after
+        stages["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(stages, before, classes, head, cut="layer4")
+
+
+class SlimResNet18(ResNet18):
+    """The reduced ResNet-18 of Lopez-Paz & Ranzato (2017) for 32 x 32 images: 20 channels in the first stage in place of 64.
+
+    Args:
+        input_shape: (channels, height, width), at least 8 x 8.
+        classes: number of outputs.
+        head: "fixed" or "growing".
+        mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        head: str = "fixed",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        super().__init__(input_shape, classes, 20, head, mean, std)
+
+
+class Timm(Classifier):
+    """Any model of timm by name (`pip install clstream[timm]`); its classifier is replaced by our head.
+
+    Args:
+        input_shape: (channels, height, width).
+        classes: number of outputs.
+        name: as `timm.list_models()` has it.
+        weights: a file of weights for `timm.load_checkpoint`, or "download" for timm's own, or None for random ones.
+        head: "fixed" or "growing".
+        mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+
+    Raises:
+        ImportError, ValueError, OSError: if timm is not installed, has no such model, or its weights can't be had.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        name: str = "resnet18",
+        weights: str | None = None,
+        head: str = "fixed",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        body = _timm_body(name, weights, _image_shape("Timm", input_shape, 1))
+        stages: dict[str, nn.Module] = {"input": Normalise(mean, std), "body": body}
+        super().__init__(stages, body.num_features, classes, head, cut="body")
+
+
+def _timm_body(name: str, weights: str | None, shape: tuple[int, int, int]) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ImportError("the model Timm needs the package timm: pip install 'clstream[timm]'") from None
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
+        raise ValueError(f"timm has no model {name!r}; near it: {near}")
+    options: dict[str, Any] = {"img_size": shape[1:]} if "vit" in name or "swin" in name else {}
+    if weights not in (None, "download"):
+        options["checkpoint_path"] = weights
+    try:
+        return timm.create_model(name, weights == "download", in_chans=shape[0], num_classes=0, **options)
+    except OSError as error:
+        raise OSError(
+            f"the weights of timm's {name} can't be had ({error}): download them where there is a network, "
+            "and pass the file as weights=..."
+        ) from error

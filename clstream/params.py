@@ -1,0 +1,76 @@
+"""Params: what an object was built with, kept by name and described in plain values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from typing import Any
+
+from torch import nn
+
+
+class Recorded:
+    """Remembers the arguments of its constructor, defaults included, as `params`: name -> value."""
+
+    params: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the class's own constructor record its arguments."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]  # the same one, and what it was given
+
+
+def _recording(construct: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(construct)
+
+    @wraps(construct)
+    def __init__(self: Recorded, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # it stands in for one
+        if "params" not in vars(self):  # the most derived class comes first; those that it calls add nothing
+            try:
+                bound = signature.bind(self, *args, **kwargs)
+            except TypeError:
+                pass  # the call below says what is wrong
+            else:
+                bound.apply_defaults()
+                object.__setattr__(self, "params", dict(list(bound.arguments.items())[1:]))
+        construct(self, *args, **kwargs)
+
+    return __init__
+
+
+def describe(value: object) -> str | int | float | bool | None:
+    """Return a value of a param as MLflow and tables show it: `SGD(lr=0.1)` for a partial, the class of an object."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, partial):
+        return f"{_name(value.func)}({_arguments(value.keywords)})"
+    if isinstance(value, Recorded):
+        return f"{type(value).__name__}({_arguments(getattr(value, 'params', {}))})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(str(describe(item)) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{_arguments(value)}}}"
+    return _name(value) if callable(value) and hasattr(value, "__qualname__") else type(value).__name__
+
+
+def flat(value: Recorded, prefix: str) -> dict[str, str | int | float | bool | None]:
+    """Return the class of an object and its params by dotted name; a wrapped one is opened too, a module is left out."""
+    found: dict[str, str | int | float | bool | None] = {prefix: type(value).__name__}
+    for name, param in getattr(value, "params", {}).items():
+        if isinstance(param, nn.Module):
+            continue
+        if isinstance(param, Recorded):
+            found |= flat(param, f"{prefix}.{name}")
+        else:
+            found[f"{prefix}.{name}"] = describe(param)
+    return found
+
+
+def _arguments(named: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={describe(value)}" for name, value in named.items())
+
+
+def _name(value: Callable[..., Any] | object) -> str:
+    return getattr(value, "__qualname__", type(value).__name__).removesuffix(".<locals>.<lambda>")

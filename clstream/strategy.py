@@ -1,0 +1,135 @@
+"""The base of every strategy: what to minimise, how to step, what to answer."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+
+from clstream.bus import Emitter, heard, on
+from clstream.events import RunStarted, SessionStarted, TaskEnded, TaskStarted
+from clstream.models import grow_heads
+from clstream.params import Recorded
+from clstream.stream import Batch, Samples, Task
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Strategy(Emitter, Recorded):
+    """Plain fine-tuning; override `loss`, `learn`, `scores` or `predict`, and subscribe with `on`.
+
+    Args:
+        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        optimizer: makes the optimizer from the model's parameters.
+
+    Raises:
+        TypeError: for a model that is no module, or an optimizer that was already made.
+
+    """
+
+    parts: tuple[object, ...] = ()
+    """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
+
+    augment: Callable[[Tensor], Tensor] | None = None
+    """The stream's augmentation of raw inputs, from RunStarted on."""
+
+    heads: Tensor | None = None
+    """On a task-incremental stream, (classes, classes) bool: which outputs compete for a sample of each class."""
+
+    def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1)) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{type(self).__name__} takes a torch module as its model, not {model!r}")
+        if not callable(optimizer):
+            raise TypeError(
+                f"optimizer is called with the model's parameters: pass partial(SGD, lr=0.1), say, not a {type(optimizer).__name__} object"
+            )
+        self.model = model
+        self.optimizer = optimizer(model.parameters())
+
+    def logits(self, samples: Samples) -> Tensor:
+        """Return the model's (n, classes) outputs for samples to learn: augmented, other tasks' heads silenced with -inf."""
+        x = samples.x if self.augment is None else self.augment(samples.x)
+        logits: Tensor = self.model(x)
+        return logits if self.heads is None else logits.masked_fill(~self.heads[samples.y], float("-inf"))
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
+        return F.cross_entropy(self.logits(samples), samples.y)
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Take one step on a batch of the stream, and return its loss: a detached scalar."""
+        loss = self.loss(batch.samples)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return (n, classes), higher is likelier; `task` is given only where the question names it."""
+        answer: Tensor = self.model(x)
+        return answer
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return the label of each input: (n,), int64; with a task, only its classes compete."""
+        scores = self.scores(x, task)
+        if task is not None:
+            others = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+            others[list(task.classes)] = False
+            scores = scores.masked_fill(others, float("-inf"))
+        return scores.argmax(dim=1)
+
+    @on(RunStarted)
+    def meet_stream(self, event: RunStarted) -> None:
+        """Take over the stream's augmentation and, if it is task-incremental, its heads."""
+        stream = event.stream
+        self.augment = stream.augment
+        self.heads = stream.heads.to(stream.device or "cpu") if stream.scenario == "task" else None
+
+    @on(SessionStarted)
+    def grow_head(self, event: SessionStarted) -> None:
+        """Give a growing head an output for each class that is new in this session."""
+        grow_heads(self.model, self.optimizer, lambda: event.session.classes)
+
+
+def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
+    """Return what a strategy needs a stream to show, each with the reason: "boundaries", "task ids".
+
+    Read from its code: it needs boundaries if it, or one of its parts, handles TaskStarted or TaskEnded, and task ids if it
+    reads `batch.task`.
+    """
+    found: dict[str, str] = {}
+    cls = strategy if isinstance(strategy, type) else type(strategy)
+    for name, event in heard(cls):
+        if issubclass(event, (TaskStarted, TaskEnded)):
+            found.setdefault("boundaries", f"{cls.__name__}.{name} handles {event.__name__}")
+    for each in cls.__mro__:
+        for name, method in vars(each).items():
+            code = getattr(method, "__code__", None)
+            if code is not None and _reads_task(code):
+                found.setdefault("task ids", f"{each.__name__}.{name} reads batch.task")
+    for part in strategy.parts if not isinstance(strategy, type) else ():
+        for need, reason in needs(part).items():  # type: ignore[arg-type]  # any object with handlers
+            found.setdefault(need, reason)
+    return found
+
+
+def _reads_task(code: CodeType) -> bool:
+    """Return whether `batch.task` is read: an attribute `task` loaded straight after something called `batch`."""
+    before: Any = None
+    for step in dis.get_instructions(code):
+        if (
+            step.opname == "LOAD_ATTR"
+            and step.argval == "task"
+            and (before == "batch" or (type(before) is tuple and before[-1] == "batch"))
+        ):
+            return True
+        before = step.argval
+    return any(_reads_task(inner) for inner in code.co_consts if isinstance(inner, CodeType))

@@ -1,0 +1,434 @@
+"""A stream is data: tasks, and a schedule of the sessions that visit them.
+
+Iterating a stream twice gives the same batches: the order of the samples is a pure function of
+(stream seed, session, epoch), so nothing has to be remembered to reach any batch again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from clstream.seeds import derive
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+SCENARIOS = ("class", "task", "domain")
+_CHUNK = 8192  # samples looked at together when all of a data set is checked or hashed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Inputs and labels, held as whole tensors.
+
+    `x` is (n, *input_shape), raw: uint8 where the data is, else float32. `y` is (n,), int64.
+    `extra` holds further tensors of n rows each, by name: logits, activations, task ids.
+    """
+
+    x: Tensor
+    y: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=lambda: NOTHING)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: Tensor | slice) -> Samples:
+        """Return some of the samples; `index` is a slice, or (k,) int64 row numbers."""
+        extra = {name: _rows(rows, index) for name, rows in self.extra.items()} if self.extra else NOTHING
+        return Samples(_rows(self.x, index), _rows(self.y, index), extra)
+
+    def __add__(self, other: Samples) -> Samples:
+        """Join two sets of samples; they must have the same extra fields (ValueError)."""
+        if self.extra.keys() != other.extra.keys():
+            raise ValueError(
+                f"samples with the extra fields {sorted(self.extra)} can't be joined to samples with {sorted(other.extra)}: "
+                "join Samples(s.x, s.y) instead"
+            )
+        extra = {name: torch.cat([rows, other.extra[name]]) for name, rows in self.extra.items()} if self.extra else NOTHING
+        return Samples(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), extra)
+
+    def to(self, device: torch.device | str) -> Samples:
+        """Return these samples on `device`; themselves if they are there."""
+        return Samples(self.x.to(device), self.y.to(device), {name: rows.to(device) for name, rows in self.extra.items()})
+
+
+def _rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
+    return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)  # eight times as fast as tensor[index]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subset:
+    """Samples of a source, gathered when they are asked for; the source is never copied whole.
+
+    `index` is (n,), int64: the rows of the source. `transform` is a deterministic function of a whole tensor of inputs
+    whose `repr` names it fully (a frozen dataclass does): it makes a domain.
+    """
+
+    source: Samples
+    index: Tensor
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: Tensor | slice) -> Samples:
+        rows = self.source[self.index[index]]
+        return rows if self.transform is None else Samples(self.transform(rows.x), rows.y, rows.extra)
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs, gathered anew at each access."""
+        return self[:].x
+
+    @property
+    def y(self) -> Tensor:
+        """The labels, gathered anew at each access."""
+        return _rows(self.source.y, self.index)
+
+    def take(self, index: Tensor | slice) -> Subset:
+        """Return some of these samples, still ungathered."""
+        return Subset(self.source, self.index[index], self.transform)
+
+    def to(self, device: torch.device | str) -> Subset:
+        """Return this subset with its source on `device`."""
+        return Subset(self.source.to(device), self.index.to(device), self.transform)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One thing to learn: its classes, and the samples to train and to test on.
+
+    `id` is its position in the stream. `validation`, where the stream holds some back, is what to tune on.
+    """
+
+    id: int
+    classes: tuple[int, ...]
+    train: Samples | Subset
+    test: Samples | Subset
+    validation: Samples | Subset | None = None
+
+    def __repr__(self) -> str:
+        return f"Task({self.id}, classes={self.classes}, train={len(self.train)}, test={len(self.test)})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The samples of one step. `task` is None where the stream hides its boundaries.
+
+    `index` counts the batches of the epoch, and `epoch` the epochs of the session, both from 0.
+    """
+
+    samples: Samples
+    task: Task | None
+    index: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Epoch:
+    """One pass over a session, in an order that depends on nothing but (seed, session, epoch)."""
+
+    session: Session
+    index: int
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.session.samples) // self.session.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def order(self) -> Tensor:
+        """Return the positions in the session in the order of this pass: (samples,), int64, on the CPU."""
+        session = self.session
+        shuffle = torch.Generator().manual_seed(derive(session.seed, session.index, self.index))
+        return torch.randperm(len(session.samples), generator=shuffle)
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of this pass, from number `first` on; the last one holds what is left."""
+        session, number = self.session, self.index
+        samples, order = session.samples, self.order()
+        if isinstance(samples, Subset) and samples.transform is None:  # straight from the source: one gather a batch
+            order = samples.index[order.to(samples.index.device)]
+            samples = samples.source
+        order = order.to(samples.y.device)
+        chunks = order[first * session.batch_size :].split(session.batch_size) if first < len(self) else ()
+        if session.device is None:
+            for index, chunk in enumerate(chunks, first):
+                yield Batch(samples[chunk], session.task, index, number)
+        else:
+            for index, chunk in enumerate(chunks, first):
+                yield Batch(samples[chunk].to(session.device), session.task, index, number)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """One delivery of training samples; they may be passed over `epochs` times, then they are gone.
+
+    `task` is None where the stream hides its boundaries. `device` is where the batches go, if not where the samples lie.
+    """
+
+    index: int
+    task: Task | None
+    samples: Samples | Subset
+    epochs: int
+    batch_size: int
+    seed: int
+    device: torch.device | None = None
+
+    def __len__(self) -> int:
+        """Return the number of epochs."""
+        return self.epochs
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return (Epoch(self, index) for index in range(self.epochs))
+
+    @property
+    def classes(self) -> list[int]:
+        """The labels among its samples, sorted."""
+        return [int(label) for label in self.samples.y.unique()]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stream:
+    """Tasks, and for each session the task that it draws from.
+
+    Args:
+        name: how tables and MLflow call it.
+        tasks: the tasks, numbered from 0; each has training and test samples with labels among its classes.
+        schedule: for each session, the number of the task that it draws from. None: each task in one session. A task with
+            several sessions is dealt out among them, so no sample comes in two sessions.
+        epochs: passes over a session.
+        batch_size: samples of a step.
+        scenario: "class" (all classes seen compete), "task" (the task is given at test: its classes compete, in training
+            too) or "domain" (the tasks share their classes).
+        seed: of the order of the batches. A run adds its own seed to it.
+        boundaries: whether a strategy is told of tasks. If not, there are no task events, and `batch.task` is None.
+        augment: a function of a raw batch of inputs, applied where samples are learned, so replayed ones change too. It may
+            draw from torch's global generator: a run seeds that, and gives it back as it was.
+        resident: whether the samples are moved to the run's device whole; if not, batch by batch (memory-mapped data).
+        notes: what the user should know, shown on the card.
+
+    Raises:
+        ValueError, TypeError: for an empty task or schedule, labels outside the classes, values that are not finite, ...
+
+    """
+
+    name: str
+    tasks: Sequence[Task]
+    schedule: Sequence[int] | None = None
+    epochs: int = 1
+    batch_size: int = 32
+    scenario: str = "class"
+    seed: int = 0
+    boundaries: bool = True
+    augment: Callable[[Tensor], Tensor] | None = None
+    resident: bool = True
+    notes: tuple[str, ...] = ()
+    device: torch.device | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.schedule is None:
+            object.__setattr__(self, "schedule", range(len(self.tasks)))
+        _check(self)
+
+    def __len__(self) -> int:
+        """Return the number of sessions."""
+        return len(self._visits)
+
+    def __iter__(self) -> Iterator[Session]:
+        return (self.session(index) for index in range(len(self)))
+
+    def session(self, index: int) -> Session:
+        """Return a session by number; each can be reached directly."""
+        number, part, parts = self._visits[index]
+        task = self.tasks[number]
+        share = slice(part, None, parts)
+        samples = task.train.take(share) if isinstance(task.train, Subset) else task.train[share]
+        if isinstance(samples, Subset) and samples.transform is not None:
+            samples = samples[:]  # a domain is made once a session, not once a batch
+        device = None if self.resident else self.device
+        return Session(index, task if self.boundaries else None, samples, self.epochs, self.batch_size, self.seed, device)
+
+    @cached_property
+    def _visits(self) -> list[tuple[int, int, int]]:
+        """For each session (task, part, parts): it draws every `parts`-th sample of the task, from number `part` on."""
+        assert self.schedule is not None
+        parts = [0] * len(self.tasks)
+        visits = []
+        for number in self.schedule:
+            visits.append((number, parts[number]))
+            parts[number] += 1
+        return [(number, part, parts[number]) for number, part in visits]
+
+    def task_of(self, session: int) -> int:
+        """Return the number of the task that a session draws from, also where strategies are not told."""
+        return self._visits[session][0]
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of labels over the whole stream: the greatest label, plus one."""
+        return 1 + max(max(task.classes) for task in self.tasks)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.tasks[0].test[:1].x.shape[1:])
+
+    @cached_property
+    def heads(self) -> Tensor:
+        """(classes, classes), bool: row i is the classes of the task that class i belongs to."""
+        table = torch.zeros(self.classes, self.classes, dtype=torch.bool)
+        for task in self.tasks:
+            own = torch.tensor(task.classes)
+            table[own[:, None], own] = True
+        return table
+
+    def reseeded(self, seed: int) -> Stream:
+        """Return the stream with the order of its batches moved by a run's seed; 0 changes nothing."""
+        return replace(self, seed=self.seed + seed)
+
+    def for_tuning(self) -> Stream:
+        """Return the stream tested on its validation samples, without its test samples: what to tune on.
+
+        Raises ValueError if the stream holds back no validation samples.
+        """
+        tasks = [replace(task, test=task.validation, validation=None) for task in self.tasks if task.validation is not None]
+        if len(tasks) < len(self.tasks):
+            raise ValueError(f"{self.name} holds back no validation samples: build it with validation=0.1, say")
+        return replace(self, name=f"{self.name} (validation)", tasks=tasks)
+
+    def to(self, device: torch.device | str) -> Stream:
+        """Return the stream with its samples on `device`; if not `resident`, its batches will be moved there."""
+        moved = self
+        if self.resident and any(task.train[:1].y.device != torch.device(device) for task in self.tasks):
+            there: dict[int, Tensor] = {}  # tasks share their data: each tensor is moved once
+
+            def moved_tensor(tensor: Tensor) -> Tensor:
+                if id(tensor) not in there:
+                    there[id(tensor)] = tensor.to(device)
+                return there[id(tensor)]
+
+            def moved_samples(part: Samples) -> Samples:
+                extra = {name: moved_tensor(rows) for name, rows in part.extra.items()}
+                return Samples(moved_tensor(part.x), moved_tensor(part.y), extra)
+
+            def move(part: Samples | Subset) -> Samples | Subset:
+                if isinstance(part, Samples):
+                    return moved_samples(part)
+                return Subset(moved_samples(part.source), part.index.to(device), part.transform)
+
+            tasks = [
+                replace(task, train=move(task.train), test=move(task.test), validation=task.validation and move(task.validation))
+                for task in self.tasks
+            ]
+            moved = replace(self, tasks=tasks)
+        else:
+            moved = replace(self)
+        object.__setattr__(moved, "device", torch.device(device))
+        return moved
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
+        digest = hashlib.sha256(repr((self.scenario, self._visits, [task.classes for task in self.tasks])).encode())
+        hashed: set[int] = set()
+        for task in self.tasks:
+            for part in (task.train, task.test, task.validation):
+                if isinstance(part, Subset):
+                    digest.update(repr(part.transform).encode())
+                    digest.update(part.index.cpu().numpy().tobytes())
+                whole = part.source if isinstance(part, Subset) else part
+                for rows in () if whole is None else (whole.x, whole.y):
+                    if id(rows) in hashed:
+                        continue
+                    hashed.add(id(rows))
+                    digest.update(f"{rows.dtype} {tuple(rows.shape)}".encode())
+                    for chunk in rows.split(_CHUNK):
+                        digest.update(chunk.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name!r}, tasks={len(self.tasks)}, classes={self.classes}, sessions={len(self)})"
+
+    def __str__(self) -> str:
+        """Return the stream's card."""
+        hidden = "" if self.boundaries else ", boundaries hidden"
+        passes = f"{self.epochs} epoch{'s' * (self.epochs != 1)} each"
+        lines = [
+            f"{self.name}: {self.scenario}-incremental{hidden}",
+            f"  tasks        {len(self.tasks)}",
+            f"  classes      {self.classes}",
+            f"  inputs       {tuple(self.input_shape)} {str(self.tasks[0].test[:1].x.dtype).removeprefix('torch.')}",
+            f"  train/test   {sum(len(t.train) for t in self.tasks):,} / {sum(len(t.test) for t in self.tasks):,} samples",
+            f"  sessions     {len(self)}, {passes}, batches of {self.batch_size}",
+            f"  fingerprint  {self.fingerprint}",
+        ]
+        for task in self.tasks[:20]:
+            shown = ", ".join(map(str, task.classes[:10])) + (" ..." if len(task.classes) > 10 else "")
+            lines.append(f"  task {task.id:<8}classes {shown}; {len(task.train):,} to train, {len(task.test):,} to test")
+        if len(self.tasks) > 20:
+            lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def _check(stream: Stream) -> None:
+    """Refuse a stream that can't be played, in one sentence that says why."""
+    name = stream.name
+    for what in ("epochs", "batch_size"):
+        value = getattr(stream, what)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: {what} must be a whole number of at least 1, not {value!r}")
+    if stream.scenario not in SCENARIOS:
+        raise ValueError(f"{name}: scenario must be one of {', '.join(SCENARIOS)}, not {stream.scenario!r}")
+    if not stream.tasks:
+        raise ValueError(f"{name} has no tasks")
+    if not stream.schedule:
+        raise ValueError(f"{name} has no sessions: its schedule is empty")
+    for position, number in enumerate(stream.schedule):
+        if not 0 <= number < len(stream.tasks):
+            raise ValueError(f"{name}: session {position} draws from task {number}, but the tasks are 0 to {len(stream.tasks) - 1}")
+    checked: set[int] = set()
+    shapes = set()
+    for position, task in enumerate(stream.tasks):
+        if task.id != position:
+            raise ValueError(f"{name}: the task at position {position} has id {task.id}; ids count from 0")
+        if not task.classes or min(task.classes) < 0 or len(set(task.classes)) != len(task.classes):
+            raise ValueError(f"{name}: task {position} must have distinct classes from 0 up, not {task.classes}")
+        for kind, part in (("training", task.train), ("test", task.test), ("validation", task.validation)):
+            if part is None:
+                continue
+            if not len(part):
+                raise ValueError(f"{name}: task {position} has no {kind} samples")
+            _check_samples(part, f"{name}: the {kind} samples of task {position}", task.classes, checked)
+            shapes.add((tuple(part[:1].x.shape[1:]), part[:1].x.dtype))
+    if len(shapes) > 1:
+        raise ValueError(f"{name}: all inputs must have one shape and dtype, not {sorted(map(str, shapes))}")
+    for number, _, parts in stream._visits:
+        if parts > len(stream.tasks[number].train):
+            raise ValueError(
+                f"{name}: task {number} has {len(stream.tasks[number].train)} training samples, too few for {parts} sessions"
+            )
+
+
+def _check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...], checked: set[int]) -> None:
+    """Refuse labels outside `classes`, a wrong dtype, and inputs that are not finite; look at each source once."""
+    whole = part.source if isinstance(part, Subset) else part
+    if len(whole.x) != len(whole.y):
+        raise ValueError(f"{what} are {len(whole.x)} inputs with {len(whole.y)} labels")
+    if whole.y.dtype != torch.int64 or whole.y.dim() != 1:
+        raise TypeError(f"{what} need labels as a (samples,) tensor of int64, not {tuple(whole.y.shape)} of {whole.y.dtype}")
+    labels = set(part.y.unique().tolist())
+    if not labels <= set(classes):
+        raise ValueError(f"{what} have labels {sorted(labels - set(classes))}, which are not among its classes {classes}")
+    if id(whole.x) not in checked and whole.x.is_floating_point():
+        for start, chunk in zip(range(0, len(whole.x), _CHUNK), whole.x.split(_CHUNK), strict=True):
+            if not chunk.isfinite().all():
+                row = start + int((~chunk.flatten(1).isfinite().all(1)).nonzero()[0])
+                raise ValueError(f"{what}: input {row} of the data is NaN or infinite: clean it, or leave it out")
+    checked.add(id(whole.x))

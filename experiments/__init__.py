@@ -1,0 +1,1 @@
+"""What was run, what was expected, how to rerun it."""

@@ -1,0 +1,75 @@
+"""Joint training: learn everything that has come so far, at every session. The upper bound that methods are held against.
+
+Form implemented: when a session starts, its samples join those of all sessions before, and the weights go back to the
+initial ones (`restart=True`, the usual upper bound) or go on from where they are (`restart=False`, "cumulative"). Each epoch
+of the session then stands for one shuffled pass over everything: the answer to each batch is its share of the steps of that
+pass. It keeps all data, so it is no continual learner; it marks what could be reached.
+
+Measured (class-IL Split MNIST, 5 tasks, 1 epoch, batch 10, SGD 0.1, Mlp 100-100): the anchor `joint-split-mnist`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from clstream.bus import on
+from clstream.events import EpochStarted, RunStarted, SessionStarted
+from clstream.strategy import OptimizerFactory, Strategy
+from clstream.stream import Batch, Samples
+
+
+class Joint(Strategy):
+    """Learn all samples so far at every session, with as many passes as the session has epochs.
+
+    Args:
+        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        optimizer: makes the optimizer from the model's parameters.
+        restart: whether each session starts from the initial weights; if not, from the last ones.
+
+    """
+
+    def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1), restart: bool = True) -> None:
+        super().__init__(model, optimizer)
+        self.start: dict[str, Tensor] = {}
+        self.restart, self.make_optimizer = restart, optimizer
+        self.random = torch.Generator()
+        self.seen: Samples | None = None
+        self.steps: tuple[Tensor, ...] = ()  # of the pass that is under way: the rows of `seen` that each step learns
+        self.batches = 1  # that the pass is spread over
+
+    @on(RunStarted)
+    def keep_start(self, event: RunStarted) -> None:
+        """Keep the initial weights to go back to."""
+        self.start = deepcopy(dict(self.model.state_dict())) if self.restart else {}
+
+    @on(SessionStarted)
+    def widen(self, event: SessionStarted) -> None:
+        """Add the session's samples to those of all sessions before."""
+        new = event.session.samples[:]
+        self.seen = new if self.seen is None else self.seen + new
+        if self.restart:
+            for name, now in self.model.state_dict().items():  # rows that a growing head got just now are initial ones too
+                if len(now.shape) and len(now) > len(self.start[name]):
+                    self.start[name] = torch.cat([self.start[name], now[len(self.start[name]) :]])
+            self.model.load_state_dict(self.start)
+            self.optimizer = self.make_optimizer(self.model.parameters())
+
+    @on(EpochStarted)
+    def shuffle(self, event: EpochStarted) -> None:
+        """Put everything in a new order, in steps of the stream's batch size."""
+        assert self.seen is not None
+        order = torch.randperm(len(self.seen), generator=self.random).to(self.seen.y.device)
+        self.steps = order.split(event.epoch.session.batch_size)
+        self.batches = len(event.epoch)
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Take this batch's share of the steps of the pass, and return the mean of their losses."""
+        assert self.seen is not None
+        first, end = (len(self.steps) * (batch.index + more) // self.batches for more in (0, 1))
+        steps = [Batch(self.seen[rows], None, batch.index, batch.epoch) for rows in self.steps[first:end]]
+        return torch.stack([Strategy.learn(self, step) for step in steps]).mean()

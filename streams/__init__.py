@@ -1,0 +1,19 @@
+"""The benchmarks: functions that return a Stream, and data loading."""
+
+from clstream.streams.blobs import blobs
+from clstream.streams.domains import permuted_mnist, rotated_mnist
+from clstream.streams.splits import split_cifar10, split_cifar100, split_digits, split_fashion_mnist, split_mnist
+from clstream.streams.tensors import from_dataset, from_tensors
+
+__all__ = [
+    "blobs",
+    "from_dataset",
+    "from_tensors",
+    "permuted_mnist",
+    "rotated_mnist",
+    "split_cifar10",
+    "split_cifar100",
+    "split_digits",
+    "split_fashion_mnist",
+    "split_mnist",
+]

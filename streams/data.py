@@ -1,0 +1,86 @@
+"""Loading torchvision's data sets as whole raw tensors, from a folder or by torchvision's download."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clstream.stream import Samples
+
+_FOUR = "the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte"
+FILES = {
+    "MNIST": _FOUR + " in {root}/MNIST/raw",
+    "FashionMNIST": _FOUR + " in {root}/FashionMNIST/raw",
+    "CIFAR10": "the unpacked cifar-10-python.tar.gz in {root}/cifar-10-batches-py",
+    "CIFAR100": "the unpacked cifar-100-python.tar.gz in {root}/cifar-100-python",
+}
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Return the folder for data: `root`, else the environment's CLSTREAM_DATA, else clstream's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clstream"
+    return Path(root or os.environ.get("CLSTREAM_DATA") or cache).expanduser()
+
+
+def load(name: str, root: str | Path | None = None) -> tuple[Samples, Samples]:
+    """Return the training and the test set of a torchvision data set: uint8 images (n, channels, height, width).
+
+    Raises:
+        FileNotFoundError: if the data is not in the folder and can't be downloaded; it says which files, where, and how.
+
+    """
+    folder = data_root(root)
+    try:
+        return _read(name, folder)
+    except FileNotFoundError:
+        _download(name, folder)
+        return _read(name, folder)
+
+
+def _download(name: str, folder: Path) -> None:
+    """Have torchvision download a data set into the folder."""
+    from torchvision import datasets
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        getattr(datasets, name)(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"{name} is not in {folder}, and could not be downloaded to it ({str(error).splitlines()[0]}). "
+            f"Put {FILES[name].format(root=folder)}, or name the folder that has them with --data-root, root=... or the "
+            "environment variable CLSTREAM_DATA"
+        ) from None
+
+
+def _read(name: str, folder: Path) -> tuple[Samples, Samples]:
+    """Return both sets from the folder; FileNotFoundError if they are not all there."""
+    if name in ("MNIST", "FashionMNIST"):  # read here: importing torchvision takes longer, and thrice the memory
+        raw = folder / name / "raw"
+        train, test = (
+            Samples(_idx(raw / f"{kind}-images-idx3-ubyte")[:, None], _idx(raw / f"{kind}-labels-idx1-ubyte").long())
+            for kind in ("train", "t10k")
+        )
+        return train, test
+    from torchvision import datasets
+
+    try:
+        parts = [getattr(datasets, name)(str(folder), train=train, download=False) for train in (True, False)]
+    except RuntimeError as error:  # torchvision's word for "not there"
+        raise FileNotFoundError(str(error)) from None
+    train, test = (Samples(torch.from_numpy(part.data).movedim(-1, 1).contiguous(), torch.tensor(part.targets)) for part in parts)
+    return train, test
+
+
+def _idx(file: Path) -> Tensor:
+    """Read a file of bytes in the IDX format: two zeros, type 8, number of dimensions, big-endian sizes, then the bytes."""
+    data = np.fromfile(file, dtype=np.uint8)
+    sizes = data[4 : 4 + 4 * int(data[3])].view(">u4").tolist() if data[:3].tolist() == [0, 0, 8] else []
+    body = data[4 + 4 * len(sizes) :]
+    if not sizes or len(body) != math.prod(sizes):
+        raise ValueError(f"{file} is damaged: it is not a whole IDX file of bytes; delete it, and it is downloaded again")
+    return torch.from_numpy(body).view(sizes)

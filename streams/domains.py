@@ -1,0 +1,149 @@
+"""Domain-incremental benchmarks: all of MNIST in every task, changed in a way of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from clstream.streams.data import load
+from clstream.streams.tensors import hold_back
+from torch import Tensor
+from torch.nn import functional as F
+
+from clstream.seeds import derive
+from clstream.stream import Samples, Stream, Subset, Task
+
+
+@dataclass(frozen=True)
+class Permute:
+    """The pixels in another order, the same for every image: drawn from `seed`, after zero-padding each side by `pad`."""
+
+    seed: int
+    pad: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (n, channels, height + 2 pad, width + 2 pad)."""
+        x = F.pad(x, (self.pad,) * 4) if self.pad else x
+        order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(self.seed)).to(x.device)
+        return x.flatten(1)[:, order].view_as(x)
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Zeros on each side of the images."""
+
+    pad: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (n, channels, height + 2 pad, width + 2 pad)."""
+        return F.pad(x, (self.pad,) * 4)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Images turned counter-clockwise about their centre, by torchvision; the corners are filled with zeros."""
+
+    degrees: float
+    bilinear: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return images of the same shape and dtype."""
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2.functional import rotate
+
+        turned: Tensor = rotate(x, self.degrees, InterpolationMode.BILINEAR if self.bilinear else InterpolationMode.NEAREST)
+        return turned
+
+
+def permuted_mnist(
+    tasks: int = 10,
+    scenario: str = "domain",
+    epochs: int = 1,
+    batch_size: int = 32,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    root: str | Path | None = None,
+    seed: int = 0,
+    pad: int = 0,
+    boundaries: bool = True,
+) -> Stream:
+    """MNIST with its pixels in another order in each task; the first task is MNIST as it is (Goodfellow et al. 2014).
+
+    Args:
+        tasks: how many orders.
+        scenario: "domain" (10 classes that all tasks share), or "class" or "task" (each task has ten classes of its own).
+        epochs: passes over a session.
+        batch_size: samples of a step.
+        sessions_per_task: sessions that each task's samples are dealt out to.
+        validation: share of each task's training samples held back as `task.validation`.
+        root: as in `split_mnist`.
+        seed: of the orders of the pixels.
+        pad: zeros added to each side before, as 2 for 32 x 32.
+        boundaries: whether strategies are told of tasks.
+
+    """
+    first = Pad(pad) if pad else None
+    changes = [first, *(Permute(derive(seed, "pixels", number), pad) for number in range(1, tasks))]
+    return _domains("permuted_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries)
+
+
+def rotated_mnist(
+    tasks: int = 20,
+    scenario: str = "domain",
+    epochs: int = 1,
+    batch_size: int = 32,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    root: str | Path | None = None,
+    seed: int = 0,
+    degrees: list[float] | None = None,
+    bilinear: bool = False,
+    boundaries: bool = True,
+) -> Stream:
+    """MNIST turned by an angle of its own in each task, drawn uniformly from 0 to 180 degrees (Buzzega et al. 2020).
+
+    Args:
+        tasks: how many angles.
+        scenario, epochs, batch_size, sessions_per_task, validation, root, boundaries: as in `permuted_mnist`.
+        seed: of the angles.
+        degrees: the angles, one for each task, in place of drawn ones.
+        bilinear: interpolate between pixels; if not, take the nearest, as torchvision does unless told.
+
+    """
+    if degrees is None:
+        degrees = (
+            180 * torch.rand(tasks, generator=torch.Generator().manual_seed(derive(seed, "angles")), dtype=torch.float64)
+        ).tolist()
+    if len(degrees) != tasks:
+        raise ValueError(f"rotated_mnist: degrees must name an angle for each of {tasks} tasks, not {len(degrees)}")
+    changes = [Rotate(angle, bilinear) for angle in degrees]
+    return _domains("rotated_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries)
+
+
+def _domains(
+    name: str,
+    changes: Sequence[Callable[[Tensor], Tensor] | None],
+    scenario: str,
+    epochs: int,
+    batch_size: int,
+    sessions_per_task: int,
+    validation: float,
+    root: str | Path | None,
+    seed: int,
+    boundaries: bool,
+) -> Stream:
+    """Build a stream of MNIST in as many versions as there are changes; the training images are changed session by session."""
+    if not changes or sessions_per_task < 1:
+        raise ValueError(f"{name}: tasks and sessions_per_task must be at least 1")
+    train, test = load("MNIST", root)
+    made = []
+    for number, change in enumerate(changes):
+        shift = 0 if scenario == "domain" else 10 * number
+        own, own_test = Samples(train.x, train.y + shift), Samples(test.x if change is None else change(test.x), test.y + shift)
+        kept, held = hold_back(torch.arange(len(own)), validation, derive(seed, "samples", number), f"{name}: task {number}")
+        back = None if held is None else Subset(own, held, change)
+        made.append(Task(number, tuple(range(shift, shift + 10)), Subset(own, kept, change), own_test, back))
+    schedule = [number for number in range(len(made)) for _ in range(sessions_per_task)]
+    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries)

@@ -1,0 +1,141 @@
+"""Split benchmarks: the classes of one data set, dealt out to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from clstream.streams.augmentations import crop_and_flip
+from clstream.streams.data import load
+from clstream.streams.tensors import from_tensors
+from torch import Tensor
+
+from clstream.stream import Samples, Stream
+
+
+def split_digits(
+    tasks: int = 5,
+    scenario: str = "class",
+    epochs: int = 10,
+    batch_size: int = 10,
+    class_order: int | list[int] | None = None,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    boundaries: bool = True,
+) -> Stream:
+    """scikit-learn's handwritten digits by class: 1,797 images of 8 x 8 that need no download.
+
+    Every fourth image of each class is for the test. Inputs are float32 from 0 to 1, (1, 8, 8).
+
+    Args:
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+    rank = torch.zeros_like(y)
+    for label in range(10):
+        here = y == label
+        rank[here] = torch.arange(int(here.sum()))
+    test = rank % 4 == 3
+    return _split("split_digits", Samples(x[~test], y[~test]), Samples(x[test], y[test]), locals())
+
+
+def split_mnist(
+    tasks: int = 5,
+    scenario: str = "class",
+    epochs: int = 1,
+    batch_size: int = 32,
+    class_order: int | list[int] | None = None,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    root: str | Path | None = None,
+    boundaries: bool = True,
+) -> Stream:
+    """MNIST by class: 60,000 + 10,000 images, uint8, (1, 28, 28).
+
+    Args:
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        root: the folder with the data, as torchvision lays it out. None: CLSTREAM_DATA, else a cache folder, to which
+            torchvision downloads it.
+
+    """
+    return _split("split_mnist", *load("MNIST", root), locals())
+
+
+def split_fashion_mnist(
+    tasks: int = 5,
+    scenario: str = "class",
+    epochs: int = 1,
+    batch_size: int = 32,
+    class_order: int | list[int] | None = None,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    root: str | Path | None = None,
+    boundaries: bool = True,
+) -> Stream:
+    """Fashion-MNIST by class: 60,000 + 10,000 images, uint8, (1, 28, 28).
+
+    Args:
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        root: as in `split_mnist`.
+
+    """
+    return _split("split_fashion_mnist", *load("FashionMNIST", root), locals())
+
+
+def split_cifar10(
+    tasks: int = 5,
+    scenario: str = "class",
+    epochs: int = 1,
+    batch_size: int = 32,
+    class_order: int | list[int] | None = None,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    root: str | Path | None = None,
+    boundaries: bool = True,
+    augment: bool = False,
+) -> Stream:
+    """CIFAR-10 by class: 50,000 + 10,000 images, uint8, (3, 32, 32).
+
+    Args:
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        root: as in `split_mnist`.
+        augment: random crops (padding 4) and horizontal flips where samples are learned.
+
+    """
+    return _split("split_cifar10", *load("CIFAR10", root), locals())
+
+
+def split_cifar100(
+    tasks: int = 10,
+    scenario: str = "class",
+    epochs: int = 1,
+    batch_size: int = 32,
+    class_order: int | list[int] | None = None,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    root: str | Path | None = None,
+    boundaries: bool = True,
+    augment: bool = False,
+) -> Stream:
+    """CIFAR-100 by class: 50,000 + 10,000 images, uint8, (3, 32, 32).
+
+    Args:
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        root: as in `split_mnist`.
+        augment: random crops (padding 4) and horizontal flips where samples are learned.
+
+    """
+    return _split("split_cifar100", *load("CIFAR100", root), locals())
+
+
+def _split(name: str, train: Samples, test: Samples, options: dict[str, Any]) -> Stream:
+    """Build the stream from the options of the function that was called."""
+    known = ("tasks", "scenario", "epochs", "batch_size", "class_order", "sessions_per_task", "validation", "boundaries")
+    augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
+    return from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **{key: options[key] for key in known})

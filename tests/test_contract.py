@@ -1,0 +1,136 @@
+"""The contract, over every strategy and stream of ours; and that each check fails on what breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import clstream.strategies as zoo
+import pytest
+import torch
+from conftest import has_mnist
+from torch import Tensor, nn
+
+from clstream import Batch, BatchLearned, Strategy, Stream, TaskEnded, on, streams
+from clstream.checks import Check, check_strategy, check_stream, example_stream
+
+STREAMS: dict[str, Callable[[], Stream]] = {
+    "blobs": streams.blobs,
+    "blobs, online, hidden": lambda: streams.blobs(sessions_per_task=3, boundaries=False, batch_size=7),
+    "blobs, recurring": lambda: streams.blobs(tasks=3, schedule=[0, 1, 2, 1, 0], epochs=2),
+    "blobs, task-IL, uneven": lambda: streams.blobs(tasks=3, scenario="task", validation=0.2),
+    "blobs, domain-IL": lambda: streams.blobs(scenario="domain", class_order=3),
+    "split_digits": streams.split_digits,
+}
+if has_mnist():
+    STREAMS |= {
+        "split_mnist": lambda: streams.split_mnist(batch_size=500),
+        "split_fashion_mnist": lambda: streams.split_fashion_mnist(batch_size=500),
+        "permuted_mnist": lambda: streams.permuted_mnist(tasks=2, batch_size=500),
+        "rotated_mnist": lambda: streams.rotated_mnist(tasks=2, batch_size=500, sessions_per_task=2),
+    }
+
+
+@pytest.mark.parametrize("name", zoo.__all__)
+@pytest.mark.parametrize("check", [check.name for check in check_strategy(Strategy)])
+def test_strategy_contract(name: str, check: str) -> None:
+    checks = {each.name: each for each in check_strategy(getattr(zoo, name))}
+    assert check in checks or check in getattr(zoo, name).exempt
+    if check in checks:
+        checks[check]()
+
+
+@pytest.fixture(scope="module", params=STREAMS)
+def stream(request: pytest.FixtureRequest) -> Stream:
+    return STREAMS[request.param]()
+
+
+@pytest.mark.parametrize("check", [check.name for check in check_stream(example_stream())])
+def test_stream_contract(stream: Stream, check: str) -> None:
+    {each.name: each for each in check_stream(stream)}[check]()
+
+
+def failing(checks: list[Check]) -> set[str]:
+    names = set()
+    for check in checks:
+        try:
+            check()
+        except AssertionError:
+            names.add(check.name)
+    return names
+
+
+class Unseeded(Strategy):
+    """Adds noise to the weights from a generator of the machine's, not of the run's."""
+
+    @on(BatchLearned)
+    def shake(self, event: BatchLearned) -> None:
+        noise = torch.Generator()
+        noise.seed()
+        with torch.no_grad():
+            next(self.model.parameters()).add_(1e-3 * torch.rand((), generator=noise))
+
+
+class Vandal(Strategy):
+    """Writes into the stream."""
+
+    @on(TaskEnded)
+    def smear(self, event: TaskEnded) -> None:
+        event.task.train.x.zero_()
+
+
+class Peeker(Strategy):
+    """Learns while it is tested."""
+
+    asked = 0
+
+    def scores(self, x: Tensor, task: object = None) -> Tensor:
+        self.asked += 1
+        return super().scores(x)
+
+
+class BatchDependent(Strategy):
+    """Answers by comparing the samples asked together."""
+
+    def scores(self, x: Tensor, task: object = None) -> Tensor:
+        scores = super().scores(x)
+        return scores - 100 * (torch.arange(len(x)) == len(x) - 1)[:, None] * torch.eye(6)[scores.argmax(1)]
+
+
+class Idle(Strategy):
+    """Never steps."""
+
+    def learn(self, batch: Batch) -> Tensor:
+        return self.loss(batch.samples).detach()
+
+
+class OutOfTask(Strategy):
+    """Ignores the task that the question names."""
+
+    def predict(self, x: Tensor, task: object = None) -> Tensor:
+        return super().predict(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (Unseeded, {"is_deterministic", "evaluates_without_trace"}),
+        (Vandal, {"leaves_the_data_alone"}),
+        (Peeker, {"evaluates_without_trace"}),
+        (BatchDependent, {"answers"}),
+        (Idle, {"learns", "learns_tasks_with_their_heads", "grows"}),
+        (OutOfTask, {"answers"}),
+    ],
+)
+def test_checks_catch(make: Callable[[nn.Module], Strategy], expected: set[str]) -> None:
+    assert expected <= failing(list(check_strategy(make)))
+
+
+def test_plain_strategy_passes_all() -> None:
+    assert failing(list(check_strategy(Strategy))) == set()
+
+
+def test_stream_checks_catch() -> None:
+    leaky = replace(example_stream())
+    object.__setattr__(leaky, "session", lambda index: replace(Stream.session(leaky, 0), index=index))
+    assert "keeps_labels_within_tasks" in failing(list(check_stream(leaky)))
