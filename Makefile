@@ -18,7 +18,7 @@ ui: $(VENV)/installed
 check: $(VENV)/checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict -p clstream
+	cd $(VENV) && bin/mypy --strict --config-file ../setup.cfg -p clstream
 
 bench: $(VENV)/installed
 	$(BIN)/python experiments/bench_engine.py

@@ -78,7 +78,7 @@ def run_command(arguments: list[str]) -> int:
     """`clstream run`."""
     results = play(arguments)
     if results:
-        console = Console(highlight=False)
+        console = Console(highlight=False, soft_wrap=True)
         show_table(console, [(title(results), results)])
         show_curves(console, results)
         say_ui(console, arguments)
@@ -103,7 +103,7 @@ def compare_command(arguments: list[str]) -> int:
     for file in files:
         results = play(["--config", file, *rest])
         all_results.append((title(results), results))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     show_table(console, all_results)
     for _, results in all_results:
         show_curves(console, results)
@@ -135,7 +135,7 @@ def play(arguments: list[str]) -> list[Result]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise Failure(str(error)) from error
     name = f"{type(strategy).__name__} on {stream.name}"
-    Console(stderr=True, highlight=False).print(str(stream), markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(str(stream), markup=False)
 
     def once(seed: int, *trackers: object) -> Result:
         built = strategy if seed == seeds[0] else build_strategy(parser, options, stream, seed)
@@ -227,7 +227,7 @@ def verify_command(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads that torch uses")
     parser.add_argument("--track", action="store_true", help="also write the runs to MLflow")
     options = parser.parse_args(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if options.anchor is None:
         for name in anchor_names():
             anchor = load_anchor(name)
@@ -262,7 +262,7 @@ def list_command(arguments: list[str]) -> int:
     """`clstream list`."""
     parser = argparse.ArgumentParser(prog="clstream list", description="The strategies, streams, models and anchors there are.")
     parser.parse_args(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for kind, place in PLACES.items():
         table = Table("name", "what it is", title=f"{kind} (--{kind} NAME)", title_justify="left", box=None, pad_edge=False)
         if kind == "strategy":

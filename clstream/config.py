@@ -265,7 +265,7 @@ def as_yaml(parser: Parser, options: Namespace) -> str:
     for key in ("config", "print_config"):
         kept.pop(key, None)
     text: str = parser.dump(kept, skip_none=True, skip_validation=True)
-    return text
+    return str(parser.dump(parser.parse_string(text), skip_none=True))  # with the defaults of what stood for an optimizer
 
 
 def seeds_of(options: Namespace) -> list[int]:

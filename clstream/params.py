@@ -45,7 +45,8 @@ def describe(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, partial):
-        return f"{_name(value.func)}({_arguments(value.keywords)})"
+        made = next((each for each in value.args if isinstance(each, type)), value.func)  # jsonargparse's hold the class so
+        return f"{_name(made)}({_arguments(_beyond_defaults(made, value.keywords))})"
     if isinstance(value, Recorded):
         return f"{type(value).__name__}({_arguments(getattr(value, 'params', {}))})"
     if isinstance(value, (list, tuple)):
@@ -66,6 +67,15 @@ def flat(value: Recorded, prefix: str) -> dict[str, str | int | float | bool | N
         else:
             found[f"{prefix}.{name}"] = describe(param)
     return found
+
+
+def _beyond_defaults(made: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that differ from their defaults."""
+    try:
+        parameters = inspect.signature(made).parameters
+    except ValueError:  # written in C
+        return dict(given)
+    return {name: value for name, value in given.items() if name not in parameters or parameters[name].default != value}
 
 
 def _arguments(named: Mapping[str, Any]) -> str:

@@ -36,14 +36,13 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 _PER_WRITE = 1000  # metrics that MLflow takes in one batch
 _OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event))
 
 
 def tracking_uri(uri: str | None = None) -> str:
     """Return where runs are tracked: `uri`, else MLFLOW_TRACKING_URI, else the file mlflow.db in the working folder."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
 def connect(uri: str | None = None, experiment: str = "clstream") -> tuple[MlflowClient, str]:
@@ -75,7 +74,10 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> tuple[Mlflo
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
-        return client, found.experiment_id if found is not None else client.create_experiment(experiment)
+        if found is not None:
+            return client, found.experiment_id
+        # the UI shows an experiment without this tag as one of language models, without its curves in the first place
+        return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
     except MlflowException as error:
         raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
 

@@ -1,0 +1,301 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+
+from clstream.anchors import Anchor, anchor_names, load_anchor
+from clstream.cli import main
+from clstream.config import parse_run
+
+OWN = '''
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clstream import Batch, Samples, Strategy, Stream, Task, TaskEnded, on
+
+
+class Mine(Strategy):
+    """A strategy of my own."""
+
+    def __init__(self, model: nn.Module, strength: float = 0.5) -> None:
+        super().__init__(model)
+        self.strength = strength
+
+    @on(TaskEnded)
+    def end(self, event: TaskEnded) -> None:
+        pass
+
+
+class Wrap(Strategy):
+    """Wraps any other."""
+
+    def __init__(self, base: Strategy, delta: float = 0.1) -> None:
+        super().__init__(base.model)
+        self.base, self.delta, self.parts = base, delta, (base,)
+
+    def learn(self, batch: Batch) -> Tensor:
+        return self.base.learn(batch)
+
+
+class Explodes(Strategy):
+    """Its loss is not finite."""
+
+    def loss(self, samples: Samples) -> Tensor:
+        return super().loss(samples) * float("inf")
+
+
+class Net(nn.Module):
+    """A module of my own."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int, width: int = 3) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0], width), nn.ReLU(), nn.Linear(width, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def points(each: int = 20) -> Stream:
+    """A stream of my own."""
+    def samples() -> Samples:
+        y = torch.tensor([0, 1]).repeat(each)
+        return Samples(torch.randn(len(y), 2) + 5 * y[:, None], y)
+    return Stream("points", [Task(0, (0, 1), samples(), samples())])
+'''
+
+
+@pytest.fixture
+def own(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with an MLflow store and a file of the user's own."""
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str], status: int, *arguments: str) -> str:
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    return " ".join((captured.err if status else captured.out).split())
+
+
+BLOBS = ("run", "--stream", "blobs", "--stream.train_per_class", "20", "--model.hidden", "[16]")
+
+
+def test_run_prints_a_table_and_tracks(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, 0, *BLOBS, "--strategy", "Replay", "--strategy.capacity", "30", "--seeds", "0,1")
+    assert "Replay on blobs" in text and "standard deviation over 2 seeds" in text
+    assert "task 4" in text and "clstream ui" in text
+    client = MlflowClient(f"sqlite:///{own}/mlflow.db")
+    experiment = client.get_experiment_by_name("clstream")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name for run in runs) == [
+        "Replay on blobs, 2 seeds",
+        "Replay on blobs, seed 0",
+        "Replay on blobs, seed 1",
+    ]
+    child = next(run for run in runs if run.info.run_name.endswith("seed 1"))
+    assert child.data.params["strategy.capacity"] == "30" and child.data.params["model.hidden"] == "[16]"
+    parent = next(run for run in runs if run.info.run_name.endswith("seeds"))
+    each = [run.data.metrics["accuracy/mean"] for run in runs if run is not parent]
+    assert parent.data.metrics["accuracy/mean"] == pytest.approx(sum(each) / 2)
+
+
+def test_the_same_command_gives_the_same_numbers_and_seeds_differ(own: Path) -> None:
+    client = MlflowClient(f"sqlite:///{own}/mlflow.db")
+    for experiment, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert main([*BLOBS, "--seed", seed, "--experiment", experiment]) == 0
+    a, b, c = (client.search_runs([client.get_experiment_by_name(name).experiment_id])[0].data.metrics for name in ("a", "b", "c"))
+    timed = {"seconds", "samples_per_second"}
+    assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
+    assert a["loss"] != c["loss"]
+
+
+def test_own_strategy_stream_and_model(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--strategy", "mine.Mine", "--strategy.strength", "0.25", "--stream", "mine.points", "--model", "mine.Net")
+    assert "Mine on points" in said(capsys, 0, "run", *given, "--stream.each", "30", "--model.width", "4", "--track", "false")
+    assert not (own / "mlruns").exists()
+
+
+def test_a_wrapper_takes_any_strategy(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = ("--strategy.base", "Replay", "--strategy.base.capacity", "7", "--strategy.base.optimizer.lr", "0.05")
+    assert "Wrap on blobs" in said(capsys, 0, *BLOBS, "--strategy", "mine.Wrap", *inner, "--stream.boundaries", "false")
+    client = MlflowClient(f"sqlite:///{own}/mlflow.db")
+    params = client.search_runs([client.get_experiment_by_name("clstream").experiment_id])[0].data.params
+    assert params["strategy.base"] == "Replay" and params["strategy.base.capacity"] == "7"
+    assert params["strategy.base.optimizer"] == "SGD(lr=0.05)"
+    hidden = said(capsys, 1, *BLOBS, "--strategy", "mine.Wrap", "--strategy.base", "mine.Mine", "--stream.boundaries", "false")
+    assert "Wrap needs boundaries, which blobs hides (Mine.end handles TaskEnded)" in hidden
+
+
+def test_config_file_and_command_line_mix(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "run.yaml").write_text("stream: {class_path: blobs, init_args: {tasks: 2}}\nstrategy: Finetune\nseed: 5\n")
+    assert main(["run", "--config", "run.yaml", "--stream.epochs", "3", "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["stream"]["class_path"] == "clstream.streams.blobs"
+    assert config["stream"]["init_args"]["tasks"] == 2 and config["stream"]["init_args"]["epochs"] == 3
+    assert config["strategy"]["class_path"] == "clstream.strategies.Finetune" and config["seed"] == 5
+    (own / "again.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", "--config", "again.yaml", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == config
+
+
+def test_defaults_of_one_stream_do_not_leak_into_another() -> None:
+    _, options = parse_run(["--stream", "blobs"])
+    assert options.stream.init_args.epochs == 1  # split_digits, the default stream, has 10
+    _, options = parse_run([])
+    assert options.stream.init_args.epochs == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--sed", "3"], "unknown option --sed: did you mean --seed?"),
+        (["run", "--stream", "split_mnits"], "there is no stream 'split_mnits': did you mean split_mnist?"),
+        (["run", "--strategy", "Repaly"], "there is no strategy 'Repaly': did you mean Replay?"),
+        (["run", "--model", "Mpl"], "there is no model 'Mpl': did you mean Mlp?"),
+        (["run", "--strategy.capacty", "3"], "Replay has no option 'capacty': did you mean capacity?"),
+        (["run", "--stream", "blobs", "--stream.tsks", "3"], "blobs has no option 'tsks': did you mean tasks?"),
+        (["run", "--stream.tasks", "many"], "--stream.tasks: Expected a <class 'int'>. Got value: many"),
+        (["run", "--strategy.optimizer", "Adem"], "--strategy.optimizer: there is no 'Adem': did you mean Adam?"),
+        (["run", "--strategy", "nowhere.Mine"], "there is no file or package 'nowhere' here"),
+        (["run", "--strategy", "mine.Mime"], "mine has no 'Mime': did you mean Mine?"),
+        (["run", "--strategy", "mine.Wrap", "--strategy.base", "Repla"], "there is no 'Repla': did you mean Replay?"),
+        (["run", "--seeds", "0,one"], "--seeds takes whole numbers"),
+        (["run", "--seeds", "1,1"], "names one seed twice"),
+        (["run", "--config", "missing.yaml"], "missing.yaml"),
+        (["run", "--threads", "0"], "--threads must be at least 1"),
+        (["rnu"], "there is no command 'rnu': did you mean run?"),
+        (["compare", "missing.yaml"], "there is no config file missing.yaml"),
+        (["verify", "er-split-mnits"], "there is no anchor 'er-split-mnits': did you mean er-split-mnist?"),
+    ],
+)
+def test_what_is_asked_wrongly(own: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+    text = said(capsys, 2, *arguments)
+    assert text.startswith("clstream: error: ") and sentence in text
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--stream", "blobs", "--stream.tasks", "30"], "10 classes make 1 to 10 tasks, not 30"),
+        (["--stream", "blobs", "--stream.batch_size", "0"], "batch_size must be a whole number of at least 1"),
+        (["--stream", "blobs", "--model", "ConvNet"], "ConvNet takes images"),
+        (["--strategy.capacity", "0"], "capacity must be a whole number of at least 1"),
+        (["--device", "cuda:77"], "there is no device 'cuda:77'"),
+        (["--stream", "blobs", "--tune"], "holds back no validation samples"),
+        (["--evaluate_every", "0"], "evaluate_every must be"),
+        (["--stream", "split_cifar10", "--data_root", "here"], "CIFAR10 is not in here, and could not be downloaded"),
+        (["--stream", "blobs", "--tracking_uri", "http://127.0.0.1:9"], "does not answer"),
+        (["--stream", "blobs", "--tracking_uri", "sqlite:////nowhere/at/all.db"], "missing or read-only"),
+        (["--stream", "blobs", "--strategy", "mine.Explodes"], "the loss is inf in task 0, session 0, epoch 0, batch 0"),
+    ],
+)
+def test_what_cannot_be_done(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("there is no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    text = said(capsys, 1, "run", *arguments)
+    assert text.splitlines()[-1].count("clstream: error: ") == 1 and sentence in text
+
+
+def test_tune_asks_the_validation_samples(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Replay on blobs (validation)" in said(capsys, 0, *BLOBS, "--stream.validation", "0.25", "--tune", "--track", "false")
+
+
+def test_list_names_everything_with_its_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, 0, "list")
+    for name in ("Replay", "Finetune", "Joint", "split_mnist", "blobs", "SlimResNet18", "er-split-mnist", "needs"):
+        assert name in text
+    assert "from_tensors" not in text  # it takes tensors, which no command line can give
+
+
+def test_list_is_the_packages_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert main(["--version"]) == 0
+    assert "clstream 0." in capsys.readouterr().out
+
+
+def test_compare_runs_each_config_with_the_same_options(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("Finetune", "Replay"):
+        (own / f"{name}.yaml").write_text(f"stream: {{class_path: blobs, init_args: {{train_per_class: 20}}}}\nstrategy: {name}\n")
+    text = said(capsys, 0, "compare", "Finetune.yaml", "Replay.yaml", "--seeds", "0,1", "--track", "false")
+    assert "Finetune on blobs" in text and "Replay on blobs" in text and "over 2 seeds" in text
+
+
+def test_verify_says_inside_or_outside(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    anchor = {
+        "about": "a small one", "config": {"strategy": "Finetune", "model": {"class_path": "Mlp", "init_args": {"hidden": [50]}}},
+        "seeds": [0, 1], "metric": "average_accuracy", "expected": 0.2, "spread": 0.02, "runs": 10, "source": "here", "kind": "own",
+        "minutes": 0.1,
+    }  # fmt: skip
+    (own / "small.yaml").write_text(yaml.safe_dump(anchor))
+    assert "INSIDE" in said(capsys, 0, "verify", "small.yaml")
+    (own / "wrong.yaml").write_text(yaml.safe_dump(anchor | {"expected": 0.9}))
+    assert main(["verify", "wrong.yaml"]) == 1
+    assert "OUTSIDE" in capsys.readouterr().out
+
+
+def test_anchors_can_all_be_read_and_parsed() -> None:
+    assert {"er-split-mnist", "finetune-split-mnist", "joint-split-mnist", "replay-split-fashion-mnist"} <= set(anchor_names())
+    for name in anchor_names():
+        anchor = load_anchor(name)
+        parse_run(["--config", str(anchor.config_file())])
+        low, high = anchor.interval(len(anchor.seeds))
+        assert low < anchor.expected < high and len(anchor.seeds) >= 3
+
+
+def test_prediction_interval_of_an_anchor() -> None:
+    """For 10 runs of spread 0.017, 5 more: 0.869 ± 2.2622 * 0.017 * sqrt(1/5 + 1/10) = 0.869 ± 0.02106."""
+    low, high = load_anchor("er-split-mnist").interval(5)
+    assert isinstance(load_anchor("er-split-mnist"), Anchor)
+    assert (low, high) == (pytest.approx(0.84794, abs=1e-5), pytest.approx(0.89006, abs=1e-5))
+
+
+def test_ctrl_c_ends_cleanly_and_keeps_what_was_measured(own: Path) -> None:
+    """A real process, a real signal, in the middle of a run."""
+    command = [sys.executable, "-m", "clstream.cli", *BLOBS, "--stream.epochs", "100000", "--stream.sessions_per_task", "40"]
+    with subprocess.Popen(
+        command, cwd=own, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
+        client = MlflowClient(f"sqlite:///{own}/mlflow.db")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            experiment = client.get_experiment_by_name("clstream")
+            runs = client.search_runs([experiment.experiment_id]) if experiment else []
+            if runs:
+                break
+            time.sleep(0.2)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error and "stopped" in error
+    assert client.get_run(runs[0].info.run_id).info.status == "KILLED"
+
+
+def test_threads_are_set(own: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert main([*BLOBS, "--threads", "1", "--track", "false"]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

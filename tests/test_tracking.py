@@ -1,0 +1,205 @@
+"""The tracker, into a real MLflow store and read back through its client."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from clstream.strategies import Finetune, Replay
+from mlflow.tracking import MlflowClient
+
+from clstream import BatchLearned, Event, Strategy, TaskEnded, metrics, on, run
+from clstream.checks import example_model, example_stream
+from clstream.tracking import MlflowTracker, connect, parent_run
+
+
+def curve(client: MlflowClient, run_id: str, name: str) -> dict[int, float]:
+    points = client.get_metric_history(run_id, name)
+    assert len({point.step for point in points}) == len(points), f"{name} has a step twice"
+    return {point.step: point.value for point in points}
+
+
+def test_curves_equal_the_result(store: str) -> None:
+    tracker = MlflowTracker(uri=store)
+    result = run(Replay(example_model(), capacity=7), example_stream(epochs=3), tracker, seed=4)
+    client, run_id = MlflowClient(store), tracker.run_id
+    for task in range(3):
+        assert curve(client, run_id, f"accuracy/task_{task:02d}") == {row + 1: result.accuracy[row, task] for row in range(3)}
+        assert curve(client, run_id, f"task_il/accuracy/task_{task:02d}") == {
+            row + 1: result.task_accuracy[row, task] for row in range(3)
+        }
+    for row in range(3):
+        rows = result.accuracy[: row + 1], result.taught[: row + 1]
+        assert curve(client, run_id, "accuracy/mean")[row + 1] == metrics.average_accuracy(*rows)
+        if row:  # with one task there is nothing to forget, and nothing is written
+            assert curve(client, run_id, "forgetting/mean")[row + 1] == metrics.forgetting(*rows)
+            assert curve(client, run_id, "transfer/backward")[row + 1] == metrics.backward_transfer(*rows)
+            forward = metrics.forward_transfer(rows[0], result.baseline, rows[1])
+            assert curve(client, run_id, "transfer/forward")[row + 1] == forward
+    assert sorted(curve(client, run_id, "forgetting/mean")) == [2, 3]
+    assert sorted(curve(client, run_id, "forgetting/task_00")) == [2, 3]
+    assert sorted(curve(client, run_id, "forgetting/task_01")) == [3]
+    seconds = curve(client, run_id, "seconds")
+    assert 0 < seconds[1] < seconds[2] < seconds[3] <= result.seconds
+    assert min(curve(client, run_id, "samples_per_second").values()) > 0
+
+
+def test_params_tags_and_status(store: str) -> None:
+    stream = example_stream()
+    tracker = MlflowTracker(uri=store, config="seed: 4\n", tags={"why": "a test"})
+    result = run(Replay(example_model(), capacity=7), stream, tracker, seed=4)
+    found = MlflowClient(store).get_run(tracker.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "Replay on example, seed 4"
+    assert found.data.params == {key: str(value) for key, value in result.params.items()}
+    assert {"strategy": "Replay", "strategy.capacity": "7", "model": "Mlp", "model.hidden": "[32]", "seed": "4"}.items() <= (
+        found.data.params.items()
+    )
+    assert found.data.tags["data_fingerprint"] == stream.fingerprint
+    assert found.data.tags["torch"] == torch.__version__ and found.data.tags["why"] == "a test"
+
+
+def test_loss_is_the_mean_over_the_session(store: str) -> None:
+    losses: list[float] = []
+
+    class Watch:
+        @on(BatchLearned)
+        def see(self, event: BatchLearned) -> None:
+            losses.append(float(event.loss))
+
+    tracker = MlflowTracker(uri=store)
+    run(Finetune(example_model()), example_stream(batch_size=10), tracker, Watch())
+    found = curve(MlflowClient(store), tracker.run_id, "loss")
+    assert found == {step: pytest.approx(sum(losses[6 * (step - 1) : 6 * step]) / 6) for step in (1, 2, 3)}
+
+
+def test_artifacts_hold_the_matrix_and_pictures(store: str, tmp_path: Path) -> None:
+    tracker = MlflowTracker(uri=store, config="seed: 0\n")
+    result = run(Finetune(example_model()), example_stream(epochs=3), tracker)
+    client = MlflowClient(store)
+    names = {artifact.path for artifact in client.list_artifacts(tracker.run_id)}
+    assert names == {
+        "accuracy.csv", "accuracy.png", "task_il_accuracy.csv", "task_il_accuracy.png", "forgetting_curves.png", "config.yaml",
+        "stream.txt",
+    }  # fmt: skip
+    text = Path(client.download_artifacts(tracker.run_id, "accuracy.csv", str(tmp_path))).read_text().splitlines()
+    assert text[0] == "session,task_0,task_1,task_2"
+    rows = [[float(value) for value in line.split(",")[1:]] for line in text[1:]]
+    assert torch.equal(torch.tensor(rows, dtype=torch.float64), result.accuracy)
+    for name in ("accuracy.png", "forgetting_curves.png"):
+        assert Path(client.download_artifacts(tracker.run_id, name, str(tmp_path))).read_bytes().startswith(b"\x89PNG")
+
+
+def test_probes_are_curves_over_batches(store: str) -> None:
+    tracker = MlflowTracker(uri=store)
+    result = run(Finetune(example_model()), example_stream(batch_size=10), tracker, evaluate_every=4)
+    client = MlflowClient(store)
+    for task in range(3):
+        expected = dict(zip(result.probe_steps, result.probes[:, task].tolist(), strict=True))
+        assert curve(client, tracker.run_id, f"anytime/task_{task:02d}") == expected
+    final = client.get_run(tracker.run_id).data.metrics
+    assert final["final/min_accuracy"] == metrics.min_accuracy(result.probes, result.probe_taught)
+    assert final["final/worst_case_accuracy"] == metrics.worst_case_accuracy(result.probes, result.probe_taught)
+    assert final["final/anytime_average_accuracy"] == metrics.anytime_average_accuracy(result.probes, result.probe_taught)
+
+
+class Stops:
+    """Raises in the second session."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.tasks = error, 0
+
+    @on(TaskEnded)
+    def end(self, event: TaskEnded) -> None:
+        self.tasks += 1
+        if self.tasks == 2:
+            raise self.error
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError("the disk is on fire"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_run_that_ends_early_keeps_what_was_measured(store: str, error: BaseException, status: str) -> None:
+    tracker = MlflowTracker(uri=store)
+    with pytest.raises(type(error)):
+        run(Finetune(example_model()), example_stream(), tracker, Stops(error))
+    client = MlflowClient(store)
+    found = client.get_run(tracker.run_id)
+    assert found.info.status == status
+    assert found.data.tags["error"] == f"{type(error).__name__}: {error}"
+    assert list(curve(client, tracker.run_id, "accuracy/mean")) == [1]
+    names = {artifact.path for artifact in client.list_artifacts(tracker.run_id)}
+    assert {"error.txt", "accuracy.csv", "forgetting_curves.png"} <= names
+
+
+def test_a_non_finite_loss_marks_the_run_failed(store: str) -> None:
+    class Explodes(Strategy):
+        @on(TaskEnded)
+        def explode(self, event: TaskEnded) -> None:
+            self.model.head.weight.data.fill_(float("nan"))
+
+    tracker = MlflowTracker(uri=store)
+    with pytest.raises(FloatingPointError, match="in task 1, session 1, epoch 0, batch 0"):
+        run(Explodes(example_model()), example_stream(), tracker)
+    found = MlflowClient(store).get_run(tracker.run_id)
+    assert found.info.status == "FAILED" and "FloatingPointError" in found.data.tags["error"]
+    assert "accuracy/mean" in found.data.metrics
+
+
+def test_events_of_a_strategys_own_are_counted(store: str) -> None:
+    class Consolidated(Event):
+        pass
+
+    class Noting(Strategy):
+        @on(TaskEnded)
+        def note(self, event: TaskEnded) -> None:
+            self.emit(Consolidated())
+
+    tracker = MlflowTracker(uri=store)
+    run(Noting(example_model()), example_stream(), tracker)
+    assert curve(MlflowClient(store), tracker.run_id, "events/Consolidated") == {1: 1, 2: 2, 3: 3}
+
+
+def test_parent_run_holds_its_children_and_their_mean(store: str) -> None:
+    with parent_run("both", uri=store) as parent:
+        children = []
+        for seed in (0, 1):
+            tracker = MlflowTracker(uri=store, parent=parent.run_id)
+            run(Finetune(example_model()), example_stream(), tracker, seed=seed)
+            children.append(tracker.run_id)
+        parent.summarise({"seeds": "0,1"}, {"accuracy": [0.25, 0.75], "forgetting": [float("nan"), 1.0]})
+    client = MlflowClient(store)
+    found = client.get_run(parent.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {"accuracy/mean": 0.5, "accuracy/spread": pytest.approx(0.5 / 2**0.5)}
+    below = client.search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.run_id}'")
+    assert {each.info.run_id for each in below} == set(children)
+
+
+def test_two_trackers_do_not_share_a_run(store: str) -> None:
+    first, second = MlflowTracker(uri=store), MlflowTracker(uri=store)
+    run(Finetune(example_model()), example_stream(), first, second)
+    assert first.run_id != second.run_id
+    client = MlflowClient(store)
+    assert curve(client, first.run_id, "accuracy/mean") == curve(client, second.run_id, "accuracy/mean")
+
+
+def test_a_server_that_does_not_answer_is_said_at_once() -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        begin = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"does not answer .* start it, or choose another"):
+            MlflowTracker(uri=f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert time.monotonic() - begin < 10
+
+
+def test_a_store_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"can't be written: the folder .* is missing or read-only"):
+        MlflowTracker(uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
+
+
+def test_an_experiment_is_made_once(store: str) -> None:
+    _, first = connect(store, "mine")
+    _, second = connect(store, "mine")
+    assert first == second
