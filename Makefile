@@ -8,6 +8,7 @@ SOURCES = $(wildcard clstream/*.py strategies/*.py streams/*.py experiments/*.py
 
 run: $(VENV)/installed
 	$(BIN)/clstream compare experiments/digits_finetune.yaml experiments/digits_replay.yaml --seeds 0,1,2
+	@echo "(or: make ui)"
 
 test: $(VENV)/tested
 	$(BIN)/pytest

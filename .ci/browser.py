@@ -19,14 +19,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from clstream.strategies import Finetune
+from clstream.streams import split_digits
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from clstream import run
 from clstream.models import Mlp
 from clstream.seeds import isolated
-from clstream.strategies import Finetune
-from clstream.streams import split_digits
 from clstream.tracking import MlflowTracker
 
 TASKS = 5
@@ -101,7 +101,9 @@ def main() -> None:
             port = free.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        server = subprocess.Popen(
+            [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             wait(url, server)
             page = browser(folder / "profile")

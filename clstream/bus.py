@@ -35,30 +35,47 @@ def on(event: type[E]) -> Callable[[Callable[[S, E], None]], Callable[[S, E], No
         name = getattr(method, "__qualname__", repr(method))
         if not inspect.isfunction(method):
             raise TypeError(f"@on({event.__name__}) marks a method, not {name}")
-        try:
-            inspect.signature(method).bind(None, None)
-        except TypeError:
+        if not _takes_event(method):
             raise TypeError(
-                f"{name} handles {event.__name__}, so it must take the event and nothing else: def {method.__name__}(self, event)"
-            ) from None
+                f"{name} handles {event.__name__}, so it must take the event and nothing else, plainly: "
+                f"def {method.__name__}(self, event)"
+            )
         setattr(method, _MARK, (*getattr(method, _MARK, ()), event))
         return method
 
     return mark
 
 
+def _takes_event(method: object) -> bool:
+    """Return whether a function can be called with an object and one event, and then does what it says."""
+    if not inspect.isfunction(method) or any(
+        lazy(method) for lazy in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    ):
+        return False
+    try:
+        inspect.signature(method).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
 def heard(cls: type) -> Iterator[tuple[str, type[Event]]]:
     """Yield the name of each handler of a class, with the event that it handles, in the order of calls.
 
-    Raises TypeError for a handler whose annotation names another event than its mark.
+    Raises TypeError for a handler whose annotation names another event than its mark, that is a static or class method, or
+    whose override can't be called with an event.
     """
     marked: dict[str, tuple[type[Event], ...]] = {}
     for each in reversed(cls.__mro__):
         for name, attribute in vars(each).items():
+            if isinstance(attribute, (staticmethod, classmethod)) and hasattr(attribute.__func__, _MARK):
+                raise TypeError(f"{each.__name__}.{name} handles an event, so it must be a plain method")
             if hasattr(attribute, _MARK):
                 marked[name] = getattr(attribute, _MARK)
                 _check_annotation(attribute, marked[name])
     for name, events in marked.items():
+        if not _takes_event(getattr(cls, name)):
+            raise TypeError(f"{cls.__name__}.{name} overrides a handler, so it must take the event: def {name}(self, event)")
         for event in events:
             yield name, event
 
@@ -76,12 +93,21 @@ def _check_annotation(method: Callable[..., None], events: tuple[type[Event], ..
 
 def subscriptions(subscriber: object, _met: frozenset[int] = frozenset()) -> Iterator[tuple[type[Event], Handler]]:
     """Yield each event that `subscriber` handles, with its bound method: base class first, parts last."""
+    if isinstance(subscriber, type):
+        raise TypeError(f"{subscriber.__name__} is a class: pass an object, {subscriber.__name__}(...)")
     if id(subscriber) in _met:
         raise ValueError(f"{type(subscriber).__name__} is a part of itself")
     for name, event in heard(type(subscriber)):
         yield event, getattr(subscriber, name)
     for part in getattr(subscriber, "parts", ()):
         yield from subscriptions(part, _met | {id(subscriber)})
+
+
+def _members(subscriber: object) -> Iterator[object]:
+    """Yield an object and its parts, theirs too."""
+    yield subscriber
+    for part in getattr(subscriber, "parts", ()):
+        yield from _members(part)
 
 
 class Bus:
@@ -92,18 +118,22 @@ class Bus:
 
     Raises:
         TypeError: for a class in place of an object, and for an object that handles nothing.
+        ValueError: for an object that would hear everything twice.
 
     """
 
     def __init__(self, *subscribers: object) -> None:
         self._subscriptions: list[tuple[type[Event], Handler]] = []
         for one in subscribers:
-            if isinstance(one, type):
-                raise TypeError(f"{one.__name__} is a class: pass an object, {one.__name__}(...)")
             handlers = list(subscriptions(one))
             if not handlers:
                 raise TypeError(f"{type(one).__name__} would hear nothing: mark its methods with @on(some event)")
             self._subscriptions += handlers
+        met: set[int] = set()
+        for each in (member for one in subscribers for member in _members(one)):
+            if id(each) in met:
+                raise ValueError(f"{type(each).__name__} would hear every event twice: pass it once")
+            met.add(id(each))
         self._table: dict[type[Event], tuple[Handler, ...]] = {}
 
     def _handlers(self, kind: type[Event]) -> tuple[Handler, ...]:
@@ -129,7 +159,7 @@ class Bus:
         for handler in self._handlers(type(event)):
             try:
                 handler(event)
-            except BaseException as error:  # the others have files and runs to close, whatever this one was
+            except BaseException as error:  # noqa: BLE001  # the others have files and runs to close, whatever this one was
                 failure = failure or error
         if failure is not None:
             raise failure
@@ -139,6 +169,7 @@ class Emitter:
     """Whoever emits events of its own while a run goes on: strategies, and detectors among their parts."""
 
     bus: Bus | None = None
+    not_state = ("bus",)
 
     def emit(self, event: Event) -> None:
         """Tell everyone in the run; outside of a run there is nobody to tell."""

@@ -18,7 +18,19 @@ from rich.table import Table
 
 from clstream import __version__
 from clstream.anchors import Anchor, anchor_names, load_anchor
-from clstream.config import PLACES, UsageError, as_yaml, build_strategy, build_stream, names, nearest, parse_run, seeds_of
+from clstream.config import (
+    PLACES,
+    UsageError,
+    as_yaml,
+    build_strategy,
+    build_stream,
+    names,
+    nearest,
+    option_help,
+    parse_run,
+    run_parser,
+    seeds_of,
+)
 from clstream.engine import Result, check_fits, run
 from clstream.figures import sparklines
 from clstream.progress import ProgressBar
@@ -60,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Failure as error:
         _complain(error)
+        return 1
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("\nclstream: stopped; what was measured so far is kept, in an MLflow run marked KILLED", file=sys.stderr)
@@ -114,14 +129,15 @@ def compare_command(arguments: list[str]) -> int:
 def play(arguments: list[str]) -> list[Result]:
     """Run what the options say, once for each seed; return the results (none for --help and --print_config)."""
     if "-h" in arguments or "--help" in arguments:
-        from clstream.config import run_parser
-
         print(run_parser().format_help())
         return []
+    for option, name in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option.startswith("--") and option.endswith(".help") and option[2:-5] in PLACES:
+            print(option_help(option[2:-5], name))
+            return []
     parser, options = parse_run(arguments)
-    text = as_yaml(parser, options)
     if options.print_config:
-        print(text, end="")
+        print(as_yaml(parser, options), end="")
         return []
     seeds = seeds_of(options)
     if options.threads is not None:
@@ -152,17 +168,19 @@ def play(arguments: list[str]) -> list[Result]:
         return [once(seed) for seed in seeds]
     from clstream.tracking import MlflowTracker, connect, parent_run  # importing mlflow takes seconds: only where it is used
 
-    def tracker(parent: str | None) -> MlflowTracker:
-        return MlflowTracker(options.experiment, options.tracking_uri, parent=parent, config=text)
+    def tracker(seed: int, parent: str | None = None) -> MlflowTracker:
+        own = options.clone()
+        own.seed, own.seeds = seed, None
+        return MlflowTracker(options.experiment, options.tracking_uri, parent=parent, config=as_yaml(parser, own))
 
     try:
         connect(options.tracking_uri, options.experiment)
     except OSError as error:
         raise Failure(str(error)) from error
     if len(seeds) == 1:
-        return [once(seeds[0], tracker(None))]
+        return [once(seeds[0], tracker(seeds[0]))]
     with parent_run(f"{name}, {len(seeds)} seeds", options.experiment, options.tracking_uri) as parent:
-        results = [once(seed, tracker(parent.run_id)) for seed in seeds]
+        results = [once(seed, tracker(seed, parent.run_id)) for seed in seeds]
         shared = {key: value for key, value in results[0].params.items() if key != "seed"} | {"seeds": ",".join(map(str, seeds))}
         parent.summarise(shared, {key: [measure(result) for result in results] for key, measure in MEASURES.items()})
     return results
@@ -212,8 +230,11 @@ def say_ui(console: Console, arguments: list[str]) -> None:
     """Say how to look at what was tracked."""
     _, options = parse_run(arguments)
     if options.track:
+        command = (
+            sys.argv[0] if os.path.basename(sys.argv[0]) == "clstream" else "clstream"
+        )  # as it was called, so that it is found
         where = f" --tracking_uri {options.tracking_uri}" if options.tracking_uri else ""
-        console.print(f"\nCurves, params and pictures are in MLflow: clstream ui{where}", markup=False)
+        console.print(f"\nCurves, params and pictures are in MLflow. To see them: {command} ui{where}", markup=False)
 
 
 def verify_command(arguments: list[str]) -> int:

@@ -86,6 +86,10 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         raise UsageError(self._sentence(message))
 
+    def format_help(self) -> str:
+        """Return the help without the hundreds of modules that torch knows."""
+        return re.sub(r",\s+known\s+subclasses:.*?\)", ")", super().format_help(), flags=re.DOTALL)
+
     def _sentence(self, message: str) -> str:
         if unknown := re.search(r"unrecognized arguments: (--[\w.-]+)", message, re.IGNORECASE):
             options = [option for action in self._actions for option in action.option_strings]
@@ -114,6 +118,18 @@ def options_of(path: str) -> list[str]:
     found = getattr(importlib.import_module(module), name)
     signature = inspect.signature(found)
     return [option for option in signature.parameters if option not in ("model", "input_shape", "classes")]
+
+
+def option_help(kind: str, name: str) -> str:
+    """Return the help on the options of one stream, strategy or model."""
+    module, _, attribute = qualified(kind, name).rpartition(".")
+    found = getattr(importlib.import_module(module), attribute)
+    parser = ArgumentParser(prog=f"clstream run --{kind} {name}", add_help=False)
+    if isinstance(found, type):
+        parser.add_class_arguments(found, kind, skip={"model", "base", "input_shape", "classes"} & set(required(found)))
+    else:
+        parser.add_function_arguments(found, kind)
+    return str(parser.format_help())
 
 
 def run_parser() -> Parser:
@@ -313,7 +329,7 @@ def _instantiate(parser: Parser, kind: str, chosen: Namespace, *instantiators: t
     """Build one thing; an error in its constructor is raised as it is, without jsonargparse's report around it."""
     try:
         return parser.instantiate(Namespace(**{kind: chosen}), instantiators=list(instantiators))[kind]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # jsonargparse wraps whatever it was
         cause: BaseException = error
         while cause.__cause__ is not None or (cause.__context__ is not None and not cause.__suppress_context__):
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]  # one of them is there

@@ -31,7 +31,7 @@ class Result:
         task_accuracy: the same with the task given at test.
         taught: (evaluations, tasks), bool: which tasks were taught in the session before each row; for `metrics`.
         baseline, task_baseline: (tasks,), the accuracy of the untrained strategy.
-        probes: (probes, tasks), as `accuracy`, with the evaluations of `evaluate_every` between the sessions' own.
+        probes: (probes, tasks), as `main`, with the evaluations of `evaluate_every` between the sessions' own.
         probe_taught: (probes, tasks), bool: which tasks were taught since the probe before.
         probe_steps: for each probe, the batches learned by then.
         scenario: of the stream.
@@ -96,7 +96,7 @@ def run(
     check_fits(strategy, stream, device, evaluate_every, max_sessions)
     bus = Bus(strategy, *observers)
     begin = time.perf_counter()
-    with isolated(seed, "run"):
+    with isolated(seed, "run", device=device):
         place(strategy, device, seed)
         stream = stream.reseeded(seed).to(device)
         emit = bus.emit
@@ -230,16 +230,17 @@ class Measured:
             self.rows.append(row)
             self.task_rows.append(task_row)
             self.taught.append(taught)
+        probe = task_row if self.stream.scenario == "task" else row
         if self.probe_steps and self.probe_steps[-1] == self.step:  # the session ended where the last probe was
-            self.probes[-1] = row
+            self.probes[-1] = probe
         else:
-            self.probes.append(row)
+            self.probes.append(probe)
             self.probe_taught.append(taught)
             self.probe_steps.append(self.step)
         self.emit(
             events.Evaluated(
                 Evaluation(
-                    self.rows, self.task_rows, self.taught, self.probes, self.probe_taught, self.probe_steps,
+                    *map(list, (self.rows, self.task_rows, self.taught, self.probes, self.probe_taught)), list(self.probe_steps),
                     *self.baseline, self.step, self.stream.scenario, within_session,
                 )
             )

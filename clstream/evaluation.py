@@ -25,7 +25,7 @@ class Evaluation:
         rows: class-IL accuracy on each task after each session: [(tasks,), float64].
         task_rows: the same with the task given at test.
         taught: which tasks were taught in the session of each row: [(tasks,), bool].
-        probes: as rows, at each evaluation there was: also those of `evaluate_every`, within sessions.
+        probes: rows of the main matrix at each evaluation there was: also those of `evaluate_every`, within sessions.
         probe_taught, probe_steps: for each probe, the tasks taught since the one before, and the batches learned by then.
         baseline, task_baseline: the rows of the untrained strategy.
         step: batches learned so far.

@@ -24,7 +24,7 @@ def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str
     from matplotlib.ticker import MaxNLocator
 
     rows, tasks = accuracy.shape
-    steps = torch.arange(1, rows + 1)
+    steps = range(1, rows + 1)
     first = _first(accuracy, taught)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -32,8 +32,8 @@ def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str
         if first[task] < rows:
             shown = slice(int(first[task]), rows)
             label = f"task {task}" if tasks <= 20 else None
-            axes.plot(steps[shown], accuracy[shown, task], marker="o", markersize=3, linewidth=1.2, label=label)
-    axes.plot(steps, seen_averages(accuracy, taught), color="black", linewidth=2.5, label="mean of the tasks seen")
+            axes.plot(steps[shown], accuracy[shown, task].numpy(), marker="o", markersize=3, linewidth=1.2, label=label)
+    axes.plot(steps, seen_averages(accuracy, taught).numpy(), color="black", linewidth=2.5, label="mean of the tasks seen")
     axes.set(xlabel="sessions finished", ylabel="accuracy", ylim=(-0.02, 1.02), title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -49,7 +49,7 @@ def accuracy_matrix(accuracy: Tensor, title: str = "") -> Figure:
     rows, tasks = accuracy.shape
     figure = Figure(figsize=(max(4.0, 0.55 * min(tasks, 30) + 2), max(3.0, 0.4 * min(rows, 30) + 1.5)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(accuracy, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    image = axes.imshow(accuracy.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
     if rows * tasks <= 400:
         for row in range(rows):
             for task in range(tasks):

@@ -14,6 +14,7 @@ from torch import Tensor
 from clstream.stream import Samples
 
 Ints = npt.NDArray[np.int64]
+Kind = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Memory:
@@ -31,6 +32,7 @@ class Memory:
         self.seen = 0
         self.size = 0
         self.kept: Samples | None = None
+        self._kind: Kind = {}
         self.random = torch.Generator()
 
     def __len__(self) -> int:
@@ -51,7 +53,7 @@ class Memory:
         return kept[index.to(kept.y.device)]
 
     def all(self) -> Samples:
-        """Return every kept sample. Raises ValueError if there are none."""
+        """Return every kept sample, as a view of the storage: what is added later may change it. ValueError if there are none."""
         return self._filled()[: self.size]
 
     def _filled(self) -> Samples:
@@ -59,34 +61,42 @@ class Memory:
             raise ValueError("this memory is empty: add samples before drawing from it")
         return self.kept
 
-    def _storage(self, samples: Samples) -> Samples:
-        """Return the storage; allocate it for samples like these, or refuse samples unlike those kept."""
+    def _prepare(self, samples: Samples) -> None:
+        """Allocate the storage for samples like these, or refuse samples unlike those kept, before anything changes."""
         if self.kept is None:
 
             def room(rows: Tensor) -> Tensor:
                 return rows.new_zeros((self.capacity, *rows.shape[1:]))
 
             self.kept = Samples(room(samples.x), room(samples.y), {name: room(rows) for name, rows in samples.extra.items()})
-        kept = self.kept
-        if samples.x.shape[1:] != kept.x.shape[1:] or samples.x.dtype != kept.x.dtype or samples.extra.keys() != kept.extra.keys():
-            raise ValueError(
-                f"this memory keeps inputs {tuple(kept.x.shape[1:])} of {kept.x.dtype} with extra fields {sorted(kept.extra)}, "
-                f"not {tuple(samples.x.shape[1:])} of {samples.x.dtype} with {sorted(samples.extra)}"
-            )
-        return kept
+            self._kind = _kind(samples)
+        elif _kind(samples) != self._kind:
+            raise ValueError(f"this memory keeps {_said(self._kind)}, not {_said(_kind(samples))}")
 
     def _write(self, samples: Samples, slots: Ints, rows: Ints) -> None:
         """Put `samples[rows]` into `slots`; no slot may come twice, or inputs and labels could be mispaired."""
-        kept = self._storage(samples)
+        kept = self.kept
+        assert kept is not None
         where = torch.from_numpy(slots).to(kept.y.device)
         which = torch.from_numpy(rows).to(samples.y.device)
-        kept.x.index_copy_(0, where, samples.x.index_select(0, which))
+        kept.x.index_copy_(0, where, samples.x.detach().index_select(0, which))
         kept.y.index_copy_(0, where, samples.y.index_select(0, which))
         for name, values in samples.extra.items():
             kept.extra[name].index_copy_(0, where, values.detach().index_select(0, which))
 
     def _uniform(self, n: int) -> npt.NDArray[np.float64]:
         return torch.rand(n, generator=self.random, dtype=torch.float64).numpy()
+
+
+def _kind(samples: Samples) -> Kind:
+    """Return dtype and shape of a row of each tensor."""
+    return {
+        name: (rows.dtype, tuple(rows.shape[1:])) for name, rows in (("x", samples.x), ("y", samples.y), *samples.extra.items())
+    }
+
+
+def _said(kind: Kind) -> str:
+    return ", ".join(f"{name} {shape} of {dtype}" for name, (dtype, shape) in kind.items())
 
 
 class Reservoir(Memory):
@@ -102,6 +112,7 @@ class Reservoir(Memory):
 
     def add(self, samples: Samples) -> None:
         """Offer a batch; each of its samples is kept with probability capacity / offered so far."""
+        self._prepare(samples)
         n = len(samples)
         order = np.arange(self.seen, self.seen + n)
         slot = (self._uniform(n) * (order + 1)).astype(np.int64)
@@ -133,6 +144,7 @@ class ClassBalanced(Memory):
 
     def add(self, samples: Samples) -> None:
         """Offer a batch; each class keeps a uniform sample of what it was offered."""
+        self._prepare(samples)
         labels: Ints = samples.y.cpu().numpy()
         new, counts = np.unique(labels, return_counts=True)
         for label, count in zip(new.tolist(), counts.tolist(), strict=True):
@@ -192,6 +204,7 @@ class Ring(Memory):
 
         Raises ValueError for labels that have no ring.
         """
+        self._prepare(samples)
         room = self._slots.shape[1]
         ring = samples.y.cpu().numpy() if self.classes else np.zeros(len(samples), dtype=np.int64)
         if len(ring) and not 0 <= ring.min() <= ring.max() < len(self._slots):

@@ -30,6 +30,8 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
         super().__init__()
+        if not bool((torch.as_tensor(std) > 0).all()):
+            raise ValueError(f"std must be above 0, not {std}")
         plain = mean == 0.0 and std == 1.0
         for name, value in (("shift", mean), ("scale", std)):
             rows = torch.as_tensor(value, dtype=torch.float32)
@@ -78,9 +80,14 @@ class GrowingHead(nn.Module):
         return seen.new_full((len(features), self.classes), float("-inf")).index_copy(1, self.labels, seen)
 
     def grow(self, labels: Sequence[int]) -> dict[nn.Parameter, nn.Parameter]:
-        """Add an output for each label that has none; return the parameters that were replaced, old to new."""
+        """Add an output for each label that has none; return the parameters that were replaced, old to new.
+
+        Raises ValueError for a label that is not one of the classes.
+        """
         known = set(self.labels.tolist())
-        new = [label for label in labels if label not in known]
+        new = [label for label in dict.fromkeys(labels) if label not in known]
+        if outside := [label for label in new if not 0 <= label < self.classes]:
+            raise ValueError(f"a head for {self.classes} classes has no outputs for the labels {outside}")
         if not new:
             return {}
         bound = 1 / math.sqrt(self.in_features)  # as nn.Linear draws its weights and biases

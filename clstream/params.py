@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -14,6 +17,7 @@ class Recorded:
     """Remembers the arguments of its constructor, defaults included, as `params`: name -> value."""
 
     params: dict[str, Any]
+    not_state: tuple[str, ...] = ("params",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have the class's own constructor record its arguments."""
@@ -44,9 +48,12 @@ def describe(value: object) -> str | int | float | bool | None:
     """Return a value of a param as MLflow and tables show it: `SGD(lr=0.1)` for a partial, the class of an object."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
+    if isinstance(value, (PurePath, torch.dtype, torch.device, np.generic)):
+        return str(value)
     if isinstance(value, partial):
         made = next((each for each in value.args if isinstance(each, type)), value.func)  # jsonargparse's hold the class so
-        return f"{_name(made)}({_arguments(_beyond_defaults(made, value.keywords))})"
+        shown = [str(describe(each)) for each in value.args] if made is value.func else []
+        return f"{_name(made)}({', '.join([*shown, *_pairs(_beyond_defaults(made, value.keywords))])})"
     if isinstance(value, Recorded):
         return f"{type(value).__name__}({_arguments(getattr(value, 'params', {}))})"
     if isinstance(value, (list, tuple)):
@@ -70,16 +77,22 @@ def flat(value: Recorded, prefix: str) -> dict[str, str | int | float | bool | N
 
 
 def _beyond_defaults(made: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that differ from their defaults."""
+    """Return the arguments that differ from their defaults, and the learning rate."""
     try:
         parameters = inspect.signature(made).parameters
     except ValueError:  # written in C
         return dict(given)
-    return {name: value for name, value in given.items() if name not in parameters or parameters[name].default != value}
+    return {
+        name: value for name, value in given.items() if name == "lr" or name not in parameters or parameters[name].default != value
+    }
 
 
 def _arguments(named: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={describe(value)}" for name, value in named.items())
+    return ", ".join(_pairs(named))
+
+
+def _pairs(named: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={describe(value)}" for name, value in named.items()]
 
 
 def _name(value: Callable[..., Any] | object) -> str:

@@ -17,16 +17,21 @@ def derive(*parts: object) -> int:
 
 
 @contextmanager
-def isolated(*parts: object) -> Iterator[None]:
+def isolated(*parts: object, device: str | torch.device = "cpu") -> Iterator[None]:
     """Seed the global generators of Python, numpy and torch from `parts`, and give them back as they were afterwards.
+
+    Those of CUDA devices are touched only if `device` is one.
 
     What is random without a generator of its own (dropout, the initial weights of a module, an augmentation) is so
     reproducible within, and the caller's own draws are the same before and after.
     """
     seed = derive(*parts)
     before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        torch.manual_seed(seed)
+    cuda = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for CUDA's generators too, also where they rest
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TypeVar
 
@@ -25,35 +25,41 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
     """Yield (path, value) for each value that `root` holds, at any depth, each object once.
 
     Attributes, fields of dataclasses and items of containers are followed; what torch keeps together (a module, an
-    optimizer, a generator) is one value. The constructor's `params` are not followed, since
-    they are not what it became; nor is the run's bus.
+    optimizer, a generator) is one value. What a class names in
+    `not_state` is left out: the constructor's `params`, since they are not what it became, and the run's bus.
     """
     met: set[int] = set()
 
     def visit(path: str, value: object) -> Iterator[tuple[str, object]]:
         if id(value) in met:
             return
-        if not isinstance(value, (str, int, float, bool, type(None))):
+        if not isinstance(value, (str, int, float, bool, type(None), tuple, frozenset)):  # those may be one object for many
             met.add(id(value))
         yield path, value
         if isinstance(value, _LEAVES):
             return
         if isinstance(value, Mapping):
             items = [(f"{path}[{key!r}]", item) for key, item in value.items()]
-        elif isinstance(value, (list, tuple, set, frozenset)):
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
             items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
         else:
-            items = [(f"{path}.{name}", item) for name, item in _attributes(value) if name not in ("params", "bus")]
+            items = [(f"{path}.{name}", item) for name, item in _attributes(value).items()]
         for inner, item in items:
             yield from visit(inner, item)
 
     yield from visit(type(root).__name__, root)
 
 
-def _attributes(value: object) -> list[tuple[str, object]]:
-    if dataclasses.is_dataclass(value):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if hasattr(value, field.name)]
-    return list(getattr(value, "__dict__", {}).items())
+def _attributes(value: object) -> dict[str, object]:
+    """Return the attributes of an object, those in slots first."""
+    slots = [name for cls in reversed(type(value).__mro__) for name in _names(vars(cls).get("__slots__", ()))]
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+    hidden = {name for cls in type(value).__mro__ for name in vars(cls).get("not_state", ())}
+    return {name: item for name, item in found.items() if name not in hidden}
+
+
+def _names(slots: str | Iterable[str]) -> list[str]:
+    return [name for name in ([slots] if isinstance(slots, str) else slots) if name not in ("__dict__", "__weakref__")]
 
 
 def held(root: object, kind: type[T]) -> list[tuple[str, T]]:

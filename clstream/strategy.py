@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +37,9 @@ class Strategy(Emitter, Recorded):
     parts: tuple[object, ...] = ()
     """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
 
+    exempt: Mapping[str, str] = MappingProxyType({})
+    """Checks of the contract (`clstream.checks`) that this strategy can't meet, by name, each with the reason."""
+
     augment: Callable[[Tensor], Tensor] | None = None
     """The stream's augmentation of raw inputs, from RunStarted on."""
 
@@ -48,7 +51,8 @@ class Strategy(Emitter, Recorded):
             raise TypeError(f"{type(self).__name__} takes a torch module as its model, not {model!r}")
         if not callable(optimizer):
             raise TypeError(
-                f"optimizer is called with the model's parameters: pass partial(SGD, lr=0.1), say, not a {type(optimizer).__name__} object"
+                "optimizer is called with the model's parameters: pass partial(SGD, lr=0.1), say, "
+                f"not a {type(optimizer).__name__} object"
             )
         self.model = model
         self.optimizer = optimizer(model.parameters())
@@ -115,8 +119,8 @@ def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
             code = getattr(method, "__code__", None)
             if code is not None and _reads_task(code):
                 found.setdefault("task ids", f"{each.__name__}.{name} reads batch.task")
-    for part in strategy.parts if not isinstance(strategy, type) else ():
-        for need, reason in needs(part).items():  # type: ignore[arg-type]  # any object with handlers
+    for part in () if isinstance(strategy, type) else getattr(strategy, "parts", ()):
+        for need, reason in needs(part).items():
             found.setdefault(need, reason)
     return found
 

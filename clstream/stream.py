@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -33,6 +34,9 @@ class Samples:
     x: Tensor
     y: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=lambda: NOTHING)
+
+    def __repr__(self) -> str:
+        return f"Samples({len(self)} of {tuple(self.x.shape[1:])} {self.x.dtype}{''.join(f', {name}' for name in self.extra)})"
 
     def __len__(self) -> int:
         return len(self.y)
@@ -72,6 +76,9 @@ class Subset:
     source: Samples
     index: Tensor
     transform: Callable[[Tensor], Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"Subset({len(self)} of {self.source}{'' if self.transform is None else f', {self.transform}'})"
 
     def __len__(self) -> int:
         return len(self.index)
@@ -135,6 +142,9 @@ class Epoch:
 
     session: Session
     index: int
+
+    def __repr__(self) -> str:
+        return f"Epoch({self.index} of session {self.session.index})"
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -245,7 +255,9 @@ class Stream:
         return (self.session(index) for index in range(len(self)))
 
     def session(self, index: int) -> Session:
-        """Return a session by number; each can be reached directly."""
+        """Return a session by number; each can be reached directly. Raises IndexError outside 0 to len(stream) - 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
         number, part, parts = self._visits[index]
         task = self.tasks[number]
         share = slice(part, None, parts)
@@ -289,9 +301,16 @@ class Stream:
             table[own[:, None], own] = True
         return table
 
+    def _like(self, **changes: object) -> Stream:
+        """Return a copy with attributes that need no check; what was found out about the data stays known."""
+        twin = copy(self)
+        for name, value in changes.items():
+            object.__setattr__(twin, name, value)
+        return twin
+
     def reseeded(self, seed: int) -> Stream:
         """Return the stream with the order of its batches moved by a run's seed; 0 changes nothing."""
-        return replace(self, seed=self.seed + seed)
+        return self._like(seed=self.seed + seed)
 
     def for_tuning(self) -> Stream:
         """Return the stream tested on its validation samples, without its test samples: what to tune on.
@@ -305,7 +324,7 @@ class Stream:
 
     def to(self, device: torch.device | str) -> Stream:
         """Return the stream with its samples on `device`; if not `resident`, its batches will be moved there."""
-        moved = self
+        tasks: Sequence[Task] = self.tasks
         if self.resident and any(task.train[:1].y.device != torch.device(device) for task in self.tasks):
             there: dict[int, Tensor] = {}  # tasks share their data: each tensor is moved once
 
@@ -327,30 +346,28 @@ class Stream:
                 replace(task, train=move(task.train), test=move(task.test), validation=task.validation and move(task.validation))
                 for task in self.tasks
             ]
-            moved = replace(self, tasks=tasks)
-        else:
-            moved = replace(self)
-        object.__setattr__(moved, "device", torch.device(device))
-        return moved
+        return self._like(tasks=tasks, device=torch.device(device))
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
         digest = hashlib.sha256(repr((self.scenario, self._visits, [task.classes for task in self.tasks])).encode())
-        hashed: set[int] = set()
+        hashes: dict[int, bytes] = {}  # tasks share their data: each tensor is read once
+
+        def content(rows: Tensor) -> bytes:
+            if id(rows) not in hashes:
+                found = hashlib.sha256(f"{rows.dtype} {tuple(rows.shape)}".encode())
+                for chunk in rows.split(_CHUNK):
+                    found.update(chunk.cpu().contiguous().numpy().data)
+                hashes[id(rows)] = found.digest()
+            return hashes[id(rows)]
+
         for task in self.tasks:
             for part in (task.train, task.test, task.validation):
                 if isinstance(part, Subset):
-                    digest.update(repr(part.transform).encode())
-                    digest.update(part.index.cpu().numpy().tobytes())
+                    digest.update(repr(part.transform).encode() + content(part.index))
                 whole = part.source if isinstance(part, Subset) else part
-                for rows in () if whole is None else (whole.x, whole.y):
-                    if id(rows) in hashed:
-                        continue
-                    hashed.add(id(rows))
-                    digest.update(f"{rows.dtype} {tuple(rows.shape)}".encode())
-                    for chunk in rows.split(_CHUNK):
-                        digest.update(chunk.cpu().contiguous().numpy().data)
+                digest.update(b"none" if whole is None else content(whole.x) + content(whole.y))
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -391,7 +408,7 @@ def _check(stream: Stream) -> None:
     if not stream.schedule:
         raise ValueError(f"{name} has no sessions: its schedule is empty")
     for position, number in enumerate(stream.schedule):
-        if not 0 <= number < len(stream.tasks):
+        if not isinstance(number, int) or not 0 <= number < len(stream.tasks):
             raise ValueError(f"{name}: session {position} draws from task {number}, but the tasks are 0 to {len(stream.tasks) - 1}")
     checked: set[int] = set()
     shapes = set()

@@ -110,6 +110,9 @@ class MlflowTracker:
         self.client, self.experiment_id = connect(uri, experiment)
         self.name, self.config = name, config
         self.tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
+        self._reset()
+
+    def _reset(self) -> None:
         self.run_id: str | None = None
         self.evaluation: Evaluation | None = None
         self.probes_written = 0
@@ -119,7 +122,8 @@ class MlflowTracker:
 
     @on(events.RunStarted)
     def open(self, event: events.RunStarted) -> None:
-        """Open the MLflow run, with its params and tags."""
+        """Open an MLflow run, with its params and tags."""
+        self._reset()
         stream, strategy = event.stream, event.strategy
         self.stream = stream
         self.title = f"{type(strategy).__name__} on {stream.name}, seed {event.seed}"
@@ -213,6 +217,8 @@ class MlflowTracker:
             if event.error is not None:
                 self.client.set_tag(self.run_id, "error", f"{type(event.error).__name__}: {event.error}"[:5000])
                 self.client.log_text(self.run_id, "".join(traceback.format_exception(event.error)), "error.txt")
+            if self.evaluation is not None:
+                self._log(self._probes())  # those since the last session that ended
             if self.evaluation is not None and self.evaluation.rows:
                 self._log({name: [(len(self.evaluation.rows), value)] for name, value in final_metrics(self.evaluation).items()})
                 self._artifacts(self.evaluation)

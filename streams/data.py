@@ -51,7 +51,7 @@ def _download(name: str, folder: Path) -> None:
         getattr(datasets, name)(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"{name} is not in {folder}, and could not be downloaded to it ({str(error).splitlines()[0]}). "
+            f"{name} is not in {folder}, and could not be downloaded to it ({' '.join(str(error).split())}). "
             f"Put {FILES[name].format(root=folder)}, or name the folder that has them with --data-root, root=... or the "
             "environment variable CLSTREAM_DATA"
         ) from None

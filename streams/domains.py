@@ -85,7 +85,7 @@ def permuted_mnist(
 
     """
     first = Pad(pad) if pad else None
-    changes = [first, *(Permute(derive(seed, "pixels", number), pad) for number in range(1, tasks))]
+    changes = [first, *(Permute(derive(seed, "pixels", number), pad) for number in range(1, tasks))] if tasks > 0 else []
     return _domains("permuted_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries)
 
 

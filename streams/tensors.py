@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,8 +120,8 @@ def split_classes(
         raise ValueError(f"{name}: the labels {extra} are in the test set only: a class needs training samples")
     if not 1 <= tasks <= len(labels):
         raise ValueError(f"{name}: {len(labels)} classes make 1 to {len(labels)} tasks, not {tasks}")
-    if isinstance(class_order, int):
-        shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(class_order))
+    if isinstance(class_order, (int, np.integer)):
+        shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(int(class_order)))
         labels = [labels[position] for position in shuffle.tolist()]
     elif class_order is not None:
         if sorted(class_order) != labels:
@@ -142,17 +143,20 @@ def as_samples(x: Array, y: Array, what: str) -> Samples:
         raise TypeError(f"{what} samples must be tensors or arrays of numbers: {error}") from None
     if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.dim() != 1:
         raise TypeError(f"{what} labels must be one whole number each, not {tuple(labels.shape)} of {labels.dtype}")
+    if not inputs.dim():
+        raise ValueError(f"{what} inputs must be (samples, ...), not a single number")
     if len(inputs) != len(labels):
         raise ValueError(f"{what} inputs are {len(inputs)}, labels {len(labels)}: there must be one label for each")
     if not len(labels):
         raise ValueError(f"{what} set is empty")
+    labels = labels.to(torch.int64)
     if int(labels.min()) < 0:
         raise ValueError(f"{what} labels must be from 0 up, not {int(labels.min())}")
     if inputs.dtype != torch.uint8:
         if inputs.dtype == torch.bool or inputs.is_complex():
             raise TypeError(f"{what} inputs must be uint8 or real numbers, not {inputs.dtype}")
         inputs = inputs.to(torch.float32)
-    return Samples(inputs, labels.to(torch.int64))
+    return Samples(inputs, labels)
 
 
 def from_dataset(
@@ -235,7 +239,11 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tens
         return torch.empty(shape, dtype=dtype)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        return torch.from_file(str(file), shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+        new = file.with_suffix(f".{os.getpid()}")
+        new.unlink(missing_ok=True)
+        room = torch.from_file(str(new), shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+        new.replace(file)  # a stream that maps the file of this name keeps the old one
+        return room
     except (OSError, RuntimeError) as error:
         raise OSError(f"can't make the memory-mapped file {file}: {error}") from None
 
@@ -252,4 +260,7 @@ def _collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     shapes = {tuple(x.shape) for x in inputs}
     if len(shapes) > 1:
         raise ValueError(f"inputs must have one shape, not {sorted(shapes)}: resize them in the data set's transform")
-    return torch.stack(inputs), torch.tensor([int(y) for _, y in samples])
+    labels = torch.tensor([y.item() if isinstance(y, Tensor) else y for _, y in samples])
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be whole numbers, not {labels.tolist()[:3]}")
+    return torch.stack(inputs), labels

@@ -431,3 +431,26 @@ def test_events_say_what_happens() -> None:
     strategy, stream = Finetune(example_model()), example_stream()
     run(strategy, stream, Watch(), seed=7)
     assert seen == {"strategy": strategy, "seed": 7, "stream seed": 7, "detached": True, "task": stream.tasks[2]}
+
+
+def test_an_object_passed_twice_is_refused() -> None:
+    trace = Trace()
+    with pytest.raises(ValueError, match="Trace would hear every event twice"):
+        run(Finetune(example_model()), example_stream(), trace, trace)
+    strategy = Finetune(example_model())
+    with pytest.raises(ValueError, match="Finetune would hear every event twice"):
+        run(strategy, example_stream(), strategy)
+
+
+def test_each_evaluation_keeps_its_own_rows() -> None:
+    kept = []
+
+    class Watch:
+        @on(Evaluated)
+        def see(self, event: Evaluated) -> None:
+            kept.append(event.evaluation)
+
+    result = run(Finetune(example_model()), example_stream(), Watch(), evaluate_every=4)
+    ends = [each for each in kept if not each.within_session]
+    assert [len(each.accuracy) for each in ends] == [1, 2, 3]
+    assert torch.equal(ends[-1].accuracy, result.accuracy)

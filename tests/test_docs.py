@@ -1,0 +1,187 @@
+"""The documentation: its snippets run, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+from clstream.anchors import load_anchor
+from clstream.cli import main
+from clstream.config import as_yaml, parse_run
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
+OURS = ("strategies/", "streams/", "clstream/")
+PLACEHOLDERS = {"my_file.py": "from clstream import Strategy\n\n\nclass MyStrategy(Strategy): ...\n"}
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, text, and the line of the page that its first line is on."""
+
+    language: str
+    text: str
+    line: int
+
+    @property
+    def file(self) -> str | None:
+        """The file that its first line names, if it names one."""
+        named = FILE.match(self.text)
+        return named[1] if named else None
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = [Block(match[1], match[2], text.count("\n", 0, match.start(2)) + 1) for match in FENCE.finditer(text)]
+    return [block for block in found if block.language in languages]
+
+
+def having(*languages: str) -> list:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, *languages)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with the files that the pages tell their readers to make, and the project's experiments."""
+    made = {name: [text] for name, text in PLACEHOLDERS.items()}
+    for page in PAGES:
+        for block in blocks(page, "python", "yaml"):
+            if block.file and not block.file.startswith(OURS):
+                made.setdefault(block.file, []).append(block.text)
+    for name, texts in made.items():
+        (tmp_path / name).write_text("\n\n".join(texts), encoding="utf-8")
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in made:
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield tmp_path
+    for name in made:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def failing_line(error: BaseException, page: Path) -> int | None:
+    """Return the line of the page where an error was raised, or from which it was called."""
+    if isinstance(error, SyntaxError) and error.filename == str(page):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(page)]
+    return lines[-1] if lines else None
+
+
+@pytest.mark.parametrize("page", having("python"))
+def test_snippets_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if any("mlflow" in block.text for block in blocks(page, "python")):
+        shutil.copy(request.getfixturevalue("migrated"), folder / "mlflow.db")
+    module = ModuleType("snippets")
+    monkeypatch.setitem(sys.modules, "snippets", module)  # dataclasses look their module up
+    for block in blocks(page, "python"):
+        try:
+            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), vars(module))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is named with its line
+            where = failing_line(error, page) or block.line
+            pytest.fail(f"{page.relative_to(ROOT)}:{where}: {type(error).__name__}: {error}", pytrace=False)
+
+
+@pytest.mark.parametrize("page", having("python"))
+def test_excerpts_are_as_in_the_source(page: Path) -> None:
+    for block in blocks(page, "python"):
+        if block.file and block.file.startswith(OURS):
+            source = iter((ROOT / block.file).read_text(encoding="utf-8").splitlines())
+            for number, line in enumerate(block.text.splitlines()[1:], block.line + 1):
+                assert not line.strip() or line in source, f"{page.relative_to(ROOT)}:{number}: not in {block.file}: {line}"
+
+
+def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the lines of the shell blocks of a page, by number, as words."""
+    for block in blocks(page, "sh"):
+        text = block.text.replace("\\\n", "  ")
+        for number, line in enumerate(text.splitlines(), block.line):
+            words = shlex.split(line, comments=True)
+            if words:
+                yield number, words
+
+
+@pytest.mark.parametrize("page", having("sh"))
+def test_commands_parse(page: Path, folder: Path) -> None:
+    for number, words in commands(page):
+        where = f"{page.relative_to(ROOT)}:{number}: {shlex.join(words)}"
+        try:
+            check_command(words)
+        except Exception as error:  # noqa: BLE001
+            pytest.fail(f"{where}: {type(error).__name__}: {error}", pytrace=False)
+
+
+def check_command(words: list[str]) -> None:
+    """Refuse a command that the program would refuse, without running it."""
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert words[1] in targets, f"the Makefile has no target {words[1]!r}"
+    if words[0] != "clstream":
+        return
+    command, arguments = words[1], words[2:]
+    output = None
+    if ">" in arguments:
+        cut = arguments.index(">")
+        arguments, output = arguments[:cut], arguments[cut + 1]
+    if command == "run":
+        text = as_yaml(*parse_run(arguments))
+        if output is not None:
+            Path(output).write_text(text, encoding="utf-8")
+    elif command == "compare":
+        first = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+        assert arguments[:first], "nothing to compare"
+        for file in arguments[:first]:
+            assert Path(file).is_file(), f"there is no {file}"
+            parse_run(["--config", file, *arguments[first:]])
+    else:
+        known = help_of(command)
+        options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+        assert all(re.search(rf"{option}\b", known) for option in options), f"{command} knows only {known}"
+        if command == "verify" and arguments and not arguments[0].startswith("-"):
+            load_anchor(arguments[0])
+
+
+def help_of(command: str) -> str:
+    """Return what `clstream COMMAND --help` prints."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([command, "--help"])
+        except SystemExit as stop:
+            status = stop.code
+    assert status == 0, err.getvalue()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if page.parent.name == "docs"])
+def test_lines_fit(page: Path) -> None:
+    long = [number for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 120]
+    assert not long, f"{page.relative_to(ROOT)}: lines {long} are longer than 120"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.relative_to(ROOT)}: there is no {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in slugs, f"{page.relative_to(ROOT)}: {name or page.name} has no section {anchor}"

@@ -1,0 +1,325 @@
+"""Models: shapes, raw inputs, the arithmetic of each part, and a head that grows without forgetting its optimizer's state."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, AdamW
+
+from clstream.models import Classifier, ConvNet, GrowingHead, Mlp, Normalise, ResNet18, SlimResNet18, Timm, grow_heads
+
+IMAGE = (3, 12, 16)
+MODELS = {
+    "Mlp": (partial(Mlp, IMAGE, hidden=(7, 5)), 5),
+    "linear Mlp": (partial(Mlp, IMAGE, hidden=()), 576),
+    "ConvNet": (partial(ConvNet, IMAGE, channels=(2, 3, 4), hidden=6), 6),
+    "ResNet18": (partial(ResNet18, IMAGE, width=3), 24),
+    "SlimResNet18": (partial(SlimResNet18, IMAGE), 160),
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+both_heads = pytest.mark.parametrize("head", ["fixed", "growing"])
+
+
+def build(name, head="fixed", classes=4, **options):
+    torch.manual_seed(0)
+    return MODELS[name][0](classes=classes, head=head, **options).eval()
+
+
+def images(n=3):
+    return torch.randint(256, (n, *IMAGE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# All of them -------------------------------------------------------------------------------------------------------------
+
+
+@every_model
+@both_heads
+def test_shapes(name, head):
+    model = build(name, head)
+    grow_heads(model, SGD(model.parameters(), lr=0.1), lambda: [0, 1, 2, 3])
+    for n in (1, 3):
+        assert model(images(n)).shape == (n, 4)
+        assert model.features(images(n)).shape == (n, MODELS[name][1])
+    assert model(images()).dtype == torch.float32
+
+
+@every_model
+def test_uint8_equals_floats_from_zero_to_one(name):
+    model = build(name, mean=0.3, std=0.5)
+    assert torch.equal(model(images()), model(images().float() / 255))
+    assert torch.equal(model(images()), model(images().double().div(255).float()))
+
+
+@every_model
+def test_inputs_are_not_changed(name):
+    x, floats = images(), images() / 255
+    build(name, mean=0.3, std=0.5)(x)
+    build(name)(floats)
+    assert torch.equal(x, images())
+    assert torch.equal(floats, images() / 255)
+
+
+@every_model
+def test_mean_and_std_are_applied_after_the_division(name):
+    torch.testing.assert_close(build(name, mean=0.3, std=0.5)(images()), build(name)((images() / 255 - 0.3) / 0.5))
+
+
+@pytest.mark.parametrize("name", ["ConvNet", "ResNet18", "SlimResNet18"])
+def test_mean_and_std_of_each_channel(name):
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 1.0, 2.0])
+    x = (images() / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(build(name, mean=tuple(mean.tolist()), std=tuple(std.tolist()))(images()), build(name)(x))
+
+
+@every_model
+@both_heads
+@pytest.mark.parametrize("training", [False, True])
+def test_features_and_activations_are_on_the_way_to_the_logits(name, head, training):
+    model = build(name, head).train(training)
+    grow_heads(model, SGD(model.parameters(), lr=0.1), lambda: [2, 0])
+    logits = model(images())
+    assert torch.equal(model.head(model.features(images())), logits)
+    assert torch.equal(model.from_activations(model.activations(images())), logits)
+
+
+@every_model
+def test_each_stage_can_be_the_cut(name):
+    model = build(name)
+    for cut, _ in model.stages.named_children():
+        model.cut = cut
+        assert torch.equal(model.from_activations(model.activations(images())), model(images()))
+
+
+def test_the_cut_gives_what_its_stage_gives():
+    assert build("ConvNet").activations(images()).shape == (3, 4, 3, 4)  # conv3: 4 channels, a quarter of 12 x 16
+    assert build("Mlp").activations(images()).shape == (3, 5)
+    assert build("ResNet18").activations(images()).shape == (3, 24, 2, 2)
+
+
+@every_model
+def test_the_normalisation_is_no_part_of_the_state(name):
+    model = build(name, mean=0.3, std=0.5)
+    assert not any("input" in key for key in model.state_dict())
+    build(name).load_state_dict(model.state_dict())
+
+
+# What each computes ------------------------------------------------------------------------------------------------------
+
+
+def test_mlp_is_linear_layers_with_relu_between():
+    model = Mlp((2, 3), 4, hidden=(8, 5))
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 4))
+    for into, source in zip(plain.parameters(), model.parameters(), strict=True):
+        into.data.copy_(source)
+    x = torch.randn(6, 2, 3)
+    torch.testing.assert_close(model(x), plain(x))
+    torch.testing.assert_close(model.features(x), plain[:-1](x))
+
+
+def test_mlp_takes_a_size_for_a_shape():
+    assert parameters(Mlp(6, 4, hidden=(8,))) == parameters(Mlp((1, 2, 3), 4, hidden=(8,))) == 6 * 8 + 8 + 8 * 4 + 4
+
+
+def test_convnet_is_three_convolutions_and_a_hidden_layer():
+    model = ConvNet((1, 8, 12), 3, channels=(2, 4, 5), hidden=6)
+    weights = [p.detach() for p in model.parameters()]
+    x = torch.randn(4, 1, 8, 12)
+    out = F.max_pool2d(F.conv2d(x, *weights[0:2], padding=1).relu(), 2)
+    out = F.max_pool2d(F.conv2d(out, *weights[2:4], padding=1).relu(), 2)
+    out = F.conv2d(out, *weights[4:6], padding=1).relu().flatten(1)
+    out = F.linear(F.linear(out, *weights[6:8]).relu(), *weights[8:10])
+    torch.testing.assert_close(model(x), out)
+
+
+def resnet_parameters(width, classes):
+    """Count by hand: 3x3 convolutions without bias, batch norm with two numbers a channel, 1x1 shortcuts, and the head."""
+
+    def block(into, out, shortcut):
+        return 9 * into * out + 2 * out + 9 * out * out + 2 * out + (into * out + 2 * out if shortcut else 0)
+
+    stem = 9 * 3 * width + 2 * width
+    stages = block(width, width, shortcut=False) * 2
+    for into in (width, 2 * width, 4 * width):
+        stages += block(into, 2 * into, shortcut=True) + block(2 * into, 2 * into, shortcut=False)
+    return stem + stages + 8 * width * classes + classes
+
+
+def test_resnets_have_as_many_parameters_as_published():
+    # slim: stem 580, stages 14,560 + 51,600 + 205,600 + 820,800, head 16,100
+    assert parameters(SlimResNet18((3, 32, 32), 100)) == resnet_parameters(20, 100) == 1_109_240
+    assert parameters(ResNet18((3, 32, 32), 10)) == resnet_parameters(64, 10) == 11_173_962
+
+
+def test_resnet_block_adds_its_input():
+    model = ResNet18((3, 8, 8), 2, width=4).eval()
+    block = model.stages.layer1[0]
+    nn.init.zeros_(block.norm2.weight)
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(block(x), x.relu())  # nothing is left but the shortcut
+
+
+def test_normalise_keeps_floats_and_scales_bytes():
+    assert Normalise()(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+    assert Normalise()(torch.tensor([-2.0, 51.0])).tolist() == [-2, 51]
+    assert Normalise(0.5, 0.25)(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == pytest.approx([-2, 2])
+
+
+# The growing head --------------------------------------------------------------------------------------------------------
+
+
+def test_unseen_classes_score_minus_infinity():
+    head = GrowingHead(3, 5)
+    x = torch.randn(2, 3)
+    assert (head(x) == -torch.inf).all()
+    head.grow([3, 1])
+    assert head.labels.tolist() == [3, 1]
+    out = head(x)
+    assert (out[:, [0, 2, 4]] == -torch.inf).all()
+    torch.testing.assert_close(out[:, [3, 1]], F.linear(x, head.weight, head.bias))
+    assert F.cross_entropy(out, torch.tensor([3, 1])).isfinite()
+
+
+def test_growing_leaves_the_old_outputs_as_they_were():
+    head = GrowingHead(3, 5)
+    head.grow([3, 1])
+    x = torch.randn(2, 3)
+    before, rows, biases = head(x), head.weight.clone(), head.bias.clone()
+    replaced = head.grow([1, 0, 3])  # 1 and 3 have theirs
+    assert head.labels.tolist() == [3, 1, 0]
+    assert len(replaced) == 2
+    assert torch.equal(head.weight[:2], rows)
+    assert torch.equal(head.bias[:2], biases)
+    assert torch.equal(head(x)[:, [3, 1]], before[:, [3, 1]])
+    assert head.grow([3, 0]) == {}
+
+
+def test_new_rows_are_drawn_as_linear_draws_its_own():
+    torch.manual_seed(0)
+    head, plain = GrowingHead(16, 4000), nn.Linear(16, 4000)
+    head.grow(range(4000))
+    for mine, other in ((head.weight.data, plain.weight.data), (head.bias.data, plain.bias.data)):
+        assert mine.abs().max() <= 0.25  # 1 / sqrt(16)
+        assert float(mine.std()) == pytest.approx(float(other.std()), rel=0.05)
+
+
+def test_a_label_named_twice_gets_one_output():
+    head = GrowingHead(3, 5)
+    head.grow([1, 1, 0, 1])
+    assert head.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("label", [5, -1])
+def test_only_classes_get_an_output(label):
+    with pytest.raises(ValueError, match=str(label)):
+        GrowingHead(3, 5).grow([label])
+
+
+OPTIMIZERS = {
+    "sgd": partial(SGD, lr=0.1),
+    "momentum": partial(SGD, lr=0.1, momentum=0.9),
+    "nesterov": partial(SGD, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": partial(Adam, lr=0.01),
+    "amsgrad": partial(AdamW, lr=0.01, weight_decay=0.0, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_goes_on_after_growing_as_with_a_fixed_head_of_which_only_seen_classes_compete(name):
+    torch.manual_seed(0)
+    growing, fixed = (Mlp(4, 6, hidden=(8,), head=head) for head in ("growing", "fixed"))
+    fixed.stages.load_state_dict(growing.stages.state_dict())
+    optimizer, other = (OPTIMIZERS[name](model.parameters()) for model in (growing, fixed))
+    seen = []
+    for new in ([4, 1], [0], [5, 2]):
+        grow_heads(growing, optimizer, lambda new=new: new)
+        seen += new
+        with torch.no_grad():  # what is new starts from the same weights in both
+            fixed.head.weight[new] = growing.head.weight[-len(new) :]
+            fixed.head.bias[new] = growing.head.bias[-len(new) :]
+        unseen = torch.tensor([label not in seen for label in range(6)])
+        for _ in range(5):
+            x, y = torch.randn(16, 4), torch.tensor(seen)[torch.randint(len(seen), (16,))]
+            for model, step in ((growing, optimizer), (fixed, other)):
+                step.zero_grad()
+                F.cross_entropy(model(x).masked_fill(unseen, -torch.inf), y).backward()
+                step.step()
+        torch.testing.assert_close(growing.head.weight, fixed.head.weight[seen])
+        torch.testing.assert_close(growing.head.bias, fixed.head.bias[seen])
+        torch.testing.assert_close(growing.stages.layer1.weight, fixed.stages.layer1.weight)
+    assert len(optimizer.state) == (0 if name == "sgd" else 4)  # nothing is kept for parameters that were replaced
+    for parameter, state in optimizer.state.items():
+        assert all(value.shape in (parameter.shape, ()) for value in state.values() if isinstance(value, torch.Tensor))
+
+
+# Errors ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [0, (3, 0, 4), (-1,), ()])
+def test_mlp_refuses_shapes_without_size(shape):
+    with pytest.raises(ValueError, match="input_shape must be a size or some sizes of at least 1"):
+        Mlp(shape, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (ConvNet, (28, 28), "ConvNet takes images .* at least 4 x 4"),
+        (ConvNet, 784, "ConvNet takes images"),
+        (ConvNet, (1, 3, 28), "at least 4 x 4"),
+        (ResNet18, (3, 32, 7), "ResNet18 takes images .* at least 8 x 8"),
+        (SlimResNet18, (3, 32), "SlimResNet18 takes images"),
+        (SlimResNet18, (0, 32, 32), "at least 1"),
+    ],
+)
+def test_image_models_refuse_other_shapes(model, shape, message):
+    with pytest.raises(ValueError, match=message):
+        model(shape, 10)
+
+
+@every_model
+def test_bad_heads_and_classes_are_refused(name):
+    with pytest.raises(ValueError, match="head must be fixed or growing, not 'shrinking'"):
+        build(name, head="shrinking")
+    with pytest.raises(ValueError, match="classes must be at least 1, not 0"):
+        build(name, classes=0)
+
+
+def test_a_cut_must_be_a_stage():
+    with pytest.raises(ValueError, match="cut must be one of the stages first, second, not 'third'"):
+        Classifier({"first": nn.Flatten(), "second": nn.ReLU()}, 3, 2, "fixed", cut="third")
+
+
+# timm --------------------------------------------------------------------------------------------------------------------
+
+
+@both_heads
+def test_timm_has_our_head(head):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = Timm((1, 32, 32), 4, name="test_resnet", head=head).eval()
+    grow_heads(model, SGD(model.parameters(), lr=0.1), lambda: [0, 1, 2, 3])
+    x = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    logits = model(x)
+    assert logits.shape == (2, 4)
+    assert model.features(x).shape == (2, model.head.in_features)
+    assert torch.equal(model.from_activations(model.activations(x)), logits)
+    assert torch.equal(model(x / 255), logits)
+
+
+def test_timm_s_transformers_take_the_size_of_the_images():
+    pytest.importorskip("timm")
+    model = Timm((3, 32, 48), 4, name="test_vit").eval()
+    assert model(torch.rand(2, 3, 32, 48)).shape == (2, 4)
+
+
+def test_timm_names_models_near_one_that_it_does_not_have():
+    timm = pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="timm has no model 'resnet1'; near it: ") as caught:
+        Timm((3, 32, 32), 4, name="resnet1")
+    assert timm.is_model(str(caught.value).split("near it: ")[1].split(", ")[0])
