@@ -169,7 +169,7 @@ class Emitter:
     """Whoever emits events of its own while a run goes on: strategies, and detectors among their parts."""
 
     bus: Bus | None = None
-    not_state = ("bus",)
+    not_state: tuple[str, ...] = ("bus",)
 
     def emit(self, event: Event) -> None:
         """Tell everyone in the run; outside of a run there is nobody to tell."""

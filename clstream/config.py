@@ -6,6 +6,7 @@ Options, types, defaults and help come from the signatures and docstrings of the
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import re
@@ -86,9 +87,9 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         raise UsageError(self._sentence(message))
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """Return the help without the hundreds of modules that torch knows."""
-        return re.sub(r",\s+known\s+subclasses:.*?\)", ")", super().format_help(), flags=re.DOTALL)
+        return re.sub(r",\s+known\s+subclasses:.*?\)", ")", super().format_help(formatter), flags=re.DOTALL)
 
     def _sentence(self, message: str) -> str:
         if unknown := re.search(r"unrecognized arguments: (--[\w.-]+)", message, re.IGNORECASE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
@@ -23,39 +23,17 @@ FINITE_EVERY = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """What a run measured. Matrices are float64 on the CPU.
+class Result(Evaluation):
+    """What a run measured: its last evaluation, and what was run.
 
     Args:
-        accuracy: (evaluations, tasks), class-IL, or domain-IL where tasks share classes: a row for each session.
-        task_accuracy: the same with the task given at test.
-        taught: (evaluations, tasks), bool: which tasks were taught in the session before each row; for `metrics`.
-        baseline, task_baseline: (tasks,), the accuracy of the untrained strategy.
-        probes: (probes, tasks), as `main`, with the evaluations of `evaluate_every` between the sessions' own.
-        probe_taught: (probes, tasks), bool: which tasks were taught since the probe before.
-        probe_steps: for each probe, the batches learned by then.
-        scenario: of the stream.
         params: what was run, by name, in plain values.
         seconds: how long it took, evaluation and observers included.
 
     """
 
-    accuracy: Tensor
-    task_accuracy: Tensor
-    taught: Tensor
-    baseline: Tensor
-    task_baseline: Tensor
-    probes: Tensor
-    probe_taught: Tensor
-    probe_steps: list[int]
-    scenario: str
-    params: dict[str, str | int | float | bool | None]
-    seconds: float
-
-    @property
-    def main(self) -> Tensor:
-        """The accuracy matrix that the scenario asks for: `task_accuracy` if it is task-incremental, else `accuracy`."""
-        return self.task_accuracy if self.scenario == "task" else self.accuracy
+    params: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def average_accuracy(self) -> float:
@@ -100,7 +78,6 @@ def run(
         place(strategy, device, seed)
         stream = stream.reseeded(seed).to(device)
         emit = bus.emit
-        measured = Measured(strategy, stream, emit)
         sessions = min(len(stream), max_sessions or len(stream))
         emitters = [emitter for _, emitter in held(strategy, Emitter)]
         error: BaseException | None = None
@@ -108,7 +85,7 @@ def run(
             for emitter in emitters:
                 emitter.bus = bus
             emit(events.RunStarted(stream, strategy, seed))
-            measured.start()
+            measured = Measured(strategy, stream, emit)
             for index in range(sessions):
                 session, number = stream.session(index), stream.task_of(index)
                 if stream.boundaries and (index == 0 or stream.task_of(index - 1) != number):
@@ -128,7 +105,8 @@ def run(
             finally:
                 for emitter in emitters:
                     emitter.bus = None
-    return measured.result(described(strategy, stream, seed, device), time.perf_counter() - begin)
+    found = {each.name: getattr(measured.evaluation, each.name) for each in fields(Evaluation)}
+    return Result(**found, params=described(strategy, stream, seed, device), seconds=time.perf_counter() - begin)
 
 
 def learn(
@@ -200,59 +178,18 @@ def described(
     }
 
 
-@dataclass(slots=True, eq=False)
 class Measured:
     """What a run has measured so far, and how it measures more."""
 
-    strategy: Strategy
-    stream: Stream
-    emit: Callable[[events.Event], None]
-    step: int = 0
-    rows: list[Tensor] = field(default_factory=list)
-    task_rows: list[Tensor] = field(default_factory=list)
-    taught: list[Tensor] = field(default_factory=list)
-    probes: list[Tensor] = field(default_factory=list)
-    probe_taught: list[Tensor] = field(default_factory=list)
-    probe_steps: list[int] = field(default_factory=list)
-    baseline: tuple[Tensor, Tensor] | None = None
-
-    def start(self) -> None:
-        """Evaluate the untrained strategy."""
-        self.baseline = evaluate(self.strategy, self.stream)
+    def __init__(self, strategy: Strategy, stream: Stream, emit: Callable[[events.Event], None]) -> None:
+        self.strategy, self.stream, self.emit = strategy, stream, emit
+        self.step = 0
+        self.evaluation = Evaluation.of_untrained(*evaluate(strategy, stream), stream.scenario)
 
     def evaluate(self, task: int, within_session: bool) -> None:
-        """Evaluate, keep the row, and tell; `task` is what is being taught."""
-        assert self.baseline is not None
-        row, task_row = evaluate(self.strategy, self.stream)
-        taught = torch.zeros(len(self.stream.tasks), dtype=torch.bool)
-        taught[task] = True
-        if not within_session:
-            self.rows.append(row)
-            self.task_rows.append(task_row)
-            self.taught.append(taught)
-        probe = task_row if self.stream.scenario == "task" else row
-        if self.probe_steps and self.probe_steps[-1] == self.step:  # the session ended where the last probe was
-            self.probes[-1] = probe
-        else:
-            self.probes.append(probe)
-            self.probe_taught.append(taught)
-            self.probe_steps.append(self.step)
-        self.emit(
-            events.Evaluated(
-                Evaluation(
-                    *map(list, (self.rows, self.task_rows, self.taught, self.probes, self.probe_taught)), list(self.probe_steps),
-                    *self.baseline, self.step, self.stream.scenario, within_session,
-                )
-            )
-        )  # fmt: skip
-
-    def result(self, params: dict[str, str | int | float | bool | None], seconds: float) -> Result:
-        """Return what was measured."""
-        assert self.baseline is not None
-        return Result(
-            torch.stack(self.rows), torch.stack(self.task_rows), torch.stack(self.taught), *self.baseline,
-            torch.stack(self.probes), torch.stack(self.probe_taught), self.probe_steps, self.stream.scenario, params, seconds,
-        )  # fmt: skip
+        """Evaluate, keep the rows, and tell; `task` is what is being taught."""
+        self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task, self.step, within_session)
+        self.emit(events.Evaluated(self.evaluation))
 
 
 def check_fits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,47 +19,59 @@ CHUNK = 2048
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """What a run has measured so far; the newest evaluation is the last row.
+    """What a run has measured so far; the newest evaluation is the last row. Matrices are float64 on the CPU.
 
     Args:
-        rows: class-IL accuracy on each task after each session: [(tasks,), float64].
-        task_rows: the same with the task given at test.
-        taught: which tasks were taught in the session of each row: [(tasks,), bool].
-        probes: rows of the main matrix at each evaluation there was: also those of `evaluate_every`, within sessions.
-        probe_taught, probe_steps: for each probe, the tasks taught since the one before, and the batches learned by then.
-        baseline, task_baseline: the rows of the untrained strategy.
-        step: batches learned so far.
+        accuracy: (evaluations, tasks), class-IL, or domain-IL where tasks share classes: a row for each session that ended.
+        task_accuracy: the same with the task given at test.
+        taught: (evaluations, tasks), bool: which tasks were taught in the session before each row; for `metrics`.
+        probes: (probes, tasks), as `main`, at each evaluation there was: also those of `evaluate_every`, within sessions.
+        probe_taught: (probes, tasks), bool: which tasks were taught since the probe before.
+        probe_steps: for each probe, the batches learned by then.
+        baseline, task_baseline: (tasks,), the accuracy of the untrained strategy.
         scenario: of the stream; it says which of both matrices is the main one.
-        within_session: whether this evaluation came within a session, from `evaluate_every`; then no row was added.
+        within_session: whether the newest evaluation came within a session; then it is a probe only.
 
     """
 
-    rows: list[Tensor]
-    task_rows: list[Tensor]
-    taught: list[Tensor]
-    probes: list[Tensor]
-    probe_taught: list[Tensor]
-    probe_steps: list[int]
+    accuracy: Tensor
+    task_accuracy: Tensor
+    taught: Tensor
+    probes: Tensor
+    probe_taught: Tensor
+    probe_steps: tuple[int, ...]
     baseline: Tensor
     task_baseline: Tensor
-    step: int
     scenario: str
-    within_session: bool
+    within_session: bool = False
 
-    @property
-    def accuracy(self) -> Tensor:
-        """(evaluations, tasks), float64: class-IL, or domain-IL where tasks share classes; a row for each session that ended."""
-        return torch.stack(self.rows) if self.rows else self.baseline.new_empty(0, len(self.baseline))
+    @classmethod
+    def of_untrained(cls, row: Tensor, task_row: Tensor, scenario: str) -> Evaluation:
+        """Return the start, from the rows of the untrained strategy."""
+        none, never = row.new_empty(0, len(row)), torch.zeros(0, len(row), dtype=torch.bool)
+        return cls(none, none, never, none, never, (), row, task_row, scenario)
 
-    @property
-    def task_accuracy(self) -> Tensor:
-        """(evaluations, tasks), float64: with the task given at test."""
-        return torch.stack(self.task_rows) if self.task_rows else self.task_baseline.new_empty(0, len(self.task_baseline))
-
-    @property
-    def taught_matrix(self) -> Tensor:
-        """(evaluations, tasks), bool: which tasks were taught in the session before each row; for `metrics`."""
-        return torch.stack(self.taught) if self.taught else torch.zeros(0, len(self.baseline), dtype=torch.bool)
+    def after(self, row: Tensor, task_row: Tensor, task: int, step: int, within_session: bool) -> Evaluation:
+        """Return this with the rows of one more evaluation, after `step` batches, while `task` was being taught."""
+        marks = (torch.arange(len(row)) == task)[None]
+        probe = (task_row if self.scenario == "task" else row)[None]
+        # where a session ends at the step of a probe within it, that is the same probe
+        old = slice(0, -1 if self.probe_steps[-1:] == (step,) else None)
+        probed = replace(
+            self,
+            probes=torch.cat([self.probes[old], probe]),
+            probe_taught=torch.cat([self.probe_taught[old], marks]),
+            probe_steps=(*self.probe_steps[old], step),
+            within_session=within_session,
+        )
+        if within_session:
+            return probed
+        return replace(
+            probed,
+            accuracy=torch.cat([self.accuracy, row[None]]),
+            task_accuracy=torch.cat([self.task_accuracy, task_row[None]]),
+            taught=torch.cat([self.taught, marks]),
+        )
 
     @property
     def main(self) -> Tensor:

@@ -64,9 +64,9 @@ class ProgressBar:
     def note(self, event: Evaluated) -> None:
         """Show the accuracy so far."""
         found = event.evaluation
-        if found.rows:
-            mean = average_accuracy(found.main, found.taught_matrix)
-            self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {len(found.rows)} of {self.sessions} sessions")
+        if len(found.accuracy):
+            mean = average_accuracy(found.main, found.taught)
+            self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {len(found.accuracy)} of {self.sessions} sessions")
 
     @on(RunEnded)
     def stop(self, event: RunEnded) -> None:

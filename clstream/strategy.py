@@ -34,6 +34,9 @@ class Strategy(Emitter, Recorded):
 
     """
 
+    not_state: tuple[str, ...] = ()
+    """Attributes that are no state: what they hold is not seeded, moved, or kept. Subclasses add their own."""
+
     parts: tuple[object, ...] = ()
     """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
 

@@ -181,14 +181,16 @@ class MlflowTracker:
         if self.losses:
             found["loss"] = float(torch.stack(self.losses).mean())
             found["samples_per_second"] = self.samples / self.learning if self.learning else math.nan
-        self._log({name: [(len(event.evaluation.rows), value)] for name, value in (found | self.counts).items()} | self._probes())
+        self._log(
+            {name: [(len(event.evaluation.accuracy), value)] for name, value in (found | self.counts).items()} | self._probes()
+        )
 
     def _probes(self) -> dict[str, list[tuple[int, float]]]:
         """Return the evaluations that were not written yet, by batches learned, if there are any within sessions."""
         found = self.evaluation
         assert found is not None
         new = range(self.probes_written, len(found.probes))
-        if len(found.probes) <= len(found.rows) and not self.probes_written:
+        if len(found.probes) <= len(found.accuracy) and not self.probes_written:
             return {}
         self.probes_written = len(found.probes)
         width = _width(len(found.baseline))
@@ -219,8 +221,10 @@ class MlflowTracker:
                 self.client.log_text(self.run_id, "".join(traceback.format_exception(event.error)), "error.txt")
             if self.evaluation is not None:
                 self._log(self._probes())  # those since the last session that ended
-            if self.evaluation is not None and self.evaluation.rows:
-                self._log({name: [(len(self.evaluation.rows), value)] for name, value in final_metrics(self.evaluation).items()})
+            if self.evaluation is not None and len(self.evaluation.accuracy):
+                self._log(
+                    {name: [(len(self.evaluation.accuracy), value)] for name, value in final_metrics(self.evaluation).items()}
+                )
                 self._artifacts(self.evaluation)
         finally:
             self.client.set_terminated(self.run_id, status)
@@ -232,14 +236,14 @@ class MlflowTracker:
             for view, matrix in views:
                 write_csv(matrix, folder / f"{view}.csv")
                 accuracy_matrix(matrix, f"{self.title}: {view}").savefig(folder / f"{view}.png", dpi=120)
-            forgetting_curves(found.main, found.taught_matrix, self.title).savefig(folder / "forgetting_curves.png", dpi=120)
+            forgetting_curves(found.main, found.taught, self.title).savefig(folder / "forgetting_curves.png", dpi=120)
             assert self.run_id is not None
             self.client.log_artifacts(self.run_id, name)
 
 
 def session_metrics(found: Evaluation) -> dict[str, float]:
     """Return the metrics of the last row, by MLflow name; NaN where one is not defined."""
-    taught = found.taught_matrix
+    taught = found.taught
     width = _width(len(found.baseline))
     values: dict[str, float] = {}
     for prefix, matrix, baseline in (("", found.accuracy, found.baseline), ("task_il/", found.task_accuracy, found.task_baseline)):
@@ -256,15 +260,15 @@ def session_metrics(found: Evaluation) -> dict[str, float]:
 
 def final_metrics(found: Evaluation) -> dict[str, float]:
     """Return the metrics of the whole main matrix, by MLflow name."""
-    matrix, taught = found.main, found.taught_matrix
+    matrix, taught = found.main, found.taught
     values = {
         "final/average_incremental_accuracy": metrics.average_incremental_accuracy(matrix, taught),
         "final/learning_accuracy": metrics.learning_accuracy(matrix, taught),
         "final/forgetting_first_minus_last": metrics.forgetting_first_minus_last(matrix, taught),
         "final/forgetting_max_minus_last": metrics.forgetting_max_minus_last(matrix, taught),
     }
-    if len(found.probes) > len(found.rows):
-        probes, marks = torch.stack(found.probes), torch.stack(found.probe_taught)
+    if len(found.probes) > len(found.accuracy):
+        probes, marks = found.probes, found.probe_taught
         values["final/anytime_average_accuracy"] = metrics.anytime_average_accuracy(probes, marks)
         values["final/min_accuracy"] = metrics.min_accuracy(probes, marks)
         values["final/worst_case_accuracy"] = metrics.worst_case_accuracy(probes, marks)

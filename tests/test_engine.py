@@ -195,7 +195,7 @@ def test_evaluate_every_adds_probes_at_the_right_steps() -> None:
 
     stream = example_stream(batch_size=10)  # 6 batches a session
     result = run(Finetune(example_model()), stream, Watch(), evaluate_every=4)
-    assert result.probe_steps == [4, 6, 8, 12, 16, 18]  # each 4th batch, and the ends of sessions; 12 is both
+    assert result.probe_steps == (4, 6, 8, 12, 16, 18)  # each 4th batch, and the ends of sessions; 12 is both
     assert found == [True, False, True, True, False, True, False]
     assert torch.equal(result.probes[[1, 3, 5]], result.accuracy)
     assert result.probe_taught.int().argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
