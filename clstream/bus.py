@@ -81,10 +81,13 @@ def heard(cls: type) -> Iterator[tuple[str, type[Event]]]:
 
 
 def _check_annotation(method: Callable[..., None], events: tuple[type[Event], ...]) -> None:
-    parameter = list(inspect.signature(method).parameters.values())[1]
-    expected = parameter.annotation
+    parameters = list(inspect.signature(method).parameters.values())
+    expected = parameters[1].annotation if len(parameters) > 1 else None
     if isinstance(expected, str):
-        expected = getattr(method, "__globals__", {}).get(expected)
+        first, *rest = expected.split(".")
+        expected = getattr(method, "__globals__", {}).get(first)
+        for name in rest:
+            expected = getattr(expected, name, None)
     if isinstance(expected, type) and issubclass(expected, Event):
         for event in events:
             if not issubclass(event, expected):
@@ -99,7 +102,10 @@ def subscriptions(subscriber: object, _met: frozenset[int] = frozenset()) -> Ite
         raise ValueError(f"{type(subscriber).__name__} is a part of itself")
     for name, event in heard(type(subscriber)):
         yield event, getattr(subscriber, name)
-    for part in getattr(subscriber, "parts", ()):
+    parts = getattr(subscriber, "parts", ())
+    if not isinstance(parts, (tuple, list)):
+        raise TypeError(f"{type(subscriber).__name__}.parts must be a tuple of objects, not a {type(parts).__name__}")
+    for part in parts:
         yield from subscriptions(part, _met | {id(subscriber)})
 
 
@@ -138,7 +144,7 @@ class Bus:
 
     def _handlers(self, kind: type[Event]) -> tuple[Handler, ...]:
         if not issubclass(kind, Event):
-            raise TypeError(f"{kind.__name__} is not an event: derive it from clstream.Event")
+            raise TypeError(f"{kind.__name__} is not an event: derive it from clstream.Event, and emit an object of it")
         found = tuple(call for event, call in self._subscriptions if issubclass(kind, event))
         self._table[kind] = found
         return found
@@ -170,6 +176,10 @@ class Emitter:
 
     bus: Bus | None = None
     not_state: tuple[str, ...] = ("bus",)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the run's bus out of copies: they are not in the run."""
+        return {name: value for name, value in vars(self).items() if name != "bus"}
 
     def emit(self, event: Event) -> None:
         """Tell everyone in the run; outside of a run there is nobody to tell."""

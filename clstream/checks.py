@@ -207,12 +207,15 @@ def check_strategy(make: Make) -> Iterator[Check]:
             assert float(result.accuracy.diagonal().min()) > 0.5, f"on {device} the accuracies are {result.accuracy}"
 
     exempt = built().exempt
-    for body in (
+    bodies = (
         records_params, follows_grammar, needs_what_it_says, is_deterministic, leaves_the_caller_alone, learns, answers,
         answers_before_learning, evaluates_without_trace, leaves_the_data_alone, takes_any_batch,
         learns_tasks_with_their_heads, grows,
         runs_on_every_device,
-    ):  # fmt: skip
+    )  # fmt: skip
+    if unknown := set(exempt) - {body.__name__ for body in bodies}:
+        raise ValueError(f"it is exempt from {sorted(unknown)}, which are no checks")
+    for body in bodies:
         if body.__name__ not in exempt:
             yield Check(body.__name__, body)
 

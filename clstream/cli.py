@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -91,54 +92,63 @@ def _complain(error: Exception) -> None:
 
 def run_command(arguments: list[str]) -> int:
     """`clstream run`."""
-    results = play(arguments)
-    if results:
-        console = Console(highlight=False, soft_wrap=True)
-        show_table(console, [(title(results), results)])
-        show_curves(console, results)
-        say_ui(console, arguments)
+    played = play(arguments)
+    if played is not None:
+        report_runs([played])
     return 0
 
 
 def compare_command(arguments: list[str]) -> int:
     """`clstream compare`: each config file is run with the same further options."""
-    parser = argparse.ArgumentParser(prog="clstream compare", description="Run several configs, and show them in one table.")
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files of `clstream run`")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of `clstream run`, for all of them")
-    first_option = next(
-        (index for index, argument in enumerate(arguments) if argument.startswith("-") and argument not in ("-h", "--help")),
-        len(arguments),
-    )
-    files = parser.parse_args(arguments[:first_option]).configs
-    rest = arguments[first_option:]
-    all_results = []
+    files = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    rest = arguments[len(files) :]
+    if not files or {"-h", "--help"} & set(rest):
+        print("usage: clstream compare CONFIG [CONFIG ...] [options of clstream run, for all of them]")
+        return 0 if rest else 2
     for file in files:
         if not os.path.isfile(file):
             raise UsageError(f"there is no config file {file}")
     for file in files:
-        results = play(["--config", file, *rest])
-        all_results.append((title(results), results))
-    console = Console(highlight=False, soft_wrap=True)
-    show_table(console, all_results)
-    for _, results in all_results:
-        show_curves(console, results)
-    say_ui(console, rest)
+        parse_run(["--config", file, *rest])  # all are looked at before the first is run
+    played = [play(["--config", file, *rest]) for file in files]
+    report_runs([each for each in played if each is not None])
     return 0
 
 
-def play(arguments: list[str]) -> list[Result]:
-    """Run what the options say, once for each seed; return the results (none for --help and --print_config)."""
+class Played(NamedTuple):
+    """The results of one run for each seed, and where they were tracked; "" for nowhere."""
+
+    results: list[Result]
+    tracked: str
+
+
+def report_runs(played: list[Played]) -> None:
+    """Print a table, the accuracies over the sessions, and how to see more."""
+    if not played:
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    show_table(console, [(title(each.results), each.results) for each in played])
+    for each in played:
+        show_curves(console, each.results)
+    command = sys.argv[0] if os.path.basename(sys.argv[0]) == "clstream" else "clstream"  # as it was called, so that it is found
+    for where in sorted({each.tracked for each in played} - {""}):
+        option = "" if where == "default" else f" --tracking_uri {where}"
+        console.print(f"\nCurves, params and pictures are in MLflow. To see them: {command} ui{option}", markup=False)
+
+
+def play(arguments: list[str]) -> Played | None:
+    """Run what the options say, once for each seed; None for --help and --print_config."""
     if "-h" in arguments or "--help" in arguments:
         print(run_parser().format_help())
-        return []
+        return None
     for option, name in zip(arguments, [*arguments[1:], ""], strict=True):
         if option.startswith("--") and option.endswith(".help") and option[2:-5] in PLACES:
             print(option_help(option[2:-5], name))
-            return []
+            return None
     parser, options = parse_run(arguments)
     if options.print_config:
         print(as_yaml(parser, options), end="")
-        return []
+        return None
     seeds = seeds_of(options)
     if options.threads is not None:
         if options.threads < 1:
@@ -165,7 +175,7 @@ def play(arguments: list[str]) -> list[Result]:
             raise Failure(str(error)) from error
 
     if not options.track:
-        return [once(seed) for seed in seeds]
+        return Played([once(seed) for seed in seeds], "")
     from clstream.tracking import MlflowTracker, connect, parent_run  # importing mlflow takes seconds: only where it is used
 
     def tracker(seed: int, parent: str | None = None) -> MlflowTracker:
@@ -177,13 +187,14 @@ def play(arguments: list[str]) -> list[Result]:
         connect(options.tracking_uri, options.experiment)
     except OSError as error:
         raise Failure(str(error)) from error
+    where = options.tracking_uri or "default"
     if len(seeds) == 1:
-        return [once(seeds[0], tracker(seeds[0]))]
+        return Played([once(seeds[0], tracker(seeds[0]))], where)
     with parent_run(f"{name}, {len(seeds)} seeds", options.experiment, options.tracking_uri) as parent:
         results = [once(seed, tracker(seed, parent.run_id)) for seed in seeds]
         shared = {key: value for key, value in results[0].params.items() if key != "seed"} | {"seeds": ",".join(map(str, seeds))}
         parent.summarise(shared, {key: [measure(result) for result in results] for key, measure in MEASURES.items()})
-    return results
+    return Played(results, where)
 
 
 MEASURES: dict[str, Callable[[Result], float]] = {
@@ -226,17 +237,6 @@ def show_curves(console: Console, results: list[Result]) -> None:
         console.print("  " + line, markup=False)
 
 
-def say_ui(console: Console, arguments: list[str]) -> None:
-    """Say how to look at what was tracked."""
-    _, options = parse_run(arguments)
-    if options.track:
-        command = (
-            sys.argv[0] if os.path.basename(sys.argv[0]) == "clstream" else "clstream"
-        )  # as it was called, so that it is found
-        where = f" --tracking_uri {options.tracking_uri}" if options.tracking_uri else ""
-        console.print(f"\nCurves, params and pictures are in MLflow. To see them: {command} ui{where}", markup=False)
-
-
 def verify_command(arguments: list[str]) -> int:
     """`clstream verify`: rerun an anchor, and say whether it is inside what was expected."""
     parser = argparse.ArgumentParser(
@@ -257,8 +257,9 @@ def verify_command(arguments: list[str]) -> int:
     anchor = load_anchor(options.anchor)
     given = ["--config", str(anchor.config_file()), "--seeds", options.seeds or ",".join(map(str, anchor.seeds))]
     given += ["--threads", str(options.threads), "--track", str(options.track).lower()]
-    results = play(given + (["--data_root", options.data_root] if options.data_root else []))
-    return report(console, anchor, results)
+    played = play(given + (["--data_root", options.data_root] if options.data_root else []))
+    assert played is not None
+    return report(console, anchor, played.results)
 
 
 def report(console: Console, anchor: Anchor, results: list[Result]) -> int:

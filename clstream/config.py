@@ -13,7 +13,7 @@ import re
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
@@ -58,15 +58,28 @@ def qualified(kind: str, name: str) -> str:
             raise UsageError(f"there is no {kind} {name!r}{near} One of your own is named by its file: my_file.{name}")
         return f"{PLACES[kind]}.{name}"
     module, _, attribute = name.rpartition(".")
+    if not re.fullmatch(r"\w+(\.\w+)+", name):
+        raise UsageError(f"{name!r} is no name of a {kind}: the one called Mine in the file my_file.py is my_file.Mine")
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
             raise UsageError(f"the {kind} {name!r} was not found: there is no file or package {error.name!r} here") from None
-        raise
+        raise UsageError(f"{module} can't be imported: {error}") from error
+    except Exception as error:  # whatever the user's file raises
+        raise UsageError(f"{module} can't be imported: {type(error).__name__}: {error}") from error
+    place = getattr(found, "__file__", None) or module
     if not hasattr(found, attribute):
         known = [each for each in vars(found) if not each.startswith("_")]
-        raise UsageError(f"the {kind} {name!r} was not found: {module} has no {attribute!r}{nearest(attribute, known)}")
+        raise UsageError(f"the {kind} {name!r} was not found: {place} has no {attribute!r}{nearest(attribute, known)}")
+    thing = getattr(found, attribute)
+    wanted = {"strategy": Strategy, "model": nn.Module}.get(kind)
+    if wanted is not None and not (isinstance(thing, type) and issubclass(thing, wanted)):
+        raise UsageError(
+            f"{name} is no {kind}: it must be a class derived from {wanted.__module__.partition('.')[0]}'s {wanted.__name__}"
+        )
+    if kind == "stream" and get_type_hints(thing).get("return") is not Stream:
+        raise UsageError(f"{name} is no stream: it must be a function annotated to return one, def {attribute}(...) -> Stream")
     return name
 
 
@@ -92,6 +105,8 @@ class Parser(ArgumentParser):
         return re.sub(r",\s+known\s+subclasses:.*?\)", ")", super().format_help(formatter), flags=re.DOTALL)
 
     def _sentence(self, message: str) -> str:
+        if loose := re.search(r"unrecognized arguments: ([^-].*)", message, re.IGNORECASE):
+            return f"{loose[1]!r} belongs to no option; several values are written with commas and no spaces, as 0,1,2 or [0,1,2]"
         if unknown := re.search(r"unrecognized arguments: (--[\w.-]+)", message, re.IGNORECASE):
             options = [option for action in self._actions for option in action.option_strings]
             return f"unknown option {unknown[1]}{nearest(unknown[1], options)}"
@@ -106,11 +121,17 @@ class Parser(ArgumentParser):
             known = names("strategy") + [name for name, found in vars(torch.optim).items() if isinstance(found, type)]
             key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
             return f"--{key}: there is no {absent[1]!r}{nearest(absent[1], known)}"
-        if wrong := re.search(r'Parser key "([\w.]+)":\s+(Expected [^\n]*|[^\n]*Got value[^\n]*)$', message):
-            within = re.search(r'Parser key "(stream|strategy|model)"', message)
-            place = f"{within[1]}." if within and within[1] != wrong[1] else ""
-            return f"--{place}{wrong[1]}: {wrong[2]}"
-        return re.sub(r"\s+", " ", message).strip()
+        keys = re.findall(r'Parser key "([\w.]+)"', message)
+        if missing := re.search(r"the following arguments are required: ([\w, ]+)", message):
+            return (
+                f"--{'.'.join(keys)} needs {missing[1]}: give {', '.join(f'--{keys[0]}.{name}' for name in missing[1].split(', '))}"
+            )
+        wrong = re.search(r"(Expected [^\n]*?)\.? Got value: ([^\n]*)", message) or re.search(r"(Expected [^\n]*)()", message)
+        if keys and wrong:
+            value = wrong[2] or next(iter(re.findall(r"Given value: (?!NestedArg)([^\n]*)", message)), "")
+            kind = re.sub(r"Expected an? |<class '([\w.]+)'>", r"\1", wrong[1])
+            return f"--{'.'.join(keys)} takes {kind}" + (f", not {value}" if value else "")
+        return re.sub(r"\s+", " ", message).strip()[:300]
 
 
 def options_of(path: str) -> list[str]:
@@ -156,7 +177,7 @@ def run_parser() -> Parser:
         nn.Module, "model", skip={"input_shape", "classes"}, help="a model by name, or file.Class of your own"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is random in the run")
-    parser.add_argument("--seeds", type=str, help="several seeds in place of one, as 0,1,2: one run for each")
+    parser.add_argument("--seeds", type=int | list[int] | str, help="several seeds in place of one, as 0,1,2: one run for each")
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice")
     parser.add_argument("--evaluate_every", "--evaluate-every", type=int, help="also evaluate after every so many batches")
@@ -200,6 +221,14 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
             given.append(f"{option}={qualified(option[2:], value)}" if equals else argument)
         else:
             given.append(argument)
+    # a class before its options, in whatever order they were typed
+    chosen = [
+        number for number, argument in enumerate(given) if argument.partition("=")[0] in ("--strategy", "--stream", "--model")
+    ]
+    first = [number for start in chosen for number in ((start,) if "=" in given[start] else (start, start + 1))]
+    given = [given[number] for number in first if number < len(given)] + [
+        each for number, each in enumerate(given) if number not in first
+    ]
     options = parser.parse_args(_with_partials(given))
     _plain_optimizers(options)
     return parser, options
@@ -282,15 +311,19 @@ def as_yaml(parser: Parser, options: Namespace) -> str:
     for key in ("config", "print_config"):
         kept.pop(key, None)
     text: str = parser.dump(kept, skip_none=True, skip_validation=True)
-    return str(parser.dump(parser.parse_string(text), skip_none=True))  # with the defaults of what stood for an optimizer
+    whole = parser.parse_string(text)  # with the defaults of what stood for an optimizer
+    for key in ("config", "print_config"):
+        whole.pop(key, None)
+    return str(parser.dump(whole, skip_none=True, skip_validation=True))
 
 
 def seeds_of(options: Namespace) -> list[int]:
     """Return the seeds to run. Raises UsageError for what are not distinct whole numbers."""
     if options.seeds is None:
         return [options.seed]
+    given = options.seeds if isinstance(options.seeds, list) else str(options.seeds).strip("[]() ").split(",")
     try:
-        seeds = [int(seed) for seed in str(options.seeds).strip("[]() ").split(",")]
+        seeds = [int(seed) for seed in given]
     except ValueError:
         raise UsageError(f"--seeds takes whole numbers with commas, as 0,1,2, not {options.seeds!r}") from None
     if len(set(seeds)) < len(seeds):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from operator import index
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from clstream import events, metrics
-from clstream.bus import Bus, Emitter
-from clstream.evaluation import Evaluation, evaluate
+from clstream.bus import Bus, Emitter, subscriptions
+from clstream.evaluation import Evaluation, check_labels, evaluate, evaluating
 from clstream.params import Recorded, flat
 from clstream.seeds import derive, isolated
-from clstream.state import held
+from clstream.state import walk
 from clstream.strategy import Strategy, needs
 from clstream.stream import Batch, Session, Stream
 
@@ -71,30 +73,31 @@ def run(
         FloatingPointError: if a loss is not finite; it names the task, session and batch.
 
     """
-    check_fits(strategy, stream, device, evaluate_every, max_sessions)
+    check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
+    seed = index(seed)
     bus = Bus(strategy, *observers)
     begin = time.perf_counter()
     with isolated(seed, "run", device=device):
-        place(strategy, device, seed)
+        placed = Placed(strategy, device, seed, bus)
         stream = stream.reseeded(seed).to(device)
         emit = bus.emit
         sessions = min(len(stream), max_sessions or len(stream))
-        emitters = [emitter for _, emitter in held(strategy, Emitter)]
         error: BaseException | None = None
         try:
-            for emitter in emitters:
-                emitter.bus = bus
             emit(events.RunStarted(stream, strategy, seed))
+            placed.update()
             measured = Measured(strategy, stream, emit)
-            for index in range(sessions):
-                session, number = stream.session(index), stream.task_of(index)
-                if stream.boundaries and (index == 0 or stream.task_of(index - 1) != number):
+            for position in range(sessions):
+                session, number = stream.session(position), stream.task_of(position)
+                if stream.boundaries and (position == 0 or stream.task_of(position - 1) != number):
                     emit(events.TaskStarted(stream.tasks[number]))
                 emit(events.SessionStarted(session))
+                placed.update()
                 learn(strategy, session, emit, measured, evaluate_every)
                 emit(events.SessionEnded(session))
-                if stream.boundaries and (index + 1 == sessions or stream.task_of(index + 1) != number):
+                if stream.boundaries and (position + 1 == sessions or stream.task_of(position + 1) != number):
                     emit(events.TaskEnded(stream.tasks[number]))
+                placed.update()
                 measured.evaluate(number, within_session=False)
         except BaseException as raised:
             error = raised
@@ -103,8 +106,7 @@ def run(
             try:
                 bus.close(events.RunEnded(error))
             finally:
-                for emitter in emitters:
-                    emitter.bus = None
+                placed.leave()
     found = {each.name: getattr(measured.evaluation, each.name) for each in fields(Evaluation)}
     return Result(**found, params=described(strategy, stream, seed, device), seconds=time.perf_counter() - begin)
 
@@ -126,6 +128,7 @@ def learn(
                 check_losses(losses, strategy, number, session, batch)
             measured.step += 1
             if evaluate_every and measured.step % evaluate_every == 0:
+                check_losses(losses, strategy, number, session, batch)
                 measured.evaluate(number, within_session=True)
         check_losses(losses, strategy, number, session, batch)
         emit(events.EpochEnded(epoch))
@@ -150,12 +153,35 @@ def check_losses(losses: list[Tensor], strategy: Strategy, task: int, session: S
     losses.clear()
 
 
-def place(strategy: Strategy, device: str | torch.device, seed: int) -> None:
-    """Move what the strategy holds to the device, and seed each of its generators from the run's seed and its place."""
-    for _, module in held(strategy, nn.Module):
-        module.to(device)
-    for path, generator in held(strategy, torch.Generator):
-        generator.manual_seed(derive(seed, path))
+class Placed:
+    """What a strategy holds, in the run: modules on its device, generators seeded from its seed and their place, emitters heard.
+
+    `update` takes in what came to be since: experts, heads, a memory for a new task.
+    """
+
+    def __init__(self, strategy: Strategy, device: str | torch.device, seed: int, bus: Bus) -> None:
+        self.strategy, self.device, self.seed, self.bus = strategy, device, seed, bus
+        self.known: dict[int, object] = {}  # the objects themselves, so that no new one gets the id of an old one
+        self.update()
+
+    def update(self) -> None:
+        """Place what is new."""
+        for path, value in walk(self.strategy):
+            if not isinstance(value, (nn.Module, torch.Generator, Emitter)) or id(value) in self.known:
+                continue
+            self.known[id(value)] = value
+            if isinstance(value, nn.Module):
+                value.to(self.device)
+            elif isinstance(value, torch.Generator):
+                value.manual_seed(derive(self.seed, path))
+            else:
+                value.bus = self.bus
+
+    def leave(self) -> None:
+        """Take the emitters out of the run."""
+        for value in self.known.values():
+            if isinstance(value, Emitter):
+                value.bus = None
 
 
 def described(
@@ -193,7 +219,12 @@ class Measured:
 
 
 def check_fits(
-    strategy: Strategy, stream: Stream, device: str | torch.device, evaluate_every: int | None, max_sessions: int | None
+    strategy: Strategy,
+    stream: Stream,
+    device: str | torch.device = "cpu",
+    evaluate_every: int | None = None,
+    max_sessions: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Refuse, in one sentence, what can't run: see the errors of `run`."""
     given: tuple[object, object] = (strategy, stream)  # whatever they are annotated as
@@ -203,13 +234,18 @@ def check_fits(
     if not isinstance(given[1], Stream):
         raise TypeError(f"run takes a Stream as its second argument, not a {type(stream).__name__}")
     for name, value in (("evaluate_every", evaluate_every), ("max_sessions", max_sessions)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not hasattr(value, "__index__") or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, or None, not {value!r}")
+    if not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be a whole number, not {seed!r}")
     check_device(device)
+    list(subscriptions(strategy))  # refuses handlers and parts that can't be
     for need, reason in needs(strategy).items():
         if not stream.boundaries:
             raise ValueError(f"{type(strategy).__name__} needs {need}, which {stream.name} hides ({reason})")
-    check_model(strategy, stream)
+    if type(strategy).learn is Strategy.learn and not isinstance(getattr(strategy, "optimizer", None), Optimizer):
+        raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
+    check_answers(strategy, stream)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -223,28 +259,39 @@ def check_device(device: str | torch.device) -> None:
         ) from None
 
 
-def check_model(strategy: Strategy, stream: Stream) -> None:
-    """Refuse a model that can't take the stream's inputs or has fewer outputs than the stream has classes."""
-    if type(strategy).scores is not Strategy.scores:
-        return  # what it makes of its model is its own business; its answers are checked before anything is learned
-    x = stream.tasks[0].test[:1].x
-    name = type(strategy.model).__name__
-    parameter = next(strategy.model.parameters(), None)
-    training = [module for module in strategy.model.modules() if module.training]
-    strategy.model.eval()
-    try:
-        with torch.inference_mode():
-            scores = strategy.model(x if parameter is None else x.to(parameter.device))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{name} can't take the inputs of {stream.name}, {tuple(x.shape[1:])} of {x.dtype}: {str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        for module in training:
-            module.training = True
+def check_answers(strategy: Strategy, stream: Stream) -> None:
+    """Refuse a strategy whose answer to one sample is not what the stream asks for; the caller's generators stay as they are.
+
+    One that overrides `scores` or `predict` may need the start of a run to answer: only the shape of an answer that it gives
+    is checked, and the evaluation before the first session tells the rest.
+    """
+    plain = type(strategy).scores is Strategy.scores and type(strategy).predict is Strategy.predict
+    model = getattr(strategy, "model", None)
+    if plain and not isinstance(model, nn.Module):
+        raise TypeError(f"{type(strategy).__name__} has no model: call super().__init__(model) in its constructor")
+    first = stream.tasks[0].test[:1]
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    samples = first if parameter is None else first.to(parameter.device)
+    name = type(model).__name__
+    with isolated(0, "check"), evaluating(strategy):
+        try:
+            scores = strategy.scores(samples.x)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if not plain:
+                return
+            raise ValueError(
+                f"{name} can't take the inputs of {stream.name}, {tuple(first.x.shape[1:])} of {first.x.dtype}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        except Exception:  # noqa: BLE001  # its own business until the run has started
+            return
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] < stream.classes:
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        who = name if plain else f"{type(strategy).__name__}.scores"
         raise ValueError(
-            f"{name} answers one sample with {shape}, but {stream.name} has {stream.classes} classes: "
+            f"{who} answers one sample with {shape}, but {stream.name} has {stream.classes} classes: "
             f"build it with classes={stream.classes}"
         )
+    if type(strategy).predict is not Strategy.predict:
+        with isolated(0, "check"), evaluating(strategy):
+            check_labels((strategy.predict(samples.x),), samples, strategy)

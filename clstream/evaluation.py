@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from clstream.state import held
-from clstream.strategy import Strategy
-from clstream.stream import Samples, Stream, Subset
+from clstream.strategy import Strategy, allowed
+from clstream.stream import Samples, Stream
 
 CHUNK = 2048
 """Test samples that are scored together."""
@@ -86,7 +86,7 @@ def evaluating(strategy: Strategy) -> Iterator[None]:
     for module in modules:
         module.training = False
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
         for module in modules:
@@ -96,39 +96,64 @@ def evaluating(strategy: Strategy) -> Iterator[None]:
 def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
     """Return the accuracy on each task of the stream, without and with the task given: two (tasks,), float64, on the CPU.
 
-    A strategy that keeps the base's `scores` and `predict` answers both questions from one forward pass; one that overrides
-    them is asked twice, since its answer may depend on the task.
+    A strategy that keeps the base's `scores` and `predict` answers both questions from one forward pass over the union of the
+    test sets; one that overrides them is asked task by task, without and with the task, since its answer may depend on it.
 
     Raises:
-        ValueError: if the scores have the wrong shape or hold NaN.
+        ValueError, TypeError: if the answers have the wrong shape or type.
+        FloatingPointError: if scores hold NaN.
 
     """
     once = type(strategy).scores is Strategy.scores and type(strategy).predict is Strategy.predict
-    hits: list[Tensor] = []
+    hits = torch.zeros(len(stream.tasks), 2, dtype=torch.int64, device=stream.device)
+    unknown = torch.zeros((), dtype=torch.bool, device=stream.device)
     with evaluating(strategy):
-        for task in stream.tasks:
-            others = torch.ones(stream.classes, dtype=torch.bool, device=stream.device)
-            others[list(task.classes)] = False
-            right = torch.zeros(2, dtype=torch.float64, device=stream.device)
-            for samples in chunks(task.test, stream.device):
-                if once:
-                    scores = strategy.scores(samples.x)
-                    check_scores(scores, samples, stream, strategy)
-                    answers = scores.argmax(1), scores.masked_fill(others, float("-inf")).argmax(1)
-                else:
-                    answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
-                    check_labels(answers, samples, strategy)
-                right += torch.stack([(answer == samples.y).sum() for answer in answers])
-            hits.append(right / len(task.test))
-    rows = torch.stack(hits).cpu()
+        for samples, number in chunks(stream, together=once):
+            if once:
+                scores = strategy.scores(samples.x)
+                check_scores(scores, samples, stream, strategy)
+                table = torch.stack([allowed(task, scores) for task in stream.tasks])
+                answers = scores.argmax(1), scores.masked_fill(~table[number], float("-inf")).argmax(1)
+                unknown |= scores.isnan().any()
+            else:
+                task = stream.tasks[int(number[0])]
+                answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
+                check_labels(answers, samples, strategy)
+            hits.index_add_(0, number, torch.stack([answer == samples.y for answer in answers], 1).long())
+    if unknown:
+        raise FloatingPointError(
+            f"{type(strategy).__name__} answers test samples of {stream.name} with NaN: its weights are not finite"
+        )
+    rows = hits.cpu().double() / torch.tensor([len(task.test) for task in stream.tasks])[:, None]
     return rows[:, 0].contiguous(), rows[:, 1].contiguous()
 
 
-def chunks(part: Samples | Subset, device: torch.device | None) -> Iterator[Samples]:
-    """Yield samples a chunk at a time, on `device`."""
-    for start in range(0, len(part), CHUNK):
-        chunk = part[start : start + CHUNK]
-        yield chunk if device is None else chunk.to(device)
+def chunks(stream: Stream, together: bool) -> Iterator[tuple[Samples, Tensor]]:
+    """Yield the test samples on the stream's device, a chunk at a time, with the number of the task that each is of.
+
+    Small tasks share a chunk if `together`: a hundred of them cost about what one large one does.
+    """
+    parts: list[Samples] = []
+    numbers: list[Tensor] = []
+    for task in stream.tasks:
+        for start in range(0, len(task.test), CHUNK):
+            part = task.test[start : start + CHUNK]
+            part = part if stream.device is None else part.to(stream.device)
+            number = torch.full((len(part),), task.id, device=stream.device)
+            if not together:
+                yield part, number
+                continue
+            if parts and sum(map(len, parts)) + len(part) > CHUNK:
+                yield _joined(parts), torch.cat(numbers)
+                parts, numbers = [], []
+            parts.append(part)
+            numbers.append(number)
+    if parts:
+        yield _joined(parts), torch.cat(numbers)
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    return parts[0] if len(parts) == 1 else Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
 
 
 def check_scores(scores: Tensor, samples: Samples, stream: Stream, strategy: Strategy) -> None:
@@ -141,10 +166,11 @@ def check_scores(scores: Tensor, samples: Samples, stream: Stream, strategy: Str
         )
 
 
-def check_labels(answers: tuple[Tensor, ...], samples: Samples, strategy: Strategy) -> None:
+def check_labels(answers: tuple[object, ...], samples: Samples, strategy: Strategy) -> None:
     """Refuse answers of `predict` that are not one label a sample."""
     for answer in answers:
-        if answer.shape != samples.y.shape:
+        shape = tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        if not isinstance(answer, Tensor) or answer.shape != samples.y.shape:
             raise ValueError(
-                f"{type(strategy).__name__}.predict answers {len(samples)} samples with {tuple(answer.shape)}, not one label each"
+                f"{type(strategy).__name__}.predict answers {len(samples)} samples with {shape}, not a tensor of one label each"
             )

@@ -6,6 +6,8 @@ which a run seeds. Which samples are kept is decided on the CPU, so it is the sa
 
 from __future__ import annotations
 
+from operator import index
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,14 +28,15 @@ class Memory:
     """
 
     def __init__(self, capacity: int) -> None:
-        if not isinstance(capacity, int) or capacity < 1:
+        if not hasattr(capacity, "__index__") or capacity < 1:
             raise ValueError(f"capacity must be a whole number of at least 1, not {capacity!r}")
-        self.capacity = capacity
+        self.capacity = index(capacity)
         self.seen = 0
         self.size = 0
         self.kept: Samples | None = None
         self._kind: Kind = {}
-        self.random = torch.Generator()
+        # from torch's global generator: one that is made in the middle of a run follows the run's seed too
+        self.random = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
     def __len__(self) -> int:
         """Return how many samples are kept now."""

@@ -79,8 +79,8 @@ class GrowingHead(nn.Module):
         seen = F.linear(features, self.weight, self.bias)
         return seen.new_full((len(features), self.classes), float("-inf")).index_copy(1, self.labels, seen)
 
-    def grow(self, labels: Sequence[int]) -> dict[nn.Parameter, nn.Parameter]:
-        """Add an output for each label that has none; return the parameters that were replaced, old to new.
+    def grow(self, labels: Sequence[int]) -> int:
+        """Add an output for each label that has none, and return how many; the parameters stay the same objects.
 
         Raises ValueError for a label that is not one of the classes.
         """
@@ -89,29 +89,36 @@ class GrowingHead(nn.Module):
         if outside := [label for label in new if not 0 <= label < self.classes]:
             raise ValueError(f"a head for {self.classes} classes has no outputs for the labels {outside}")
         if not new:
-            return {}
+            return 0
         bound = 1 / math.sqrt(self.in_features)  # as nn.Linear draws its weights and biases
-        old = self.weight, self.bias
         rows = torch.empty(len(new), self.in_features).uniform_(-bound, bound).to(self.weight)
         biases = torch.empty(len(new)).uniform_(-bound, bound).to(self.bias)
-        self.weight = nn.Parameter(torch.cat([self.weight.detach(), rows]))
-        self.bias = nn.Parameter(torch.cat([self.bias.detach(), biases]))
+        for parameter, more in ((self.weight, rows), (self.bias, biases)):
+            parameter.data = torch.cat([parameter.data, more])
+            parameter.grad = None
         self.labels = torch.cat([self.labels, torch.tensor(new).to(self.labels)])
-        return dict(zip(old, (self.weight, self.bias), strict=True))
+        return len(new)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take as many rows as the state has, then load them."""
+        for name in ("weight", "bias", "labels"):
+            kept, here = state.get(prefix + name), getattr(self, name)
+            if isinstance(kept, Tensor) and kept.shape[1:] == here.shape[1:]:
+                here.data = kept.detach().to(here, copy=True)
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
-def grow_heads(model: nn.Module, optimizer: Optimizer, labels: Callable[[], Sequence[int]]) -> None:
-    """Grow each GrowingHead of a model by what is new in `labels()`; the optimizer goes on with what it knew of the old rows."""
+def grow_heads(model: nn.Module, optimizers: Sequence[Optimizer], labels: Callable[[], Sequence[int]]) -> None:
+    """Grow each GrowingHead of a model by what is new in `labels()`; what optimizers know of the old rows is kept."""
     for head in [module for module in model.modules() if isinstance(module, GrowingHead)]:
-        replaced = head.grow(labels())
-        for group in optimizer.param_groups:
-            group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
-        for old, new in replaced.items():
-            if old in optimizer.state:
-                optimizer.state[new] = {
-                    name: _padded(value, new) if isinstance(value, Tensor) and value.shape == old.shape else value
-                    for name, value in optimizer.state.pop(old).items()
-                }
+        before = len(head.weight)
+        if not head.grow(labels()):
+            continue
+        for optimizer in optimizers:
+            for parameter in (head.weight, head.bias):
+                for name, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.shape == (before, *parameter.shape[1:]):
+                        optimizer.state[parameter][name] = _padded(value, parameter)
 
 
 def _padded(value: Tensor, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import CodeType, MappingProxyType
@@ -17,6 +18,7 @@ from clstream.bus import Emitter, heard, on
 from clstream.events import RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import grow_heads
 from clstream.params import Recorded
+from clstream.state import held
 from clstream.stream import Batch, Samples, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -64,7 +66,11 @@ class Strategy(Emitter, Recorded):
         """Return the model's (n, classes) outputs for samples to learn: augmented, other tasks' heads silenced with -inf."""
         x = samples.x if self.augment is None else self.augment(samples.x)
         logits: Tensor = self.model(x)
-        return logits if self.heads is None else logits.masked_fill(~self.heads[samples.y], float("-inf"))
+        if self.heads is None:
+            return logits
+        if self.heads.shape[1] < logits.shape[1]:  # outputs that no class has never compete
+            self.heads = F.pad(self.heads, (0, logits.shape[1] - self.heads.shape[1]))
+        return logits.masked_fill(~self.heads[samples.y], float("-inf"))
 
     def loss(self, samples: Samples) -> Tensor:
         """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
@@ -83,15 +89,11 @@ class Strategy(Emitter, Recorded):
         answer: Tensor = self.model(x)
         return answer
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Return the label of each input: (n,), int64; with a task, only its classes compete."""
         scores = self.scores(x, task)
-        if task is not None:
-            others = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
-            others[list(task.classes)] = False
-            scores = scores.masked_fill(others, float("-inf"))
-        return scores.argmax(dim=1)
+        return (scores if task is None else scores.masked_fill(~allowed(task, scores), float("-inf"))).argmax(dim=1)
 
     @on(RunStarted)
     def meet_stream(self, event: RunStarted) -> None:
@@ -103,14 +105,21 @@ class Strategy(Emitter, Recorded):
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
         """Give a growing head an output for each class that is new in this session."""
-        grow_heads(self.model, self.optimizer, lambda: event.session.classes)
+        grow_heads(self.model, [optimizer for _, optimizer in held(self, Optimizer)], lambda: event.session.classes)
+
+
+def allowed(task: Task, scores: Tensor) -> Tensor:
+    """Return (classes,), bool, on the scores' device: which of their columns are classes of a task."""
+    mine = torch.zeros(scores.shape[1], dtype=torch.bool)
+    mine[list(task.classes)] = True
+    return mine.to(scores.device)
 
 
 def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
     """Return what a strategy needs a stream to show, each with the reason: "boundaries", "task ids".
 
     Read from its code: it needs boundaries if it, or one of its parts, handles TaskStarted or TaskEnded, and task ids if it
-    reads `batch.task`.
+    reads `batch.task` or `session.task`, by these names.
     """
     found: dict[str, str] = {}
     cls = strategy if isinstance(strategy, type) else type(strategy)
@@ -119,9 +128,9 @@ def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
             found.setdefault("boundaries", f"{cls.__name__}.{name} handles {event.__name__}")
     for each in cls.__mro__:
         for name, method in vars(each).items():
-            code = getattr(method, "__code__", None)
+            code = getattr(inspect.unwrap(method) if callable(method) else method, "__code__", None)
             if code is not None and _reads_task(code):
-                found.setdefault("task ids", f"{each.__name__}.{name} reads batch.task")
+                found.setdefault("task ids", f"{each.__name__}.{name} reads the task of a batch or session")
     for part in () if isinstance(strategy, type) else getattr(strategy, "parts", ()):
         for need, reason in needs(part).items():
             found.setdefault(need, reason)
@@ -129,14 +138,11 @@ def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
 
 
 def _reads_task(code: CodeType) -> bool:
-    """Return whether `batch.task` is read: an attribute `task` loaded straight after something called `batch`."""
+    """Return whether an attribute `task` is loaded straight after something called `batch` or `session`."""
     before: Any = None
     for step in dis.get_instructions(code):
-        if (
-            step.opname == "LOAD_ATTR"
-            and step.argval == "task"
-            and (before == "batch" or (type(before) is tuple and before[-1] == "batch"))
-        ):
+        last = before[-1] if isinstance(before, tuple) and before else before
+        if step.opname == "LOAD_ATTR" and step.argval == "task" and last in ("batch", "session"):
             return True
         before = step.argval
     return any(_reads_task(inner) for inner in code.co_consts if isinstance(inner, CodeType))

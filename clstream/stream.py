@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
+from operator import index
 
 import torch
 from torch import Tensor
 
 from clstream.seeds import derive
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NOTHING: Mapping[str, Tensor] = {}  # the extra fields of samples that have none
 SCENARIOS = ("class", "task", "domain")
+MOST_CLASSES = 65536  # a label beyond is a number of something else, and would make tables of its square
 _CHUNK = 8192  # samples looked at together when all of a data set is checked or hashed
 
 
@@ -42,12 +43,14 @@ class Samples:
         return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Samples:
-        """Return some of the samples; `index` is a slice, or (k,) int64 row numbers."""
+        """Return some of the samples; `index` is a slice, (k,) int64 row numbers, or an (n,) bool mask."""
         extra = {name: _rows(rows, index) for name, rows in self.extra.items()} if self.extra else NOTHING
         return Samples(_rows(self.x, index), _rows(self.y, index), extra)
 
     def __add__(self, other: Samples) -> Samples:
-        """Join two sets of samples; they must have the same extra fields (ValueError)."""
+        """Join two sets of samples; their inputs must have one dtype, and they the same extra fields (TypeError, ValueError)."""
+        if self.x.dtype != other.x.dtype:  # torch would turn raw bytes into floats from 0 to 255
+            raise TypeError(f"inputs of {self.x.dtype} can't be joined to inputs of {other.x.dtype}")
         if self.extra.keys() != other.extra.keys():
             raise ValueError(
                 f"samples with the extra fields {sorted(self.extra)} can't be joined to samples with {sorted(other.extra)}: "
@@ -62,7 +65,9 @@ class Samples:
 
 
 def _rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
-    return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)  # eight times as fast as tensor[index]
+    if isinstance(index, slice) or index.dtype == torch.bool:
+        return tensor[index]
+    return tensor.index_select(0, index)  # eight times as fast as tensor[index]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +123,9 @@ class Task:
     train: Samples | Subset
     test: Samples | Subset
     validation: Samples | Subset | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(index, self.classes)))
 
     def __repr__(self) -> str:
         return f"Task({self.id}, classes={self.classes}, train={len(self.train)}, test={len(self.test)})"
@@ -243,8 +251,8 @@ class Stream:
     device: torch.device | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.schedule is None:
-            object.__setattr__(self, "schedule", range(len(self.tasks)))
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
         _check(self)
 
     def __len__(self) -> int:
@@ -399,7 +407,7 @@ def _check(stream: Stream) -> None:
     name = stream.name
     for what in ("epochs", "batch_size"):
         value = getattr(stream, what)
-        if not isinstance(value, int) or value < 1:
+        if not hasattr(value, "__index__") or value < 1:
             raise ValueError(f"{name}: {what} must be a whole number of at least 1, not {value!r}")
     if stream.scenario not in SCENARIOS:
         raise ValueError(f"{name}: scenario must be one of {', '.join(SCENARIOS)}, not {stream.scenario!r}")
@@ -408,7 +416,7 @@ def _check(stream: Stream) -> None:
     if not stream.schedule:
         raise ValueError(f"{name} has no sessions: its schedule is empty")
     for position, number in enumerate(stream.schedule):
-        if not isinstance(number, int) or not 0 <= number < len(stream.tasks):
+        if not hasattr(number, "__index__") or not 0 <= number < len(stream.tasks):
             raise ValueError(f"{name}: session {position} draws from task {number}, but the tasks are 0 to {len(stream.tasks) - 1}")
     checked: set[int] = set()
     shapes = set()
@@ -424,6 +432,8 @@ def _check(stream: Stream) -> None:
                 raise ValueError(f"{name}: task {position} has no {kind} samples")
             _check_samples(part, f"{name}: the {kind} samples of task {position}", task.classes, checked)
             shapes.add((tuple(part[:1].x.shape[1:]), part[:1].x.dtype))
+    if stream.classes > MOST_CLASSES:
+        raise ValueError(f"{name}: the greatest label is {stream.classes - 1}; number the classes from 0, without gaps")
     if len(shapes) > 1:
         raise ValueError(f"{name}: all inputs must have one shape and dtype, not {sorted(map(str, shapes))}")
     for number, _, parts in stream._visits:
@@ -435,9 +445,18 @@ def _check(stream: Stream) -> None:
 
 def _check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...], checked: set[int]) -> None:
     """Refuse labels outside `classes`, a wrong dtype, and inputs that are not finite; look at each source once."""
+    if not isinstance(part, (Samples, Subset)):
+        raise TypeError(f"{what} must be Samples or a Subset, not a {type(part).__name__}")
     whole = part.source if isinstance(part, Subset) else part
-    if len(whole.x) != len(whole.y):
-        raise ValueError(f"{what} are {len(whole.x)} inputs with {len(whole.y)} labels")
+    for name, rows in (("inputs", whole.x), ("labels", whole.y), *whole.extra.items()):
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"{what} need {name} as a tensor, not a {type(rows).__name__}: torch.as_tensor(...) makes one")
+        if len(rows) != len(whole.y):
+            raise ValueError(f"{what} are {len(rows)} {name} with {len(whole.y)} labels")
+    if isinstance(part, Subset) and (
+        part.index.dtype != torch.int64 or part.index.dim() != 1 or not 0 <= part.index.min() <= part.index.max() < len(whole)
+    ):
+        raise ValueError(f"{what}: the index of a Subset must be (n,) int64 row numbers from 0 to {len(whole) - 1}")
     if whole.y.dtype != torch.int64 or whole.y.dim() != 1:
         raise TypeError(f"{what} need labels as a (samples,) tensor of int64, not {tuple(whole.y.shape)} of {whole.y.dtype}")
     labels = set(part.y.unique().tolist())

@@ -18,7 +18,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import torch
@@ -35,7 +37,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are t
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
+_TRIES = 10  # seconds that a store gets to be ready
 _PER_WRITE = 1000  # metrics that MLflow takes in one batch
 _OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event))
 
@@ -55,11 +59,13 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> tuple[Mlflo
     """
     where = tracking_uri(uri)
     if where.startswith(("http://", "https://")):
+        address = urlsplit(where)
+        plain = urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2]))
         try:
-            urllib.request.urlopen(f"{where.rstrip('/')}/health", timeout=5).close()
+            urllib.request.urlopen(f"{plain.rstrip('/')}/health", timeout=5).close()
         except urllib.error.HTTPError:
             pass  # it answers; whether it lets us in, the next call says
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise ConnectionError(
                 f"the tracking server {where} does not answer ({error}): start it, or choose another --tracking-uri"
             ) from None
@@ -69,17 +75,27 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> tuple[Mlflo
             raise OSError(f"the tracking store {where} can't be written: the folder {folder} is missing or read-only")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store's dozens of migrations are no news
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    try:
-        client = MlflowClient(where)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
-        if found is not None:
-            return client, found.experiment_id
-        # the UI shows an experiment without this tag as one of language models, without its curves in the first place
-        return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
-    except MlflowException as error:
-        raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
+    for patience in range(_TRIES, -1, -1):
+        try:
+            return _experiment(MlflowClient(where), experiment)
+        except MlflowException as error:
+            raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
+        except SQLAlchemyError as error:  # two runs that start at once make the store's tables at once
+            if not patience:
+                raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
+            time.sleep(1)
+    raise AssertionError  # not reached
+
+
+def _experiment(client: MlflowClient, experiment: str) -> tuple[MlflowClient, str]:
+    """Return the client and the id of the experiment."""
+    found = client.get_experiment_by_name(experiment)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
+    if found is not None:
+        return client, found.experiment_id
+    # the UI shows an experiment without this tag as one of language models, without its curves in the first place
+    return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
 
 
 class MlflowTracker:
@@ -112,8 +128,10 @@ class MlflowTracker:
         self.tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         self._reset()
 
-    def _reset(self) -> None:
         self.run_id: str | None = None
+
+    def _reset(self) -> None:
+        self.is_open = False
         self.evaluation: Evaluation | None = None
         self.probes_written = 0
         self.samples, self.losses = 0, list[Tensor]()
@@ -123,7 +141,6 @@ class MlflowTracker:
     @on(events.RunStarted)
     def open(self, event: events.RunStarted) -> None:
         """Open an MLflow run, with its params and tags."""
-        self._reset()
         stream, strategy = event.stream, event.strategy
         self.stream = stream
         self.title = f"{type(strategy).__name__} on {stream.name}, seed {event.seed}"
@@ -139,7 +156,7 @@ class MlflowTracker:
             **self.tags,
         }
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.name or self.title)
-        self.run_id = run.info.run_id
+        self.run_id, self.is_open = run.info.run_id, True
         params = described(strategy, stream, event.seed, stream.device or "cpu")
         self.client.log_batch(self.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
         self.client.log_text(self.run_id, str(stream), "stream.txt")
@@ -212,7 +229,8 @@ class MlflowTracker:
     @on(events.RunEnded)
     def close(self, event: events.RunEnded) -> None:
         """Write the pictures and the matrix of what there is, and end the run: FINISHED, FAILED or KILLED."""
-        if self.run_id is None:  # it never began
+        if not self.is_open or self.run_id is None:  # it never began
+            self._reset()
             return
         status = "FINISHED" if event.error is None else "KILLED" if isinstance(event.error, KeyboardInterrupt) else "FAILED"
         try:
@@ -227,6 +245,7 @@ class MlflowTracker:
                 )
                 self._artifacts(self.evaluation)
         finally:
+            self._reset()
             self.client.set_terminated(self.run_id, status)
 
     def _artifacts(self, found: Evaluation) -> None:

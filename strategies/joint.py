@@ -71,5 +71,7 @@ class Joint(Strategy):
         """Take this batch's share of the steps of the pass, and return the mean of their losses."""
         assert self.seen is not None
         first, end = (len(self.steps) * (batch.index + more) // self.batches for more in (0, 1))
-        steps = [Batch(self.seen[rows], None, batch.index, batch.epoch) for rows in self.steps[first:end]]
+        steps = [
+            Batch(self.seen[rows].to(batch.samples.y.device), None, batch.index, batch.epoch) for rows in self.steps[first:end]
+        ]
         return torch.stack([Strategy.learn(self, step) for step in steps]).mean()

@@ -79,10 +79,7 @@ def from_tensors(
         [torch.isin(part.y, torch.tensor(group)).nonzero().flatten() for group in groups] for part in (train, test)
     ]
     if scenario == "domain":
-        place = torch.zeros(int(train.y.max()) + 1, dtype=torch.int64)
-        for group in groups:
-            place[group] = torch.arange(len(group))
-        train, test = Samples(train.x, place[train.y]), Samples(test.x, place[test.y])
+        train, test = (Samples(part.x, places(part.y, groups)) for part in (train, test))
     made = []
     for number, group in enumerate(groups):
         kept, held = hold_back(train_rows[number], validation, derive(seed, "samples", number), f"{name}: task {number}")
@@ -98,6 +95,13 @@ def from_tensors(
     if schedule is None:
         schedule = [number for number in range(tasks) for _ in range(sessions_per_task)]
     return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes)
+
+
+def places(y: Tensor, groups: list[list[int]]) -> Tensor:
+    """Return for each label its place within its task."""
+    labels, order = torch.tensor([label for group in groups for label in group]).sort()
+    place = torch.tensor([position for group in groups for position in range(len(group))])[order]
+    return place[torch.searchsorted(labels, y)]
 
 
 def hold_back(rows: Tensor, share: float, seed: int, what: str) -> tuple[Tensor, Tensor | None]:
@@ -211,12 +215,14 @@ def read(dataset: Dataset[Any], what: str, file: Path | None, workers: int = 0, 
     from rich.console import Console
     from rich.progress import track
 
-    total = len(dataset)  # type: ignore[arg-type]  # map-style data sets have a length
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(f"{what} set has no length: from_dataset takes data sets that are indexed, not iterated")
+    total = len(dataset)
     if not total:
         raise ValueError(f"{what} set is empty")
     x: Tensor | None = None
     y = torch.empty(total, dtype=torch.int64)
-    loader = DataLoader(dataset, batch_size=256, num_workers=workers, collate_fn=_collate)
+    loader = DataLoader(dataset, batch_size=256, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
     done = 0
     console = Console(stderr=True)
     for inputs, labels in track(loader, f"reading {what}", console=console, disable=not (progress and console.is_terminal)):
@@ -249,18 +255,22 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tens
 
 
 def _collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    """Join samples as they are: images become (channels, height, width) uint8, everything else keeps its dtype."""
+    """Join samples as they are: PIL images become (channels, height, width), float64 becomes float32."""
     inputs = []
     for x, _ in samples:
         if not isinstance(x, Tensor):
+            image = not isinstance(x, np.ndarray)
             x = torch.from_numpy(np.array(x))
-            if x.dtype == torch.uint8:
+            if image:  # PIL has the channels last, or none
                 x = x[None] if x.dim() == 2 else x.movedim(-1, 0)
         inputs.append(x.to(torch.float32) if x.dtype == torch.float64 else x)
     shapes = {tuple(x.shape) for x in inputs}
     if len(shapes) > 1:
         raise ValueError(f"inputs must have one shape, not {sorted(shapes)}: resize them in the data set's transform")
-    labels = torch.tensor([y.item() if isinstance(y, Tensor) else y for _, y in samples])
+    try:
+        labels = torch.tensor([y.item() if isinstance(y, Tensor) else y for _, y in samples])
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"labels must be whole numbers, not {samples[0][1]!r} ({error})") from None
     if labels.is_floating_point():
         raise TypeError(f"labels must be whole numbers, not {labels.tolist()[:3]}")
     return torch.stack(inputs), labels

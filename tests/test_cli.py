@@ -81,6 +81,7 @@ def points(each: int = 20) -> Stream:
 def own(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with an MLflow store and a file of the user's own."""
     (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("x = (")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     return tmp_path
@@ -169,11 +170,18 @@ def test_defaults_of_one_stream_do_not_leak_into_another() -> None:
         (["run", "--model", "Mpl"], "there is no model 'Mpl': did you mean Mlp?"),
         (["run", "--strategy.capacty", "3"], "Replay has no option 'capacty': did you mean capacity?"),
         (["run", "--stream", "blobs", "--stream.tsks", "3"], "blobs has no option 'tsks': did you mean tasks?"),
-        (["run", "--stream.tasks", "many"], "--stream.tasks: Expected a <class 'int'>. Got value: many"),
+        (["run", "--stream.tasks", "many"], "--stream.tasks takes int, not many"),
         (["run", "--strategy.optimizer", "Adem"], "--strategy.optimizer: there is no 'Adem': did you mean Adam?"),
         (["run", "--strategy", "nowhere.Mine"], "there is no file or package 'nowhere' here"),
-        (["run", "--strategy", "mine.Mime"], "mine has no 'Mime': did you mean Mine?"),
+        (["run", "--strategy", "mine.Mime"], "mine.py has no 'Mime': did you mean Mine?"),
         (["run", "--strategy", "mine.Wrap", "--strategy.base", "Repla"], "there is no 'Repla': did you mean Replay?"),
+        (["run", "--strategy.capacity", "abc"], "--strategy.capacity takes int, not abc"),
+        (["run", "--strategy", "mine.Wrap"], "--strategy needs base: give --strategy.base"),
+        (["run", "--strategy", "mine.points"], "mine.points is no strategy: it must be a class derived from clstream's Strategy"),
+        (["run", "--stream", "mine.Mine"], "mine.Mine is no stream: it must be a function annotated to return one"),
+        (["run", "--strategy", "./mine.Mine"], "is no name of a strategy"),
+        (["run", "--strategy", "broken.Mine"], "broken can't be imported: SyntaxError"),
+        (["run", "--seeds", "0", "1", "2"], "'1 2' belongs to no option"),
         (["run", "--seeds", "0,one"], "--seeds takes whole numbers"),
         (["run", "--seeds", "1,1"], "names one seed twice"),
         (["run", "--config", "missing.yaml"], "missing.yaml"),
@@ -214,6 +222,20 @@ def test_what_cannot_be_done(
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     text = said(capsys, 1, "run", *arguments)
     assert text.splitlines()[-1].count("clstream: error: ") == 1 and sentence in text
+
+
+def test_seeds_and_order_of_options_are_free(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "two.yaml").write_text("seeds: [0, 1]\nstream: {class_path: blobs, init_args: {train_per_class: 20}}\ntrack: false\n")
+    text = said(capsys, 0, "run", "--config", "two.yaml", "--strategy.strength", "0.3", "--strategy", "mine.Mine")
+    assert "Mine on blobs" in text and "over 2 seeds" in text
+    assert "MLflow" not in text  # nothing was tracked, so nothing is to be seen there
+
+
+def test_compare_takes_options_of_the_configs_own_strategies(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "c.yaml").write_text("stream: {class_path: blobs, init_args: {train_per_class: 20}}\nstrategy: mine.Mine\n")
+    assert "clstream ui" in said(capsys, 0, "compare", "c.yaml", "--strategy.strength", "0.3")
+    assert "strength: 0.3" in said(capsys, 0, "compare", "c.yaml", "--strategy.strength", "0.3", "--print_config")
+    assert "usage: clstream compare" in said(capsys, 0, "compare", "c.yaml", "--help")
 
 
 def test_tune_asks_the_validation_samples(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

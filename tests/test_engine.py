@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +27,7 @@ from clstream import (
     RunEnded,
     RunStarted,
     Samples,
+    SessionStarted,
     Strategy,
     Stream,
     Task,
@@ -34,8 +36,10 @@ from clstream import (
     run,
 )
 from clstream.checks import HIDDEN, SHOWN, Trace, example_model, example_stream
+from clstream.memory import Reservoir
 from clstream.models import Mlp
 from clstream.seeds import isolated
+from clstream.state import digest
 
 schedules = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
@@ -356,7 +360,7 @@ def test_wrong_answers_of_a_strategys_own_are_refused_before_training() -> None:
         def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
             return self.scores(x)
 
-    refused(ValueError, r"Narrow.predict answers 20 samples with \(20, 6\)", Narrow(example_model()), example_stream())
+    refused(ValueError, r"Narrow.predict answers 1 samples with \(1, 6\)", Narrow(example_model()), example_stream())
 
 
 class Explodes(Strategy):
@@ -454,3 +458,168 @@ def test_each_evaluation_keeps_its_own_rows() -> None:
     ends = [each for each in kept if not each.within_session]
     assert [len(each.accuracy) for each in ends] == [1, 2, 3]
     assert torch.equal(ends[-1].accuracy, result.accuracy)
+
+
+# What a strategy makes in the middle of a run is in the run too
+
+
+def test_generators_and_memories_made_in_the_run_follow_its_seed_each_in_its_own_way() -> None:
+    def drawn(seed: int) -> list[int]:
+        class PerSession(Strategy):
+            def __init__(self, model: nn.Module) -> None:
+                super().__init__(model)
+                self.memories: list[Reservoir] = []
+
+            @on(SessionStarted)
+            def start(self, event: SessionStarted) -> None:
+                self.memories.append(Reservoir(5))
+
+        strategy = PerSession(example_model())
+        run(strategy, example_stream(), seed=seed)
+        return [memory.random.initial_seed() for memory in strategy.memories]
+
+    assert drawn(0) == drawn(0)
+    assert len({*drawn(0), *drawn(1)}) == 6
+
+
+def test_a_growing_head_is_trained_by_every_optimizer_that_has_it() -> None:
+    class Wrapping(Strategy):
+        def __init__(self, base: Strategy) -> None:
+            super().__init__(base.model)
+            self.base, self.parts = base, (base,)
+
+        def learn(self, batch: clstream.Batch) -> Tensor:
+            return self.base.learn(batch)
+
+    stream = example_stream(epochs=5)
+    plain = run(Finetune(example_model(head="growing")), stream)
+    wrapped = run(Wrapping(Finetune(example_model(head="growing"))), stream)
+    assert torch.equal(plain.accuracy, wrapped.accuracy)
+    assert float(plain.accuracy.diagonal().min()) > 0.9
+
+
+def test_growing_head_state_loads_into_a_fresh_one() -> None:
+    strategy = Finetune(example_model(head="growing"))
+    run(strategy, example_stream(), max_sessions=2)
+    fresh = example_model(head="growing")
+    fresh.load_state_dict(strategy.model.state_dict())
+    x = example_stream().tasks[0].test.x
+    assert torch.equal(fresh(x), strategy.model(x))
+
+
+def test_strategies_can_be_copied_within_and_after_a_run() -> None:
+    copies = []
+
+    class Copying(Joint):
+        @on(TaskEnded)
+        def copy(self, event: TaskEnded) -> None:
+            copies.append(deepcopy(self))
+
+    strategy = Copying(example_model())
+    run(strategy, example_stream(), Trace())
+    assert [copy.bus for copy in copies] == [None] * 3
+    assert digest(deepcopy(strategy).model) == digest(strategy.model)
+
+
+def test_a_model_with_more_outputs_than_classes_works() -> None:
+    for scenario in ("class", "task"):
+        with isolated(0):
+            wide = Mlp((1, 8, 8), 11, hidden=(32,))
+        result = run(Finetune(wide), example_stream(epochs=5, scenario=scenario))
+        assert float(result.main.diagonal().min()) > 0.9
+
+
+def test_lazy_modules_are_trained() -> None:
+    with isolated(0):
+        model = nn.Sequential(nn.Flatten(), nn.LazyLinear(6))
+
+    class Floats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.float() / 255)
+
+    result = run(Finetune(Floats()), example_stream(epochs=10))
+    assert float(result.accuracy[0, 0]) > 0.9
+
+
+def test_scores_with_nan_are_refused() -> None:
+    class NanInEvaluation(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 if self.training else float("nan"))
+
+    refused(
+        FloatingPointError, "answers test samples of example with NaN", Finetune(NanInEvaluation((1, 8, 8), 6)), example_stream()
+    )
+
+
+def test_a_loss_that_is_not_finite_is_found_before_the_next_evaluation() -> None:
+    seen: list[int] = []
+
+    class Watch:
+        @on(Evaluated)
+        def see(self, event: Evaluated) -> None:
+            seen.append(event.evaluation.probe_steps[-1])
+
+    with pytest.raises(FloatingPointError, match="batch 2:"):
+        run(Explodes(example_model(), 2), example_stream(batch_size=10), Watch(), evaluate_every=1)
+    assert seen == [1, 2]
+
+
+def test_numpy_seeds_are_seeds() -> None:
+    one, two = (run(Replay(example_model()), example_stream(), seed=seed) for seed in (3, np.int64(3)))
+    assert torch.equal(one.accuracy, two.accuracy)
+    refused(TypeError, "seed must be a whole number, not 1.5", Finetune(example_model()), example_stream(), seed=1.5)
+
+
+def test_many_small_tasks_are_tested_together_as_one_by_one() -> None:
+    """The union pass gives what a question about each task alone gives."""
+
+    class OneByOne(Finetune):
+        def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+            return super().predict(x, task)
+
+    stream = blobs(tasks=50, classes=100, train_per_class=10, test_per_class=30)
+    results = []
+    for kind in (Finetune, OneByOne):
+        with isolated(0):
+            results.append(run(kind(Mlp(20, 100, (32,))), stream, max_sessions=3))
+    assert torch.equal(results[0].accuracy, results[1].accuracy)
+    assert torch.equal(results[0].task_accuracy, results[1].task_accuracy)
+
+
+def test_decorated_methods_and_sessions_count_as_needs() -> None:
+    class Decorated(Strategy):
+        @torch.enable_grad()
+        def learn(self, batch: clstream.Batch) -> Tensor:
+            assert batch.task
+            return super().learn(batch)
+
+    class OfSession(Strategy):
+        @on(SessionStarted)
+        def start(self, event: SessionStarted) -> None:
+            self.now = event.session.task
+
+    for kind in (Decorated, OfSession):
+        refused(ValueError, "needs task ids", kind(example_model()), example_stream(boundaries=False))
+
+
+def test_forgotten_constructor_calls_are_said() -> None:
+    class Forgot(Strategy):
+        def __init__(self, model: nn.Module) -> None:
+            self.net = model
+
+    class NoOptimizer(Strategy):
+        def __init__(self, model: nn.Module) -> None:
+            self.model = model
+
+    refused(TypeError, r"Forgot has no optimizer: call super\(\).__init__", Forgot(example_model()), example_stream())
+    refused(TypeError, "NoOptimizer has no optimizer", NoOptimizer(example_model()), example_stream())
+
+
+def test_raw_bytes_are_not_joined_to_floats() -> None:
+    samples = example_stream().tasks[0].train
+    with pytest.raises(TypeError, match=r"torch.uint8 can't be joined to inputs of torch.float32"):
+        samples + Samples(samples.x.float(), samples.y)
