@@ -6,6 +6,7 @@ evaluation found is written at once, in one batch; nothing is written per batch 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -34,12 +35,12 @@ from clstream.figures import accuracy_matrix, forgetting_curves
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are the user's business
 
+from filelock import FileLock, Timeout
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-_TRIES = 10  # seconds that a store gets to be ready
 _PER_WRITE = 1000  # metrics that MLflow takes in one batch
 _OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event))
 
@@ -75,27 +76,20 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> tuple[Mlflo
             raise OSError(f"the tracking store {where} can't be written: the folder {folder} is missing or read-only")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store's dozens of migrations are no news
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    for patience in range(_TRIES, -1, -1):
-        try:
-            return _experiment(MlflowClient(where), experiment)
-        except MlflowException as error:
-            raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
-        except SQLAlchemyError as error:  # two runs that start at once make the store's tables at once
-            if not patience:
-                raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
-            time.sleep(1)
-    raise AssertionError  # not reached
-
-
-def _experiment(client: MlflowClient, experiment: str) -> tuple[MlflowClient, str]:
-    """Return the client and the id of the experiment."""
-    found = client.get_experiment_by_name(experiment)
-    if found is not None and found.lifecycle_stage == "deleted":
-        raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
-    if found is not None:
-        return client, found.experiment_id
-    # the UI shows an experiment without this tag as one of language models, without its curves in the first place
-    return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
+    name = hashlib.sha256(where.encode()).hexdigest()[:16]
+    try:
+        # two runs that start at once would make the tables of a new store at once, and one of them would fail
+        with FileLock(Path(tempfile.gettempdir()) / f"clstream-{name}.lock", timeout=120):
+            client = MlflowClient(where)
+            found = client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
+            if found is not None:
+                return client, found.experiment_id
+            # the UI shows an experiment without this tag as one of language models, without its curves in the first place
+            return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
+    except (MlflowException, SQLAlchemyError, Timeout) as error:
+        raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
 
 
 class MlflowTracker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import MappingProxyType
 
 import clstream.strategies as zoo
 import pytest
@@ -134,3 +135,11 @@ def test_stream_checks_catch() -> None:
     leaky = replace(example_stream())
     object.__setattr__(leaky, "session", lambda index: replace(Stream.session(leaky, 0), index=index))
     assert "keeps_labels_within_tasks" in failing(list(check_stream(leaky)))
+
+
+def test_an_exemption_from_no_check_is_refused() -> None:
+    class Misspelled(Strategy):
+        exempt = MappingProxyType({"growz": "it doesn't"})
+
+    with pytest.raises(ValueError, match=r"exempt from \['growz'\], which are no checks"):
+        list(check_strategy(Misspelled))

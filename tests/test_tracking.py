@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from clstream.strategies import Finetune, Replay
 from mlflow.tracking import MlflowClient
 
-from clstream import BatchLearned, Event, SessionStarted, Strategy, TaskEnded, metrics, on, run
+from clstream import BatchLearned, Event, RunStarted, SessionStarted, Strategy, TaskEnded, metrics, on, run
 from clstream.checks import example_model, example_stream
 from clstream.tracking import MlflowTracker, connect, parent_run
 
@@ -204,3 +206,45 @@ def test_an_experiment_is_made_once(store: str) -> None:
     _, first = connect(store, "mine")
     _, second = connect(store, "mine")
     assert first == second
+
+
+def test_a_tracker_serves_one_run_after_another(store: str) -> None:
+    """Each gets an MLflow run of its own, and a failure at the start of the second leaves the first as it was."""
+
+    class FailsAtOnce(Strategy):
+        @on(RunStarted)
+        def fail(self, event: RunStarted) -> None:
+            raise RuntimeError("not today")
+
+    tracker = MlflowTracker(uri=store)
+    run(Finetune(example_model()), example_stream(batch_size=10), tracker, evaluate_every=4)
+    first = tracker.run_id
+    with pytest.raises(RuntimeError):
+        run(FailsAtOnce(example_model()), example_stream(), tracker)
+    client = MlflowClient(store)
+    assert client.get_run(first).info.status == "FINISHED" and "error" not in client.get_run(first).data.tags
+    run(Finetune(example_model()), example_stream(batch_size=10), tracker, evaluate_every=4)
+    assert tracker.run_id != first
+    assert curve(client, tracker.run_id, "anytime/task_00") == curve(client, first, "anytime/task_00")
+
+
+def test_probes_since_the_last_session_are_kept_when_the_run_fails(store: str) -> None:
+    class StopsWithin:
+        @on(BatchLearned)
+        def stop(self, event: BatchLearned) -> None:
+            if event.batch.index == 5:
+                raise KeyboardInterrupt
+
+    tracker = MlflowTracker(uri=store)
+    with pytest.raises(KeyboardInterrupt):
+        run(Finetune(example_model()), example_stream(batch_size=10), tracker, StopsWithin(), evaluate_every=2)
+    assert list(curve(MlflowClient(store), tracker.run_id, "anytime/task_00")) == [2, 4]
+
+
+def test_two_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
+    code = "import sys; from clstream.tracking import connect; print(connect(sys.argv[1])[1])"
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1] != ""
