@@ -1,6 +1,7 @@
 """Fine-tuning: learn each batch and do nothing against forgetting. The lower bound that every method is held against.
 
-Measured (class-IL Split MNIST, 5 tasks, 1 epoch, batch 10, SGD 0.1, Mlp 100-100): see the anchor `finetune-split-mnist`.
+Measured (anchor `finetune-split-mnist`: class-IL, 5 tasks, 1 epoch, batch 10, SGD 0.1, Mlp 100-100): average accuracy
+0.197 ± 0.001 over 5 seeds; a loop by hand gives 0.196 ± 0.001 over 10.
 """
 
 from __future__ import annotations

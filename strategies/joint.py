@@ -5,7 +5,8 @@ initial ones (`restart=True`, the usual upper bound) or go on from where they ar
 of the session then stands for one shuffled pass over everything: the answer to each batch is its share of the steps of that
 pass. It keeps all data, so it is no continual learner; it marks what could be reached.
 
-Measured (class-IL Split MNIST, 5 tasks, 1 epoch, batch 10, SGD 0.1, Mlp 100-100): the anchor `joint-split-mnist`.
+Measured (anchor `joint-split-mnist`: class-IL, 5 tasks, 1 epoch, batch 10, SGD 0.1, Mlp 100-100): average accuracy
+0.955 ± 0.005 over 5 seeds; a loop by hand, over all tasks at once, gives 0.958 ± 0.007 over 10.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ then the batch is offered to the memory. As the whole loss is a mean over both p
 Deviations: with several epochs, a session is offered to the memory in its first epoch only, so that no sample is kept twice.
 The memory keeps raw samples, and what is drawn is augmented afresh with the batch.
 
-Measured (class-IL Split MNIST, 5 tasks, 1 epoch, batch 10 + 10, buffer 500, SGD 0.1, Mlp 100-100): the anchor `er-split-mnist`.
+Measured (anchor `er-split-mnist`: class-IL, 5 tasks, 1 epoch, batch 10 + 10, capacity 500, SGD 0.1, Mlp 100-100): average
+accuracy 0.858 ± 0.023 over 40 seeds; a loop by hand gives 0.863 ± 0.018 over 50.
 """
 
 from __future__ import annotations
