@@ -26,6 +26,7 @@ bench: $(VENV)/installed
 
 # The package itself is installed, not linked: what is tested is what ships.
 $(VENV)/installed: $(SOURCES) | $(BIN)/python
+	rm -rf build
 	$(BIN)/python -m pip install --quiet .
 	touch $@
 
