@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from clstream import events
 from clstream.bus import on
 from clstream.engine import Result, run
-from clstream.evaluation import evaluate
+from clstream.evaluation import evaluate, evaluating
 from clstream.models import Mlp
 from clstream.params import describe
 from clstream.seeds import isolated
@@ -153,20 +153,20 @@ def check_strategy(make: Make) -> Iterator[Check]:
         stream = example_stream()
         _, strategy = played(stream)
         x = torch.cat([task.test.x for task in stream.tasks])
-        for module in (strategy.model, *(value for value in vars(strategy).values() if isinstance(value, nn.Module))):
-            module.eval()
-        with torch.inference_mode():
+        with evaluating(strategy):
             scores = strategy.scores(x)
-        assert scores.shape == (len(x), 6) and scores.is_floating_point(), f"scores are {tuple(scores.shape)} of {scores.dtype}"
-        assert not scores.isnan().any(), "scores hold NaN"
-        for task in (None, *stream.tasks):
-            labels = strategy.predict(x, task)
-            assert labels.shape == (len(x),) and labels.dtype == torch.int64, f"labels are {tuple(labels.shape)} of {labels.dtype}"
-            allowed = range(6) if task is None else task.classes
-            assert set(labels.tolist()) <= set(allowed), f"with {task} given it answers {sorted(set(labels.tolist()))}"
-            assert torch.equal(strategy.predict(x[:7], task), labels[:7]), (
-                "the answer for a sample depends on the others asked with it"
-            )
+            assert scores.shape == (len(x), 6) and scores.is_floating_point(), f"scores are {tuple(scores.shape)} of {scores.dtype}"
+            assert not scores.isnan().any(), "scores hold NaN"
+            for task in (None, *stream.tasks):
+                labels = strategy.predict(x, task)
+                assert labels.shape == (len(x),) and labels.dtype == torch.int64, (
+                    f"labels are {tuple(labels.shape)} of {labels.dtype}"
+                )
+                allowed = range(6) if task is None else task.classes
+                assert set(labels.tolist()) <= set(allowed), f"with {task} given it answers {sorted(set(labels.tolist()))}"
+                assert torch.equal(strategy.predict(x[:7], task), labels[:7]), (
+                    "the answer for a sample depends on the others asked with it"
+                )
 
     def answers_before_learning() -> None:
         row, task_row = evaluate(built(), example_stream())

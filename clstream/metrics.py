@@ -43,7 +43,7 @@ def _mean(values: Tensor) -> float:
 def seen_averages(accuracy: Tensor, taught: Tensor | None = None) -> Tensor:
     """Return for each row the mean accuracy over the tasks seen by then: (rows,), float64; NaN where none was."""
     accuracy, taught, _, _ = _checked(accuracy, taught)
-    seen = taught.cummax(0).values if taught.dtype != torch.bool else taught.int().cummax(0).values.bool()
+    seen = taught.int().cummax(0).values.bool()
     return torch.where(seen, accuracy, 0.0).sum(1) / seen.sum(1)
 
 

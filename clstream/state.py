@@ -25,8 +25,8 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
     """Yield (path, value) for each value that `root` holds, at any depth, each object once.
 
     Attributes, fields of dataclasses and items of containers are followed; what torch keeps together (a module, an
-    optimizer, a generator) is one value. What a class names in
-    `not_state` is left out: the constructor's `params`, since they are not what it became, and the run's bus.
+    optimizer, a generator) is one value. What a class names in `not_state` is left out: the constructor's `params`, since
+    they are not what it became, and the run's bus.
     """
     met: set[int] = set()
 

@@ -25,7 +25,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
 OURS = ("strategies/", "streams/", "clstream/")
-PLACEHOLDERS = {"my_file.py": "from clstream import Strategy\n\n\nclass MyStrategy(Strategy): ...\n"}
+READERS_FILES = {"my_file.py": "from clstream import Strategy\n\n\nclass MyStrategy(Strategy): ...\n"}
 
 
 class Block(NamedTuple):
@@ -55,7 +55,7 @@ def having(*languages: str) -> list:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder with the files that the pages tell their readers to make, and the project's experiments."""
-    made = {name: [text] for name, text in PLACEHOLDERS.items()}
+    made = {name: [text] for name, text in READERS_FILES.items()}
     for page in PAGES:
         for block in blocks(page, "python", "yaml"):
             if block.file and not block.file.startswith(OURS):
