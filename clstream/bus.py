@@ -109,11 +109,11 @@ def subscriptions(subscriber: object, _met: frozenset[int] = frozenset()) -> Ite
         yield from subscriptions(part, _met | {id(subscriber)})
 
 
-def _members(subscriber: object) -> Iterator[object]:
+def members(subscriber: object) -> Iterator[object]:
     """Yield an object and its parts, theirs too."""
     yield subscriber
     for part in getattr(subscriber, "parts", ()):
-        yield from _members(part)
+        yield from members(part)
 
 
 class Bus:
@@ -136,7 +136,7 @@ class Bus:
                 raise TypeError(f"{type(one).__name__} would hear nothing: mark its methods with @on(some event)")
             self._subscriptions += handlers
         met: set[int] = set()
-        for each in (member for one in subscribers for member in _members(one)):
+        for each in (member for one in subscribers for member in members(one)):
             if id(each) in met:
                 raise ValueError(f"{type(each).__name__} would hear every event twice: pass it once")
             met.add(id(each))

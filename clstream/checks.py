@@ -9,10 +9,12 @@ AssertionError with a sentence. A strategy that can't meet one says so on its cl
 
 from __future__ import annotations
 
+import io
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +22,13 @@ from torch import Tensor, nn
 
 from clstream import events
 from clstream.bus import on
+from clstream.checkpoint import difference
 from clstream.engine import Result, run
 from clstream.evaluation import evaluate, evaluating
 from clstream.models import Mlp
 from clstream.params import describe
 from clstream.seeds import isolated
-from clstream.state import digest
+from clstream.snapshot import digest
 from clstream.strategy import Strategy, needs
 from clstream.stream import Samples, Stream, Subset, Task
 
@@ -66,6 +69,49 @@ class Trace:
     def write(self, event: events.Event) -> None:
         """Write the letter."""
         self.word += LETTERS.get(type(event), "")
+
+
+class Checkpoints:
+    """An observer that keeps checkpoints of a run in memory, as they would be on disk.
+
+    Args:
+        every: one after the start, after each batch and after each evaluation; if not, the first and the last one only.
+
+    """
+
+    def __init__(self, every: bool = True) -> None:
+        self.every = every
+        self.written: list[bytes] = []
+
+    @on(events.RunStarted)
+    def begin(self, event: events.RunStarted) -> None:
+        """Take the first one."""
+        assert event.run is not None
+        self.run = event.run
+        self.run.ask(self.write)
+
+    @on(events.BatchLearned)
+    def learned(self, event: events.BatchLearned) -> None:
+        """Take one after the batch."""
+        if self.every:
+            self.run.ask(self.write)
+
+    @on(events.Evaluated)
+    def evaluated(self, event: events.Evaluated) -> None:
+        """Take one after the evaluation."""
+        if self.every or len(event.evaluation.accuracy) == self.run.sessions:
+            self.run.ask(self.write)
+
+    def write(self) -> None:
+        """Keep one."""
+        file = io.BytesIO()
+        torch.save(self.run.state(), file)
+        self.written.append(file.getvalue())
+
+    def load(self, number: int) -> Mapping[str, Any]:
+        """Return one, for `run(resume=...)`."""
+        state: Mapping[str, Any] = torch.load(io.BytesIO(self.written[number]), weights_only=True)
+        return state
 
 
 def example_stream(
@@ -138,6 +184,22 @@ def check_strategy(make: Make) -> Iterator[Check]:
         assert torch.equal(one.accuracy, two.accuracy), "two runs with one seed differ in accuracy"
         assert digest(first) == digest(second), "two runs with one seed leave different states"
 
+    def resumes_exactly() -> None:
+        def go_on(head: str, observer: Checkpoints, state: Mapping[str, Any] | None = None) -> Result:
+            stream = example_stream((0, 1, 0, 2), epochs=2, batch_size=16)
+            return run(built(head), stream, observer, evaluate_every=3, resume=state)
+
+        for head in ("fixed", *(["growing"] if "grows" not in built().exempt else [])):
+            whole = Checkpoints()
+            expected = go_on(head, whole)
+            for number in range(len(whole.written)):
+                state, rest = whole.load(number), Checkpoints(every=False)
+                where = "the checkpoint before (session, epoch, batch) ({}, {}, {})".format(*state["position"])
+                result = go_on(head, rest, state)
+                differs = difference(whole.load(-1), rest.load(-1))
+                assert differs is None, f"resumed from {where}, the run ends with another {differs}"
+                assert torch.equal(expected.accuracy, result.accuracy), f"resumed from {where}, the run ends with other results"
+
     def leaves_the_caller_alone() -> None:
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # a tuple
         played(example_stream())
@@ -208,10 +270,9 @@ def check_strategy(make: Make) -> Iterator[Check]:
 
     exempt = built().exempt
     bodies = (
-        records_params, follows_grammar, needs_what_it_says, is_deterministic, leaves_the_caller_alone, learns, answers,
-        answers_before_learning, evaluates_without_trace, leaves_the_data_alone, takes_any_batch,
-        learns_tasks_with_their_heads, grows,
-        runs_on_every_device,
+        records_params, follows_grammar, needs_what_it_says, is_deterministic, resumes_exactly, leaves_the_caller_alone,
+        learns, answers, answers_before_learning, evaluates_without_trace, leaves_the_data_alone, takes_any_batch,
+        learns_tasks_with_their_heads, grows, runs_on_every_device,
     )  # fmt: skip
     if unknown := set(exempt) - {body.__name__ for body in bodies}:
         raise ValueError(f"it is exempt from {sorted(unknown)}, which are no checks")

@@ -8,7 +8,8 @@ BatchLearned l, EpochEnded e, SessionEnded s, TaskEnded t, Evaluated V, RunEnded
 
 where S..s is one session, S ( E (b l)* e )+ s. TaskEnded comes before the evaluation that follows the task's last session:
 what a strategy consolidates there is what gets tested. With `evaluate_every=N`, a V also follows every N-th l. A run that
-fails or is stopped ends in r wherever it is. A strategy or a detector may emit events of its own: subclass `Event`.
+fails or is stopped ends in r wherever it is. One that is resumed begins with an R of its own, and then goes on with what would
+have come after the checkpoint. A strategy or a detector may emit events of its own: subclass `Event`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from clstream.stream import Batch, Epoch, Session, Stream, Task
 
 if TYPE_CHECKING:
     from clstream.evaluation import Evaluation
+    from clstream.running import Run
     from clstream.strategy import Strategy
 
 
@@ -32,11 +34,17 @@ class Event:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunStarted(Event):
-    """A run begins: nothing was learned yet. The stream is on the run's device, with the run's seed in its own."""
+    """A run begins: nothing was learned yet. The stream is on the run's device, with the run's seed in its own.
+
+    If `resumed`, the run goes on from a checkpoint: what the strategy and the observers hold is restored after this event.
+    `run` is the run itself: an observer can have something done between two events, `event.run.ask(call)`.
+    """
 
     stream: Stream
     strategy: Strategy
     seed: int = 0
+    resumed: bool = False
+    run: Run | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

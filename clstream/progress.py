@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -43,6 +45,15 @@ class ProgressBar:
         self.sessions = len(event.stream)
         self.bar = self.progress.add_task(self.title, total=None, note="")
         self.progress.start()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the run is."""
+        return {"batches": self.batches, "total": self.progress.tasks[0].total, "note": self.progress.tasks[0].fields["note"]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Show how far a resumed run is."""
+        self.batches = state["batches"]
+        self.progress.update(self.bar, total=state["total"], completed=self.batches, note=state["note"])
 
     @on(EpochStarted)
     def size(self, event: EpochStarted) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,3 +41,26 @@ def isolated(*parts: object, device: str | torch.device = "cpu") -> Iterator[Non
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
+
+
+def random_state(generator: Any) -> str:
+    """Return the state of one of Python's or numpy's generators as text; of the modules `random` and `numpy.random` too."""
+    if isinstance(generator, random.Random) or generator is random:
+        return json.dumps(generator.getstate())
+    bits = generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state(legacy=False)
+    return json.dumps(bits, default=lambda array: {"array": array.tolist(), "type": array.dtype.str})
+
+
+def set_random_state(generator: Any, state: str) -> None:
+    """Put a generator of Python's or numpy's into a state that `random_state` returned."""
+    if isinstance(generator, random.Random) or generator is random:
+        version, words, gauss = json.loads(state)
+        generator.setstate((version, tuple(words), gauss))
+        return
+    bits = json.loads(
+        state, object_hook=lambda found: np.array(found["array"], found["type"]) if found.keys() == {"array", "type"} else found
+    )
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = bits
+    else:
+        generator.set_state(bits)

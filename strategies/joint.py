@@ -3,7 +3,8 @@
 Form implemented: when a session starts, its samples join those of all sessions before, and the weights go back to the
 initial ones (`restart=True`, the usual upper bound) or go on from where they are (`restart=False`, "cumulative"). Each epoch
 of the session then stands for one shuffled pass over everything: the answer to each batch is its share of the steps of that
-pass. It keeps all data, so it is no continual learner; it marks what could be reached.
+pass. It keeps all data, so it is no continual learner; it marks what could be reached. A checkpoint holds no data, only which
+sessions came: the stream has them.
 
 Measured (anchor `joint-split-mnist`: class-IL, 5 tasks, 1 epoch, batch 10, SGD 0.1, Mlp 100-100): average accuracy
 0.955 ± 0.005 over 5 seeds; a loop by hand, over all tasks at once, gives 0.958 ± 0.007 over 10.
@@ -34,25 +35,30 @@ class Joint(Strategy):
 
     """
 
+    not_state = ("seen",)
+
     def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1), restart: bool = True) -> None:
         super().__init__(model, optimizer)
         self.start: dict[str, Tensor] = {}
         self.restart, self.make_optimizer = restart, optimizer
         self.random = torch.Generator()
-        self.seen: Samples | None = None
+        self.sessions: list[int] = []
+        self.seen: Samples | None = None  # of those sessions, gathered from the stream when it is needed
         self.steps: tuple[Tensor, ...] = ()  # of the pass that is under way: the rows of `seen` that each step learns
         self.batches = 1  # that the pass is spread over
 
     @on(RunStarted)
     def keep_start(self, event: RunStarted) -> None:
         """Keep the initial weights to go back to."""
+        self.stream, self.sessions, self.seen = event.stream, [], None
         self.start = deepcopy(dict(self.model.state_dict())) if self.restart else {}
 
     @on(SessionStarted)
     def widen(self, event: SessionStarted) -> None:
         """Add the session's samples to those of all sessions before."""
         new = event.session.samples[:]
-        self.seen = new if self.seen is None else self.seen + new
+        self.seen = self.everything() + new if self.sessions else new
+        self.sessions.append(event.session.index)
         if self.restart:
             for name, now in self.model.state_dict().items():  # rows that a growing head got just now are initial ones too
                 if len(now.shape) and len(now) > len(self.start[name]):
@@ -60,19 +66,25 @@ class Joint(Strategy):
             self.model.load_state_dict(self.start)
             self.optimizer = self.make_optimizer(self.model.parameters())
 
+    def everything(self) -> Samples:
+        """Return the samples of all sessions so far; a run that was resumed gathers them again."""
+        if self.seen is None:
+            self.seen, *others = (self.stream.session(index).samples[:] for index in self.sessions)
+            for other in others:
+                self.seen = self.seen + other
+        return self.seen
+
     @on(EpochStarted)
     def shuffle(self, event: EpochStarted) -> None:
         """Put everything in a new order, in steps of the stream's batch size."""
-        assert self.seen is not None
-        order = torch.randperm(len(self.seen), generator=self.random).to(self.seen.y.device)
+        seen = self.everything()
+        order = torch.randperm(len(seen), generator=self.random).to(seen.y.device)
         self.steps = order.split(event.epoch.session.batch_size)
         self.batches = len(event.epoch)
 
     def learn(self, batch: Batch) -> Tensor:
         """Take this batch's share of the steps of the pass, and return the mean of their losses."""
-        assert self.seen is not None
+        seen = self.everything()
         first, end = (len(self.steps) * (batch.index + more) // self.batches for more in (0, 1))
-        steps = [
-            Batch(self.seen[rows].to(batch.samples.y.device), None, batch.index, batch.epoch) for rows in self.steps[first:end]
-        ]
+        steps = [Batch(seen[rows].to(batch.samples.y.device), None, batch.index, batch.epoch) for rows in self.steps[first:end]]
         return torch.stack([Strategy.learn(self, step) for step in steps]).mean()

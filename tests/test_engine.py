@@ -39,7 +39,7 @@ from clstream.checks import HIDDEN, SHOWN, Trace, example_model, example_stream
 from clstream.memory import Reservoir
 from clstream.models import Mlp
 from clstream.seeds import isolated
-from clstream.state import digest
+from clstream.snapshot import digest
 
 schedules = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 

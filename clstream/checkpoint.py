@@ -1,0 +1,340 @@
+"""Checkpoints: a run's state on disk, so that a run that was killed goes on from there and ends as it would have, bit for bit.
+
+    run(strategy, stream, Checkpointer("runs/mine"), resume=newest("runs/mine"))
+
+starts a run, or goes on with it if it was begun before. A checkpoint is one file, `000042-0123456789abcdef.pt`: its number, and
+a hash of its content, so that a torn or altered one is found out, and the one before is used. It is read by
+`torch.load(weights_only=True)`, which runs no code. It is written beside, synced to the disk, and renamed; the ones before are
+kept until it is whole. Not in it: what is rebuilt from the config (the stream, the classes) and what never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import torch
+
+import clstream
+from clstream.bus import on
+from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
+from clstream.folders import FolderError, claimed
+from clstream.running import Run
+from clstream.snapshot import differing
+
+FORMAT = 1
+SHARE = 0.02
+"""The most of a run's time that checkpoints by the clock may take: where writing is slow, they come less often."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was stopped by a signal, after a checkpoint if one could be written."""
+
+    def __init__(self, number: int, folder: Path, message: str) -> None:
+        super().__init__(message)
+        self.signal, self.folder = number, folder
+
+
+class Checkpointer:
+    """Writes checkpoints of the run that it observes: at its start and end, by batches and by time, and when it is told to stop.
+
+    The first SIGINT or SIGTERM has the batch under way finished and a checkpoint written, and ends the run with `Stopped`; the
+    second one ends it at once. A checkpoint that can't be written is warned of, and the run goes on, unless it is the first.
+
+    Args:
+        folder: where; no other run's. One process at a time can use it.
+        every_batches: write after every so many batches of the run.
+        every_seconds: write when so many seconds have passed; None for never. At most 2 % of the time is spent on these.
+        keep: how many checkpoints stay, at least 1. With 2, the one before is there should the newest be damaged.
+        signals: whether to act on SIGINT and SIGTERM; only a process's main thread can.
+
+    Raises:
+        ValueError: for numbers below 1.
+        FolderError: when the run starts, if the folder can't be written, is in use, or has the checkpoints of another run.
+
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_batches: int | None = None,
+        every_seconds: float | None = 30.0,
+        keep: int = 2,
+        signals: bool = True,
+    ) -> None:
+        for name, value in (("every_batches", every_batches), ("keep", keep)):
+            if value is not None and (not hasattr(value, "__index__") or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if every_seconds is not None and not every_seconds > 0:
+            raise ValueError(f"every_seconds must be above 0, or None for never, not {every_seconds!r}")
+        self.folder, self.keep, self.signals = Path(folder), keep, signals
+        self.every_batches = every_batches or sys.maxsize
+        self.every_seconds = float("inf") if every_seconds is None else every_seconds
+        self.run: Run | None = None
+        self.held = ExitStack()
+        self.handlers: dict[int, Any] = {}
+        self.seconds, self.written = 0.0, 0
+        """What checkpoints took so far, and how many there were."""
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Claim the folder, and ask for the first checkpoint."""
+        assert event.run is not None
+        self.held.enter_context(claimed(self.folder))
+        there = files(self.folder)
+        if there and not event.resumed:
+            self.held.close()
+            raise FolderError(
+                f"{self.folder} has the checkpoints of a run: go on with it by resume=newest({str(self.folder)!r}), or name "
+                "another folder"
+            )
+        for torn in self.folder.glob("*.writing"):
+            torn.unlink()
+        self.run, self.number, self.stopped = event.run, _number(there[0]) if there else 0, 0
+        self.batches, self.failed = 0, False
+        self._rest(0.0)
+        if self.signals and threading.current_thread() is threading.main_thread():
+            self.handlers = {each: signal.signal(each, self._hear) for each in (signal.SIGINT, signal.SIGTERM)}
+        if not event.resumed:
+            event.run.ask(self._first)
+
+    @on(BatchLearned)
+    def count(self, event: BatchLearned) -> None:
+        """Ask for a checkpoint where one is due."""
+        self.batches += 1
+        if self.batches >= self.every_batches or time.monotonic() >= self.due:
+            self._ask()
+
+    @on(Evaluated)
+    def look(self, event: Evaluated) -> None:
+        """Ask for a checkpoint where one is due, and for the last one after the last session."""
+        assert self.run is not None
+        over = len(event.evaluation.accuracy) == self.run.sessions and not event.evaluation.within_session
+        if over or time.monotonic() >= self.due:
+            self._ask()
+
+    @on(RunEnded)
+    def end(self, event: RunEnded) -> None:
+        """Give back the signals and the folder; of a run that is complete, keep its last checkpoint only."""
+        self._unhear()
+        if self.run is not None and event.error is None and not self.failed:
+            for old in files(self.folder)[1:]:
+                old.unlink(missing_ok=True)
+        self.run = None
+        self.held.close()
+
+    def write(self) -> bool:
+        """Write a checkpoint now, between events; return whether it could be written, and warn if not."""
+        try:
+            self._write()
+        except OSError as error:
+            if not self.failed:
+                warnings.warn(
+                    f"no checkpoint could be written to {self.folder} ({error.strerror or error}): the run goes on, and tries "
+                    "again",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self.failed = True
+            return False
+        self.failed = False
+        return True
+
+    def _first(self) -> None:
+        """Write the first checkpoint: what can't be written, or captured, shows before anything is learned."""
+        try:
+            self._write()
+        except OSError as error:
+            raise FolderError(
+                f"checkpoints can't be written to {self.folder} ({error.strerror or error}): make room, or name another folder"
+            ) from None
+
+    def _ask(self) -> None:
+        assert self.run is not None
+        if self.write not in self.run.asked and self._stop not in self.run.asked:
+            self.run.ask(self.write)
+
+    def _write(self) -> None:
+        assert self.run is not None
+        begin = time.monotonic()
+        state = {
+            "format": FORMAT,
+            "clstream": clstream.__version__,
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            **self.run.state(),
+        }
+        try:
+            save(state, self.folder, self.number + 1)
+        finally:
+            self._rest(time.monotonic() - begin)
+        self.number += 1
+        self.written += 1
+        for old in files(self.folder)[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def _rest(self, cost: float) -> None:
+        """Set when the next checkpoint is due by the clock, given what the last one cost."""
+        self.seconds += cost
+        self.batches = 0
+        self.due = time.monotonic() + max(self.every_seconds, cost / SHARE)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        """Stop at the next pause; until then, the signals mean what they meant before."""
+        self._unhear()
+        self.stopped = number
+        if self.run is not None:
+            os.write(2, b"\nstopping after this batch; once more ends at once\n")  # print is not safe in here
+            self.run.ask(self._stop)
+
+    def _unhear(self) -> None:
+        for each, before in self.handlers.items():
+            signal.signal(each, signal.SIG_DFL if before is None else before)  # None: it was not Python's
+        self.handlers = {}
+
+    def _stop(self) -> None:
+        whole = self.write()
+        name = signal.Signals(self.stopped).name
+        kept = "its checkpoint is" if whole else "its newest checkpoint, of some batches before, is"
+        raise Stopped(self.stopped, self.folder, f"stopped by {name}; {kept} in {self.folder}")
+
+
+def newest(folder: str | Path) -> Mapping[str, Any] | None:
+    """Return the newest whole checkpoint of a folder, for `run(resume=...)`; None if there is none yet.
+
+    Warns of damaged ones, and of another version of torch or number of threads, with which bits may differ.
+
+    Raises:
+        FolderError: if there are checkpoints, and all are damaged.
+        ValueError: if it is of another version of clstream.
+
+    """
+    there = files(Path(folder))
+    for file in there:
+        found = load(file)
+        if found is None:
+            warnings.warn(f"the checkpoint {file} is damaged: the one before it is used", RuntimeWarning, stacklevel=2)
+            continue
+        for name, here in (("torch", str(torch.__version__)), ("threads", torch.get_num_threads())):
+            if found[name] != here:
+                warnings.warn(
+                    f"the checkpoint {file} was made with {name} {found[name]}, here it is {here}: the last bits may differ",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return found
+    if there:
+        raise FolderError(f"every checkpoint in {folder} is damaged: the run can't go on; delete the folder to start anew")
+    return None
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest first."""
+    return sorted(folder.glob("[0-9]*-*.pt"), key=_number, reverse=True)
+
+
+def _number(file: Path) -> int:
+    number = file.name.partition("-")[0]
+    return int(number) if number.isdecimal() else -1
+
+
+def save(state: Mapping[str, Any], folder: Path, number: int) -> Path:
+    """Write a checkpoint: beside, synced, renamed. What was being written when an OSError came is removed."""
+    beside = folder / f"{number:06d}.writing"
+    try:
+        with beside.open("wb") as file:
+            hashing = _Hashing(file)
+            try:
+                torch.save(dict(state), hashing)  # type: ignore[arg-type]  # all that it asks for is `write`
+            except RuntimeError as error:  # torch's own, when a write has failed
+                raise hashing.error or error from None
+            file.flush()
+            os.fsync(file.fileno())
+        whole = folder / f"{number:06d}-{hashing.hash.hexdigest()}.pt"
+        beside.replace(whole)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)  # the new name, too, is on the disk before an old one goes
+    finally:
+        os.close(place)
+    return whole
+
+
+def load(file: Path) -> Mapping[str, Any] | None:
+    """Return what a checkpoint holds, its tensors on the CPU; None if it is not as it was written.
+
+    Raises ValueError for one of another version of clstream.
+    """
+    hashing = hashlib.blake2b(digest_size=8)
+    try:
+        with file.open("rb") as source:
+            while chunk := source.read(1 << 20):
+                hashing.update(chunk)
+    except OSError:
+        return None
+    if hashing.hexdigest() != file.stem.partition("-")[2]:
+        return None
+    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if (found["format"], found["clstream"]) != (FORMAT, clstream.__version__):
+        raise ValueError(
+            f"the checkpoint {file} was made by clstream {found['clstream']} (format {found['format']}), and this is "
+            f"{clstream.__version__} (format {FORMAT}): finish the run with that version, or start anew"
+        )
+    return found
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Return the first of what two checkpoints differ in: an attribute, a metric, a generator; None if no bit differs.
+
+    Clock readings and what observers keep are left out.
+    """
+    for name in ("position", "step"):
+        if one[name] != other[name]:
+            return f"{name}: {one[name]} and {other[name]}"
+    if found := differing(one["strategy"], other["strategy"]):
+        return found
+    for name in ("random", "evaluation"):
+        ours, theirs = ({key: repr(_bits(value)) for key, value in each[name].items()} for each in (one, other))
+        if keys := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
+            return f"{name}.{keys[0]}"
+    return None
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.cpu().contiguous().numpy().tobytes()
+    return value
+
+
+class _Hashing:
+    """A file that is written through a hash."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.hash = file, hashlib.blake2b(digest_size=8)
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write, and keep the error, for which torch raises one of its own."""
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.hash.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: it is flushed when it is whole."""

@@ -1,0 +1,248 @@
+"""A run while it goes on: what takes part, where it is, what it measured, and its state at any pause between two events."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from clstream import events
+from clstream.bus import Bus, Emitter, members
+from clstream.evaluation import Evaluation, evaluate
+from clstream.params import Recorded, describe, flat
+from clstream.restoration import restore
+from clstream.seeds import derive, random_state, set_random_state
+from clstream.snapshot import Origin, capture, plain
+from clstream.state import held, walk
+from clstream.strategy import Strategy
+from clstream.stream import Stream
+
+
+class OtherRunError(ValueError):
+    """A checkpoint is of another run; the message says what differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is: the batch that comes next. (session, 0, 0) is before the session starts."""
+
+    session: int
+    epoch: int = 0
+    batch: int = 0
+
+
+class Run:
+    """One strategy on one stream with one seed, while it goes on: what takes part, where it is, and what it measured so far.
+
+    Args:
+        strategy, stream, observers, seed, device, evaluate_every, max_sessions: see `run`.
+
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        stream: Stream,
+        observers: tuple[object, ...],
+        seed: int,
+        device: str | torch.device,
+        evaluate_every: int | None,
+        max_sessions: int | None,
+    ) -> None:
+        self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
+        self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
+        self.began = time.perf_counter()
+        self.bus = Bus(strategy, *observers)
+        self.placed = Placed(strategy, device, seed, self.bus)
+        self.stream = stream.reseeded(seed).to(device)
+        self.sessions = min(len(stream), max_sessions or len(stream))
+        self.position, self.step = Position(0), 0
+        self.asked: list[Callable[[], object]] = []
+        self.shapes = shapes(strategy)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took so far, without the breaks between a kill and the resumption."""
+        return time.perf_counter() - self.began
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What was there when the run began, or when it was first asked for its state."""
+        return Origin(list(members(self.strategy)), self.stream)
+
+    def ask(self, call: Callable[[], object]) -> None:
+        """Have something done as soon as no event is under way: between two batches, or after an evaluation."""
+        self.asked.append(call)
+
+    def pause(self) -> None:
+        """Do what was asked for."""
+        asked, self.asked = self.asked, []
+        for call in asked:
+            call()
+
+    def start(self, resume: Mapping[str, Any] | None) -> None:
+        """Tell everyone, then ask the untrained strategy, or restore what a checkpoint holds."""
+        self.bus.emit(events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self))
+        self.placed.update()
+        if resume is None:
+            self.evaluation = Evaluation.of_untrained(*evaluate(self.strategy, self.stream), self.stream.scenario)
+        else:
+            self.restore(resume)
+        self.pause()
+
+    def evaluate(self, task: int, within_session: bool) -> None:
+        """Evaluate, keep the rows, and tell; `task` is what is being taught."""
+        self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task, self.step, within_session)
+        self.bus.emit(events.Evaluated(self.evaluation))
+
+    def measured(self) -> dict[str, Any]:
+        """Return what was measured so far, and of what."""
+        return {
+            "evaluation": {each.name: getattr(self.evaluation, each.name) for each in fields(Evaluation)},
+            "params": described(self.strategy, self.stream, self.seed, self.device),
+            "seconds": self.seconds,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, as plain values and tensors: the objects' own, not copies.
+
+        Raises CaptureError for what the strategy holds that can't be written.
+        """
+        held, numbers = capture(list(members(self.strategy)), self.origin)
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        observers = [[type(each).__qualname__, each.state_dict()] for each in self.observers if hasattr(each, "state_dict")]
+        rest = {
+            **self.measured(),
+            "identity": identity(self),
+            "position": list(astuple(self.position)),
+            "sessions": self.sessions,
+            "step": self.step,
+            "random": {
+                "torch": torch.get_rng_state(),
+                "cuda": cuda,
+                "numpy": random_state(np.random),
+                "python": random_state(random),
+            },
+            "placed": sorted(numbers[each] for each in self.placed.known if each in numbers),
+            "observers": observers,
+        }
+        return {name: plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put everything into the state of a checkpoint."""
+        made = restore(list(members(self.strategy)), state["strategy"], self.origin)
+        self.placed.know(made[number] for number in state["placed"])
+        self.position, self.step = Position(*state["position"]), state["step"]
+        self.began = time.perf_counter() - state["seconds"]
+        self.evaluation = Evaluation(**state["evaluation"])
+        kept = list(state["observers"])
+        for each in self.observers:
+            mine = next((one for one in kept if one[0] == type(each).__qualname__), None)
+            if mine is not None and hasattr(each, "load_state_dict"):
+                kept.remove(mine)
+                each.load_state_dict(mine[1])
+        chance = state["random"]
+        torch.set_rng_state(chance["torch"])
+        if chance["cuda"] is not None:
+            torch.cuda.set_rng_state(chance["cuda"], self.device)
+        set_random_state(np.random, chance["numpy"])
+        set_random_state(random, chance["python"])
+
+    def check_same(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of another run, and say what differs."""
+        theirs, ours = state["identity"], identity(self)
+        names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+        if names:
+            differences = "; ".join(f"{name} was {theirs.get(name)!r}, now it is {ours.get(name)!r}" for name in names[:3])
+            more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
+            raise OtherRunError(f"the checkpoint is of another run: {differences}{more}. Run what it was made by, or start anew")
+
+
+class Placed:
+    """What a strategy holds, in the run: modules on its device, generators seeded from its seed and their place, emitters heard.
+
+    `update` takes in what came to be since: experts, heads, a memory for a new task.
+    """
+
+    def __init__(self, strategy: Strategy, device: str | torch.device, seed: int, bus: Bus) -> None:
+        self.strategy, self.device, self.seed, self.bus = strategy, device, seed, bus
+        self.known: dict[int, object] = {}  # the objects themselves, so that no new one gets the id of an old one
+        self.update()
+
+    def update(self) -> None:
+        """Place what is new."""
+        for path, value in walk(self.strategy):
+            if not isinstance(value, (nn.Module, torch.Generator, Emitter)) or id(value) in self.known:
+                continue
+            self.known[id(value)] = value
+            if isinstance(value, nn.Module):
+                value.to(self.device)
+            elif isinstance(value, torch.Generator):
+                value.manual_seed(derive(self.seed, path))
+            else:
+                value.bus = self.bus
+
+    def know(self, objects: Iterable[object]) -> None:
+        """Take objects as placed before: their generators are under way."""
+        self.known = {id(value): value for value in objects}
+        for value in self.known.values():
+            if isinstance(value, Emitter):
+                value.bus = self.bus
+
+    def leave(self) -> None:
+        """Take the emitters out of the run."""
+        for value in self.known.values():
+            if isinstance(value, Emitter):
+                value.bus = None
+
+
+def described(
+    strategy: Strategy, stream: Stream, seed: int, device: str | torch.device
+) -> dict[str, str | int | float | bool | None]:
+    """Return what is run, by name, in plain values."""
+    model = getattr(strategy, "model", None)
+    return {
+        **flat(strategy, "strategy"),
+        **(flat(model, "model") if isinstance(model, Recorded) else {"model": type(model).__name__}),
+        "stream": stream.name,
+        "stream.tasks": len(stream.tasks),
+        "stream.sessions": len(stream),
+        "stream.scenario": stream.scenario,
+        "stream.epochs": stream.epochs,
+        "stream.batch_size": stream.batch_size,
+        "stream.boundaries": stream.boundaries,
+        "seed": seed,
+        "device": str(device),
+    }
+
+
+def identity(going: Run) -> dict[str, str | int | float | bool | None]:
+    """Return what makes a run the one that it is: what is run, on what data, and the shapes that its weights began with."""
+    stream = going.stream
+    return {
+        **described(going.strategy, stream, going.seed, going.device.type),
+        "stream.seed": stream.seed,
+        "stream.augment": describe(stream.augment),
+        "data fingerprint": stream.fingerprint,
+        "shapes of the weights": going.shapes,
+        "evaluate_every": going.evaluate_every,
+        "max_sessions": going.max_sessions,
+    }
+
+
+def shapes(strategy: Strategy) -> str:
+    """Return a hash of the names, shapes and types of all weights."""
+    found = [
+        f"{path}.{name} {tuple(each.shape)} {each.dtype}"
+        for path, module in held(strategy, nn.Module)
+        for name, each in [*module.named_parameters(), *module.named_buffers()]
+    ]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
