@@ -13,7 +13,7 @@ import re
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
@@ -37,7 +37,7 @@ class UsageError(ValueError):
 def names(kind: str) -> list[str]:
     """Return the names of the streams, strategies or models that come with clstream and can be had by name alone."""
     place = importlib.import_module(PLACES[kind])
-    given = {"model", "base", "input_shape", "classes"}  # to a strategy or model, by us
+    given = {"model", "base", "input_shape", "classes", "file"}  # to a strategy or model, by us; to `recorded`, with its name
     return sorted(name for name in place.__all__ if not set(required(getattr(place, name))) - given)
 
 
@@ -81,6 +81,13 @@ def qualified(kind: str, name: str) -> str:
     if kind == "stream" and get_type_hints(thing).get("return") is not Stream:
         raise UsageError(f"{name} is no stream: it must be a function annotated to return one, def {attribute}(...) -> Stream")
     return name
+
+
+def named(kind: str, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the import path of a name, and the options that come with it: `recorded:FILE` names a file too."""
+    if kind == "stream" and name.startswith("recorded:"):
+        return qualified(kind, "recorded"), {"file": name.removeprefix("recorded:")}
+    return qualified(kind, name), {}
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -189,6 +196,16 @@ def run_parser() -> Parser:
     parser.add_argument("--tracking_uri", "--tracking-uri", type=str, help="MLflow store or server; by default sqlite:///mlflow.db")
     parser.add_argument("--experiment", type=str, default="clstream", help="the MLflow experiment")
     parser.add_argument("--track", type=bool, default=True, help="false writes nothing to MLflow")
+    parser.add_argument("--runs", type=str, default="runs", help="folder of the run folders: checkpoints, event logs")
+    parser.add_argument(
+        "--resume", type=Literal["never", "auto"], default="never",
+        help="auto: go on with the newest try of these very options, if there is one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint_every", "--checkpoint-every", type=float, default=30.0,
+        help="seconds from one checkpoint to the next; 0: no checkpoints, and no run folder",
+    )  # fmt: skip
+    parser.add_argument("--log_batches", "--log-batches", action="store_true", help="each batch has a line in the event log")
     parser.add_argument("--print_config", "--print-config", action="store_true", help="print all options as YAML, and run nothing")
     return parser
 
@@ -200,9 +217,11 @@ def _load_yaml(text: str) -> Any:
         for kind in PLACES:
             chosen = loaded.get(kind)
             if isinstance(chosen, str):
-                loaded[kind] = {"class_path": qualified(kind, chosen)}
-            elif isinstance(chosen, dict) and isinstance(chosen.get("class_path"), str):
-                chosen["class_path"] = qualified(kind, chosen["class_path"])
+                chosen = loaded[kind] = {"class_path": chosen}
+            if isinstance(chosen, dict) and isinstance(chosen.get("class_path"), str):
+                chosen["class_path"], with_it = named(kind, chosen["class_path"])
+                if with_it:
+                    chosen["init_args"] = {**(chosen.get("init_args") or {}), **with_it}
     return loaded
 
 
@@ -213,14 +232,18 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     after: str | None = None
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        if after is not None:
-            given.append(qualified(after, argument))
-            after = None
-        elif option.startswith("--") and option[2:] in PLACES:
-            after = None if equals else option[2:]
-            given.append(f"{option}={qualified(option[2:], value)}" if equals else argument)
-        else:
+        name = argument
+        if after is None and option.startswith("--") and option[2:] in PLACES:
+            after, name = option[2:], value
+            if not equals:
+                continue
+        if after is None:
             given.append(argument)
+            continue
+        path, with_it = named(after, name)
+        given += [f"--{after}={path}", *(f"--{after}.{key}={each}" for key, each in with_it.items())]
+        after = None
+    given += [f"--{after}"] if after is not None else []  # the parser says what is missing
     # a class before its options, in whatever order they were typed
     chosen = [
         number for number, argument in enumerate(given) if argument.partition("=")[0] in ("--strategy", "--stream", "--model")

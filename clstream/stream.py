@@ -75,12 +75,14 @@ class Subset:
     """Samples of a source, gathered when they are asked for; the source is never copied whole.
 
     `index` is (n,), int64: the rows of the source. `transform` is a deterministic function of a whole tensor of inputs
-    whose `repr` names it fully (a frozen dataclass does): it makes a domain.
+    whose `repr` names it fully (a frozen dataclass does): it makes a domain. `made`, if there, is what the subset gives,
+    gathered beforehand: see `make`.
     """
 
     source: Samples
     index: Tensor
     transform: Callable[[Tensor], Tensor] | None = None
+    made: Samples | None = None
 
     def __repr__(self) -> str:
         return f"Subset({len(self)} of {self.source}{'' if self.transform is None else f', {self.transform}'})"
@@ -89,6 +91,8 @@ class Subset:
         return len(self.index)
 
     def __getitem__(self, index: Tensor | slice) -> Samples:
+        if self.made is not None:
+            return self.made[index]
         rows = self.source[self.index[index]]
         return rows if self.transform is None else Samples(self.transform(rows.x), rows.y, rows.extra)
 
@@ -104,11 +108,17 @@ class Subset:
 
     def take(self, index: Tensor | slice) -> Subset:
         """Return some of these samples, still ungathered."""
-        return Subset(self.source, self.index[index], self.transform)
+        made = None if self.made is None else self.made[index]
+        return Subset(self.source, self.index[index], self.transform, made)
+
+    def make(self) -> Subset:
+        """Return this subset with its samples gathered once, now: for a slow transform of what is asked for again and again."""
+        return replace(self, made=self[:])
 
     def to(self, device: torch.device | str) -> Subset:
         """Return this subset with its source on `device`."""
-        return Subset(self.source.to(device), self.index.to(device), self.transform)
+        made = None if self.made is None else self.made.to(device)
+        return Subset(self.source.to(device), self.index.to(device), self.transform, made)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,6 +222,19 @@ class Session:
         return [int(label) for label in self.samples.y.unique()]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """The data sets that a stream takes its samples from, so that a recording can name them.
+
+    `parts` are the whole data sets by name ("train", "test"), with the labels they came with. `loader` and `options` say how
+    a stream of ours had them; without a loader they are the user's own.
+    """
+
+    parts: Mapping[str, Samples]
+    loader: str | None = None
+    options: Mapping[str, int | float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
     """Tasks, and for each session the task that it draws from.
@@ -231,6 +254,7 @@ class Stream:
             draw from torch's global generator: a run seeds that, and gives it back as it was.
         resident: whether the samples are moved to the run's device whole; if not, batch by batch (memory-mapped data).
         notes: what the user should know, shown on the card.
+        data: where the samples come from, for recordings. None: the samples of the tasks are all that is known.
 
     Raises:
         ValueError, TypeError: for an empty task or schedule, labels outside the classes, values that are not finite, ...
@@ -248,6 +272,7 @@ class Stream:
     augment: Callable[[Tensor], Tensor] | None = None
     resident: bool = True
     notes: tuple[str, ...] = ()
+    data: Data | None = None
     device: torch.device | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -320,6 +345,10 @@ class Stream:
         """Return the stream with the order of its batches moved by a run's seed; 0 changes nothing."""
         return self._like(seed=self.seed + seed)
 
+    def taken_from(self, data: Data) -> Stream:
+        """Return the stream with a note of the data that its samples were taken from."""
+        return self._like(data=data)
+
     def for_tuning(self) -> Stream:
         """Return the stream tested on its validation samples, without its test samples: what to tune on.
 
@@ -348,7 +377,8 @@ class Stream:
             def move(part: Samples | Subset) -> Samples | Subset:
                 if isinstance(part, Samples):
                     return moved_samples(part)
-                return Subset(moved_samples(part.source), part.index.to(device), part.transform)
+                made = None if part.made is None else moved_samples(part.made)
+                return Subset(moved_samples(part.source), part.index.to(device), part.transform, made)
 
             tasks = [
                 replace(task, train=move(task.train), test=move(task.test), validation=task.validation and move(task.validation))
@@ -364,10 +394,7 @@ class Stream:
 
         def content(rows: Tensor) -> bytes:
             if id(rows) not in hashes:
-                found = hashlib.sha256(f"{rows.dtype} {tuple(rows.shape)}".encode())
-                for chunk in rows.split(_CHUNK):
-                    found.update(chunk.cpu().contiguous().numpy().data)
-                hashes[id(rows)] = found.digest()
+                hashes[id(rows)] = content_hash(rows)
             return hashes[id(rows)]
 
         for task in self.tasks:
@@ -400,6 +427,17 @@ class Stream:
         if len(self.tasks) > 20:
             lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def content_hash(rows: Tensor) -> bytes:
+    """Return the SHA-256 of a tensor of at least one dimension: of its dtype, shape and bytes, row by row.
+
+    Recordings hold it, so it stays as it is.
+    """
+    found = hashlib.sha256(f"{rows.dtype} {tuple(rows.shape)}".encode())
+    for chunk in rows.split(_CHUNK):
+        found.update(chunk.cpu().contiguous().numpy().data)
+    return found.digest()
 
 
 def _check(stream: Stream) -> None:

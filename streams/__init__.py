@@ -2,6 +2,7 @@
 
 from clstream.streams.blobs import blobs
 from clstream.streams.domains import permuted_mnist, rotated_mnist
+from clstream.streams.recorded import recorded
 from clstream.streams.splits import split_cifar10, split_cifar100, split_digits, split_fashion_mnist, split_mnist
 from clstream.streams.tensors import from_dataset, from_tensors
 
@@ -10,6 +11,7 @@ __all__ = [
     "from_dataset",
     "from_tensors",
     "permuted_mnist",
+    "recorded",
     "rotated_mnist",
     "split_cifar10",
     "split_cifar100",

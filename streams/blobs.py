@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from clstream.streams.tensors import from_tensors
 
-from clstream.stream import Samples, Stream
+from clstream.stream import Data, Samples, Stream
 
 
 def blobs(
@@ -47,6 +47,23 @@ def blobs(
     ):
         if value < 1:
             raise ValueError(f"blobs: {name} must be at least 1, not {value}")
+    train, test = points(classes, features, train_per_class, test_per_class, spread, seed)
+    stream = from_tensors(
+        train.x, train.y, test.x, test.y,
+        name="blobs", tasks=tasks, scenario=scenario, epochs=epochs, batch_size=batch_size, class_order=class_order,
+        sessions_per_task=sessions_per_task, validation=validation, seed=seed, schedule=schedule, boundaries=boundaries,
+    )  # fmt: skip
+    options = {
+        "classes": classes, "features": features, "train_per_class": train_per_class, "test_per_class": test_per_class,
+        "spread": spread, "seed": seed,
+    }  # fmt: skip
+    return stream.taken_from(Data({"train": train, "test": test}, "blobs", options))
+
+
+def points(
+    classes: int, features: int, train_per_class: int, test_per_class: int, spread: float, seed: int
+) -> tuple[Samples, Samples]:
+    """Return the points to train and to test on: see `blobs`."""
     draw = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, features, generator=draw) * 2
 
@@ -54,9 +71,4 @@ def blobs(
         y = torch.arange(classes).repeat_interleave(each)
         return Samples(centres[y] + spread * torch.randn(len(y), features, generator=draw), y)
 
-    train, test = samples(train_per_class), samples(test_per_class)
-    return from_tensors(
-        train.x, train.y, test.x, test.y,
-        name="blobs", tasks=tasks, scenario=scenario, epochs=epochs, batch_size=batch_size, class_order=class_order,
-        sessions_per_task=sessions_per_task, validation=validation, seed=seed, schedule=schedule, boundaries=boundaries,
-    )  # fmt: skip
+    return samples(train_per_class), samples(test_per_class)

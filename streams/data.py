@@ -1,4 +1,4 @@
-"""Loading torchvision's data sets as whole raw tensors, from a folder or by torchvision's download."""
+"""Loading data sets as whole raw tensors: torchvision's from a folder or by its download, scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ def load(name: str, root: str | Path | None = None) -> tuple[Samples, Samples]:
     except FileNotFoundError:
         _download(name, folder)
         return _read(name, folder)
+
+
+def digits() -> tuple[Samples, Samples]:
+    """Return scikit-learn's digits, float32 (n, 1, 8, 8) from 0 to 1: every fourth of each class is for the test."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+    rank = torch.zeros_like(y)
+    for label in range(10):
+        here = y == label
+        rank[here] = torch.arange(int(here.sum()))
+    test = rank % 4 == 3
+    return Samples(x[~test], y[~test]), Samples(x[test], y[test])
 
 
 def _download(name: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clstream.seeds import derive
-from clstream.stream import Samples, Stream, Subset, Task
+from clstream.stream import Data, Samples, Stream, Subset, Task
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def _domains(
     for number, change in enumerate(changes):
         shift = 0 if scenario == "domain" else 10 * number
         own = Samples(train.x, train.y + shift)
+        own_test = Subset(Samples(test.x, test.y + shift), torch.arange(len(test)), change)
         if isinstance(change, Rotate):  # what is tested again and again is turned once; reordering pixels costs next to nothing
-            own_test: Samples | Subset = Samples(change(test.x), test.y + shift)
-        else:
-            own_test = Subset(Samples(test.x, test.y + shift), torch.arange(len(test)), change)
+            own_test = own_test.make()
         kept, held = hold_back(torch.arange(len(own)), validation, derive(seed, "samples", number), f"{name}: task {number}")
         back = None if held is None else Subset(own, held, change)
         made.append(Task(number, tuple(range(shift, shift + 10)), Subset(own, kept, change), own_test, back))
     schedule = [number for number in range(len(made)) for _ in range(sessions_per_task)]
-    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries)
+    data = Data({"train": train, "test": test}, "MNIST")
+    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, data=data)

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from clstream.streams.augmentations import crop_and_flip
-from clstream.streams.data import load
+from clstream.streams.data import digits, load
 from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
-from clstream.stream import Samples, Stream
+from clstream.stream import Data, Stream
 
 
 def split_digits(
@@ -33,16 +32,7 @@ def split_digits(
         tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
 
     """
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
-    rank = torch.zeros_like(y)
-    for label in range(10):
-        here = y == label
-        rank[here] = torch.arange(int(here.sum()))
-    test = rank % 4 == 3
-    return _split("split_digits", Samples(x[~test], y[~test]), Samples(x[test], y[test]), locals())
+    return _split("split_digits", "digits", locals())
 
 
 def split_mnist(
@@ -64,7 +54,7 @@ def split_mnist(
             torchvision downloads it.
 
     """
-    return _split("split_mnist", *load("MNIST", root), locals())
+    return _split("split_mnist", "MNIST", locals())
 
 
 def split_fashion_mnist(
@@ -85,7 +75,7 @@ def split_fashion_mnist(
         root: as in `split_mnist`.
 
     """
-    return _split("split_fashion_mnist", *load("FashionMNIST", root), locals())
+    return _split("split_fashion_mnist", "FashionMNIST", locals())
 
 
 def split_cifar10(
@@ -108,7 +98,7 @@ def split_cifar10(
         augment: random crops (padding 4) and horizontal flips where samples are learned.
 
     """
-    return _split("split_cifar10", *load("CIFAR10", root), locals())
+    return _split("split_cifar10", "CIFAR10", locals())
 
 
 def split_cifar100(
@@ -131,11 +121,14 @@ def split_cifar100(
         augment: random crops (padding 4) and horizontal flips where samples are learned.
 
     """
-    return _split("split_cifar100", *load("CIFAR100", root), locals())
+    return _split("split_cifar100", "CIFAR100", locals())
 
 
-def _split(name: str, train: Samples, test: Samples, options: dict[str, Any]) -> Stream:
-    """Build the stream from the options of the function that was called."""
+def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
+    """Build the stream of a data set from the options of the function that was called."""
     known = ("tasks", "scenario", "epochs", "batch_size", "class_order", "sessions_per_task", "validation", "boundaries")
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
-    return from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **{key: options[key] for key in known})
+    train, test = digits() if data == "digits" else load(data, options["root"])
+    chosen = {key: options[key] for key in known}
+    stream = from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **chosen)
+    return stream.taken_from(Data({"train": train, "test": test}, data))

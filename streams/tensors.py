@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clstream.seeds import derive
-from clstream.stream import SCENARIOS, Samples, Stream, Subset, Task
+from clstream.stream import SCENARIOS, Data, Samples, Stream, Subset, Task
 
 Array = Tensor | npt.NDArray[Any]
 
@@ -74,6 +74,7 @@ def from_tensors(
         raise ValueError(f"{name}: sessions_per_task must be at least 1, not {sessions_per_task}")
     if schedule is not None and sessions_per_task != 1:
         raise ValueError(f"{name}: sessions_per_task and schedule exclude each other: a schedule names the task of every session")
+    data = Data({"train": train, "test": test})
     groups, notes = split_classes(name, train.y, test.y, tasks, class_order)
     train_rows, test_rows = [
         [torch.isin(part.y, torch.tensor(group)).nonzero().flatten() for group in groups] for part in (train, test)
@@ -94,7 +95,7 @@ def from_tensors(
         )
     if schedule is None:
         schedule = [number for number in range(tasks) for _ in range(sessions_per_task)]
-    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes)
+    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data)
 
 
 def places(y: Tensor, groups: list[list[int]]) -> Tensor:

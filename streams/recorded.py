@@ -1,0 +1,65 @@
+"""Replaying a recording: the same stream, batch for batch, over the same data wherever it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clstream.streams.augmentations import crop_and_flip
+from clstream.streams.blobs import points
+from clstream.streams.data import FILES, data_root, digits, load
+from clstream.streams.domains import Pad, Permute, Rotate
+
+from clstream.recording import Recording, read
+from clstream.stream import Samples, Stream
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "Pad": Pad, "Permute": Permute, "Rotate": Rotate, "crop_and_flip": crop_and_flip,
+}  # fmt: skip
+"""The transforms and augmentations of ours: all that a recording can name by itself."""
+
+
+def recorded(
+    file: str | Path,
+    root: str | Path | None = None,
+    data: Stream | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Stream:
+    """The stream of a recording, batch for batch, over the same data: `--stream recorded:FILE` on the command line.
+
+    Args:
+        file: what `clstream record` or `clstream.recording.record` wrote.
+        root: the folder with the data, where that is one of torchvision's data sets; as in `split_mnist`.
+        data: a stream over the same data, where the samples are the user's own: only its samples are used.
+        functions: transforms and augmentations of the user's own that the recording names, by name: for a transform its class.
+
+    Raises:
+        FileNotFoundError, OSError: if the recording or the data is not there.
+        ValueError: if the recording is damaged, or what is here is not what was recorded: the data, a transform, or the order
+            in which torch deals the batches.
+
+    """
+    recording = read(file)
+    if data is not None:
+        parts, where = recording.found_in(data), f"the data of {data.name}"
+    else:
+        parts, where = _loaded(recording, root)
+    return recording.replay(parts, where, {**FUNCTIONS, **(functions or {})})
+
+
+def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Samples], str]:
+    """Return the data sets that a recording names, and what to call them."""
+    loader, options = recording.about["loader"], recording.about["options"]
+    if loader in FILES:
+        (train, test), where = load(loader, root), f"{loader} in {data_root(root)}"
+    elif loader == "digits":
+        (train, test), where = digits(), "scikit-learn's digits, as they are here,"
+    elif loader == "blobs":
+        (train, test), where = points(**options), "blobs, as this torch draws them,"
+    else:
+        raise ValueError(
+            f"{recording.file} was recorded from samples that clstream can't load: give a stream over them, "
+            f"recorded({str(recording.file)!r}, data=my_stream()) or --stream.data my_file.my_stream"
+        )
+    return {"train": train, "test": test}, where
