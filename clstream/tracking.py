@@ -1,13 +1,14 @@
-"""Tracking: a run's curves, params and pictures in MLflow. The only file that imports mlflow.
+"""Tracking: a run's curves, params and pictures in MLflow.
 
 The step of a metric is the number of sessions finished; for `anytime/...` it is the number of batches learned. What an
 evaluation found is written at once, in one batch; nothing is written per batch of the stream.
+
+All of it goes through an outbox: what the server doesn't take waits there, and the run goes on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import base64
 import math
 import os
 import platform
@@ -15,13 +16,13 @@ import subprocess
 import tempfile
 import time
 import traceback
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.client import HTTPException
+from dataclasses import fields
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,79 +33,68 @@ from clstream.bus import on
 from clstream.engine import described
 from clstream.evaluation import Evaluation
 from clstream.figures import accuracy_matrix, forgetting_curves
+from clstream.journal import set_aside
+from clstream.outbox import FILE, Delivery, Outbox, reason_of, spooled
+from clstream.store import Opened, connect, deliver_to, has_run, tracking_uri, without_password
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are the user's business
-
-from filelock import FileLock, Timeout
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
-
-_PER_WRITE = 1000  # metrics that MLflow takes in one batch
 _OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event))
 
 
-def tracking_uri(uri: str | None = None) -> str:
-    """Return where runs are tracked: `uri`, else MLFLOW_TRACKING_URI, else the file mlflow.db in the working folder."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
-
-
-def connect(uri: str | None = None, experiment: str = "clstream") -> tuple[MlflowClient, str]:
-    """Return a client and the id of the experiment, which is made if it isn't there.
-
-    Raises:
-        ConnectionError: if a server doesn't answer within 5 seconds.
-        OSError: if the store can't be opened or written.
-
-    """
-    where = tracking_uri(uri)
-    if where.startswith(("http://", "https://")):
-        address = urlsplit(where)
-        plain = urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2]))
-        try:
-            urllib.request.urlopen(f"{plain.rstrip('/')}/health", timeout=5).close()
-        except urllib.error.HTTPError:
-            pass  # it answers; whether it lets us in, the next call says
-        except (OSError, HTTPException) as error:
-            raise ConnectionError(
-                f"the tracking server {where} does not answer ({error}): start it, or choose another --tracking-uri"
-            ) from None
-    elif where.startswith("sqlite:///"):
-        folder = Path(where.removeprefix("sqlite:///")).absolute().parent
-        if not os.access(folder, os.W_OK):
-            raise OSError(f"the tracking store {where} can't be written: the folder {folder} is missing or read-only")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store's dozens of migrations are no news
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    name = hashlib.sha256(where.encode()).hexdigest()[:16]
+def end_earlier(file: Path) -> None:
+    """Set the journal of an earlier run aside, whose place a new one takes; a run that never ended is ended first."""
+    if not file.exists():
+        return
     try:
-        # two runs that start at once would make the tables of a new store at once, and one of them would fail
-        with FileLock(Path(tempfile.gettempdir()) / f"clstream-{name}.lock", timeout=120):
-            client = MlflowClient(where)
-            found = client.get_experiment_by_name(experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
-            if found is not None:
-                return client, found.experiment_id
-            # the UI shows an experiment without this tag as one of language models, without its curves in the first place
-            return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
-    except (MlflowException, SQLAlchemyError, Timeout) as error:
-        raise OSError(f"the tracking store {where} can't be used: {str(error).splitlines()[0]}") from None
+        old = Outbox.read(file)
+    except ValueError:  # its first line was never written
+        set_aside(file)
+        return
+    if not old.ended:
+        old.put("end", status="KILLED", at=_now())
+    deliver_to(tracking_uri(old.head["uri"]), old).try_now(last=True)
+    set_aside(file)
+
+
+def begin_run(uri: str, experiment: str, opened: Opened | None, file: Path | None, name: str, tags: Mapping[str, str]) -> Delivery:
+    """Begin a new MLflow run, with a journal at `file`. If `opened`, it is created at once, or OSError raised; else when it can."""
+    if file is not None:
+        end_earlier(file)
+    outbox = Outbox({"uri": without_password(uri), "experiment": experiment, "key": uuid.uuid4().hex})
+    if file is not None:
+        outbox.keep_in(file)
+    going = deliver_to(uri, outbox, opened)
+    outbox.put("create", name=name, tags=dict(tags), at=_now())
+    if opened is not None:
+        try:
+            outbox.flush(going.send)
+        except Exception as error:
+            outbox.close()
+            if file is not None:
+                file.unlink()
+            raise OSError(f"{going.where} takes no new run: {reason_of(error)}") from error
+    return going
 
 
 class MlflowTracker:
     """Writes a run to MLflow: accuracy, forgetting and transfer by session, and pictures at the end.
 
+    What the server doesn't take, since it is away or full, is kept and sent later, by itself or by `clstream sync`; the run
+    goes on. A run that is resumed goes on in its MLflow run, where no step comes twice.
+
     Args:
         experiment: the MLflow experiment; made if it isn't there.
-        uri: where; see `tracking_uri`.
+        uri: where; see `tracking_uri`. A resumed run goes on where it was, if neither this nor MLFLOW_TRACKING_URI is given.
         name: of the MLflow run. None: the strategy, the stream and the seed.
         parent: id of the MLflow run that this one is shown under.
         config: what was asked for, as text; kept as the artifact config.yaml.
         tags: more tags.
+        folder: of the run. All that is written lies in its file tracking.jsonl before it is sent, so that a killed process
+            loses nothing. None: nothing is on disk until something can't be sent, then it is in runs/<MLflow run id>.
+        files: become artifacts at the end, those that are there; they have to stay where they are until they are sent.
+        patient: whether a server that is away at the start is no error; for a run that goes on, or follows one that went well.
 
     Raises:
-        ConnectionError, OSError: at once, if the server doesn't answer or the store can't be written.
+        ConnectionError, OSError: at once, if the server doesn't answer or the store or the folder can't be written.
 
     """
 
@@ -116,28 +106,48 @@ class MlflowTracker:
         parent: str | None = None,
         config: str | None = None,
         tags: Mapping[str, str] | None = None,
+        folder: str | Path | None = None,
+        files: Sequence[str | Path] = (),
+        patient: bool = False,
     ) -> None:
-        self.client, self.experiment_id = connect(uri, experiment)
+        self.experiment, self.uri = experiment, tracking_uri(uri)
+        self.chosen = uri is not None or "MLFLOW_TRACKING_URI" in os.environ
+        self.opened = None if patient else connect(self.uri, experiment)
         self.name, self.config = name, config
         self.tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
+        self.file = None if folder is None else writable(Path(folder)) / FILE
+        self.files = [Path(file).absolute() for file in files]
+        self.delivery: Delivery | None = None
         self._reset()
-
-        self.run_id: str | None = None
 
     def _reset(self) -> None:
         self.is_open = False
+        self.started: events.RunStarted | None = None
         self.evaluation: Evaluation | None = None
         self.probes_written = 0
         self.samples, self.losses = 0, list[Tensor]()
+        self.earlier: Tensor | None = None  # losses of this session from before the run was resumed
         self.learning, self.began = 0.0, 0.0
         self.counts: dict[str, float] = {}
 
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run, of the last one if it is over; None while there is none."""
+        return None if self.delivery is None else self.delivery.outbox.run_id
+
     @on(events.RunStarted)
     def open(self, event: events.RunStarted) -> None:
-        """Open an MLflow run, with its params and tags."""
-        stream, strategy = event.stream, event.strategy
-        self.stream = stream
-        self.title = f"{type(strategy).__name__} on {stream.name}, seed {event.seed}"
+        """Open an MLflow run, with its params and tags; one that is resumed has its own, which `load_state_dict` takes up."""
+        self.started = event
+        self.title = f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
+        self.start = self.began = time.perf_counter()
+        if not event.resumed:
+            self._create()
+
+    def _create(self) -> Outbox:
+        if self.started is None:
+            raise RuntimeError("a tracker has a state, and writes, only while a run goes on")
+        stream, strategy, seed = self.started.stream, self.started.strategy, self.started.seed
         commit = _commit()
         tags = {
             "mlflow.source.name": "clstream",
@@ -149,19 +159,93 @@ class MlflowTracker:
             **({"git_commit": commit} if commit else {}),
             **self.tags,
         }
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.name or self.title)
-        self.run_id, self.is_open = run.info.run_id, True
-        params = described(strategy, stream, event.seed, stream.device or "cpu")
-        self.client.log_batch(self.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
-        self.client.log_text(self.run_id, str(stream), "stream.txt")
+        self.delivery = begin_run(self.uri, self.experiment, self.opened, self.file, self.name or self.title, tags)
+        outbox, self.is_open = self.delivery.outbox, True
+        params = described(strategy, stream, seed, stream.device or "cpu")
+        outbox.put("params", values={key: str(value)[:6000] for key, value in params.items()})
+        outbox.put("artifact", name="stream.txt", text=str(stream))
         if self.config is not None:
-            self.client.log_text(self.run_id, self.config, "config.yaml")
-        self.start = time.perf_counter()
+            outbox.put("artifact", name="config.yaml", text=self.config)
+        self.delivery.try_now()
+        return outbox
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where to write to; a run that was resumed without the state of a tracker gets an MLflow run of its own."""
+        return self.delivery.outbox if self.delivery is not None and self.is_open else self._create()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on in the same MLflow run: plain values and tensors."""
+        now = time.perf_counter()
+        outbox, found = self.outbox, self.evaluation
+        return {
+            "outbox": outbox.head | ({"run_id": outbox.run_id} if outbox.run_id else {}),
+            "seconds": now - self.start,
+            "session_seconds": now - self.began,
+            "learning": self.learning,
+            "samples": self.samples,
+            "losses": self._losses(),
+            "counts": dict(self.counts),
+            "probes_written": self.probes_written,
+            "evaluation": found and {each.name: getattr(found, each.name) for each in fields(Evaluation)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the MLflow run of a state, and go on in it. A server that is away is no error here.
+
+        Raises:
+            OSError: if the journal in the run's folder can't be read or written, or another process writes to it.
+            ValueError: if the journal is that of another run, or this tracker's own server has no such run.
+
+        """
+        recorded, now = dict(state["outbox"]), time.perf_counter()
+        uri = self._same_server(recorded)
+        file = self.file or spooled(Path("runs").absolute(), recorded)
+        if file.exists():
+            outbox = Outbox.read(file)
+            if outbox.head["key"] != recorded["key"]:
+                outbox.close()
+                raise ValueError(f"{file} is the journal of another run: resume each run in its own folder")
+        else:
+            outbox = Outbox(recorded)
+            if self.file is not None:
+                outbox.keep_in(self.file)
+        if outbox.head["uri"] != without_password(uri):
+            outbox.note(uri=without_password(uri))
+        self.delivery, self.is_open = deliver_to(uri, outbox, ask=True), True
+        self.start, self.began = now - state["seconds"], now - state["session_seconds"]
+        self.learning, self.samples, self.earlier, self.losses = state["learning"], state["samples"], state["losses"], []
+        self.counts, self.probes_written, found = dict(state["counts"]), state["probes_written"], state["evaluation"]
+        self.evaluation = found and Evaluation(**dict(found) | {"probe_steps": tuple(found["probe_steps"])})
+        outbox.put("resume")
+        self.delivery.try_now()
+
+    def _same_server(self, recorded: Mapping[str, str]) -> str:
+        """Return where a recorded run goes on: where it was, or where this tracker writes to, if the run is there."""
+        run_id, before = recorded.get("run_id"), recorded["uri"]
+        if without_password(self.uri) == before or run_id is None:
+            return self.uri
+        if not self.chosen:
+            return before
+        ours = without_password(self.uri)
+        try:
+            found = has_run(self.uri, run_id)
+        except Exception as error:  # noqa: BLE001  # each kind of store has its own
+            warnings.warn(
+                f"{ours} doesn't say whether it has the MLflow run {run_id} ({reason_of(error)}): it goes on at {before}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return before
+        if not found:
+            raise ValueError(f"the MLflow run {run_id} is at {before}, not at {ours}: leave --tracking_uri out, or give that one")
+        warnings.warn(f"the MLflow run {run_id} was at {before}, and goes on at {ours}", RuntimeWarning, stacklevel=2)
+        return self.uri
 
     @on(events.SessionStarted)
     def begin(self, event: events.SessionStarted) -> None:
         """Start the clock of the session."""
-        self.began, self.samples, self.losses = time.perf_counter(), 0, []
+        self.began, self.samples, self.losses, self.earlier = time.perf_counter(), 0, [], None
 
     @on(events.BatchLearned)
     def count(self, event: events.BatchLearned) -> None:
@@ -189,12 +273,23 @@ class MlflowTracker:
             return
         found = session_metrics(event.evaluation)
         found["seconds"] = time.perf_counter() - self.start
-        if self.losses:
-            found["loss"] = float(torch.stack(self.losses).mean())
+        losses = self._losses()
+        if losses is not None:
+            found["loss"] = float(losses.mean())
             found["samples_per_second"] = self.samples / self.learning if self.learning else math.nan
         self._log(
             {name: [(len(event.evaluation.accuracy), value)] for name, value in (found | self.counts).items()} | self._probes()
         )
+        assert self.delivery is not None
+        self.delivery.try_now()
+
+    def _losses(self) -> Tensor | None:
+        """Return the losses of the session so far, (batches,), or None."""
+        parts = [] if self.earlier is None else [self.earlier]
+        if self.losses:
+            new = torch.stack(self.losses)
+            parts = [*(part.to(new.device) for part in parts), new]
+        return torch.cat(parts) if parts else None
 
     def _probes(self) -> dict[str, list[tuple[int, float]]]:
         """Return the evaluations that were not written yet, by batches learned, if there are any within sessions."""
@@ -211,36 +306,42 @@ class MlflowTracker:
         }
 
     def _log(self, curves: Mapping[str, list[tuple[int, float]]]) -> None:
-        """Write (step, value) points of metrics; what is not defined is left out."""
-        now = int(time.time() * 1000)
+        """Write (step, value) points of metrics; what is not defined, and steps that were written before, are left out."""
+        outbox = self.outbox
         points = [
-            Metric(name, value, now, step) for name, curve in curves.items() for step, value in curve if not math.isnan(value)
+            [name, step, value]
+            for name, curve in curves.items()
+            for step, value in curve
+            if math.isfinite(value) and (name, step) not in outbox.points
         ]
-        assert self.run_id is not None
-        for first in range(0, len(points), _PER_WRITE):
-            self.client.log_batch(self.run_id, metrics=points[first : first + _PER_WRITE])
+        if points:
+            outbox.put("metrics", at=_now(), points=points)
 
     @on(events.RunEnded)
     def close(self, event: events.RunEnded) -> None:
         """Write the pictures and the matrix of what there is, and end the run: FINISHED, FAILED or KILLED."""
-        if not self.is_open or self.run_id is None:  # it never began
+        if not self.is_open or self.delivery is None:  # it never began
             self._reset()
             return
-        status = "FINISHED" if event.error is None else "KILLED" if isinstance(event.error, KeyboardInterrupt) else "FAILED"
+        outbox, error, found = self.delivery.outbox, event.error, self.evaluation
+        status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         try:
-            if event.error is not None:
-                self.client.set_tag(self.run_id, "error", f"{type(event.error).__name__}: {event.error}"[:5000])
-                self.client.log_text(self.run_id, "".join(traceback.format_exception(event.error)), "error.txt")
-            if self.evaluation is not None:
+            if error is not None:
+                outbox.put("tags", values={"error": _clean(f"{type(error).__name__}: {error}"[:5000])})
+                outbox.put("artifact", name="error.txt", text="".join(traceback.format_exception(error)))
+            if found is not None:
                 self._log(self._probes())  # those since the last session that ended
-            if self.evaluation is not None and len(self.evaluation.accuracy):
-                self._log(
-                    {name: [(len(self.evaluation.accuracy), value)] for name, value in final_metrics(self.evaluation).items()}
-                )
-                self._artifacts(self.evaluation)
+            if found is not None and len(found.accuracy):
+                if error is None:  # else it may be resumed, and these have one value
+                    self._log({name: [(len(found.accuracy), value)] for name, value in final_metrics(found).items()})
+                self._artifacts(found)
         finally:
+            for file in self.files:
+                if file.is_file():
+                    outbox.put("file", path=_seen_from(file, self.file))
+            outbox.put("end", status=status, at=_now())
             self._reset()
-            self.client.set_terminated(self.run_id, status)
+            self.delivery.try_now(last=True)
 
     def _artifacts(self, found: Evaluation) -> None:
         with tempfile.TemporaryDirectory() as name:
@@ -250,8 +351,8 @@ class MlflowTracker:
                 write_csv(matrix, folder / f"{view}.csv")
                 accuracy_matrix(matrix, f"{self.title}: {view}").savefig(folder / f"{view}.png", dpi=120)
             forgetting_curves(found.main, found.taught, self.title).savefig(folder / "forgetting_curves.png", dpi=120)
-            assert self.run_id is not None
-            self.client.log_artifacts(self.run_id, name)
+            for file in sorted(folder.iterdir()):
+                self.outbox.put("artifact", name=file.name, base64=base64.b64encode(file.read_bytes()).decode())
 
 
 def session_metrics(found: Evaluation) -> dict[str, float]:
@@ -290,39 +391,102 @@ def final_metrics(found: Evaluation) -> dict[str, float]:
 
 @contextmanager
 def parent_run(
-    name: str, experiment: str = "clstream", uri: str | None = None, tags: Mapping[str, str] | None = None
+    name: str,
+    experiment: str = "clstream",
+    uri: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
+    resumed: bool = False,
 ) -> Iterator[ParentRun]:
-    """Open the MLflow run that the runs of several seeds are shown under; it ends as they do."""
-    client, experiment_id = connect(uri, experiment)
-    run = client.create_run(experiment_id, tags={"mlflow.source.name": "clstream", **(tags or {})}, run_name=name)
+    """Open the MLflow run that the runs of several seeds are shown under; it ends as they do.
+
+    Args:
+        name: of the MLflow run.
+        experiment, uri, tags, folder: as for `MlflowTracker`; the folder is another one than theirs.
+        resumed: go on in the MLflow run whose journal is in the folder; if there is none, a new one is created.
+
+    Raises:
+        ConnectionError, OSError: if the server doesn't answer, unless `resumed`, or the store or the folder can't be written.
+
+    """
+    file = None if folder is None else writable(Path(folder)) / FILE
+    where = tracking_uri(uri)
+    if resumed and file is not None and file.exists():
+        outbox = Outbox.read(file)
+        if uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
+            where = outbox.head["uri"]
+        going = deliver_to(where, outbox, ask=True)
+        outbox.put("resume")
+    else:
+        opened = None if resumed else connect(where, experiment)
+        going = begin_run(where, experiment, opened, file, name, {"mlflow.source.name": "clstream", **(tags or {})})
+        outbox = going.outbox
+    going.try_now()
     status = "FAILED"
     try:
-        yield ParentRun(client, run.info.run_id)
+        yield ParentRun(going)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run.info.run_id, status)
+        outbox.put("end", status=status, at=_now())
+        going.try_now(last=True)
 
 
 class ParentRun:
     """The MLflow run above those of several seeds."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
+    def __init__(self, going: Delivery) -> None:
+        self.delivery = going
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run; None if a resumed run was never created, and the server is away."""
+        return self.delivery.outbox.run_id
 
     def summarise(self, params: Mapping[str, object], values: Mapping[str, list[float]]) -> None:
         """Write what the seeds share as params, and the mean and sample standard deviation of their values as metrics."""
-        now = int(time.time() * 1000)
-        points = []
+        outbox = self.delivery.outbox
+        points: dict[str, float] = {}
         for name, each in values.items():
-            defined = [value for value in each if not math.isnan(value)]
-            if len(defined) == len(each):
-                points.append(Metric(f"{name}/mean", float(np.mean(each)), now, 0))
-            if len(defined) == len(each) > 1:
-                points.append(Metric(f"{name}/spread", float(np.std(each, ddof=1)), now, 0))
-        self.client.log_batch(self.run_id, metrics=points, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+            if all(map(math.isfinite, each)):
+                points[f"{name}/mean"] = float(np.mean(each))
+                if len(each) > 1:
+                    points[f"{name}/spread"] = float(np.std(each, ddof=1))
+        new = [[name, 0, value] for name, value in points.items() if (name, 0) not in outbox.points]
+        if new:
+            outbox.put("metrics", at=_now(), points=new)
+        outbox.put("params", values={key: str(value)[:6000] for key, value in params.items()})
+        self.delivery.try_now()
+
+
+def writable(folder: Path) -> Path:
+    """Return a folder, absolute, made if it isn't there; OSError if it can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the run folder {folder} can't be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"the run folder {folder} can't be written: choose another")
+    return folder.absolute()
+
+
+def _now() -> int:
+    """Return the time as MLflow counts it: milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def _clean(text: str) -> str:
+    """Return text without the half characters that no database takes; names of files may have them."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _seen_from(file: Path, journal: Path | None) -> str:
+    """Return the name of a file, from the journal's folder on if it is in it: the folder may be moved."""
+    if journal is not None and file.is_relative_to(journal.parent):
+        return str(file.relative_to(journal.parent))
+    return str(file)
 
 
 def write_csv(matrix: Tensor, file: Path) -> None:

@@ -20,7 +20,7 @@ def has_mnist() -> bool:
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store with all of its tables, made once: that takes seconds."""
-    from clstream.tracking import connect
+    from clstream.store import connect
 
     file = tmp_path_factory.mktemp("mlflow") / "empty.db"
     connect(f"sqlite:///{file}", "made by the tests")

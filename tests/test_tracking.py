@@ -15,7 +15,8 @@ from mlflow.tracking import MlflowClient
 
 from clstream import BatchLearned, Event, RunStarted, SessionStarted, Strategy, TaskEnded, metrics, on, run
 from clstream.checks import example_model, example_stream
-from clstream.tracking import MlflowTracker, connect, parent_run
+from clstream.store import connect, tracking_uri, without_password
+from clstream.tracking import MlflowTracker, parent_run
 
 
 def curve(client: MlflowClient, run_id: str, name: str) -> dict[int, float]:
@@ -131,6 +132,7 @@ def test_a_run_that_ends_early_keeps_what_was_measured(store: str, error: BaseEx
     assert found.info.status == status
     assert found.data.tags["error"] == f"{type(error).__name__}: {error}"
     assert list(curve(client, tracker.run_id, "accuracy/mean")) == [1]
+    assert not [name for name in found.data.metrics if name.startswith("final/")]  # it may be resumed, and has these once
     names = {artifact.path for artifact in client.list_artifacts(tracker.run_id)}
     assert {"error.txt", "accuracy.csv", "forgetting_curves.png"} <= names
 
@@ -202,6 +204,17 @@ def test_a_store_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
         MlflowTracker(uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
 
 
+def test_the_file_of_a_store_is_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri("sqlite:///sub/all.db") == f"sqlite:///{tmp_path}/sub/all.db"
+    assert tracking_uri("mlruns") == f"{tmp_path}/mlruns"
+    assert tracking_uri("http://me:secret@host:5000/x") == "http://me:secret@host:5000/x"
+    assert without_password("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert without_password(tracking_uri()) == tracking_uri()
+
+
 def test_an_experiment_is_made_once(store: str) -> None:
     _, first = connect(store, "mine")
     _, second = connect(store, "mine")
@@ -242,7 +255,7 @@ def test_probes_since_the_last_session_are_kept_when_the_run_fails(store: str) -
 
 
 def test_two_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
-    code = "import sys; from clstream.tracking import connect; print(connect(sys.argv[1])[1])"
+    code = "import sys; from clstream.store import connect; print(connect(sys.argv[1])[1])"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
     said = [process.communicate(timeout=120)[0].strip() for process in both]

@@ -1,0 +1,274 @@
+"""The outbox: what a run writes to its tracking server, in order, until it has arrived. Knows nothing of MLflow.
+
+Its journal is the file tracking.jsonl in the run's folder. The first line says where the run is tracked. Then comes a numbered
+line for each thing to write, on the disk before it is sent, and a line that marks it once it has arrived. What has no mark may
+have arrived all the same: the process may have died in between.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from clstream.journal import Journal, entries
+
+FILE = "tracking.jsonl"
+FORMAT = 1
+
+Item = dict[str, Any]
+Send = Callable[[Item, bool], "str | None"]
+
+
+class Outbox:
+    """Things to write, in order: in memory, and in a journal too from `keep_in` on.
+
+    Args:
+        head: where the run is tracked: "uri", "experiment", and a "key" of the run's own; "run_id" once MLflow has given one.
+
+    """
+
+    def __init__(self, head: Mapping[str, Any]) -> None:
+        self.head = dict(head)
+        self.run_id: str | None = self.head.get("run_id")
+        self.pending: deque[Item] = deque()
+        self.unsure: set[int] = set()
+        """Numbers of the items that may have arrived."""
+        self.points: set[tuple[str, int]] = set()
+        """(name, step) of every point of a metric so far, sent or not."""
+        self.numbered = 0
+        self.ended = False
+        self.journal: Journal | None = None
+        self.lock: FileLock | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> Outbox:
+        """Take up a journal where it stopped.
+
+        Raises:
+            OSError: if it can't be read, or another process writes to it.
+            ValueError: if it is no journal of a tracker, or of a later version of clstream.
+
+        """
+        found = cls({})
+        found._lock(file)
+        try:
+            found._take(file)
+            found.journal = Journal(file, synced=True)
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def _take(self, file: Path) -> None:
+        waiting: dict[int, Item] = {}
+        for entry in entries(file):
+            if "item" in entry:
+                self._add(entry)
+                waiting[entry["item"]] = entry
+            elif "sent" in entry:
+                waiting.pop(entry["sent"], None)
+                self.run_id = entry.get("run_id", self.run_id)
+            else:
+                self.head |= entry
+                self.points |= {(name, step) for name, step in entry.get("points", ())}
+        if self.head.get("clstream") != "tracking" or self.head.get("format") != FORMAT:
+            raise ValueError(f"{file} is not the journal of a tracker, or not of this version of clstream")
+        self.head.pop("points", None)
+        self.run_id = self.run_id or self.head.get("run_id")
+        self.pending = deque(waiting.values())
+        self.unsure = set(waiting)
+
+    def _add(self, item: Item) -> None:
+        self.numbered = item["item"]
+        self.ended = item["do"] == "end"
+        if item["do"] == "metrics":
+            self.points |= {(name, step) for name, step, _ in item["points"]}
+
+    def _lock(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(f"{file}.lock", timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise OSError(f"{file} is in use: wait for the run, or the `clstream sync`, that writes to it") from None
+
+    def keep_in(self, file: Path) -> None:
+        """Keep what is pending, and all that follows, in a journal at `file`, where there is none.
+
+        Raises OSError if it can't be written.
+        """
+        if self.journal is not None:
+            return
+        sent = self.points - {(name, step) for item in self.pending for name, step, _ in item.get("points", ())}
+        head = {"clstream": "tracking", "format": FORMAT, **self.head, **({"run_id": self.run_id} if self.run_id else {})}
+        self._lock(file)
+        try:
+            self.journal = Journal(file, synced=True)
+        except OSError:
+            self.close()
+            raise
+        self.journal.append(head | ({"points": sorted(sent)} if sent else {}), *self.pending)
+
+    def put(self, do: str, **content: Any) -> None:
+        """Add something to write, of plain values that are valid JSON."""
+        item: Item = {"item": self.numbered + 1, "do": do, **content}
+        self._add(item)
+        self.pending.append(item)
+        if self.journal is not None:
+            self.journal.append(item)
+
+    def note(self, **content: str) -> None:
+        """Change what the head says, from now on."""
+        self.head |= content
+        if self.journal is not None:
+            self.journal.append(content)
+
+    def flush(self, send: Send) -> None:
+        """Send what is pending, in order, until `send` raises.
+
+        `send` is called with an item, and whether it may have arrived already. It may return the run's id.
+        """
+        while self.pending:
+            item = self.pending[0]
+            number = item["item"]
+            unsure = number in self.unsure
+            self.unsure.add(number)
+            run_id = send(item, unsure)
+            self.run_id = run_id or self.run_id
+            if self.journal is not None:
+                self.journal.append({"sent": number} | ({"run_id": run_id} if run_id else {}))
+            self.pending.popleft()
+            self.unsure.discard(number)
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        if self.journal is not None:
+            self.journal.close()
+            self.journal = None
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+
+class Delivery:
+    """Sends what an outbox holds, when it can. A server that doesn't take it costs a warning, and little time.
+
+    Args:
+        outbox: what to send.
+        send: see `Outbox.flush`; whatever it raises is an outage.
+        where: the server's name in warnings.
+        spool: a folder: where the outbox is kept if it has no journal and something can't be sent, in a folder of its own.
+
+    """
+
+    def __init__(self, outbox: Outbox, send: Send, where: str, spool: Path) -> None:
+        self.outbox, self.send, self.where, self.spool = outbox, send, where, spool
+        self.away = False
+        self.pause, self.next_try = 0.0, 0.0
+
+    def try_now(self, last: bool = False) -> None:
+        """Send what is pending, unless the last try failed a moment ago; warn if it fails, once for each outage.
+
+        The last time, send in any case, warn again, and let go of the journal.
+        """
+        try:
+            if self.outbox.pending and (last or time.monotonic() >= self.next_try):
+                self._try(last)
+        finally:
+            if last:
+                if self.outbox.pending:
+                    self._keep()
+                self.outbox.close()
+
+    def _try(self, last: bool) -> None:
+        begin = time.monotonic()
+        try:
+            try:
+                self.outbox.flush(self.send)
+            except Exception:  # a server that was restarted drops the connection that was open: once more, at once
+                if self.away or time.monotonic() - begin > 1:
+                    raise
+                self.outbox.flush(self.send)
+        except Exception as error:  # noqa: BLE001  # each kind of store has its own, and none of them is the run's fault
+            took = time.monotonic() - begin
+            self.pause = max(min(2 * self.pause, LONGEST_PAUSE), RATIO * took, 1)
+            self.next_try = time.monotonic() + self.pause
+            if last or not self.away:
+                self._warn(error, last)
+            self.away = True
+        else:
+            self.away, self.pause, self.next_try = False, 0.0, 0.0
+
+    def _warn(self, error: Exception, last: bool) -> None:
+        kept = self._keep()
+        reason = f"{self.where} doesn't take what the run writes ({reason_of(error)})"
+        if kept is None:
+            text = f"{reason}, and {self.spool} can't be written: it is kept in memory, and lost when the process ends"
+        elif last:
+            text = f"{reason}: {len(self.outbox.pending)} writes wait in {kept}; to send them: clstream sync {kept.parent}"
+        else:
+            text = f"{reason}: the run goes on, and keeps it in {kept} until it can be sent"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+    def _keep(self) -> Path | None:
+        """Return the journal, made where there is none; None if that can't be."""
+        if self.outbox.journal is None:
+            try:
+                self.outbox.keep_in(spooled(self.spool, self.outbox.head | {"run_id": self.outbox.run_id or ""}))
+            except OSError:
+                pass
+        return None if self.outbox.journal is None else self.outbox.journal.file
+
+
+LONGEST_PAUSE = 60
+"""Seconds between two tries, where a try takes no time: a closed port."""
+
+RATIO = 50
+"""How many times as long as a try took the pause after it is at least: an outage costs a run 2 % of its time at most."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error's text; of a long one, which may say at its end what it is, the start and the end."""
+    first = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first if len(first) <= 200 else f"{first[:90]} ... {first[-105:]}"
+
+
+def spooled(folder: Path, head: Mapping[str, str]) -> Path:
+    """Return the journal, below `folder`, of a run that was given no folder of its own."""
+    return folder / (head.get("run_id") or head["key"]) / FILE
+
+
+def journals(folder: Path) -> list[Path]:
+    """Return the journals of trackers in a folder and below."""
+    return sorted(folder.rglob(f"{FILE.removesuffix('.jsonl')}*.jsonl"))
+
+
+def waiting(file: Path) -> int:
+    """Return how many items of a journal have no mark, without taking it up; raises OSError if it can't be read."""
+    found: set[int] = set()
+    for entry in entries(file):
+        if "item" in entry:
+            found.add(entry["item"])
+        found.discard(entry.get("sent", 0))
+    return len(found)
+
+
+def find(run_id: str, folder: Path) -> Path | None:
+    """Return the folder, in `folder` or below, whose journal is that of an MLflow run; None if there is none."""
+    return next((file.parent for file in journals(folder) if run_id in _ids(file)), None)
+
+
+def _ids(file: Path) -> Iterator[str]:
+    try:
+        for entry in entries(file):
+            if "run_id" in entry:
+                yield entry["run_id"]
+                return
+    except OSError:
+        return

@@ -1,0 +1,408 @@
+"""The event log against the runs that it is of: what it says, killed, resumed, on a full disk, and as the command prints it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clstream.strategies import Finetune, Replay
+from clstream.streams import blobs
+from torch import Tensor
+
+from clstream import BatchLearned, Event, Result, RunStarted, SessionEnded, Strategy, TaskEnded, on, run
+from clstream.bus import Bus
+from clstream.checks import example_model, example_stream
+from clstream.cli import main
+from clstream.eventlog import CHUNK, FILE, EventLog, plain, read, reading
+from clstream.models import Mlp
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shifted(Event):
+    """A detector's own event, with all kinds of fields."""
+
+    score: float
+    where: Tensor
+    large: Tensor
+    array: np.ndarray
+    names: tuple[str, ...]
+    number: np.float32
+    found: dict[int, object] = field(default_factory=dict)
+    thing: object = None
+
+
+class Plain(Event):
+    """An event that declares nothing."""
+
+
+class Emits(Replay):
+    """Emits events of its own, one of them as the run starts."""
+
+    @on(RunStarted)
+    def hello(self, event: RunStarted) -> None:
+        self.emit(Plain())
+
+    @on(TaskEnded)
+    def shift(self, event: TaskEnded) -> None:
+        infinite = float("-inf")
+        self.emit(
+            Shifted(
+                0.5,
+                torch.tensor([1.0, math.nan]),
+                torch.zeros(9, 9),
+                np.arange(3),
+                ("a", "b"),
+                np.float32(2),
+                {1: infinite},
+                object(),
+            )
+        )
+
+
+def play(*observers: object, seed: int = 0, evaluate_every: int | None = 4) -> Result:
+    strategy = Emits(example_model(), capacity=9)
+    return run(strategy, example_stream(epochs=2, batch_size=10), *observers, seed=seed, evaluate_every=evaluate_every)
+
+
+class Hears:
+    """Keeps the events themselves."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    @on(Event)
+    def hear(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def test_it_says_what_happened(tmp_path: Path) -> None:
+    heard = Hears()
+    begin = time.time()
+    result = play(EventLog(tmp_path / "run", batches=True), heard)
+    log = list(read(tmp_path / "run"))
+    first, *rest = log
+    assert first["event"] == "RunStarted" and first["title"] == "Emits on example, seed 0"
+    assert first["params"] == result.params and first["data_fingerprint"]
+    kinds = [type(event).__name__ for event in heard.events]
+    assert sorted(entry["event"] for entry in log) == sorted(kind for kind in kinds if kind != "BatchReady")
+    assert [entry["event"] for entry in rest[1:]] == [kind for kind in kinds[2:] if kind != "BatchReady"]
+    seconds = [entry["seconds"] for entry in log[2:]]
+    assert seconds == sorted(seconds) and seconds[0] >= 0 and seconds[-1] <= result.seconds
+    assert log[-1]["time"] > first["time"] and len(first["time"]) == len("2030-01-01T00:00:00.000+00:00")
+    assert time.mktime(time.strptime(first["time"][:19], "%Y-%m-%dT%H:%M:%S")) >= begin - 1
+    assert log[-1]["error"] is None
+
+    def of(name: str) -> list[dict]:
+        return [entry for entry in log if entry["event"] == name]
+
+    assert [(each["task"], each["classes"], each["train"], each["test"]) for each in of("TaskStarted")] == [
+        (0, [0, 1], 60, 20), (1, [2, 3], 60, 20), (2, [4, 5], 60, 20),
+    ]  # fmt: skip
+    assert [(each["session"], each["task"], each["samples"], each["classes"]) for each in of("SessionStarted")] == [
+        (0, 0, 60, [0, 1]), (1, 1, 60, [2, 3]), (2, 2, 60, [4, 5]),
+    ]  # fmt: skip
+    assert [(each["session"], each["epoch"], each["batches"]) for each in of("EpochStarted")] == [
+        (session, epoch, 6) for session in range(3) for epoch in range(2)
+    ]
+    learned = [event for event in heard.events if isinstance(event, BatchLearned)]
+    assert [each["loss"] for each in of("BatchLearned")] == [float(event.loss) for event in learned]
+    assert [(each["epoch"], each["batch"], each["samples"]) for each in of("BatchLearned")] == [
+        (event.batch.epoch, event.batch.index, len(event.batch.samples)) for event in learned
+    ]
+    whole = [each for each in of("Evaluated") if not each["within_session"]]
+    assert [each["accuracy"] for each in whole] == result.accuracy.tolist()
+    assert [each["task_accuracy"] for each in whole] == result.task_accuracy.tolist()
+    assert whole[-1]["mean"] == result.average_accuracy and whole[-1]["forgetting"] == result.forgetting
+    assert whole[0]["forgetting"] == "nan" and math.isnan(float(whole[0]["forgetting"]))
+    probes = {each["batches"]: each["accuracy"] for each in of("Evaluated") if each["within_session"]}
+    assert list(probes) == [4, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert all(probes[step] == row for step, row in zip(result.probe_steps, result.probes.tolist(), strict=True) if step in probes)
+    assert of("Shifted")[1] | {"time": 0, "seconds": 0} == {
+        "event": "Shifted", "time": 0, "seconds": 0, "session": 1, "batches": 24,
+        "fields": {
+            "score": 0.5, "where": [1.0, "nan"], "large": {"shape": [9, 9], "dtype": "torch.float32"}, "array": [0, 1, 2],
+            "names": ["a", "b"], "number": 2.0, "found": {"1": "-inf"}, "thing": "object",
+        },
+    }  # fmt: skip
+
+
+def test_every_line_is_json_that_any_program_reads(tmp_path: Path) -> None:
+    play(EventLog(tmp_path))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for line in (tmp_path / FILE).read_text(encoding="utf-8").splitlines():
+        json.loads(line, parse_constant=refuse)
+    assert "BatchLearned" not in {entry["event"] for entry in read(tmp_path)}
+
+
+def test_values_become_plain() -> None:
+    values = [None, True, np.int64(3), float("inf"), torch.tensor(2), {"a": (1, math.nan)}, torch.ones(65, dtype=torch.uint8)]
+    assert [plain(value) for value in values] == [
+        None, True, 3, "inf", 2, {"a": [1, "nan"]}, {"shape": [65], "dtype": "torch.uint8"},
+    ]  # fmt: skip
+    assert plain(example_stream().tasks[0]) == "Task(0, classes=(0, 1), train=60, test=20)"
+
+
+class Stops:
+    @on(SessionEnded)
+    def stop(self, event: SessionEnded) -> None:
+        if event.session.index == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_stopped_says_by_what(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        play(EventLog(tmp_path, batches=True), Stops())
+    log = list(read(tmp_path))
+    assert log[-1]["event"] == "RunEnded" and log[-1]["error"] == "KeyboardInterrupt: "
+    assert len([entry for entry in log if entry["event"] == "BatchLearned"]) == 24
+
+
+class FailsAtOnce(Strategy):
+    @on(RunStarted)
+    def fail(self, event: RunStarted) -> None:
+        raise RuntimeError("not today")
+
+
+def test_one_log_serves_one_run_after_another(tmp_path: Path) -> None:
+    """Each has its own file; a run that fails before the log hears of it leaves the earlier log as it was."""
+    log = EventLog(tmp_path)
+    play(log)
+    with pytest.raises(RuntimeError):
+        run(FailsAtOnce(example_model()), example_stream(), log)
+    first = (tmp_path / FILE).read_bytes()
+    play(log, seed=5)
+    play(log, seed=6)
+    assert (tmp_path / "events-1.jsonl").read_bytes() == first
+    assert [next(read(tmp_path / name))["params"]["seed"] for name in ("events-1.jsonl", "events-2.jsonl", FILE)] == [0, 5, 6]
+
+
+def content(log: Iterator[dict]) -> list[dict]:
+    """Return what a log says, without times, and without the lines that say that the run was resumed."""
+    return [{**entry, "time": 0, "seconds": 0} for entry in log if entry["event"] != "Resumed"]
+
+
+class Saves:
+    """Keeps the state after the n-th event, as a checkpoint does, and dies a few events later."""
+
+    def __init__(self, log: EventLog, after: int, file: Path, dies: int = 0) -> None:
+        self.log, self.after, self.file, self.dies, self.heard = log, after, file, dies, 0
+
+    @on(Event)
+    def count(self, event: Event) -> None:
+        self.heard += 1
+        if self.heard == self.after:
+            torch.save(self.log.state_dict(), self.file)
+        if self.heard == self.dies:
+            raise Died
+
+
+class Died(Exception):
+    """A process is killed."""
+
+
+class Killed(EventLog):
+    """What a killed process leaves behind: it never hears the end."""
+
+    def log(self, event: Event) -> None:
+        if type(event).__name__ != "RunEnded":
+            super().log(event)
+
+
+class Resumes:
+    """Plays to a log what it would hear in a run that goes on after the n-th event of an earlier one."""
+
+    def __init__(self, log: EventLog, after: int, file: Path) -> None:
+        self.log, self.after, self.file, self.heard = log, after, file, 0
+        self.bus = Bus(log)
+
+    @on(Event)
+    def hear(self, event: Event) -> None:
+        self.heard += 1
+        if isinstance(event, RunStarted):
+            self.bus.emit(Plain())  # the strategy emits it again
+            self.bus.emit(RunStarted(event.stream, event.strategy, event.seed, True))
+            self.bus.emit(Plain())
+            self.log.load_state_dict(torch.load(self.file, weights_only=True))
+        if self.heard > self.after:
+            self.bus.emit(event)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize(("after", "dies"), [(2, 9), (9, 30), (38, 39), (39, 100), (77, 90)])
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path, batches: bool, after: int, dies: int) -> None:
+    play(EventLog(tmp_path / "whole", batches))
+    log = Killed(tmp_path / "run", batches)
+    with pytest.raises(Died):
+        play(log, Saves(log, after, tmp_path / "state", dies))
+    with (tmp_path / "run" / FILE).open("ab") as file:
+        file.write(b'{"event": "Sess')  # it was killed as it wrote
+    before = list(read(tmp_path / "run"))
+    result = play(Resumes(EventLog(tmp_path / "run", batches), after, tmp_path / "state"))
+    found = list(read(tmp_path / "run"))
+    assert content(found) == content(read(tmp_path / "whole"))
+    (resumed,) = [entry for entry in found if entry["event"] == "Resumed"]
+    assert resumed["again"] == len(before) - found.index(resumed)
+    assert b'"Sess{' not in (tmp_path / "run" / FILE).read_bytes()
+    assert found[-1]["seconds"] < before[-1]["seconds"] + result.seconds
+
+
+def test_a_resumed_run_that_was_not_logged_before_is_logged_from_there(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+
+    class Late:
+        bus = Bus(log)
+
+        @on(Event)
+        def hear(self, event: Event) -> None:
+            if isinstance(event, RunStarted):
+                event = RunStarted(event.stream, event.strategy, event.seed, True)
+            self.bus.emit(event)
+
+    play(Late())
+    names = [entry["event"] for entry in read(tmp_path)]
+    assert names[:3] == ["Resumed", "TaskStarted", "SessionStarted"] and names[-1] == "RunEnded"
+
+
+def test_torn_and_damaged_lines_are_skipped(tmp_path: Path) -> None:
+    play(EventLog(tmp_path))
+    whole = list(read(tmp_path))
+    text = (tmp_path / FILE).read_bytes()
+    for size in (len(text) - 1, len(text) - 20, text.rstrip().rfind(b"\n") + 1):
+        (tmp_path / FILE).write_bytes(text[:size])
+        assert list(read(tmp_path / FILE)) == whole[:-1]
+    (tmp_path / FILE).write_bytes(b"\x00\xff\n[1]\n{}\n" + text)
+    assert list(read(tmp_path / FILE)) == whole
+
+
+@contextmanager
+def full_disk(file: Path, more: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `more` bytes than this one has, as on a disk with so much room."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class Fills:
+    """The disk is full from the start of the second session to its end."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.ended, self.disk, self.size = file, 0, None, 0
+
+    @on(SessionEnded)
+    def fill(self, event: SessionEnded) -> None:
+        if event.session.index == 0:
+            self.size = self.file.stat().st_size + 100
+            self.disk = full_disk(self.file, 100)
+            self.disk.__enter__()
+        elif event.session.index == 1:
+            assert self.file.stat().st_size <= self.size
+            self.disk.__exit__(None, None, None)
+
+
+def test_a_full_disk_loses_nothing_if_it_has_room_again(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "run")
+    with pytest.warns(RuntimeWarning, match=r"events.jsonl can't be written \(File too large\): the run goes on") as said:
+        play(log, Fills(tmp_path / "run" / FILE))
+    assert len(said) == 1
+    play(EventLog(tmp_path / "whole"))
+    assert content(read(tmp_path / "run")) == content(read(tmp_path / "whole"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_stays_full_does_not_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / FILE).symlink_to("/dev/full")
+    log = EventLog(tmp_path)
+    log.resuming = True  # so that the file is not set aside
+    with pytest.warns(RuntimeWarning, match="No space left on device") as said:
+        result = play(Skips(log))
+    assert len(said) == 1 and len(result.accuracy) == 3
+
+
+class Skips:
+    """Passes on all but the start."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.bus = Bus(log)
+
+    @on(Event)
+    def hear(self, event: Event) -> None:
+        if not isinstance(event, RunStarted):
+            self.bus.emit(event)
+
+
+def test_losses_are_written_some_at_a_time(tmp_path: Path) -> None:
+    """A batch costs no look at the device and no write; what is held comes before the next line of another kind."""
+    stream = blobs(tasks=1, classes=2, train_per_class=1000, batch_size=4)
+
+    class Looks:
+        most = 0
+
+        @on(BatchLearned)
+        def look(self, event: BatchLearned) -> None:
+            self.most = max(self.most, len(log.losses))
+            assert all(isinstance(loss, Tensor) for loss in log.losses)
+
+    log, looks = EventLog(tmp_path, batches=True), Looks()
+    run(Finetune(Mlp(stream.input_shape, stream.classes, hidden=(4,))), stream, log, looks)
+    found = [entry for entry in read(tmp_path) if entry["event"] == "BatchLearned"]
+    assert [entry["batch"] for entry in found] == list(range(500)) and looks.most == CHUNK - 1
+
+
+def test_the_command_prints_it_for_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    play(EventLog("runs/mine/seed_0", batches=True))
+    assert main(["log", "runs/mine"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    texts = [line[22:] for line in said]
+    assert texts[0] == "Emits on example, seed 0: 3 sessions"
+    assert texts[1] == "  Plain"
+    assert texts[2:5] == ["  task 0: classes 0, 1", "    session 0: 60 samples of classes 0, 1", "      epoch 0: 6 batches"]
+    probe = next(entry for entry in read("runs/mine/seed_0") if entry["event"] == "Evaluated")
+    row = " ".join(f"{value:.3f}" for value in probe["accuracy"])
+    assert texts[5] == f"        accuracy {probe['mean']:.3f} after 4 batches: {row}"
+    assert "    Shifted: score 0.5, where [1, nan], large {'shape': [9, 9], 'dtype': 'torch.float32'}" in " ".join(texts)
+    assert texts[-1] == "the run ended" and not any("batch 0" in text for text in texts)
+    assert main(["log", "mine/seed_0", "--batches"]) == 0
+    assert "        batch 0: 10 samples, loss " in capsys.readouterr().out
+    shutil.copytree("runs/mine/seed_0", "runs/mine/seed_1")
+    assert main(["log", "mine"]) == 0
+    assert capsys.readouterr().out.count("Emits on example") == 2
+    assert main(["log", "other"]) == 1
+    assert "there is no run 'other'" in capsys.readouterr().err
+    (tmp_path / "runs" / "empty").mkdir()
+    assert main(["log", "empty"]) == 1
+    assert "there is no event log in runs/empty" in capsys.readouterr().err
+
+
+def test_a_line_of_another_version_is_shown_as_it_is() -> None:
+    entry = {"event": "TaskStarted", "time": "2030-01-01T10:11:12.000+00:00", "seconds": 1.5, "new": 1}
+    assert list(reading([entry])) == [f"10:11:12      1.50 s  {json.dumps(entry)}"]
+
+
+def test_what_it_refuses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the folder of the event log, .*, can't be made"):
+        EventLog(tmp_path / "file" / "run")
+    with pytest.raises(FileNotFoundError, match=r"there is no event log at .*: pass EventLog\(folder\) to `run`"):
+        read(tmp_path)
+    with pytest.raises(RuntimeError, match="only while a run goes on"):
+        EventLog(tmp_path).state_dict()
