@@ -8,22 +8,24 @@ import inspect
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clstream import __version__
+from clstream import __version__, eventlog, outbox
 from clstream.anchors import Anchor, anchor_names, load_anchor
+from clstream.checkpoint import Stopped
 from clstream.config import (
     PLACES,
     UsageError,
     as_yaml,
-    build_strategy,
     build_stream,
     names,
     nearest,
@@ -32,17 +34,26 @@ from clstream.config import (
     run_parser,
     seeds_of,
 )
-from clstream.engine import Result, check_fits, run
+from clstream.engine import Result
 from clstream.figures import sparklines
-from clstream.progress import ProgressBar
+from clstream.folders import claimed
+from clstream.playing import MEASURES, Failure, Played, play
+from clstream.proof import prove
+from clstream.recording import record
 from clstream.strategy import needs
+from clstream.tries import CONFIG, earlier
 
 USAGE = """\
 usage: clstream COMMAND [options]
 
   run       play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
+  resume    go on with a run:             clstream resume runs/NAME
   compare   several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
   verify    rerun a known result:         clstream verify er-split-mnist
+  prove-resume  show that a run of yours, killed 20 times, ends as if it had not been
+  record    write what a stream is:       clstream record --stream split_digits --out digits.clstream
+  log       read what happened in a run:  clstream log runs/NAME
+  sync      send what a tracking server did not take while it was away
   list      the strategies, streams, models and anchors there are
   ui        open the MLflow UI on what was run
 
@@ -56,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
-        "run": run_command, "compare": compare_command, "verify": verify_command, "list": list_command, "ui": ui_command,
+        "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
+        "verify": verify_command, "record": record_command, "log": log_command, "sync": sync_command, "list": list_command,
+        "ui": ui_command,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -77,13 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Stopped as stop:
+        print(f"\nclstream: {stop}\nclstream: to go on: clstream resume {stop.folder.parent}", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print("\nclstream: stopped; what was measured so far is kept, in an MLflow run marked KILLED", file=sys.stderr)
         return 130
-
-
-class Failure(Exception):  # noqa: N818  # it is not a fault of the program
-    """What was asked can't be done here, or failed in a way that is the data's or the options': one sentence."""
 
 
 def _complain(error: Exception) -> None:
@@ -92,9 +104,38 @@ def _complain(error: Exception) -> None:
 
 def run_command(arguments: list[str]) -> int:
     """`clstream run`."""
-    played = play(arguments)
-    if played is not None:
-        report_runs([played])
+    if shown := shown_help(arguments):
+        print(shown, end="")
+        return 0
+    report_runs([play(arguments)])
+    return 0
+
+
+def shown_help(arguments: list[str]) -> str:
+    """Return what is only to be shown: help, or the options as YAML; nothing if there is a run to be made."""
+    if "-h" in arguments or "--help" in arguments:
+        return str(run_parser().format_help()) + "\n"
+    for option, name in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option.startswith("--") and option.endswith(".help") and option[2:-5] in PLACES:
+            return option_help(option[2:-5], name) + "\n"
+    parser, options = parse_run(arguments)
+    return as_yaml(parser, options) if options.print_config else ""
+
+
+def resume_command(arguments: list[str]) -> int:
+    """`clstream resume`: go on with a run from its newest checkpoint."""
+    parser = argparse.ArgumentParser(
+        prog="clstream resume",
+        description="Go on with a run from its newest checkpoint; it ends as it would have without the break.",
+    )
+    parser.add_argument("run", help="its folder, as runs/NAME, or the id of its MLflow run")
+    parser.add_argument("--runs", default="runs", help="folder of the run folders")
+    parser.add_argument("--data_root", "--data-root", help="folder with the data sets, if it lies elsewhere now")
+    parser.add_argument("--tracking_uri", "--tracking-uri", help="the tracking server, if it has another address now")
+    options = parser.parse_args(arguments)
+    folder = earlier(options.run, Path(options.runs))
+    moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri") if (value := getattr(options, name))]
+    report_runs([play(["--config", str(folder / CONFIG), *moved], folder)])
     return 0
 
 
@@ -108,24 +149,15 @@ def compare_command(arguments: list[str]) -> int:
     for file in files:
         if not os.path.isfile(file):
             raise UsageError(f"there is no config file {file}")
-    for file in files:
-        parse_run(["--config", file, *rest])  # all are looked at before the first is run
-    played = [play(["--config", file, *rest]) for file in files]
-    report_runs([each for each in played if each is not None])
+    if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
+        print(shown, end="")
+        return 0
+    report_runs([play(["--config", file, *rest]) for file in files])
     return 0
-
-
-class Played(NamedTuple):
-    """The results of one run for each seed, and where they were tracked; "" for nowhere."""
-
-    results: list[Result]
-    tracked: str
 
 
 def report_runs(played: list[Played]) -> None:
     """Print a table, the accuracies over the sessions, and how to see more."""
-    if not played:
-        return
     console = Console(highlight=False, soft_wrap=True)
     show_table(console, [(title(each.results), each.results) for each in played])
     for each in played:
@@ -134,75 +166,6 @@ def report_runs(played: list[Played]) -> None:
     for where in sorted({each.tracked for each in played} - {""}):
         option = "" if where == "default" else f" --tracking_uri {where}"
         console.print(f"\nCurves, params and pictures are in MLflow. To see them: {command} ui{option}", markup=False)
-
-
-def play(arguments: list[str]) -> Played | None:
-    """Run what the options say, once for each seed; None for --help and --print_config."""
-    if "-h" in arguments or "--help" in arguments:
-        print(run_parser().format_help())
-        return None
-    for option, name in zip(arguments, [*arguments[1:], ""], strict=True):
-        if option.startswith("--") and option.endswith(".help") and option[2:-5] in PLACES:
-            print(option_help(option[2:-5], name))
-            return None
-    parser, options = parse_run(arguments)
-    if options.print_config:
-        print(as_yaml(parser, options), end="")
-        return None
-    seeds = seeds_of(options)
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(f"--threads must be at least 1, not {options.threads}")
-        torch.set_num_threads(options.threads)
-    try:  # everything that can be wrong with the options shows here, before anything is learned
-        stream = build_stream(parser, options)
-        strategy = build_strategy(parser, options, stream, seeds[0])
-        check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise Failure(str(error)) from error
-    name = f"{type(strategy).__name__} on {stream.name}"
-    Console(stderr=True, highlight=False, soft_wrap=True).print(str(stream), markup=False)
-
-    def once(seed: int, *trackers: object) -> Result:
-        built = strategy if seed == seeds[0] else build_strategy(parser, options, stream, seed)
-        bar = ProgressBar(f"{name}, seed {seed}")
-        try:
-            return run(
-                built, stream, *trackers, bar,
-                seed=seed, device=options.device, evaluate_every=options.evaluate_every, max_sessions=options.max_sessions,
-            )  # fmt: skip
-        except FloatingPointError as error:
-            raise Failure(str(error)) from error
-
-    if not options.track:
-        return Played([once(seed) for seed in seeds], "")
-    from clstream.tracking import MlflowTracker, connect, parent_run  # importing mlflow takes seconds: only where it is used
-
-    def tracker(seed: int, parent: str | None = None) -> MlflowTracker:
-        own = options.clone()
-        own.seed, own.seeds = seed, None
-        return MlflowTracker(options.experiment, options.tracking_uri, parent=parent, config=as_yaml(parser, own))
-
-    try:
-        connect(options.tracking_uri, options.experiment)
-    except OSError as error:
-        raise Failure(str(error)) from error
-    where = options.tracking_uri or "default"
-    if len(seeds) == 1:
-        return Played([once(seeds[0], tracker(seeds[0]))], where)
-    with parent_run(f"{name}, {len(seeds)} seeds", options.experiment, options.tracking_uri) as parent:
-        results = [once(seed, tracker(seed, parent.run_id)) for seed in seeds]
-        shared = {key: value for key, value in results[0].params.items() if key != "seed"} | {"seeds": ",".join(map(str, seeds))}
-        parent.summarise(shared, {key: [measure(result) for result in results] for key, measure in MEASURES.items()})
-    return Played(results, where)
-
-
-MEASURES: dict[str, Callable[[Result], float]] = {
-    "accuracy": lambda result: result.average_accuracy,
-    "forgetting": lambda result: result.forgetting,
-    "seconds": lambda result: result.seconds,
-}
-"""What the table shows of a run."""
 
 
 def title(results: list[Result]) -> str:
@@ -256,9 +219,8 @@ def verify_command(arguments: list[str]) -> int:
         return 0
     anchor = load_anchor(options.anchor)
     given = ["--config", str(anchor.config_file()), "--seeds", options.seeds or ",".join(map(str, anchor.seeds))]
-    given += ["--threads", str(options.threads), "--track", str(options.track).lower()]
+    given += ["--threads", str(options.threads), "--track", str(options.track).lower(), "--checkpoint_every", "0"]
     played = play(given + (["--data_root", options.data_root] if options.data_root else []))
-    assert played is not None
     return report(console, anchor, played.results)
 
 
@@ -278,6 +240,139 @@ def report(console: Console, anchor: Anchor, results: list[Result]) -> int:
         f"{sum(result.seconds for result in results):.0f} s"
     )
     return 0 if inside else 1
+
+
+def prove_command(arguments: list[str]) -> int:
+    """`clstream prove-resume`: kill a run again and again, and show that it ends as if it had not been."""
+    parser = argparse.ArgumentParser(
+        prog="clstream prove-resume",
+        usage="clstream prove-resume [--kills N] [--out FOLDER] [options of clstream run]",
+        allow_abbrev=False,
+        description="Run once through, and once killed and resumed again and again; compare all weights, memories, generators and "
+        "metrics bit for bit, the event logs, and what MLflow has.",
+    )
+    parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--kill_seed", "--kill-seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--out", help="an empty folder for both runs; by default one that is removed at the end")
+    own, rest = parser.parse_known_args(arguments)
+    if own.kills < 1:
+        raise UsageError(f"--kills must be at least 1, not {own.kills}")
+    if len(seeds_of(parse_run(rest)[1])) > 1:
+        raise UsageError("clstream prove-resume runs one seed: give --seed")
+    if own.out is not None and Path(own.out).exists() and any(Path(own.out).iterdir()):
+        raise Failure(f"{own.out} is not empty: name another folder")
+    console = Console(highlight=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="clstream-") as temporary:
+        proof = prove(
+            rest, own.kills, Path(own.out or temporary).absolute(), own.kill_seed, lambda line: console.print(line, markup=False)
+        )
+        torn = sum(kill.torn for kill in proof.kills)
+        console.print(f"{len(proof.kills)} kills, {torn} of them with a checkpoint half written")
+        console.print(
+            f"compared: {proof.parts} attributes, tensors and generators; {proof.metrics} points in MLflow; {proof.lines} log lines"
+        )
+        console.print("0 bits differ" if proof.difference is None else f"DIFFERENT: {proof.difference}", markup=False)
+    return 0 if proof.difference is None else 1
+
+
+def record_command(arguments: list[str]) -> int:
+    """`clstream record`: write what a stream is to a file; nothing is run."""
+    parser = argparse.ArgumentParser(
+        prog="clstream record",
+        usage="clstream record --stream NAME [--stream.OPTION VALUE ...] --out FILE",
+        allow_abbrev=False,
+        description="Write what a stream is, without its samples; `--stream recorded:FILE` replays it over the same data.",
+        epilog="--stream NAME and its options, --config FILE, --data_root FOLDER and --tune are as in clstream run.",
+    )
+    parser.add_argument("--out", required=True, help="the file to write, as digits.clstream")
+    parser.add_argument("--force", action="store_true", help="overwrite a file that holds something else")
+    own, rest = parser.parse_known_args(arguments)
+    known = ("--stream", "--config", "--data_root", "--data-root", "--tune")
+    for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
+        if option not in known and not option.startswith("--stream."):
+            raise UsageError(f"clstream record has no option {option}: it takes {', '.join(known[:3])}, --tune, --out and --force")
+    if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
+        raise UsageError("clstream record needs the stream: --stream NAME, or a --config that names it")
+    try:
+        stream = build_stream(*parse_run(rest))
+        file = record(stream, own.out, own.force)
+    except UsageError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise Failure(str(error)) from error
+    print(stream)
+    print(f"\nrecorded in {file}: {file.stat().st_size:,} bytes, fingerprint {stream.fingerprint}")
+    return 0
+
+
+def log_command(arguments: list[str]) -> int:
+    """`clstream log`: print the event logs of a run in reading form."""
+    parser = argparse.ArgumentParser(prog="clstream log", description="Print what happened in a run, an event a line.")
+    parser.add_argument("run", metavar="RUN", help="a run's folder or its name below runs/, an MLflow run id, or a log")
+    parser.add_argument(
+        "--batches", action=argparse.BooleanOptionalAction, default=False, help="show the batches too, where they were logged"
+    )
+    options = parser.parse_args(arguments)
+    place = run_folder(options.run)
+    files = [place] if place.is_file() else sorted(place.rglob(eventlog.FILE))
+    if not files:
+        raise Failure(f"there is no event log in {place}")
+    console = Console(highlight=False, soft_wrap=True)
+    for file in files:
+        if len(files) > 1:
+            console.print(f"{file}:", style="bold", markup=False)
+        try:
+            for line in eventlog.reading(eventlog.read(file), options.batches):
+                console.print(line, markup=False)
+        except OSError as error:
+            raise Failure(f"the event log {file} can't be read: {error.strerror}") from error
+    return 0
+
+
+def sync_command(arguments: list[str]) -> int:
+    """`clstream sync`: send what runs wrote while their tracking server was away; return 0 if nothing is left."""
+    parser = argparse.ArgumentParser(
+        prog="clstream sync", description="Send what runs wrote while their tracking server was away. Nothing is sent twice."
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", help="its folder or name below runs/, or its MLflow run id; else all")
+    parser.add_argument("--tracking_uri", "--tracking-uri", help="where the runs are now, if not where they were")
+    options = parser.parse_args(arguments)
+    place = Path("runs") if options.run is None else run_folder(options.run)
+    files = [place] if place.is_file() else outbox.journals(place)
+    try:
+        waiting = {file: outbox.waiting(file) for file in files}
+    except OSError as error:
+        raise Failure(f"the journal {error.filename} can't be read: {error.strerror}") from error
+    if not any(waiting.values()):
+        print(f"there is nothing to send in {place}")
+        return 0
+    from clstream.store import deliver  # importing mlflow takes seconds: only where it is used
+
+    left = 0
+    for file in [file for file, count in waiting.items() if count]:
+        try:
+            with claimed(file.parent):
+                done = deliver(file, options.tracking_uri)
+        except (OSError, ValueError) as error:
+            left += waiting[file]
+            print(f"{file}: {waiting[file]} writes could not be sent: {error}")
+            continue
+        left += done.left
+        print(f"{file}: {done.sent} writes sent to the MLflow run {done.run_id or 'that could not be created'}")
+        if done.left:
+            print(f"{file}: {done.left} writes could not be sent: {done.error}")
+        elif not done.ended:
+            print(f"{file}: the run itself has not ended; it may be resumed")
+    return 1 if left else 0
+
+
+def run_folder(name: str) -> Path:
+    """Return where a run is: a folder or file, one below runs/, or the folder of the MLflow run with that id."""
+    runs = Path("runs")
+    found = next((path for path in (Path(name), runs / name) if path.exists()), None) or outbox.find(name, runs)
+    if found is None:
+        raise Failure(f"there is no run {name!r}: no folder of that name here or in {runs}/, and no MLflow run with that id there")
+    return found
 
 
 def list_command(arguments: list[str]) -> int:
@@ -312,7 +407,7 @@ def ui_command(arguments: list[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5000)
     options = parser.parse_args(arguments)
-    from clstream.tracking import tracking_uri
+    from clstream.store import tracking_uri
 
     where = tracking_uri(options.tracking_uri)
     if where.startswith("http"):

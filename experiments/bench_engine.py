@@ -2,8 +2,9 @@
 
 Prints, with the budget beside each: the cost of an event; whole runs of fine-tuning and replay (Split Fashion-MNIST at batch
 128, Split MNIST at batch 10, evaluation after every task included) as a ratio to the loop below, both in this process, in
-turns, median of the repeats' ratios; the time that `import clstream` adds to `import torch`; the peak memory of replay on
-Split MNIST; and, where avalanche-lib is installed, how much longer Avalanche takes for the same replay.
+turns, median of the repeats' ratios; what checkpoints cost in the replay of Split MNIST; the time that `import clstream` adds to
+`import torch`; the peak memory of replay on Split MNIST; and, where avalanche-lib is installed, how much longer Avalanche takes
+for the same replay.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,6 +30,7 @@ from torch.nn import functional as F
 
 from clstream import BatchReady, Stream, on, run
 from clstream.bus import Bus
+from clstream.checkpoint import Checkpointer, files
 from clstream.models import Mlp
 
 
@@ -144,6 +148,28 @@ def events(stream: Stream) -> None:
         print(f"event, {listeners} listeners          {statistics.median(costs):6.2f} us (budget {budget:.1f} us)", flush=True)
 
 
+def checkpoints(work: Work, repeats: int) -> None:
+    """Print what checkpoints cost: of the time at one in 30 s, and what a run with them takes against one without."""
+    ratios, costs = [], []
+    for _ in range(repeats):
+        seconds = []
+        for observed in (False, True):
+            model, optimizer = Mlp(work.stream.input_shape, 10, work.hidden), partial(torch.optim.SGD, lr=work.lr)
+            with tempfile.TemporaryDirectory() as folder:
+                checkpointer = Checkpointer(folder, every_seconds=30)
+                result = run(Replay(model, optimizer, work.memory or 1), work.stream, *([checkpointer] if observed else []))
+                size = sum(file.stat().st_size for file in files(Path(folder)))
+            seconds.append(result.seconds)
+        costs.append(checkpointer.seconds / checkpointer.written)
+        ratios.append((seconds[1] - checkpointer.seconds) / seconds[0])
+    cost = statistics.median(costs)
+    print(
+        f"checkpoint, replay 10 + 10     {1000 * cost:6.1f} ms for {size / 1e6:.1f} MB: {cost / 30:.2%} of the time at one in 30 s "
+        f"(budget 2%); between them a run takes {statistics.median(ratios):.3f} times as long",
+        flush=True,
+    )
+
+
 def imports() -> None:
     """Print the time that `import clstream` adds to `import torch`."""
     code = "import time, torch; begin = time.perf_counter(); import clstream; print(time.perf_counter() - begin)"
@@ -237,7 +263,9 @@ def main() -> None:
     compare(Work("fine-tuning, batch 128", large, (400, 400), 0.05, 128, None, 1.05), options.repeats)
     compare(replay, options.repeats)
     compare(Work("fine-tuning, batch 10", small, (100, 100), 0.1, 10, None, 1.10), options.repeats)
-    compare(Work("replay, batch 10 + 10", small, (100, 100), 0.1, 10, 500, 1.10), options.repeats)
+    online = Work("replay, batch 10 + 10", small, (100, 100), 0.1, 10, 500, 1.10)
+    compare(online, options.repeats)
+    checkpoints(online, options.repeats)
     imports()
     memory()
     avalanche(replay, min(options.repeats, 3))

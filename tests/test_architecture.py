@@ -14,18 +14,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strategies", "clstream.streams": ROOT / "streams"}
 
-LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures")
+LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal")
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
-    (*LEAVES, "stream"),
+    (*LEAVES, "stream", "snapshot", "restoration", "recording"),
     ("events",),
     ("bus",),
     ("strategy",),
     ("evaluation",),
-    ("engine",),
+    ("fits", "running", "engine"),
     ("__init__",),
-    ("tracking", "checkpoint", "recording", "checks", "progress"),
+    ("store", "tracking", "checkpoint", "folders", "checks", "progress", "outbox", "eventlog"),
     ("config",),
-    ("anchors",),
+    ("anchors", "tries"),
+    ("playing",),
+    ("proof",),
     ("cli",),
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
@@ -122,7 +124,7 @@ def test_leaves_need_only_torch_numpy_and_each_other(name):
     assert not at_top & LAZY.get(leaf, set())
 
 
-@pytest.mark.parametrize("name", ["stream", "events", "bus", "strategy", "evaluation", "engine"])
+@pytest.mark.parametrize("name", ["stream", "recording", "events", "bus", "strategy", "evaluation", "engine"])
 def test_a_run_needs_only_torch_and_numpy(name):
     found = imports(f"clstream.{name}")
     outside = {other.partition(".")[0] for other in found - ours(found)}
@@ -148,6 +150,7 @@ def test_a_stream_imports_no_strategy_and_nothing_above_itself(name):
     inside = {other for other in ours(imports(name)) if not other.startswith("clstream.streams")}
     assert not {other for other in inside if other.startswith("clstream.strategies")}
     assert not {other for other in inside if level(other) > LEVEL["stream"]}
+    assert "clstream.recording" not in inside or name == "clstream.streams.recorded"  # it reads them; no other knows of files
 
 
 @pytest.mark.parametrize("folder", ["clstream.strategies", "clstream.streams"])
@@ -155,9 +158,9 @@ def test_a_collection_gathers_its_own_modules_only(folder):
     assert imports(folder) <= {*of(folder), "__future__"}
 
 
-def test_only_the_tracker_imports_mlflow():
+def test_only_the_store_imports_mlflow():
     users = {name for name in modules() if any(other.partition(".")[0] == "mlflow" for other in imports(name))}
-    assert users <= {"clstream.tracking"}
+    assert users <= {"clstream.store"}
 
 
 def test_nothing_imports_avalanche():
@@ -170,4 +173,4 @@ def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path)
     loaded = set(done.stdout.split())
     assert "clstream.engine" in loaded
     assert not loaded & {"mlflow", "avalanche", "sklearn", "matplotlib", "torchvision", "rich", "jsonargparse", "timm", "pandas"}
-    assert not loaded & {"clstream.strategies", "clstream.streams", "clstream.tracking", "clstream.cli"}
+    assert not loaded & {"clstream.strategies", "clstream.streams", "clstream.tracking", "clstream.store", "clstream.cli"}

@@ -148,6 +148,10 @@ def check_command(words: list[str]) -> None:
             parse_run(["--config", file, *arguments[first:]])
     else:
         known = help_of(command)
+        if command == "prove-resume":  # beside its own options it takes those of run
+            own = [position for position, word in enumerate(arguments) if word in ("--kills", "--kill_seed", "--out")]
+            parse_run([word for position, word in enumerate(arguments) if {position, position - 1}.isdisjoint(own)])
+            arguments = [arguments[position] for position in own]
         options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         assert all(re.search(rf"{option}\b", known) for option in options), f"{command} knows only {known}"
         if command == "verify" and arguments and not arguments[0].startswith("-"):

@@ -1,0 +1,188 @@
+"""Playing what options say: the stream is built, and each seed run, tracked, logged and checkpointed in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+
+from clstream.checkpoint import Checkpointer, newest
+from clstream.config import Parser, UsageError, as_yaml, build_strategy, build_stream, parse_run, seeds_of
+from clstream.engine import Result, check_fits, result_of, run
+from clstream.eventlog import EventLog
+from clstream.folders import FolderError, claimed
+from clstream.progress import ProgressBar
+from clstream.running import OtherRunError
+from clstream.snapshot import CaptureError
+from clstream.strategy import Strategy
+from clstream.stream import Stream
+from clstream.tries import begin, name_of, tries
+
+if TYPE_CHECKING:
+    from clstream.tracking import ParentRun
+
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "accuracy": lambda result: result.average_accuracy,
+    "forgetting": lambda result: result.forgetting,
+    "seconds": lambda result: result.seconds,
+}
+"""What tables show of a run, and what is tracked of several seeds together."""
+
+FINISHED = "finished"
+
+
+class Failure(Exception):  # noqa: N818  # it is not a fault of the program
+    """What was asked can't be done here, or failed in a way that is the data's or the options': one sentence."""
+
+
+class Played(NamedTuple):
+    """The results of one run for each seed, and where they were tracked; "" for nowhere."""
+
+    results: list[Result]
+    tracked: str
+
+
+def play(arguments: list[str], folder: Path | None = None) -> Played:
+    """Run what the options of `clstream run` say, once for each seed.
+
+    Args:
+        arguments: the options.
+        folder: of an earlier try, to go on with it.
+
+    Raises:
+        UsageError: for options that can't be.
+        Failure: for what can't be run, and a loss that is not finite.
+        Stopped, KeyboardInterrupt: when a signal came.
+
+    """
+    parser, options = parse_run(arguments)
+    seeds = seeds_of(options)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"--threads must be at least 1, not {options.threads}")
+        torch.set_num_threads(options.threads)
+    if options.checkpoint_every < 0:
+        raise UsageError(f"--checkpoint_every must be seconds, or 0 for no checkpoints, not {options.checkpoint_every:g}")
+    try:  # everything that can be wrong with the options shows here, before anything is learned
+        stream = build_stream(parser, options)
+        strategy = build_strategy(parser, options, stream, seeds[0])
+        check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions)
+        title = f"{type(strategy).__name__} on {stream.name}"
+        say = Console(stderr=True, highlight=False, soft_wrap=True)
+        say.print(str(stream), markup=False)
+        resumed = folder is not None
+        if folder is None and options.checkpoint_every:
+            folder, resumed = _folder(parser, options, type(strategy).__name__, stream.name)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise Failure(str(error)) from error
+    with ExitStack() as stack, said(FolderError, CaptureError, OtherRunError, FloatingPointError):
+        if folder is not None:
+            stack.enter_context(claimed(folder))
+            say.print(f"{'going on' if resumed else 'checkpoints'} in {folder}", markup=False)
+        playing = _Playing(parser, options, stream, title, folder, resumed)
+        playing.built[seeds[0]] = strategy
+        return playing.all(seeds)
+
+
+@contextmanager
+def said(*errors: type[Exception]) -> Iterator[None]:
+    """Turn errors whose message says it all into Failure."""
+    try:
+        yield
+    except errors as error:
+        raise Failure(str(error)) from error
+
+
+def _folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> tuple[Path, bool]:
+    """Return the folder for a run, and whether it is that of an earlier try."""
+    config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
+    same.runs, same.resume, same.checkpoint_every, same.log_batches, same.threads = "runs", "never", 30.0, False, None
+    name = name_of(strategy, stream, as_yaml(parser, same))
+    there = tries(runs, name)
+    if options.resume == "auto" and there:
+        return there[-1], True
+    return begin(runs, name, config), False
+
+
+class _Playing:
+    """One try: the same options for each seed."""
+
+    def __init__(self, parser: Parser, options: Namespace, stream: Stream, title: str, folder: Path | None, resumed: bool) -> None:
+        self.parser, self.options, self.stream, self.title = parser, options, stream, title
+        self.folder, self.resumed = folder, resumed
+        self.first = True
+        self.built: dict[int, Strategy] = {}  # by seed, what was built already
+
+    def all(self, seeds: list[int]) -> Played:
+        """Run each seed; several ones are tracked under one run that sums them up."""
+        options = self.options
+        if not options.track:
+            return Played([self.once(seed, None) for seed in seeds], "")
+        from clstream.store import connect  # importing mlflow takes seconds: only where it is used
+        from clstream.tracking import parent_run
+
+        where, uri = options.tracking_uri or "default", options.tracking_uri
+        if not self.resumed:
+            with said(OSError):
+                connect(uri, options.experiment)
+        if len(seeds) == 1:
+            return Played([self.once(seeds[0], None)], where)
+        name = f"{self.title}, {len(seeds)} seeds"
+        with ExitStack() as stack:
+            with said(OSError):
+                parent = stack.enter_context(parent_run(name, options.experiment, uri, folder=self.folder, resumed=self.resumed))
+            results = [self.once(seed, parent) for seed in seeds]
+            shared = {key: value for key, value in results[0].params.items() if key != "seed"}
+            values = {key: [measure(result) for result in results] for key, measure in MEASURES.items()}
+            parent.summarise(shared | {"seeds": ",".join(map(str, seeds))}, values)
+        return Played(results, where)
+
+    def once(self, seed: int, parent: ParentRun | None) -> Result:
+        """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result."""
+        options = self.options
+        place = None if self.folder is None else self.folder / f"seed_{seed}"
+        state = None
+        if place is not None and self.resumed:
+            with said(ValueError):
+                state = newest(place)
+        if state is not None and place is not None and (place / FINISHED).exists() and state["position"][0] == state["sessions"]:
+            return result_of(state)
+        observers = self.observers(seed, place, parent)
+        self.first = False
+        strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
+        result = run(
+            strategy, self.stream, *observers, seed=seed, device=options.device,
+            evaluate_every=options.evaluate_every, max_sessions=options.max_sessions, resume=state,
+        )  # fmt: skip
+        if place is not None:
+            (place / FINISHED).touch()
+        return result
+
+    def observers(self, seed: int, place: Path | None, parent: ParentRun | None) -> list[object]:
+        """Return who observes the run of a seed. The checkpointer is last: when it ends, the others have closed."""
+        options = self.options
+        bar = ProgressBar(f"{self.title}, seed {seed}")
+        log = [] if place is None else [EventLog(place, options.log_batches)]
+        checkpointer = [] if place is None else [Checkpointer(place, every_seconds=options.checkpoint_every)]
+        if not options.track:
+            return [*log, bar, *checkpointer]
+        from clstream.tracking import MlflowTracker
+
+        own = options.clone()
+        own.seed, own.seeds = seed, None
+        with said(OSError):
+            tracker = MlflowTracker(
+                options.experiment,
+                options.tracking_uri,
+                parent=parent.run_id if parent else None,
+                config=as_yaml(self.parser, own),
+                folder=place,
+                files=[each.file for each in log],
+                patient=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
+            )
+        return [*log, tracker, bar, *checkpointer]

@@ -1,0 +1,254 @@
+"""Resuming on the command line: real processes that die, and what goes on afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from clstream.checkpoint import difference, files, newest
+from clstream.cli import main
+from clstream.eventlog import read
+from clstream.folders import claimed
+from clstream.snapshot import differing
+
+OWN = '''
+from __future__ import annotations
+
+import os, signal, time
+from pathlib import Path
+
+from torch import nn
+
+from clstream import BatchLearned, TaskEnded, on
+from clstream.strategies import Replay
+
+SEEN = []
+
+
+class Dies(Replay):
+    """Dies once, where the file `die` says: seconds to wait after each batch, batches to live, and the signal."""
+
+    def __init__(self, model: nn.Module, capacity: int = 40) -> None:
+        super().__init__(model, capacity=capacity)
+        self.batches = 0
+
+    @on(BatchLearned)
+    def count(self, event: BatchLearned) -> None:
+        self.batches += 1
+        if Path("die").exists():
+            pause, batches, number = Path("die").read_text().split()
+            time.sleep(float(pause))
+            if self.batches == int(batches):
+                Path("die").unlink()
+                os.kill(os.getpid(), int(number))
+
+
+class Forgets(Dies):
+    """Keeps something where no checkpoint looks."""
+
+    @on(BatchLearned)
+    def see(self, event: BatchLearned) -> None:
+        SEEN.append(0)
+        self.replay_batch = 10 + len(SEEN) % 7
+'''
+OPTIONS = [
+    "--stream", "blobs", "--stream.train_per_class", "40", "--stream.batch_size", "8",
+    "--strategy", "mine.Dies", "--model.hidden", "[16]",
+]  # fmt: skip
+
+
+@pytest.fixture
+def own(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with an MLflow store and the user's own strategies."""
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def die(pause: float, batches: int, number: int = signal.SIGKILL) -> None:
+    Path("die").write_text(f"{pause} {batches} {int(number)}")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "clstream.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def runs(experiment: str) -> list[Run]:
+    client = MlflowClient()
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    names = [name for name in run.data.metrics if name not in ("seconds", "samples_per_second")]
+    history = {name: MlflowClient().get_metric_history(run.info.run_id, name) for name in names}
+    return {name: [(point.step, point.value) for point in points] for name, points in history.items()}
+
+
+def logged(folder: Path) -> list[dict]:
+    entries = [entry for entry in read(folder) if entry["event"] != "Resumed"]
+    return [{name: value for name, value in entry.items() if name not in ("time", "seconds")} for entry in entries]
+
+
+def said(capsys: pytest.CaptureFixture[str], status: int, *arguments: str) -> str:
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def seed_folder(folder: str, seed: int = 0) -> Path:
+    return next(Path(folder).glob("*")) / f"seed_{seed}"
+
+
+@pytest.fixture
+def undisturbed(own: Path) -> Path:
+    """The folder of a run that nothing happens to, for two seeds."""
+    assert main(["run", *OPTIONS, "--seeds", "0,1", "--experiment", "undisturbed", "--runs", "undisturbed"]) == 0
+    return next(Path("undisturbed").glob("*"))
+
+
+def test_a_killed_run_goes_on_in_its_mlflow_run(own: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    die(0.02, 37)
+    done = command("run", *OPTIONS, "--experiment", "killed", "--checkpoint_every", "0.1")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = next(Path("runs").glob("*"))
+    assert newest(folder / "seed_0")["step"] < 37
+    before = runs("killed")[0]
+    assert before.info.status == "RUNNING"
+    text = said(capsys, 0, "resume", before.info.run_id)
+    assert "going on in runs/Dies-blobs-" in text and "Dies on blobs" in text
+    (after,) = runs("killed")
+    assert after.info.run_id == before.info.run_id and after.info.status == "FINISHED"
+    whole = next(run for run in runs("undisturbed") if run.info.run_name.endswith("seed 0"))
+    assert curves(after) == curves(whole)
+    assert after.data.params == whole.data.params
+    assert difference(newest(undisturbed / "seed_0"), newest(folder / "seed_0")) is None
+    assert logged(folder / "seed_0") == logged(undisturbed / "seed_0")
+    artifacts = {each.path for each in MlflowClient().list_artifacts(after.info.run_id)}
+    assert {"events.jsonl", "accuracy.csv", "forgetting_curves.png"} <= artifacts
+
+
+def test_auto_begins_goes_on_and_then_has_nothing_to_do(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ("run", *OPTIONS, "--resume", "auto", "--track", "false", "--checkpoint_every", "0.05")
+    for batches in (12, 30):
+        die(0.01, batches)
+        assert command(*again).returncode == -signal.SIGKILL
+    text = said(capsys, 0, *again)
+    assert "going on in runs/Dies" in text
+    (folder,) = Path("runs").iterdir()
+    assert len([entry for entry in read(folder / "seed_0") if entry["event"] == "Resumed"]) == 2
+    log = (folder / "seed_0" / "events.jsonl").read_bytes()
+    assert "going on in runs/Dies" in said(capsys, 0, *again)
+    assert (folder / "seed_0" / "events.jsonl").read_bytes() == log  # it was over
+    assert "Dies on blobs" in said(capsys, 0, "resume", str(folder / "seed_0"))
+    assert "checkpoints in runs/Dies" in said(capsys, 0, "run", *OPTIONS, "--track", "false")  # without it, another try
+    assert sorted(each.name for each in Path("runs").iterdir()) == [folder.name, f"{folder.name}.2"]
+    assert f"going on in runs/{folder.name}.2" in said(capsys, 0, *again)
+    assert "checkpoints in" in said(capsys, 0, *again, "--seed", "5")  # other options, another run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_several_seeds_go_on_together(
+    own: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    die(0, 20, number)
+    later = OWN.replace('if Path("die").exists():', 'SEEN.append(0)\n        if Path("die").exists() and len(SEEN) > 50:')
+    (own / "mine.py").write_text(later)  # the first seed, of 50 batches, lives
+    done = command("run", *OPTIONS, "--seeds", "0,1", "--experiment", "stopped")
+    assert done.returncode == 128 + number, done.stderr
+    folder = next(Path("runs").glob("*"))
+    assert f"stopped by {number.name}; its checkpoint is in {folder}/seed_1" in done.stderr
+    assert f"to go on: clstream resume {folder}" in done.stderr
+    assert {run.info.run_name: run.info.status for run in runs("stopped")} == {
+        "Dies on blobs, 2 seeds": "KILLED", "Dies on blobs, seed 0": "FINISHED", "Dies on blobs, seed 1": "KILLED",
+    }  # fmt: skip
+    (own / "mine.py").write_text(OWN)
+    first = (folder / "seed_0" / "events.jsonl").read_bytes()
+    assert "± " in said(capsys, 0, "resume", str(folder))
+    assert (folder / "seed_0" / "events.jsonl").read_bytes() == first  # the first seed was over
+    after, whole = ({run.info.run_name: run for run in runs(name)} for name in ("stopped", "undisturbed"))
+    assert {name: run.info.status for name, run in after.items()} == dict.fromkeys(whole, "FINISHED")
+    for name in ("Dies on blobs, seed 0", "Dies on blobs, seed 1"):
+        assert curves(after[name]) == curves(whole[name])
+        assert after[name].data.tags["mlflow.parentRunId"] == after["Dies on blobs, 2 seeds"].info.run_id
+    both = after["Dies on blobs, 2 seeds"].data.metrics, whole["Dies on blobs, 2 seeds"].data.metrics
+    assert both[0]["accuracy/mean"] == both[1]["accuracy/mean"] and both[0]["accuracy/spread"] == both[1]["accuracy/spread"]
+    assert "error" not in after["Dies on blobs, seed 1"].data.tags
+
+
+def test_a_run_that_is_under_way_is_not_run_twice(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    die(0.05, 60)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clstream.cli", "run", *OPTIONS, "--track", "false"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not (folders := list(Path("runs").glob("*/seed_0"))) or not files(folders[0]):
+        assert process.poll() is None
+        time.sleep(0.01)
+    text = said(capsys, 1, "run", *OPTIONS, "--track", "false", "--resume", "auto")
+    assert "is in use by another process: wait for it to end" in text
+    process.kill()
+    process.communicate()
+    with claimed(folders[0].parent):
+        pass
+
+
+def test_what_cannot_be_resumed_is_said(own: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no run 'nowhere': give its folder below runs, or the id" in said(capsys, 2, "resume", "nowhere")
+    assert "--resume takes" in said(capsys, 2, "run", "--resume", "sometimes")
+    assert "--checkpoint_every must be seconds, or 0 for no checkpoints, not -1" in said(
+        capsys, 2, "run", "--checkpoint_every", "-1"
+    )
+    (undisturbed / "seed_0" / "finished").unlink()
+    config = yaml.safe_load((undisturbed / "config.yaml").read_text())
+    config["strategy"]["init_args"]["capacity"] = 77
+    (undisturbed / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "the checkpoint is of another run: strategy.capacity was 40, now it is 77" in said(capsys, 1, "resume", str(undisturbed))
+
+
+def test_without_checkpoints_there_is_no_folder(own: Path) -> None:
+    assert main(["run", *OPTIONS, "--checkpoint_every", "0", "--track", "false"]) == 0
+    assert not Path("runs").exists()
+
+
+def test_a_read_only_place_is_a_sentence(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs").write_text("a file is in the way")
+    assert "can't be made (Not a directory): name another place with --runs" in said(capsys, 1, "run", *OPTIONS, "--track", "false")
+
+
+# The proof ----------------------------------------------------------------------------------------------------------------
+
+
+def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    die(0.005, 1000)
+    text = said(capsys, 0, "prove-resume", *OPTIONS, "--stream.epochs", "4", "--kills", "3", "--out", "proof")
+    assert "3 kills" in text and "0 bits differ" in text
+    assert int(text.partition("compared: ")[2].split()[0]) > 30
+
+
+def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    die(0.005, 1000)
+    options = [option.replace("Dies", "Forgets") for option in OPTIONS]
+    text = said(capsys, 1, "prove-resume", *options, "--stream.epochs", "4", "--kills", "2", "--out", "proof", "--track", "false")
+    assert "DIFFERENT: Forgets." in text
+    one, other = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
+    assert differing(one, other) is not None
+
+
+def test_prove_resume_refuses(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--kills must be at least 1" in said(capsys, 2, "prove-resume", "--kills", "0")
+    assert "runs one seed" in said(capsys, 2, "prove-resume", "--seeds", "0,1")
+    assert "unknown option --strategi" in said(capsys, 2, "prove-resume", "--strategi", "Replay")
+    assert f"{os.curdir} is not empty" in said(capsys, 1, "prove-resume", "--out", ".")
+    text = said(capsys, 1, "prove-resume", "--stream", "blobs", "--stream.tasks", "99", "--out", "proof")
+    assert "the run itself failed: clstream: error: blobs: 10 classes make 1 to 10 tasks, not 99" in text
