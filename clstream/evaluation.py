@@ -104,7 +104,7 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
         FloatingPointError: if scores hold NaN.
 
     """
-    once = type(strategy).scores is Strategy.scores and type(strategy).predict is Strategy.predict
+    once = strategy.answers_once
     hits = torch.zeros(len(stream.tasks), 2, dtype=torch.int64, device=stream.device)
     unknown = torch.zeros((), dtype=torch.bool, device=stream.device)
     with evaluating(strategy):

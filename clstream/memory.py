@@ -46,13 +46,16 @@ class Memory:
         """Offer a batch."""
         raise TypeError(f"{type(self).__name__} is not a memory by itself: use Reservoir, ClassBalanced or Ring")
 
-    def sample(self, n: int) -> Samples:
-        """Draw `n` kept samples uniformly, with repeats, on the device where they are kept.
+    def sample(self, n: int, repeats: bool = True) -> Samples:
+        """Draw `n` kept samples uniformly, on the device where they are kept; without `repeats`, all of them at most.
 
         Raises ValueError if nothing is kept.
         """
         kept = self._filled()
-        index = torch.randint(self.size, (n,), generator=self.random)
+        if repeats:
+            index = torch.randint(self.size, (n,), generator=self.random)
+        else:
+            index = torch.randperm(self.size, generator=self.random)[:n]
         return kept[index.to(kept.y.device)]
 
     def all(self) -> Samples:
@@ -113,6 +116,10 @@ class Reservoir(Memory):
         super().__init__(capacity)
         self._taker = np.zeros(capacity, dtype=np.int64)  # scratch: the last row of a batch that wants each slot
 
+    def clear(self) -> None:
+        """Forget every sample; what was offered counts no more. The generator goes on."""
+        self.seen = self.size = 0
+
     def add(self, samples: Samples) -> None:
         """Offer a batch; each of its samples is kept with probability capacity / offered so far."""
         self._prepare(samples)
@@ -137,10 +144,18 @@ class ClassBalanced(Memory):
 
     Every sample gets a random key; a class keeps those with its smallest keys. The shares are the fair ones: no class has
     more than another unless that one has offered no more, and all of the capacity is used.
+
+    Args:
+        capacity: the most samples that are kept, at least 1.
+        per_class: the most samples of one class; None for no such limit.
+
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, per_class: int | None = None) -> None:
         super().__init__(capacity)
+        if per_class is not None and (not hasattr(per_class, "__index__") or per_class < 1):
+            raise ValueError(f"per_class must be a whole number of at least 1, or None, not {per_class!r}")
+        self.per_class = per_class
         self._keys = np.full(capacity, np.inf)
         self._labels = np.full(capacity, -1, dtype=np.int64)
         self._offered: dict[int, int] = {}
@@ -173,14 +188,16 @@ class ClassBalanced(Memory):
         What is left over goes to the classes that came first. So no share ever grows once a sample of its class was dropped,
         and what a class keeps stays uniform.
         """
-        level, left, open_classes = 0, self.capacity, sorted(self._offered.values())
+        most = self.capacity if self.per_class is None else self.per_class
+        wanted = {label: min(offered, most) for label, offered in self._offered.items()}
+        level, left, open_classes = 0, self.capacity, sorted(wanted.values())
         for position, offered in enumerate(open_classes):
             step = min(offered - level, left // (len(open_classes) - position))
             level, left = level + step, left - step * (len(open_classes) - position)
             if level < offered:
                 break
-        shares = {label: min(offered, level) for label, offered in self._offered.items()}
-        for label in [label for label, offered in self._offered.items() if offered > level][:left]:
+        shares = {label: min(offered, level) for label, offered in wanted.items()}
+        for label in [label for label, offered in wanted.items() if offered > level][:left]:
             shares[label] += 1
         return shares
 

@@ -201,6 +201,7 @@ class Mlp(Classifier):
         hidden: width of each hidden layer.
         head: "fixed" or "growing".
         mean, std: of the inputs, after uint8 was divided by 255.
+        init: "torch" (its default) or "xavier": uniform weights after Glorot & Bengio 2010, biases of zero.
 
     """
 
@@ -212,12 +213,19 @@ class Mlp(Classifier):
         head: str = "fixed",
         mean: float = 0.0,
         std: float = 1.0,
+        init: str = "torch",
     ) -> None:
+        if init not in ("torch", "xavier"):
+            raise ValueError(f"init must be torch or xavier, not {init!r}")
         widths = [math.prod(_shape(input_shape)), *hidden]
         stages: dict[str, nn.Module] = {"input": FlatInput(mean, std)}
         for number, (into, out) in enumerate(pairwise(widths), 1):
             stages[f"layer{number}"] = LinearRelu(into, out)
         super().__init__(stages, widths[-1], classes, head, cut=list(stages)[-1])
+        if init == "xavier":
+            for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
 
 class ConvNet(Classifier):

@@ -62,15 +62,22 @@ class Strategy(Emitter, Recorded):
         self.model = model
         self.optimizer = optimizer(model.parameters())
 
-    def logits(self, samples: Samples) -> Tensor:
-        """Return the model's (n, classes) outputs for samples to learn: augmented, other tasks' heads silenced with -inf."""
-        x = samples.x if self.augment is None else self.augment(samples.x)
-        logits: Tensor = self.model(x)
+    def outputs(self, samples: Samples) -> Tensor:
+        """Return the model's (n, classes) outputs for samples to learn, augmented."""
+        outputs: Tensor = self.model(samples.x if self.augment is None else self.augment(samples.x))
+        return outputs
+
+    def own_heads(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return (n, classes) outputs; on a task-incremental stream with the heads of other tasks silenced by -inf."""
         if self.heads is None:
-            return logits
-        if self.heads.shape[1] < logits.shape[1]:  # outputs that no class has never compete
-            self.heads = F.pad(self.heads, (0, logits.shape[1] - self.heads.shape[1]))
-        return logits.masked_fill(~self.heads[samples.y], float("-inf"))
+            return outputs
+        if self.heads.shape[1] < outputs.shape[1]:  # outputs that no class has never compete
+            self.heads = F.pad(self.heads, (0, outputs.shape[1] - self.heads.shape[1]))
+        return outputs.masked_fill(~self.heads[y], float("-inf"))
+
+    def logits(self, samples: Samples) -> Tensor:
+        """Return the (n, classes) outputs that compete for samples to learn: augmented, other tasks' heads silenced."""
+        return self.own_heads(self.outputs(samples), samples.y)
 
     def loss(self, samples: Samples) -> Tensor:
         """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
@@ -94,6 +101,11 @@ class Strategy(Emitter, Recorded):
         """Return the label of each input: (n,), int64; with a task, only its classes compete."""
         scores = self.scores(x, task)
         return (scores if task is None else scores.masked_fill(~allowed(task, scores), float("-inf"))).argmax(dim=1)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether one answer of `scores` serves both questions, without and with the task given: the base's way to answer."""
+        return type(self).scores is Strategy.scores and type(self).predict is Strategy.predict
 
     @on(RunStarted)
     def meet_stream(self, event: RunStarted) -> None:

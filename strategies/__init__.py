@@ -1,7 +1,11 @@
 """The methods: one file each, readable top to bottom against its paper."""
 
+from clstream.strategies.agem import AGEM
+from clstream.strategies.der import DER, DERpp
+from clstream.strategies.er_ace import ERACE
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.joint import Joint
+from clstream.strategies.refresh import Refresh
 from clstream.strategies.replay import Replay
 
-__all__ = ["Finetune", "Joint", "Replay"]
+__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay"]

@@ -6,6 +6,10 @@ then the batch is offered to the memory. As the whole loss is a mean over both p
 Deviations: with several epochs, a session is offered to the memory in its first epoch only, so that no sample is kept twice.
 The memory keeps raw samples, and what is drawn is augmented afresh with the batch.
 
+Options: a class-balanced memory, or one of so many samples of each class; `retrieval="mir"` (maximally interfered retrieval,
+Aljundi et al. 2019): of `candidates` drawn without repeats, those are replayed whose loss would rise most if a plain gradient step
+were taken on the batch alone, with the optimizer's learning rate; `mix`: CutMix or ResizeMix of all that a step learns.
+
 Measured (anchor `er-split-mnist`: class-IL, 5 tasks, 1 epoch, batch 10 + 10, capacity 500, SGD 0.1, Mlp 100-100): average
 accuracy 0.858 ± 0.023 over 40 seeds; a loop by hand gives 0.863 ± 0.018 over 50.
 """
@@ -14,24 +18,34 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream.bus import on
-from clstream.events import BatchLearned
-from clstream.memory import Reservoir
+from clstream.events import BatchLearned, RunStarted
+from clstream.memory import ClassBalanced, Memory, Reservoir
+from clstream.mixing import check_mix, mix
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
 
 class Replay(Strategy):
-    """Learn each batch together with samples of a reservoir memory.
+    """Learn each batch together with samples of a memory.
 
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
         capacity: the most samples that are kept.
         replay_batch: how many kept samples are drawn for each batch. None: as many as the batch holds.
+        memory: "reservoir" (a uniform sample of everything) or "class_balanced".
+        per_class: samples of each class that are kept, in a class-balanced memory with room for all classes of the stream.
+            None: `capacity` in all.
+        retrieval: "random" or "mir".
+        candidates: how many kept samples "mir" chooses from.
+        mix: None, "cutmix" or "resizemix"; for images.
 
     """
 
@@ -41,17 +55,66 @@ class Replay(Strategy):
         optimizer: OptimizerFactory = partial(SGD, lr=0.1),
         capacity: int = 500,
         replay_batch: int | None = None,
+        memory: str = "reservoir",
+        per_class: int | None = None,
+        retrieval: str = "random",
+        candidates: int = 50,
+        mix: str | None = None,
     ) -> None:
         super().__init__(model, optimizer)
-        if replay_batch is not None and replay_batch < 1:
-            raise ValueError(f"replay_batch must be at least 1, or None, not {replay_batch}")
-        self.memory, self.replay_batch = Reservoir(capacity), replay_batch
+        for name, value in (("replay_batch", replay_batch), ("per_class", per_class), ("candidates", candidates)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if memory not in ("reservoir", "class_balanced"):
+            raise ValueError(f"memory must be reservoir or class_balanced, not {memory!r}")
+        if retrieval not in ("random", "mir"):
+            raise ValueError(f"retrieval must be random or mir, not {retrieval!r}")
+        if mix is not None:
+            check_mix(mix)
+        self.memory: Memory = ClassBalanced(capacity) if memory == "class_balanced" else Reservoir(capacity)
+        self.replay_batch, self.per_class, self.mix = replay_batch, per_class, mix
+        self.retrieval, self.candidates = retrieval, candidates
+
+    @on(RunStarted)
+    def make_room(self, event: RunStarted) -> None:
+        """Learn how many classes there are, and make the memory that keeps so many samples of each."""
+        self.classes = event.stream.classes
+        if self.per_class is not None:
+            self.memory = ClassBalanced(self.per_class * event.stream.classes, self.per_class)
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the mean cross-entropy over the batch and the samples drawn for it."""
         if len(self.memory):
-            samples = samples + self.memory.sample(self.replay_batch or len(samples))
-        return super().loss(samples)
+            n = self.replay_batch or len(samples)
+            samples = samples + (self.memory.sample(n) if self.retrieval == "random" else self.most_interfered(samples, n))
+        return super().loss(samples) if self.mix is None else self.mixed_loss(samples, self.mix)
+
+    def mixed_loss(self, samples: Samples, kind: str) -> Tensor:
+        """Return the mean cross-entropy of mixed samples; on a task-incremental stream the heads of both labels compete."""
+        x, targets = mix(kind, samples.x if self.augment is None else self.augment(samples.x), samples.y, self.classes)
+        outputs = self.model(x)
+        targets = F.pad(targets, (0, outputs.shape[1] - targets.shape[1]))
+        if self.heads is not None:
+            competing = targets[:, : len(self.heads)] @ self.heads.to(targets.dtype)
+            competing = F.pad(competing, (0, outputs.shape[1] - competing.shape[1]))
+            outputs = outputs.masked_fill(competing == 0, float("-inf"))
+        return -torch.where(targets > 0, targets * outputs.log_softmax(1), 0).sum(1).mean()
+
+    def most_interfered(self, samples: Samples, n: int) -> Samples:
+        """Return the kept samples, of some drawn ones, whose loss a step on the batch alone would raise most."""
+        drawn = self.memory.sample(self.candidates, repeats=False)
+        weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # batch norm's statistics stay
+        batch_loss = F.cross_entropy(self.own_heads(functional_call(self.model, buffers, (samples.x,)), samples.y), samples.y)
+        slopes = torch.autograd.grad(batch_loss, list(weights.values()), materialize_grads=True)
+        step = self.optimizer.param_groups[0]["lr"]
+        with torch.no_grad():
+            ahead = {name: weight - step * slope for (name, weight), slope in zip(weights.items(), slopes, strict=True)}
+            after, before = (
+                F.cross_entropy(self.own_heads(functional_call(self.model, each, (drawn.x,)), drawn.y), drawn.y, reduction="none")
+                for each in (buffers | ahead, buffers)
+            )
+        return drawn[(after - before).topk(min(n, len(drawn))).indices]
 
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:

@@ -1,0 +1,87 @@
+"""A-GEM: a step may not raise the loss on samples of past tasks, to first order.
+
+Chaudhry, Ranzato, Rohrbach, Elhoseiny 2019, "Efficient Lifelong Learning with A-GEM". Form implemented: g is the gradient of the
+batch's loss, r that of the mean loss over samples drawn from the memory of past tasks. If g . r < 0, the step takes
+g - (g . r / r . r) r in place of g, so that it no longer points against r. Each task leaves a uniform sample of `per_task` of its
+samples, taken in when it ends: it needs task boundaries, as in the paper. g and r are taken over all parameters together.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from clstream.bus import on
+from clstream.events import BatchLearned, TaskEnded
+from clstream.memory import Reservoir
+from clstream.strategy import OptimizerFactory, Strategy
+from clstream.stream import Batch, Samples
+
+
+class AGEM(Strategy):
+    """Project gradients so that they don't point against that of past tasks.
+
+    Args:
+        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        optimizer: makes the optimizer from the model's parameters.
+        per_task: how many samples of each task are kept.
+        sample: how many kept samples the reference gradient is taken on, at most.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.1),
+        per_task: int = 250,
+        sample: int = 256,
+    ) -> None:
+        super().__init__(model, optimizer)
+        if sample < 1:
+            raise ValueError(f"sample must be at least 1, not {sample}")
+        self.current, self.sample = Reservoir(per_task), sample
+        self.past: Samples | None = None
+        self.random = torch.Generator()
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Take one step along the projected gradient."""
+        loss = self.loss(batch.samples)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.past is not None:
+            self.project(self.past)
+        self.optimizer.step()
+        return loss.detach()
+
+    def project(self, past: Samples) -> None:
+        """Change the gradients so that, to first order, a step doesn't raise the loss on samples drawn from the past."""
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        rows = torch.randperm(len(past), generator=self.random)[: self.sample].to(past.y.device)
+        reference = flat(torch.autograd.grad(self.loss(past[rows]), weights, materialize_grads=True))
+        gradient = flat([weight.grad for weight in weights if weight.grad is not None])
+        against = (gradient @ reference / (reference @ reference).clamp_min(torch.finfo(gradient.dtype).tiny)).clamp_max(0)
+        parts = (against * reference).split([weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            assert weight.grad is not None
+            weight.grad -= part.view_as(weight)
+
+    @on(BatchLearned)
+    def remember(self, event: BatchLearned) -> None:
+        """Offer the batch, once, to what the task leaves."""
+        if event.batch.epoch == 0:
+            self.current.add(event.batch.samples)
+
+    @on(TaskEnded)
+    def close(self, event: TaskEnded) -> None:
+        """Take in what the task leaves."""
+        kept = self.current.all()[torch.arange(len(self.current), device=event.task.train[:1].y.device)]
+        self.past = kept if self.past is None else self.past + kept
+        self.current.clear()
+
+
+def flat(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Return all numbers of some tensors in one row."""
+    return torch.cat([tensor.flatten() for tensor in tensors])

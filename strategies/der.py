@@ -1,0 +1,121 @@
+"""Dark experience replay (DER, DER++): past samples are kept with the outputs that they had, and the outputs are held near them.
+
+Buzzega, Boschini, Porrello, Abati, Calderara 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline".
+Form implemented, as the authors' code (Mammoth): one step on
+
+    CE(f(x), y) + alpha * mean((f(x') - z')^2) + beta * CE(f(x''), y''),
+
+where (x', z') and (x'', y'') are two independent draws from a reservoir, each without repeats (`draws=1`: one draw for both).
+The squared error is averaged over samples and outputs. Then the batch is offered to the memory: raw, with its labels and the
+outputs z of this step's forward pass, from before the step. DER is beta = 0. It needs no task boundaries.
+
+Unlike `Replay`, each pass over a session is offered: the outputs kept are those along the way. Deviations: on a task-incremental
+stream the cross-entropies are over the heads of a sample's own task (the squared error is over all outputs); with a growing head,
+outputs that were -inf when they were kept are left out of the squared error.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from clstream.bus import on
+from clstream.events import BatchLearned
+from clstream.memory import Reservoir
+from clstream.strategy import OptimizerFactory, Strategy
+from clstream.stream import Samples
+
+
+class DER(Strategy):
+    """Hold the outputs for past samples near those that they had when they were kept.
+
+    Args:
+        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        optimizer: makes the optimizer from the model's parameters.
+        capacity: the most samples that are kept.
+        replay_batch: how many kept samples each draw takes. None: as many as the batch holds.
+        alpha: weight of the squared error between outputs now and then.
+        beta: weight of the cross-entropy of kept samples; 0 for DER, above for DER++.
+        draws: 2 draws for the two terms, or 1 for both.
+
+    """
+
+    not_state = ("fresh",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.03),
+        capacity: int = 500,
+        replay_batch: int | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.0,
+        draws: int = 2,
+    ) -> None:
+        super().__init__(model, optimizer)
+        if replay_batch is not None and replay_batch < 1:
+            raise ValueError(f"replay_batch must be at least 1, or None, not {replay_batch}")
+        if not (alpha >= 0 and beta >= 0):
+            raise ValueError(f"alpha and beta must not be below 0; they are {alpha} and {beta}")
+        if draws not in (1, 2):
+            raise ValueError(f"draws must be 1 or 2, not {draws}")
+        self.memory, self.replay_batch = Reservoir(capacity), replay_batch
+        self.alpha, self.beta, self.draws = alpha, beta, draws
+        self.fresh: Tensor | None = None  # the outputs for the batch under way
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the three terms for a batch and what is drawn for it."""
+        outputs = self.outputs(samples)
+        self.fresh = outputs.detach()
+        loss = F.cross_entropy(self.own_heads(outputs, samples.y), samples.y)
+        if not len(self.memory):
+            return loss
+        n = self.replay_batch or len(samples)
+        past = self.memory.sample(n, repeats=False)
+        now = self.outputs(past)
+        loss = loss + self.alpha * drift(now, past.extra["logits"])
+        if not self.beta:
+            return loss
+        if self.draws == 2:
+            past = self.memory.sample(n, repeats=False)
+            now = self.outputs(past)
+        return loss + self.beta * F.cross_entropy(self.own_heads(now, past.y), past.y)
+
+    @on(BatchLearned)
+    def remember(self, event: BatchLearned) -> None:
+        """Offer the batch to the memory, with the outputs that it had."""
+        samples = event.batch.samples
+        if self.fresh is None or len(self.fresh) != len(samples):
+            raise RuntimeError(f"{type(self).__name__}.loss was not called on the batch that was learned")
+        self.memory.add(Samples(samples.x, samples.y, {"logits": self.fresh}))
+
+
+class DERpp(DER):
+    """DER++: DER, and the cross-entropy of a second draw of past samples.
+
+    Args:
+        model, optimizer, capacity, replay_batch, alpha, beta, draws: as for DER.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.03),
+        capacity: int = 500,
+        replay_batch: int | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        draws: int = 2,
+    ) -> None:
+        super().__init__(model, optimizer, capacity, replay_batch, alpha, beta, draws)
+
+
+def drift(outputs: Tensor, kept: Tensor) -> Tensor:
+    """Return the mean squared difference of (n, classes) outputs, over those that were finite when they were kept."""
+    known = kept.isfinite()
+    return torch.where(known, outputs - kept, 0).square().sum() / known.sum()

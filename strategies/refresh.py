@@ -1,0 +1,189 @@
+"""Refresh learning: before a strategy learns a batch, its network unlearns it a little. A wrapper around any strategy.
+
+Wang, Li, Shen, Huang 2024, "A Unified and General Framework for Continual Learning" (ICLR). Two forms:
+
+"released" (the default), as the authors' code does. For each batch (x, y), before the host's own step, at the weights w:
+
+    g = d CE(f(x), y) / d w                       the batch alone, all outputs, in training mode; batch norm's statistics stay
+    n = |w| g / (|g| + 1e-20)                     for each tensor by itself
+    w <- w + delta (n + noise xi) / (1 + fisher_weight F),    xi normal
+
+`steps` times. The move is kept: the host's step is taken from there. F is the diagonal Fisher, zero at first; when a session ends
+it becomes tau F + f, f the mean over the session's samples of p(y|x) (d log p(y|x) / d w)^2, one sample at a time.
+
+"paper", RECONSTRUCTED: the paper's body could not be read; this is what its reviews and abstract describe. Ascent on the host's
+whole loss L, preconditioned by the inverse Fisher, damped because its entries come near 0:
+
+    w <- w + gamma P dL / d w + sqrt(2 gamma P) noise xi,    P = 1 / (F + damping)
+
+Nothing published can be compared with it. It draws from the host's memories once more a step, so its runs differ from the host's
+also for gamma = 0.
+
+Deviations of "released": the direction is taken from g itself, where the authors' code takes the difference of the weights before
+and after a step of 0.01 g: the same but for rounding. f is divided by the number of samples (there: batches times batch size).
+F is renewed at the end of each session, not task, so that no boundaries are needed; with one session a task it is the same. The
+release trains with weight decay 1e-4, its baseline with none: that is the host's optimizer's business here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from clstream.bus import on
+from clstream.events import RunStarted, SessionEnded, SessionStarted
+from clstream.fisher import diagonal_fisher
+from clstream.strategy import Strategy
+from clstream.stream import Batch, Samples, Task
+
+TINY = 1e-20  # of the release: a zero gradient gives no NaN
+
+
+class Refresh(Strategy):
+    """Unlearn each batch a little before the wrapped strategy learns it.
+
+    Args:
+        base: the strategy; it has a `model` that gives logits, and for form "paper" a scalar `loss`.
+        delta: how far each tensor moves, relative to its norm; form "released".
+        steps: moves before each batch (J).
+        noise: standard deviation of the noise, relative to what it is added to as written above.
+        fisher_weight: of the Fisher in form "released"; 0 leaves it out, and saves the pass over each session.
+        tau: how much of the Fisher so far stays when a session ends.
+        form: "released" or "paper".
+        gamma: the step of form "paper".
+        damping: what is added to the Fisher in form "paper".
+
+    """
+
+    def __init__(
+        self,
+        base: Strategy,
+        delta: float = 1e-5,
+        steps: int = 1,
+        noise: float = 1e-3,
+        fisher_weight: float = 1e-3,
+        tau: float = 1e-5,
+        form: str = "released",
+        gamma: float = 1e-5,
+        damping: float = 1.0,
+    ) -> None:
+        if not isinstance(base, Strategy) or not isinstance(getattr(base, "model", None), nn.Module):
+            raise TypeError(f"Refresh wraps a strategy object that has a model, not {base!r}")
+        if form not in ("released", "paper"):
+            raise ValueError(f"form must be released or paper, not {form!r}")
+        given = {"delta": delta, "noise": noise, "fisher_weight": fisher_weight, "tau": tau, "gamma": gamma}
+        for name, value in given.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number from 0 up, not {value}")
+        if steps < 1 or not damping > 0:
+            raise ValueError(f"steps must be at least 1 and damping above 0; they are {steps} and {damping}")
+        self.base, self.parts, self.model = base, (base,), base.model
+        self.delta, self.steps, self.noise, self.fisher_weight, self.tau = delta, steps, noise, fisher_weight, tau
+        self.form, self.gamma, self.damping = form, gamma, damping
+        self.fisher: dict[str, Tensor] = {}  # by parameter; nothing as long as it is zero
+        self.factors: list[Tensor] | None = None  # 1 + fisher_weight F, for each of `weights()`, made when it is needed
+        self.random = torch.Generator()
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Move away, then have the wrapped strategy take its own step from there."""
+        for _ in range(self.steps):
+            if self.form == "released":
+                self.unlearn(batch.samples)
+            else:
+                self.ascend(batch.samples)
+        return self.base.learn(batch)
+
+    def unlearn(self, samples: Samples) -> None:
+        """Take one move of form "released"."""
+        weights = self.weights()
+        gradients = self.gradients(samples, weights)
+        sizes, slopes = torch._foreach_norm(weights), torch._foreach_norm(gradients)
+        moves = torch._foreach_mul(gradients, [size / (slope + TINY) for size, slope in zip(sizes, slopes, strict=True)])
+        torch._foreach_add_(moves, self.normal(weights), alpha=self.noise)
+        if self.fisher:
+            if self.factors is None:
+                self.factors = [1 + self.fisher_weight * each for each in self.information()]
+            torch._foreach_div_(moves, self.factors)
+        with torch.no_grad():
+            torch._foreach_add_(weights, moves, alpha=self.delta)
+
+    def ascend(self, samples: Samples) -> None:
+        """Take one move of form "paper"."""
+        weights, buffers = self.weights(), list(self.model.buffers())
+        kept = [buffer.clone() for buffer in buffers]
+        slopes = torch.autograd.grad(self.base.loss(samples), weights, materialize_grads=True)
+        with torch.no_grad():
+            for buffer, before in zip(buffers, kept, strict=True):
+                buffer.copy_(before)  # the host's step has its own part in batch norm's statistics
+            spread = self.information() if self.fisher else [torch.zeros_like(weight) for weight in weights]
+            for weight, slope, each, normal in zip(weights, slopes, spread, self.normal(weights), strict=True):
+                scale = self.gamma / (each + self.damping)
+                weight += scale * slope + (2 * scale).sqrt() * self.noise * normal
+
+    def weights(self) -> list[Tensor]:
+        """Return the parameters that move."""
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def gradients(self, samples: Samples, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return the gradients of the batch's cross-entropy; neither the buffers nor the run's random numbers are moved."""
+        x = samples.x
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            x = x if self.augment is None else self.augment(x)
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            logits = functional_call(self.model, buffers, (x,)) if buffers else self.model(x)
+        return torch.autograd.grad(F.cross_entropy(logits, samples.y), weights, materialize_grads=True)
+
+    def normal(self, weights: list[Tensor]) -> list[Tensor]:
+        """Return normal numbers of the shapes of the weights, drawn together."""
+        drawn = torch.randn(sum(weight.numel() for weight in weights), generator=self.random, device=weights[0].device)
+        parts = drawn.split([weight.numel() for weight in weights])
+        return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+
+    def information(self) -> list[Tensor]:
+        """Return the Fisher of each of `weights()`; rows that a growing head got since are zero."""
+        found = []
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                known = self.fisher.get(name, weight.new_zeros(0, *weight.shape[1:]))
+                found.append(torch.cat([known, weight.new_zeros(len(weight) - len(known), *weight.shape[1:])]))
+        return found
+
+    @on(RunStarted)
+    def meet_device(self, event: RunStarted) -> None:
+        """Draw the noise where the weights are."""
+        self.fisher, self.factors, self.random = {}, None, torch.Generator(event.stream.device or "cpu")
+
+    @on(SessionStarted)
+    def forget_factors(self, event: SessionStarted) -> None:
+        """Make them anew: a head may have grown."""
+        self.factors = None
+
+    @on(SessionEnded)
+    def consolidate(self, event: SessionEnded) -> None:
+        """Renew the Fisher from the session's samples."""
+        if self.fisher_weight == 0 and self.form == "released":
+            return
+        with torch.random.fork_rng(devices=[event.session.samples[:1].x.device] if event.session.samples[:1].x.is_cuda else []):
+            new = diagonal_fisher(self.model, event.session.samples, "weighted", self.augment)
+        old = dict(zip(new, self.information(), strict=True))
+        self.fisher = {name: self.tau * old[name] + each for name, each in new.items()}
+        self.factors = None
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the wrapped strategy's loss."""
+        return self.base.loss(samples)
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.scores(x, task)
+
+    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.predict(x, task)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the wrapped strategy does."""
+        return self.base.answers_once

@@ -1,0 +1,124 @@
+"""The vectorised diagonal Fisher against a loop over samples, in float64."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clstream.fisher import diagonal_fisher
+from clstream.models import GrowingHead, Mlp
+from clstream.stream import Samples, Subset
+
+
+class Odd(nn.Module):
+    """A layer used twice, a weight used outside of its layer, a parameter of its own, and one that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.norm, self.out = nn.Linear(16, 5), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+        self.scale, self.idle = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.twice(self.first(x.flatten(1)).tanh()).tanh()
+        hidden = self.norm(self.twice(hidden) * self.scale)
+        return self.out(hidden + 0.1 * hidden @ self.out.weight.T @ self.out.weight)
+
+
+NETS = {
+    "linear": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 7), nn.ReLU(), nn.Linear(7, 6, bias=False), nn.Tanh(), nn.Linear(6, 3)
+    ),
+    "convolutions and batch norm": lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 5), nn.ReLU(), nn.Linear(5, 3)
+    ),
+    "odd": Odd,
+    "linear over positions": lambda: nn.Sequential(nn.Flatten(2), nn.Flatten(1), nn.Unflatten(1, (4, 4)), nn.Linear(4, 3), Mean()),
+    "growing": lambda: nn.Sequential(nn.Flatten(), grown()),
+}
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def grown() -> GrowingHead:
+    head = GrowingHead(16, 3)
+    head.grow([2, 0, 1])
+    return head
+
+
+def samples(n: int = 9) -> Samples:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(n, 1, 4, 4, generator=draw, dtype=torch.float64)
+    return Samples(x, torch.randint(3, (n,), generator=draw))
+
+
+def by_hand(model: nn.Module, given: Samples, weighted: bool) -> dict[str, Tensor]:
+    """One sample at a time, as the definition says; in the mode that the model is in."""
+    found = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    for x, y in zip(given.x, given.y, strict=True):
+        model.zero_grad()
+        likelihood = -F.cross_entropy(model(x[None]), y[None])
+        likelihood.backward()
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                found[name] += (likelihood.detach().exp() if weighted else 1) * weight.grad.square() / len(given)
+    return found
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["empirical", "weighted"])
+@pytest.mark.parametrize("name", NETS)
+def test_it_equals_the_loop_over_samples(name: str, kind: str, training: bool) -> None:
+    torch.manual_seed(0)
+    model = NETS[name]().double().train(training)
+    before = deepcopy(model.state_dict())
+    found, expected = diagonal_fisher(model, samples(), kind), by_hand(deepcopy(model), samples(), kind == "weighted")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-16)
+        assert (found[key] >= 0).all()
+    assert all(torch.equal(one, two) for one, two in zip(before.values(), model.state_dict().values(), strict=True))
+    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
+
+
+def test_sampled_labels_give_the_fisher_itself_on_average() -> None:
+    torch.manual_seed(0)
+    model, given = NETS["linear"]().double(), samples(4)
+    exact = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    chances = model(given.x).softmax(1).detach()
+    for label in range(3):  # the mean over the model's own answer, label by label
+        for row in range(4):
+            one = by_hand(deepcopy(model), Samples(given.x[row : row + 1], torch.tensor([label])), False)
+            for name, value in one.items():
+                exact[name] += chances[row, label] * value / 4
+    draw = torch.Generator().manual_seed(1)
+    many = Samples(given.x.repeat(2000, 1, 1, 1), given.y.repeat(2000))
+    found = diagonal_fisher(model, many, "sampled", generator=draw)
+    for name, value in exact.items():
+        torch.testing.assert_close(found[name], value, rtol=0.1, atol=2e-4)
+
+
+def test_frozen_parameters_are_left_out_and_chunks_make_no_difference() -> None:
+    model = Mlp((1, 4, 4), 3, hidden=(5,))
+    model.stages.layer1.weight.requires_grad_(False)
+    many = samples(3000)
+    many = Samples(many.x.float(), many.y)
+    found = diagonal_fisher(model, many)
+    assert "stages.layer1.weight" not in found and not model.stages.layer1.weight.requires_grad
+    thirds = [diagonal_fisher(model, Subset(many, torch.arange(part, 3000, 3))) for part in range(3)]
+    for name, value in found.items():
+        torch.testing.assert_close(value, sum(third[name] for third in thirds) / 3, rtol=1e-4, atol=1e-8)
+
+
+def test_odd_requests_are_refused() -> None:
+    model = NETS["linear"]().double()
+    with pytest.raises(ValueError, match="kind must be one of empirical, weighted, sampled, not 'exact'"):
+        diagonal_fisher(model, samples(), "exact")
+    with pytest.raises(ValueError, match="the Fisher of no samples is not defined"):
+        diagonal_fisher(model, samples()[:0])
