@@ -10,16 +10,19 @@ kept until it is whole. Not in it: what is rebuilt from the config (the stream, 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
 from typing import IO, Any
 
@@ -27,14 +30,15 @@ import torch
 
 import clstream
 from clstream.bus import on
+from clstream.comparing import differing
 from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
 from clstream.folders import FolderError, claimed
-from clstream.running import Run
-from clstream.snapshot import differing
+from clstream.running import OtherRunError, Run
 
 FORMAT = 1
-SHARE = 0.02
-"""The most of a run's time that checkpoints by the clock may take: where writing is slow, they come less often."""
+WHOLE = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")
+TORN = re.compile(r"\d{6,}\.writing")
+"""Names of checkpoints, and of what a process that was killed left of one; nothing else in a folder is ours."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -54,7 +58,8 @@ class Checkpointer:
     Args:
         folder: where; no other run's. One process at a time can use it.
         every_batches: write after every so many batches of the run.
-        every_seconds: write when so many seconds have passed; None for never. At most 2 % of the time is spent on these.
+        every_seconds: write when so many seconds have passed; None for never.
+        share: the most of the run's time that those by the clock may take: where writing is slow, they come less often.
         keep: how many checkpoints stay, at least 1. With 2, the one before is there should the newest be damaged.
         signals: whether to act on SIGINT and SIGTERM; only a process's main thread can.
 
@@ -70,6 +75,7 @@ class Checkpointer:
         every_batches: int | None = None,
         every_seconds: float | None = 30.0,
         keep: int = 2,
+        share: float = 0.02,
         signals: bool = True,
     ) -> None:
         for name, value in (("every_batches", every_batches), ("keep", keep)):
@@ -77,7 +83,9 @@ class Checkpointer:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if every_seconds is not None and not every_seconds > 0:
             raise ValueError(f"every_seconds must be above 0, or None for never, not {every_seconds!r}")
-        self.folder, self.keep, self.signals = Path(folder), keep, signals
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {share!r}")
+        self.folder, self.keep, self.share, self.signals = Path(folder), keep, share, signals
         self.every_batches = every_batches or sys.maxsize
         self.every_seconds = float("inf") if every_seconds is None else every_seconds
         self.run: Run | None = None
@@ -92,26 +100,51 @@ class Checkpointer:
         assert event.run is not None
         self.held.enter_context(claimed(self.folder))
         there = files(self.folder)
-        if there and not event.resumed:
+        try:
+            self._look_around(event, there)
+        except BaseException:
             self.held.close()
+            raise
+        self.run, self.number, self.stopped = event.run, _number(there[0]) if there else 0, 0
+        self.batches, self.failed, self.tried = 0, False, [False, False]
+        self._rest(0.0)
+        if self.signals and threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(each) != signal.SIG_IGN:  # what is ignored, as in a shell's background, stays so
+                    self.handlers[each] = signal.signal(each, self._hear)
+        if not (event.resumed and there):
+            event.run.ask(self._first)
+
+    def _look_around(self, event: RunStarted, there: list[Path]) -> None:
+        """Refuse a folder of another run; clear away what was never whole."""
+        assert event.run is not None
+        if there and not event.resumed:
             raise FolderError(
                 f"{self.folder} has the checkpoints of a run: go on with it by resume=newest({str(self.folder)!r}), or name "
                 "another folder"
             )
-        for torn in self.folder.glob("*.writing"):
-            torn.unlink()
-        self.run, self.number, self.stopped = event.run, _number(there[0]) if there else 0, 0
-        self.batches, self.failed = 0, False
-        self._rest(0.0)
-        if self.signals and threading.current_thread() is threading.main_thread():
-            self.handlers = {each: signal.signal(each, self._hear) for each in (signal.SIGINT, signal.SIGTERM)}
-        if not event.resumed:
-            event.run.ask(self._first)
+        for file in list(there):
+            state = load(file)
+            if state is None:  # it must not count among those that are kept
+                file.rename(file.with_suffix(".damaged"))
+                there.remove(file)
+                continue
+            try:
+                event.run.check_same(state)
+            except OtherRunError as error:
+                raise FolderError(f"{self.folder} has the checkpoints of another run: {error}") from None
+            break
+        for torn in self.folder.iterdir():
+            if TORN.fullmatch(torn.name):
+                torn.unlink()
 
     @on(BatchLearned)
     def count(self, event: BatchLearned) -> None:
         """Ask for a checkpoint where one is due."""
+        assert self.run is not None
         self.batches += 1
+        if not self.tried[0]:
+            self._try(0)
         if self.batches >= self.every_batches or time.monotonic() >= self.due:
             self._ask()
 
@@ -119,6 +152,8 @@ class Checkpointer:
     def look(self, event: Evaluated) -> None:
         """Ask for a checkpoint where one is due, and for the last one after the last session."""
         assert self.run is not None
+        if not self.tried[1]:
+            self._try(1)
         over = len(event.evaluation.accuracy) == self.run.sessions and not event.evaluation.within_session
         if over or time.monotonic() >= self.due:
             self._ask()
@@ -127,11 +162,15 @@ class Checkpointer:
     def end(self, event: RunEnded) -> None:
         """Give back the signals and the folder; of a run that is complete, keep its last checkpoint only."""
         self._unhear()
-        if self.run is not None and event.error is None and not self.failed:
+        if self.run is None:
+            return
+        if event.error is None and not self.failed:
             for old in files(self.folder)[1:]:
                 old.unlink(missing_ok=True)
         self.run = None
         self.held.close()
+        if self.stopped and event.error is None:  # the signal came when nothing was left to do: whoever sent it means all
+            raise Stopped(self.stopped, self.folder, f"stopped by {signal.Signals(self.stopped).name}, when the run was over")
 
     def write(self) -> bool:
         """Write a checkpoint now, between events; return whether it could be written, and warn if not."""
@@ -158,6 +197,12 @@ class Checkpointer:
             raise FolderError(
                 f"checkpoints can't be written to {self.folder} ({error.strerror or error}): make room, or name another folder"
             ) from None
+
+    def _try(self, number: int) -> None:
+        """Have the state captured, unwritten: what came to be with the first batch or session shows while little is lost."""
+        assert self.run is not None
+        self.tried[number] = True
+        self.run.ask(self.run.state)
 
     def _ask(self) -> None:
         assert self.run is not None
@@ -187,15 +232,16 @@ class Checkpointer:
         """Set when the next checkpoint is due by the clock, given what the last one cost."""
         self.seconds += cost
         self.batches = 0
-        self.due = time.monotonic() + max(self.every_seconds, cost / SHARE)
+        self.due = time.monotonic() + max(self.every_seconds, cost / self.share)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         """Stop at the next pause; until then, the signals mean what they meant before."""
         self._unhear()
         self.stopped = number
         if self.run is not None:
-            os.write(2, b"\nstopping after this batch; once more ends at once\n")  # print is not safe in here
             self.run.ask(self._stop)
+        with suppress(OSError, ValueError, AttributeError):  # there may be no one to tell; and print is not safe in here
+            os.write(sys.__stderr__.fileno(), b"\nstopping after this batch; once more ends at once\n")  # type: ignore[union-attr]
 
     def _unhear(self) -> None:
         for each, before in self.handlers.items():
@@ -221,7 +267,12 @@ def newest(folder: str | Path) -> Mapping[str, Any] | None:
     """
     there = files(Path(folder))
     for file in there:
-        found = load(file)
+        try:
+            found = load(file)
+        except FileNotFoundError:  # the run goes on in another process, and has just replaced it
+            return newest(folder)
+        except OSError as error:
+            raise FolderError(f"the checkpoint {file} can't be read: {error.strerror or error}") from None
         if found is None:
             warnings.warn(f"the checkpoint {file} is damaged: the one before it is used", RuntimeWarning, stacklevel=2)
             continue
@@ -234,18 +285,18 @@ def newest(folder: str | Path) -> Mapping[str, Any] | None:
                 )
         return found
     if there:
-        raise FolderError(f"every checkpoint in {folder} is damaged: the run can't go on; delete the folder to start anew")
+        raise FolderError(f"every checkpoint in {folder} is damaged, so the run can't go on: start it anew in another folder")
     return None
 
 
 def files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest first."""
-    return sorted(folder.glob("[0-9]*-*.pt"), key=_number, reverse=True)
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted((file for file in there if WHOLE.fullmatch(file.name)), key=_number, reverse=True)
 
 
 def _number(file: Path) -> int:
-    number = file.name.partition("-")[0]
-    return int(number) if number.isdecimal() else -1
+    return int(file.name.partition("-")[0])
 
 
 def save(state: Mapping[str, Any], folder: Path, number: int) -> Path:
@@ -256,18 +307,21 @@ def save(state: Mapping[str, Any], folder: Path, number: int) -> Path:
             hashing = _Hashing(file)
             try:
                 torch.save(dict(state), hashing)  # type: ignore[arg-type]  # all that it asks for is `write`
-            except RuntimeError as error:  # torch's own, when a write has failed
+            except RuntimeError as error:  # torch's own, when a write has failed, or was interrupted
                 raise hashing.error or error from None
             file.flush()
             os.fsync(file.fileno())
         whole = folder / f"{number:06d}-{hashing.hash.hexdigest()}.pt"
         beside.replace(whole)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
     place = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(place)  # the new name, too, is on the disk before an old one goes
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing for folders
+            raise
     finally:
         os.close(place)
     return whole
@@ -276,21 +330,22 @@ def save(state: Mapping[str, Any], folder: Path, number: int) -> Path:
 def load(file: Path) -> Mapping[str, Any] | None:
     """Return what a checkpoint holds, its tensors on the CPU; None if it is not as it was written.
 
-    Raises ValueError for one of another version of clstream.
+    Raises ValueError for one of another version of clstream, or of something else, and OSError if it can't be read.
     """
     hashing = hashlib.blake2b(digest_size=8)
-    try:
-        with file.open("rb") as source:
-            while chunk := source.read(1 << 20):
-                hashing.update(chunk)
-    except OSError:
-        return None
+    with file.open("rb") as source:
+        while chunk := source.read(1 << 20):
+            hashing.update(chunk)
     if hashing.hexdigest() != file.stem.partition("-")[2]:
         return None
-    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    if (found["format"], found["clstream"]) != (FORMAT, clstream.__version__):
+    try:
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        made_by = (found["format"], found["clstream"])
+    except (RuntimeError, UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} is no checkpoint of clstream ({(str(error).splitlines() or [''])[0][:100]})") from None
+    if made_by != (FORMAT, clstream.__version__):
         raise ValueError(
-            f"the checkpoint {file} was made by clstream {found['clstream']} (format {found['format']}), and this is "
+            f"the checkpoint {file} was made by clstream {made_by[1]} (format {made_by[0]}), and this is "
             f"{clstream.__version__} (format {FORMAT}): finish the run with that version, or start anew"
         )
     return found
@@ -324,13 +379,13 @@ class _Hashing:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.hash = file, hashlib.blake2b(digest_size=8)
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         """Write, and keep the error, for which torch raises one of its own."""
         try:
             self.file.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
         self.hash.update(data)

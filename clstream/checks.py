@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from clstream import events
 from clstream.bus import on
 from clstream.checkpoint import difference
+from clstream.comparing import digest
 from clstream.engine import Result, run
 from clstream.evaluation import evaluate, evaluating
 from clstream.models import Mlp
 from clstream.params import describe
 from clstream.seeds import isolated
-from clstream.snapshot import digest
 from clstream.strategy import Strategy, needs
 from clstream.stream import Samples, Stream, Subset, Task
 

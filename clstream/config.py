@@ -205,6 +205,10 @@ def run_parser() -> Parser:
         "--checkpoint_every", "--checkpoint-every", type=float, default=30.0,
         help="seconds from one checkpoint to the next; 0: no checkpoints, and no run folder",
     )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint_share", "--checkpoint-share", type=float, default=0.02,
+        help="the most of the time that checkpoints may take: where writing is slow, they come less often",
+    )  # fmt: skip
     parser.add_argument("--log_batches", "--log-batches", action="store_true", help="each batch has a line in the event log")
     parser.add_argument("--print_config", "--print-config", action="store_true", help="print all options as YAML, and run nothing")
     return parser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,9 +16,9 @@ from clstream.config import Parser, UsageError, as_yaml, build_strategy, build_s
 from clstream.engine import Result, check_fits, result_of, run
 from clstream.eventlog import EventLog
 from clstream.folders import FolderError, claimed
+from clstream.forms import CaptureError
 from clstream.progress import ProgressBar
 from clstream.running import OtherRunError
-from clstream.snapshot import CaptureError
 from clstream.strategy import Strategy
 from clstream.stream import Stream
 from clstream.tries import begin, name_of, tries
@@ -66,6 +66,8 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
         if options.threads < 1:
             raise UsageError(f"--threads must be at least 1, not {options.threads}")
         torch.set_num_threads(options.threads)
+    if not 0 < options.checkpoint_share <= 1:
+        raise UsageError(f"--checkpoint_share must be above 0 and at most 1, not {options.checkpoint_share:g}")
     if options.checkpoint_every < 0:
         raise UsageError(f"--checkpoint_every must be seconds, or 0 for no checkpoints, not {options.checkpoint_every:g}")
     try:  # everything that can be wrong with the options shows here, before anything is learned
@@ -101,7 +103,8 @@ def said(*errors: type[Exception]) -> Iterator[None]:
 def _folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> tuple[Path, bool]:
     """Return the folder for a run, and whether it is that of an earlier try."""
     config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
-    same.runs, same.resume, same.checkpoint_every, same.log_batches, same.threads = "runs", "never", 30.0, False, None
+    same.runs, same.resume, same.checkpoint_every, same.checkpoint_share = "runs", "never", 30.0, 0.02
+    same.log_batches, same.threads = False, None
     name = name_of(strategy, stream, as_yaml(parser, same))
     there = tries(runs, name)
     if options.resume == "auto" and there:
@@ -160,7 +163,8 @@ class _Playing:
             evaluate_every=options.evaluate_every, max_sessions=options.max_sessions, resume=state,
         )  # fmt: skip
         if place is not None:
-            (place / FINISHED).touch()
+            with suppress(OSError):  # without it, a resumption finds a run with nothing left to do
+                (place / FINISHED).touch()
         return result
 
     def observers(self, seed: int, place: Path | None, parent: ParentRun | None) -> list[object]:
@@ -168,7 +172,9 @@ class _Playing:
         options = self.options
         bar = ProgressBar(f"{self.title}, seed {seed}")
         log = [] if place is None else [EventLog(place, options.log_batches)]
-        checkpointer = [] if place is None else [Checkpointer(place, every_seconds=options.checkpoint_every)]
+        checkpointer = (
+            [] if place is None else [Checkpointer(place, every_seconds=options.checkpoint_every, share=options.checkpoint_share)]
+        )
         if not options.track:
             return [*log, bar, *checkpointer]
         from clstream.tracking import MlflowTracker

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clstream.checkpoint import difference, files, newest
+from clstream.comparing import hashes
 from clstream.eventlog import FILE as EVENTS
 from clstream.eventlog import read
 from clstream.playing import FINISHED, Failure
-from clstream.snapshot import hashes
 
 CLOCK = ("time", "seconds", "samples_per_second", "error")
 """Fields of log lines and names of metrics that are readings of a clock."""
@@ -74,13 +74,21 @@ def prove(arguments: list[str], kills: int, folder: Path, seed: int, tell: Calla
         Failure: if a run fails by itself.
 
     """
+    whole, killed = _Try(arguments, folder / "whole"), _Try(arguments, folder / "killed")
+    try:
+        return _prove(whole, killed, kills, seed, tell)
+    finally:
+        for each in (whole, killed):
+            each.end()
+
+
+def _prove(whole: _Try, killed: _Try, kills: int, seed: int, tell: Callable[[str], None]) -> Proof:
     tell("once through")
-    whole = _Try(arguments, folder / "whole")
     whole.start(30.0)
     whole.wait()
     seconds = whole.seconds()
     tell(f"{seconds:.1f} s")
-    killed, draw, made = _Try(arguments, folder / "killed"), random.Random(seed), list[Kill]()
+    draw, made = random.Random(seed), list[Kill]()
     every = max(0.02, seconds / (4 * (kills + 1)))
     for number in range(kills):
         way = WAYS[number % len(WAYS)]
@@ -108,6 +116,7 @@ class _Try:
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
         folder.mkdir(parents=True)
+        self.started: subprocess.Popen[bytes] | None = None
         self.store = folder / "mlflow.db"
         self.runs, self.said = folder / "runs", folder / "said.txt"
         self.command = [
@@ -115,12 +124,21 @@ class _Try:
             "--runs", str(self.runs), "--resume", "auto",
         ]  # fmt: skip
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The process of the last try."""
+        assert self.started is not None
+        return self.started
+
     def start(self, every: float) -> None:
         """Start a try, and wait until it is under way: it has logged something new, or has ended."""
         before = self.size()
         with self.said.open("a") as said:
-            self.process = subprocess.Popen(
-                [*self.command, "--checkpoint_every", f"{every:.3f}"], stdout=said, stderr=said, start_new_session=True
+            self.started = subprocess.Popen(
+                [*self.command, "--checkpoint_every", f"{every:.3f}", "--checkpoint_share", "0.5"],
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
             )
         while self.process.poll() is None and self.size() == before:
             time.sleep(POLL)
@@ -150,6 +168,12 @@ class _Try:
         if way == "in a write":
             return any(self.place().glob("*.writing"))
         return self.last() in ("SessionEnded", "TaskEnded")
+
+    def end(self) -> None:
+        """End the try, if it is under way: also when this process is interrupted."""
+        if self.started is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def wait(self) -> None:
         """Wait for the end of a try; Failure if it isn't a good one."""

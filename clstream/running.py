@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -17,10 +18,12 @@ from torch import nn
 from clstream import events
 from clstream.bus import Bus, Emitter, members
 from clstream.evaluation import Evaluation, evaluate
+from clstream.forms import plain
+from clstream.origin import Origin
 from clstream.params import Recorded, describe, flat
 from clstream.restoration import restore
 from clstream.seeds import derive, random_state, set_random_state
-from clstream.snapshot import Origin, capture, plain
+from clstream.snapshot import capture, origin_of
 from clstream.state import held, walk
 from clstream.strategy import Strategy
 from clstream.stream import Stream
@@ -66,7 +69,14 @@ class Run:
         self.sessions = min(len(stream), max_sessions or len(stream))
         self.position, self.step = Position(0), 0
         self.asked: list[Callable[[], object]] = []
-        self.shapes = shapes(strategy)
+        self.members = list(members(strategy))  # those that the bus calls, whatever becomes of `parts`
+        self.identity = described(strategy, self.stream, seed, self.device.type) | {
+            "stream.seed": self.stream.seed,
+            "stream.augment": describe(self.stream.augment),
+            "shapes of the weights": shapes(strategy),
+            "evaluate_every": evaluate_every,
+            "max_sessions": max_sessions,
+        }
 
     @property
     def seconds(self) -> float:
@@ -76,7 +86,7 @@ class Run:
     @cached_property
     def origin(self) -> Origin:
         """What was there when the run began, or when it was first asked for its state."""
-        return Origin(list(members(self.strategy)), self.stream)
+        return origin_of(self.members, self.stream)
 
     def ask(self, call: Callable[[], object]) -> None:
         """Have something done as soon as no event is under way: between two batches, or after an evaluation."""
@@ -92,6 +102,8 @@ class Run:
         """Tell everyone, then ask the untrained strategy, or restore what a checkpoint holds."""
         self.bus.emit(events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self))
         self.placed.update()
+        if self.asked or resume is not None:
+            self.origin  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
         if resume is None:
             self.evaluation = Evaluation.of_untrained(*evaluate(self.strategy, self.stream), self.stream.scenario)
         else:
@@ -116,12 +128,12 @@ class Run:
 
         Raises CaptureError for what the strategy holds that can't be written.
         """
-        held, numbers = capture(list(members(self.strategy)), self.origin)
+        held, numbers = capture(self.members, self.origin)
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         observers = [[type(each).__qualname__, each.state_dict()] for each in self.observers if hasattr(each, "state_dict")]
         rest = {
             **self.measured(),
-            "identity": identity(self),
+            "identity": self.identity | {"data fingerprint": self.stream.fingerprint},
             "position": list(astuple(self.position)),
             "sessions": self.sessions,
             "step": self.step,
@@ -138,7 +150,7 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything into the state of a checkpoint."""
-        made = restore(list(members(self.strategy)), state["strategy"], self.origin)
+        made = restore(self.members, state["strategy"], self.origin, self.device)
         self.placed.know(made[number] for number in state["placed"])
         self.position, self.step = Position(*state["position"]), state["step"]
         self.began = time.perf_counter() - state["seconds"]
@@ -158,8 +170,8 @@ class Run:
 
     def check_same(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another run, and say what differs."""
-        theirs, ours = state["identity"], identity(self)
-        names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+        theirs, ours = state["identity"], self.identity | {"data fingerprint": self.stream.fingerprint}
+        names = [name for name in {**ours, **theirs} if repr(theirs.get(name)) != repr(ours.get(name))]  # NaN is NaN
         if names:
             differences = "; ".join(f"{name} was {theirs.get(name)!r}, now it is {ours.get(name)!r}" for name in names[:3])
             more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
@@ -179,7 +191,7 @@ class Placed:
 
     def update(self) -> None:
         """Place what is new."""
-        for path, value in walk(self.strategy):
+        for path, value in self.walk():
             if not isinstance(value, (nn.Module, torch.Generator, Emitter)) or id(value) in self.known:
                 continue
             self.known[id(value)] = value
@@ -189,6 +201,20 @@ class Placed:
                 value.manual_seed(derive(self.seed, path))
             else:
                 value.bus = self.bus
+
+    def walk(self) -> Iterator[tuple[str, object]]:
+        """Yield what the strategy holds with its place; what a wrapped one holds has the place that it has unwrapped.
+
+        So a wrapper's host draws the same random numbers as it does alone.
+        """
+        wrapped = [each for each in members(self.strategy) if isinstance(each, Strategy)]
+        names = Counter[str]()
+        for strategy in reversed(wrapped):
+            name = type(strategy).__name__
+            names[name] += 1
+            mark = f"{name}#{names[name]}" if names[name] > 1 else name
+            for path, value in walk(strategy):
+                yield mark + path.removeprefix(name), value
 
     def know(self, objects: Iterable[object]) -> None:
         """Take objects as placed before: their generators are under way."""
@@ -221,20 +247,6 @@ def described(
         "stream.boundaries": stream.boundaries,
         "seed": seed,
         "device": str(device),
-    }
-
-
-def identity(going: Run) -> dict[str, str | int | float | bool | None]:
-    """Return what makes a run the one that it is: what is run, on what data, and the shapes that its weights began with."""
-    stream = going.stream
-    return {
-        **described(going.strategy, stream, going.seed, going.device.type),
-        "stream.seed": stream.seed,
-        "stream.augment": describe(stream.augment),
-        "data fingerprint": stream.fingerprint,
-        "shapes of the weights": going.shapes,
-        "evaluate_every": going.evaluate_every,
-        "max_sessions": going.max_sessions,
     }
 
 

@@ -58,9 +58,13 @@ def attributes(value: object) -> dict[str, object]:
 
 def slots(cls: type) -> list[str]:
     """Return the names of the attributes that instances keep in slots, those of base classes first."""
-    named: list[str | Iterable[str]] = [vars(each).get("__slots__", ()) for each in reversed(cls.__mro__)]
-    names = [name for each in named for name in ([each] if isinstance(each, str) else each)]
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+    found = []
+    for each in reversed(cls.__mro__):
+        named: str | Iterable[str] = vars(each).get("__slots__", ())
+        for name in [named] if isinstance(named, str) else named:
+            private = name.startswith("__") and not name.endswith("__")  # Python knows it by the name of the class too
+            found.append(f"_{each.__name__.lstrip('_')}{name}" if private else name)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
 
 
 def held(root: object, kind: type[T]) -> list[tuple[str, T]]:

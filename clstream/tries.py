@@ -44,7 +44,9 @@ def begin(runs: Path, name: str, config: str) -> Path:
             continue
         except OSError as error:
             raise OSError(f"the run folder {folder} can't be made ({error.strerror}): name another place with --runs") from None
-        (folder / CONFIG).write_text(config)
+        beside = folder / f"{CONFIG}.writing"
+        beside.write_text(config)
+        beside.replace(folder / CONFIG)
         return folder
 
 

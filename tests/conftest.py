@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import clstream.strategies as zoo
 import pytest
 import torch
+from torch import nn
+
+from clstream import Strategy
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
@@ -15,6 +20,13 @@ torch.set_num_threads(1)
 
 def has_mnist() -> bool:
     return (Path(os.environ.get("CLSTREAM_DATA", "missing")) / "MNIST" / "raw").is_dir()
+
+
+def make(name: str) -> Callable[[nn.Module], Strategy]:
+    """Return what builds a strategy of ours from a model: the class, or for a wrapper one around DER++."""
+    if name == "Refresh":
+        return lambda model: zoo.Refresh(zoo.DERpp(model))
+    return getattr(zoo, name)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strategies", "clstream.streams": ROOT / "streams"}
 
-LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal")
+LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal", "mixing")
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
-    (*LEAVES, "stream", "snapshot", "restoration", "recording"),
+    (*LEAVES, "stream", "origin", "forms", "snapshot", "restoration", "comparing", "recording", "fisher"),
     ("events",),
     ("bus",),
     ("strategy",),
@@ -32,7 +32,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 BY_NAME = {"cli", "config", "anchors"}  # these find strategies and streams at run time
-LAZY = {"models": {"timm"}, "figures": {"matplotlib"}}  # beside torch and numpy, inside functions
+LAZY = {"models": {"timm"}, "figures": {"matplotlib"}, "mixing": {"torchvision"}}  # beside torch and numpy, inside functions
 
 
 @cache

@@ -20,6 +20,7 @@ import clstream.strategies as zoo
 import pytest
 import torch
 from clstream.strategies import Finetune, Joint, Replay
+from conftest import make
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -160,17 +161,17 @@ def long_stream() -> clstream.Stream:
 def play_and_die(name: str, folder: str) -> None:
     """Play a strategy of the zoo into a folder, from where it is, until somebody kills this process."""
     torch.set_num_threads(1)
-    run(built(getattr(zoo, name)), long_stream(), Checkpointer(folder, every_batches=2), seed=3, resume=newest(folder))
+    run(built(make(name)), long_stream(), Checkpointer(folder, every_batches=2), seed=3, resume=newest(folder))
 
 
-KILLS = 18
+KILLS = 8
 
 
 @pytest.mark.parametrize("name", zoo.__all__)
 def test_killed_at_random_it_ends_the_same(name: str, tmp_path: Path) -> None:
     whole = Checkpoints(every=False)
     begin = time.monotonic()
-    run(built(getattr(zoo, name)), long_stream(), whole, Checkpointer(tmp_path / "whole", every_batches=2), seed=3)
+    run(built(make(name)), long_stream(), whole, Checkpointer(tmp_path / "whole", every_batches=2), seed=3)
     seconds, steps = time.monotonic() - begin, whole.load(-1)["step"]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clstream.checks", "clstream.checkpoint", "clstream.strategies"])
@@ -191,7 +192,7 @@ def test_killed_at_random_it_ends_the_same(name: str, tmp_path: Path) -> None:
         kills += 1
     assert kills >= KILLS - 1
     rest = Checkpoints(every=False)
-    run(built(getattr(zoo, name)), long_stream(), rest, Checkpointer(folder), seed=3, resume=newest(folder))
+    run(built(make(name)), long_stream(), rest, Checkpointer(folder), seed=3, resume=newest(folder))
     assert difference(whole.load(-1), rest.load(-1)) is None
     print(f"{name}: killed {kills} times")
 
@@ -204,7 +205,7 @@ from clstream import BatchLearned, Strategy, TaskEnded, on, run
 from clstream.checkpoint import Checkpointer, newest, Stopped
 from clstream.checks import example_model, example_stream
 from clstream.seeds import isolated
-from clstream.snapshot import digest
+from clstream.comparing import digest
 from clstream.strategies import Replay
 
 torch.set_num_threads(1)
@@ -323,6 +324,9 @@ def test_when_they_are_written(tmp_path: Path) -> None:
     often._rest = lambda cost: setattr(often, "due", 0.0)  # whatever it costs
     run(built(), example_stream(), often)
     assert often.written == 1 + 24 + 3
+    quick = Checkpointer(tmp_path / "quick", every_seconds=1e-9, share=1)
+    run(built(), example_stream(), quick)
+    assert quick.written > 3
     never = Checkpointer(tmp_path / "never", every_seconds=None)
     run(built(), example_stream(), never)
     assert never.written == 2  # the first and the last
@@ -457,6 +461,83 @@ def test_a_used_folder_is_refused_to_a_new_run(tmp_path: Path) -> None:
         pass
 
 
+def test_another_runs_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    interrupted(tmp_path / "mine")
+    run(built(Finetune), example_stream(), Checkpointer(tmp_path / "other"))
+    before = [file.read_bytes() for file in files(tmp_path / "other")]
+    with pytest.raises(FolderError, match=r"other has the checkpoints of another run: .* was 'Finetune', now it is 'Replay'"):
+        run(built(), example_stream(), Checkpointer(tmp_path / "other"), resume=newest(tmp_path / "mine"))
+    assert [file.read_bytes() for file in files(tmp_path / "other")] == before
+    run(built(), example_stream(), Checkpointer(tmp_path / "new"), resume=newest(tmp_path / "mine"))  # into an empty one it goes on
+    assert newest(tmp_path / "new")["position"] == [3, 0, 0]
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    names = ["1-best.pt", "2024-results.pt", "notes.writing", "000001-abc.pt", "000001.pt"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"the user's own")
+    (tmp_path / "000007.writing").write_bytes(b"what a killed write left")
+    run(built(), example_stream(), Checkpointer(tmp_path, every_batches=2))
+    assert sorted(file.name for file in tmp_path.iterdir() if file not in files(tmp_path)) == sorted([*names, "lock"])
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    flipped(files(tmp_path)[0])
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        state = newest(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(built(), example_stream(), StopAt(3), Checkpointer(tmp_path, every_batches=2), resume=state)
+    assert [load(file)["step"] for file in files(tmp_path)] == [10, 8]
+    assert len(list(tmp_path.glob("*.damaged"))) == 1
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    for number, content in enumerate((b"no zip at all", b"")):
+        name = checkpoint.hashlib.blake2b(content, digest_size=8).hexdigest()
+        (tmp_path / f"{number:06d}-{name}.pt").write_bytes(content)
+        with pytest.raises(ValueError, match="is no checkpoint of clstream"):
+            newest(tmp_path)
+
+
+def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+
+        class Interrupt:
+            @on(BatchLearned)
+            def interrupt(self, event: BatchLearned) -> None:
+                signal.raise_signal(signal.SIGINT)
+
+        run(built(), example_stream(), Interrupt(), Checkpointer(tmp_path))
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_comes_when_all_is_done_stops_what_would_follow(tmp_path: Path) -> None:
+    class Late:
+        @on(RunEnded)
+        def end(self, event: RunEnded) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM, when the run was over"):
+        run(built(), example_stream(), Late(), Checkpointer(tmp_path))
+    assert newest(tmp_path)["position"] == [3, 0, 0]
+    with claimed(tmp_path):
+        pass
+
+
+def test_a_signal_is_heeded_when_nobody_hears_of_it(tmp_path: Path) -> None:
+    process = started(tmp_path, "run", "told")
+    after(process, "batch", 5)
+    process.stderr.close()  # as where the reader of a pipe died by the same Ctrl-C
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(60) == 130
+    assert newest(tmp_path / "run")["step"] >= 5
+
+
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     process = started(tmp_path, "shared", "told")
     after(process, "batch")
@@ -475,6 +556,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         ({"every_seconds": 0}, "every_seconds must be above 0, or None"),
         ({"every_seconds": float("nan")}, "every_seconds must be above 0"),
         ({"keep": 0}, "keep must be a whole number of at least 1"),
+        ({"share": 0}, "share must be above 0 and at most 1"),
     ],
 )
 def test_odd_numbers_are_refused(tmp_path: Path, options: dict, expected: str) -> None:

@@ -36,10 +36,10 @@ from clstream import (
     run,
 )
 from clstream.checks import HIDDEN, SHOWN, Trace, example_model, example_stream
+from clstream.comparing import digest
 from clstream.memory import Reservoir
 from clstream.models import Mlp
 from clstream.seeds import isolated
-from clstream.snapshot import digest
 
 schedules = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 

@@ -16,9 +16,9 @@ from mlflow.tracking import MlflowClient
 
 from clstream.checkpoint import difference, files, newest
 from clstream.cli import main
+from clstream.comparing import differing
 from clstream.eventlog import read
 from clstream.folders import claimed
-from clstream.snapshot import differing
 
 OWN = '''
 from __future__ import annotations
@@ -234,6 +234,12 @@ def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, 0, "prove-resume", *OPTIONS, "--stream.epochs", "4", "--kills", "3", "--out", "proof")
     assert "3 kills" in text and "0 bits differ" in text
     assert int(text.partition("compared: ")[2].split()[0]) > 30
+
+
+def test_too_short_a_run_proves_nothing(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--stream", "blobs", "--stream.train_per_class", "2", "--track", "false", "--model.hidden", "[4]"]
+    text = said(capsys, 1, "prove-resume", *options, "--kills", "30")
+    assert "it ended before it was killed" in text and "NOT PROVED: it was to be killed 30 times" in text
 
 
 def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
