@@ -1,4 +1,4 @@
-"""The command `clstream`: run, compare, verify, list, ui."""
+"""The command `clstream`: run, resume, compare, verify, prove-resume, record, log, sync, list, ui."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ from clstream.tries import CONFIG, earlier
 USAGE = """\
 usage: clstream COMMAND [options]
 
-  run       play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
-  resume    go on with a run:             clstream resume runs/NAME
-  compare   several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
-  verify    rerun a known result:         clstream verify er-split-mnist
-  prove-resume  show that a run of yours, killed 20 times, ends as if it had not been
-  record    write what a stream is:       clstream record --stream split_digits --out digits.clstream
-  log       read what happened in a run:  clstream log runs/NAME
-  sync      send what a tracking server did not take while it was away
-  list      the strategies, streams, models and anchors there are
-  ui        open the MLflow UI on what was run
+  run           play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
+  resume        go on with a run:             clstream resume runs/NAME
+  compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
+  verify        rerun a known result:         clstream verify er-split-mnist
+  prove-resume  kill a run again and again:   clstream prove-resume --strategy my_file.MyStrategy --kills 20
+  record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
+  log           read what happened in a run:  clstream log runs/NAME
+  sync          send what a tracking server did not take while it was away
+  list          the strategies, streams, models and anchors there are
+  ui            open the MLflow UI on what was run
 
 clstream COMMAND --help says more.
 """

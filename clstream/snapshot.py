@@ -18,6 +18,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
+from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -361,7 +362,7 @@ def _way(items: set[Any], path: str) -> int:
     if not all(isinstance(item, int) for item in items):
         return 0
     order = list(items)
-    for number, made in enumerate(set_ways(order)):
+    for number, made in enumerate(islice(set_ways(order), None if len(order) < 5000 else 8)):  # many take their time
         if list(made) == order and sys.getsizeof(made) == sys.getsizeof(items):  # with the same room, it also grows the same way
             return number
     warnings.warn(

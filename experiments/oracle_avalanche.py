@@ -43,7 +43,7 @@ from clstream.memory import ClassBalanced
 from clstream.models import Mlp
 from clstream.strategy import allowed
 
-LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 256
+LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
 
 
 class Measured(NamedTuple):
