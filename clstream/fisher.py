@@ -2,7 +2,7 @@
 
 For a parameter w it is the mean over samples of weight * (d log p(label | x) / d w)^2. A linear layer's share has a closed form:
 with inputs a and gradients d of its outputs, one row a sample, it is (weight * d^2)^T (a^2). All other parameters take one
-gradient a sample, by `torch.func`.
+gradient a sample, by `torch.func.vmap`; where that can't follow a model (recurrent layers), one after the other.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from clstream.stream import Samples, Subset
 
 KINDS = ("empirical", "weighted", "sampled")
-_ROOM = 2**24  # numbers in the gradients of the samples that are taken together
-_MOST = 1024  # of those samples
+_ROOM = {"cpu": 2**24, "cuda": 2**28}  # numbers in the gradients of the samples that are taken together
+_MOST, _FEW = 1024, 64  # of those samples, where there are closed forms for all, and else
 
 
 def diagonal_fisher(
@@ -34,88 +35,141 @@ def diagonal_fisher(
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher of each parameter that requires a gradient, by name: of its shape, not below 0.
 
-    The model is asked in the mode that it is in; its parameters, gradients and buffers stay as they are. In training mode, batch
-    norm takes each sample by itself, as it would with batches of one.
+    The model is asked in the mode that it is in; its parameters, gradients and buffers stay as they are. Batch norm that takes the
+    statistics of the batch takes those of each sample by itself, as it would with batches of one.
 
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
-        samples: what the mean is over.
+        samples: what the mean is over; moved to the model's device a part at a time.
         kind: "empirical" (the true labels), "weighted" (the true labels, each square times the probability of its label) or
             "sampled" (labels drawn from the model's own answer: an unbiased estimate of the Fisher itself).
         augment: of the raw inputs, a batch at a time.
         generator: of the sampled labels, on the CPU. None: torch's global one.
 
     Raises:
-        ValueError: for another kind, no samples, or a batch norm over single values in training mode.
+        ValueError: for another kind, no samples, no parameters, or batch norm over single values.
 
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if not len(samples):
         raise ValueError("the Fisher of no samples is not defined")
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
-    if norms:  # each sample by itself: with its own statistics, and none that run along
-        model = deepcopy(model)
-        replace_all_batch_norm_modules_(model)
+    coupled = any(_is_coupled(module) for module in model.modules())
+    model = _parted(model) if coupled else model
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    if not weights:
+        raise ValueError(f"{type(model).__name__} has no parameters that require a gradient, so it has no Fisher")
+    device = next(iter(weights.values())).device
     found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    step = max(1, min(_MOST, _ROOM // max(1, sum(weight.numel() for weight in weights.values()))))
-    step = step if norms else _MOST
+    first = samples[:1].x.to(device)
+    closed = {} if coupled else _closed(model, weights, first if augment is None else augment(first))
+    rest = {name: weight for name, weight in weights.items() if name not in {*closed, *closed.values()}}
+    size = sum(weight.numel() for weight in rest.values())
+    step = max(1, min(_FEW, _ROOM.get(device.type, _ROOM["cpu"]) // size)) if rest else _MOST
     for start in range(0, len(samples), step):
-        part = samples[start : start + step]
+        part = samples[start : start + step].to(device)
         x = part.x if augment is None else augment(part.x)
-        _add(found, model, weights, x, part.y.to(x.device), kind, generator, bool(norms))
+        y = part.y if kind != "sampled" else _drawn(model, weights, x, generator)
+        if closed:
+            _add_closed(found, model, weights, closed, x, y, kind == "weighted")
+        if rest:
+            _add_rest(found, model, weights, rest, x, y, kind == "weighted")
     return {name: total / len(samples) for name, total in found.items()}
 
 
-def _add(
+def _is_coupled(module: nn.Module) -> bool:
+    """Return whether a module takes the statistics of the batch: then samples have an influence on each other."""
+    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+
+
+def _parted(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose batch norm keeps no running statistics where it takes those of the batch."""
+    model = deepcopy(model)
+    for module in model.modules():
+        if _is_coupled(module):
+            module.running_mean = module.running_var = module.num_batches_tracked = None  # type: ignore[assignment]
+            module.track_running_stats = False  # type: ignore[assignment]  # as its constructor would have it
+    return model
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def _drawn(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return labels drawn from a model's answers, each sample asked by itself."""
+    with torch.no_grad():
+        logits = torch.cat([functional_call(model, {**_buffers(model), **weights}, (one[None],)) for one in x])
+    return torch.multinomial(logits.softmax(1).cpu(), 1, generator=generator)[:, 0].to(x.device)
+
+
+def _closed(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> dict[str, str | None]:
+    """Return the weights of linear layers with a row for each sample, used nowhere else, with their biases, all by name."""
+    found: list[dict[str, str | None]] = []
+    for n in (1, 3):  # a layer over something else than samples has other numbers of rows
+        with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            leaves = {name: weight.detach() for name, weight in weights.items()}
+            with _Linear(leaves) as seen:
+                functional_call(model, {**_buffers(model), **leaves}, (x.expand(n, *x.shape[1:]),))
+        found.append({name: layer.bias for name, layer in seen.closed(n).items()})
+    return {name: bias for name, bias in found[0].items() if found[1].get(name, "none") == bias}
+
+
+def _add_closed(
     found: dict[str, Tensor],
     model: nn.Module,
     weights: Mapping[str, Tensor],
+    closed: Mapping[str, str | None],
     x: Tensor,
     y: Tensor,
-    kind: str,
-    generator: torch.Generator | None,
-    alone: bool,
+    weighted: bool,
 ) -> None:
-    """Add the sums over a batch to what was found; if `alone`, the samples of a batch have an influence on each other."""
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    leaves = {name: weight.requires_grad_() for name, weight in ((n, w.detach()) for n, w in weights.items())}
-    closed: dict[str, _Layer] = {}
-    if alone:
-        fixed = {**kept, **weights}
-        logits = vmap(lambda one: functional_call(model, fixed, (one[None],))[0], randomness="different")(x)
-    else:
-        with torch.enable_grad(), _Linear(leaves) as seen:
-            logits = functional_call(model, {**kept, **leaves}, (x,))
-        closed = seen.closed(len(x))
-    chances = logits.detach().softmax(1)
-    if kind == "sampled":
-        y = torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(y.device)
-    share = chances.gather(1, y[:, None])[:, 0] if kind == "weighted" else torch.ones_like(chances[:, 0])
-    if closed:
-        likelihood = -F.cross_entropy(logits, y, reduction="sum")
-        slopes = torch.autograd.grad(likelihood, [layer.outputs for layer in closed.values()])
-        for (name, layer), slope in zip(closed.items(), slopes, strict=True):
-            squares = share[:, None] * slope.square()
-            found[name] += squares.T @ layer.inputs.detach().square()
-            if layer.bias is not None:
-                found[layer.bias] += squares.sum(0)
-    done = {*closed, *(layer.bias for layer in closed.values())}
-    rest = {name: weight.detach() for name, weight in weights.items() if name not in done}
-    fixed = {name: weight.detach() for name, weight in weights.items() if name in done} | kept
-    if not rest:
-        return
+    """Add the sums over a batch for the layers that have a closed form."""
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    with torch.enable_grad(), _Linear(leaves) as seen:
+        likelihood = -F.cross_entropy(functional_call(model, {**_buffers(model), **leaves}, (x,)), y, reduction="none")
+    layers = [seen.uses[name][0] for name in closed]
+    slopes = torch.autograd.grad(likelihood.sum(), [layer.outputs for layer in layers], materialize_grads=True)
+    for (name, bias), layer, slope in zip(closed.items(), layers, slopes, strict=True):
+        squares = slope.square() * likelihood.detach().exp()[:, None] if weighted else slope.square()
+        found[name] += squares.T @ layer.inputs.detach().square()
+        if bias is not None:
+            found[bias] += squares.sum(0)
 
-    def likelihood_of(those: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
-        answer = functional_call(model, {**fixed, **those}, (one[None],))
-        return -F.cross_entropy(answer, label[None])
 
-    room = max(1, _ROOM // sum(weight.numel() for weight in rest.values()))
-    for few in torch.arange(len(x), device=x.device).split(room):
-        each = vmap(grad(likelihood_of), (None, 0, 0), randomness="different")(rest, x[few], y[few])
-        for name, slope in each.items():
-            found[name] += torch.tensordot(share[few], slope.square(), 1)
+def _add_rest(
+    found: dict[str, Tensor],
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    weighted: bool,
+) -> None:
+    """Add the sums over a batch for all other parameters."""
+    fixed = {**_buffers(model), **{name: weight for name, weight in weights.items() if name not in rest}}
+
+    def likelihood_of(those: dict[str, Tensor], one: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        likelihood = -F.cross_entropy(functional_call(model, {**fixed, **those}, (one[None],)), label[None])
+        return likelihood, likelihood.detach()
+
+    slope_of = grad(likelihood_of, has_aux=True)
+    try:
+        slopes, likelihoods = vmap(slope_of, (None, 0, 0), randomness="different")(dict(rest), x, y)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise ValueError(
+                f"{type(model).__name__} has batch norm over single values, and the Fisher takes one sample at a time: leave "
+                "the Fisher out (Refresh: fisher_weight=0), or use another norm"
+            ) from error
+        raise
+    except RuntimeError:  # vmap can't follow every model
+        each = [slope_of(dict(rest), one, label) for one, label in zip(x, y, strict=True)]
+        slopes = {name: torch.stack([slope[name] for slope, _ in each]) for name in rest}
+        likelihoods = torch.stack([likelihood for _, likelihood in each])
+    share = likelihoods.exp() if weighted else torch.ones_like(likelihoods)
+    for name, slope in slopes.items():
+        found[name] += torch.tensordot(share, slope.square(), 1)
 
 
 class _Layer:
@@ -140,18 +194,17 @@ class _Linear(TorchFunctionMode):
         """Call a function, and note it if it is a linear layer's."""
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        named = [self.names[id(each)] for each in [*args, *kwargs.values()] if id(each) in self.names]
         if function is F.linear:
             inputs, weight, bias = (*args, *kwargs.values(), None)[:3]
-            if id(weight) in self.names and inputs.dim() == 2 and (bias is None or id(bias) in self.names):
-                layer = _Layer(inputs, result, None if bias is None else self.names[id(bias)])
+            if id(weight) in self.names and inputs.dim() == 2:
+                layer = _Layer(inputs, result, self.names.get(id(bias)))  # a frozen bias counts as none
                 self.uses.setdefault(self.names[id(weight)], []).append(layer)
-                return result
-        self.others |= set(named)
+                return result.clone()  # what comes next may change it in place
+        self.others |= {self.names[id(each)] for each in tree_leaves((args, kwargs)) if id(each) in self.names}
         return result
 
     def closed(self, n: int) -> dict[str, _Layer]:
-        """Return the layers, by their weight's name, whose parameters are used there and nowhere else, for n samples."""
+        """Return the layers, by their weight's name, whose parameters are used there and nowhere else, with n rows."""
         biases = [layer.bias for uses in self.uses.values() for layer in uses]
         return {
             name: uses[0]

@@ -116,10 +116,6 @@ class Reservoir(Memory):
         super().__init__(capacity)
         self._taker = np.zeros(capacity, dtype=np.int64)  # scratch: the last row of a batch that wants each slot
 
-    def clear(self) -> None:
-        """Forget every sample; what was offered counts no more. The generator goes on."""
-        self.seen = self.size = 0
-
     def add(self, samples: Samples) -> None:
         """Offer a batch; each of its samples is kept with probability capacity / offered so far."""
         self._prepare(samples)

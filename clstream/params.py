@@ -44,6 +44,13 @@ def _recording(construct: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def check_whole(least: int, **values: object) -> None:
+    """Raise ValueError for a value that is no whole number of at least `least`; None is let through."""
+    for name, value in values.items():
+        if value is not None and (not hasattr(value, "__index__") or value < least):  # type: ignore[operator]  # it is a number
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
 def describe(value: object) -> str | int | float | bool | None:
     """Return a value of a param as MLflow and tables show it: `SGD(lr=0.1)` for a partial, the class of an object."""
     if value is None or isinstance(value, (str, int, float, bool)):

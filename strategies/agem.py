@@ -3,7 +3,8 @@
 Chaudhry, Ranzato, Rohrbach, Elhoseiny 2019, "Efficient Lifelong Learning with A-GEM". Form implemented: g is the gradient of the
 batch's loss, r that of the mean loss over samples drawn from the memory of past tasks. If g . r < 0, the step takes
 g - (g . r / r . r) r in place of g, so that it no longer points against r. Each task leaves a uniform sample of `per_task` of its
-samples, taken in when it ends: it needs task boundaries, as in the paper. g and r are taken over all parameters together.
+samples, taken in when it ends: it needs task boundaries, as in the paper. A task that comes again adds to its own sample, and what
+it left before is part of its past. g and r are taken over all parameters that have a gradient g, together.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from clstream.bus import on
-from clstream.events import BatchLearned, TaskEnded
+from clstream.events import BatchLearned, TaskEnded, TaskStarted
 from clstream.memory import Reservoir
+from clstream.params import check_whole
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples
 
@@ -40,10 +42,10 @@ class AGEM(Strategy):
         sample: int = 256,
     ) -> None:
         super().__init__(model, optimizer)
-        if sample < 1:
-            raise ValueError(f"sample must be at least 1, not {sample}")
-        self.current, self.sample = Reservoir(per_task), sample
-        self.past: Samples | None = None
+        check_whole(1, per_task=per_task, sample=sample)
+        self.per_task, self.sample = per_task, sample
+        self.kept: dict[int, Reservoir] = {}  # by task
+        self.past: Samples | None = None  # what they had when the last task ended
         self.random = torch.Generator()
 
     def learn(self, batch: Batch) -> Tensor:
@@ -68,6 +70,11 @@ class AGEM(Strategy):
             assert weight.grad is not None
             weight.grad -= part.view_as(weight)
 
+    @on(TaskStarted)
+    def open(self, event: TaskStarted) -> None:
+        """Take up what the task leaves."""
+        self.current = self.kept.setdefault(event.task.id, Reservoir(self.per_task))
+
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:
         """Offer the batch, once, to what the task leaves."""
@@ -76,10 +83,11 @@ class AGEM(Strategy):
 
     @on(TaskEnded)
     def close(self, event: TaskEnded) -> None:
-        """Take in what the task leaves."""
-        kept = self.current.all()[torch.arange(len(self.current), device=event.task.train[:1].y.device)]
-        self.past = kept if self.past is None else self.past + kept
-        self.current.clear()
+        """Take in what the tasks have left."""
+        first, *others = (kept.all() for kept in self.kept.values())
+        self.past = first[torch.arange(len(first), device=first.y.device)]  # a copy: the memory goes on changing
+        for other in others:
+            self.past = self.past + other
 
 
 def flat(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -26,6 +26,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import BatchLearned
 from clstream.memory import Reservoir
+from clstream.params import check_whole
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -57,8 +58,7 @@ class DER(Strategy):
         draws: int = 2,
     ) -> None:
         super().__init__(model, optimizer)
-        if replay_batch is not None and replay_batch < 1:
-            raise ValueError(f"replay_batch must be at least 1, or None, not {replay_batch}")
+        check_whole(1, replay_batch=replay_batch)
         if not (alpha >= 0 and beta >= 0):
             raise ValueError(f"alpha and beta must not be below 0; they are {alpha} and {beta}")
         if draws not in (1, 2):
@@ -92,6 +92,7 @@ class DER(Strategy):
         if self.fresh is None or len(self.fresh) != len(samples):
             raise RuntimeError(f"{type(self).__name__}.loss was not called on the batch that was learned")
         self.memory.add(Samples(samples.x, samples.y, {"logits": self.fresh}))
+        self.fresh = None
 
 
 class DERpp(DER):

@@ -8,8 +8,9 @@ Continual Learning". Form implemented: one step on
 x a batch of the stream, x' drawn from a reservoir. Then the batch is offered to the memory. Nothing of old classes is in the
 first term, so their outputs are moved by replay alone. It needs no task boundaries.
 
-Deviations: the authors' code lets classes that were never seen compete in the first term; here, as in the paper's equation, the
-classes of the batch are all that do. With several epochs a session is offered to the memory in its first one only.
+Deviations: the first term is masked from the first batch on, by what is in the batch, so that no boundaries are needed. In the
+second term all outputs compete, also those of classes that were never seen. With several epochs a session is offered to the memory
+in its first one only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import BatchLearned
 from clstream.memory import Reservoir
+from clstream.params import check_whole
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -47,8 +49,7 @@ class ERACE(Strategy):
         replay_batch: int | None = None,
     ) -> None:
         super().__init__(model, optimizer)
-        if replay_batch is not None and replay_batch < 1:
-            raise ValueError(f"replay_batch must be at least 1, or None, not {replay_batch}")
+        check_whole(1, replay_batch=replay_batch)
         self.memory, self.replay_batch = Reservoir(capacity), replay_batch
 
     def loss(self, samples: Samples) -> Tensor:

@@ -35,8 +35,9 @@ from torch.nn import functional as F
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import diagonal_fisher
+from clstream.params import check_whole
 from clstream.strategy import Strategy
-from clstream.stream import Batch, Samples, Task
+from clstream.stream import Batch, Samples, Subset, Task
 
 TINY = 1e-20  # of the release: a zero gradient gives no NaN
 
@@ -48,7 +49,8 @@ class Refresh(Strategy):
         base: the strategy; it has a `model` that gives logits, and for form "paper" a scalar `loss`.
         delta: how far each tensor moves, relative to its norm; form "released".
         steps: moves before each batch (J).
-        noise: standard deviation of the noise, relative to what it is added to as written above.
+        noise: standard deviation of the noise, relative to what it is added to as written above. None: 1e-3 in form "released", 1
+            in form "paper".
         fisher_weight: of the Fisher in form "released"; 0 leaves it out, and saves the pass over each session.
         tau: how much of the Fisher so far stays when a session ends.
         form: "released" or "paper".
@@ -57,12 +59,14 @@ class Refresh(Strategy):
 
     """
 
+    not_state = ("factors",)
+
     def __init__(
         self,
         base: Strategy,
         delta: float = 1e-5,
         steps: int = 1,
-        noise: float = 1e-3,
+        noise: float | None = None,
         fisher_weight: float = 1e-3,
         tau: float = 1e-5,
         form: str = "released",
@@ -73,18 +77,25 @@ class Refresh(Strategy):
             raise TypeError(f"Refresh wraps a strategy object that has a model, not {base!r}")
         if form not in ("released", "paper"):
             raise ValueError(f"form must be released or paper, not {form!r}")
+        noise = (1e-3 if form == "released" else 1.0) if noise is None else noise
         given = {"delta": delta, "noise": noise, "fisher_weight": fisher_weight, "tau": tau, "gamma": gamma}
         for name, value in given.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number from 0 up, not {value}")
-        if steps < 1 or not damping > 0:
-            raise ValueError(f"steps must be at least 1 and damping above 0; they are {steps} and {damping}")
-        self.base, self.parts, self.model = base, (base,), base.model
+        check_whole(1, steps=steps)
+        if not damping > 0:
+            raise ValueError(f"damping must be above 0, not {damping}")
+        self.base, self.parts = base, (base,)
         self.delta, self.steps, self.noise, self.fisher_weight, self.tau = delta, steps, noise, fisher_weight, tau
         self.form, self.gamma, self.damping = form, gamma, damping
         self.fisher: dict[str, Tensor] = {}  # by parameter; nothing as long as it is zero
         self.factors: list[Tensor] | None = None  # 1 + fisher_weight F, for each of `weights()`, made when it is needed
         self.random = torch.Generator()
+
+    @property
+    def model(self) -> nn.Module:  # type: ignore[override]  # it is the base's, also if that takes another one
+        """The wrapped strategy's model."""
+        return self.base.model
 
     def learn(self, batch: Batch) -> Tensor:
         """Move away, then have the wrapped strategy take its own step from there."""
@@ -99,14 +110,17 @@ class Refresh(Strategy):
         """Take one move of form "released"."""
         weights = self.weights()
         gradients = self.gradients(samples, weights)
-        sizes, slopes = torch._foreach_norm(weights), torch._foreach_norm(gradients)
-        moves = torch._foreach_mul(gradients, [size / (slope + TINY) for size, slope in zip(sizes, slopes, strict=True)])
-        torch._foreach_add_(moves, self.normal(weights), alpha=self.noise)
-        if self.fisher:
-            if self.factors is None:
-                self.factors = [1 + self.fisher_weight * each for each in self.information()]
-            torch._foreach_div_(moves, self.factors)
         with torch.no_grad():
+            slopes = torch._foreach_norm(gradients)
+            torch._foreach_add_(slopes, TINY)
+            scales = torch._foreach_div(torch._foreach_norm(weights), slopes)
+            moves = torch._foreach_mul(gradients, scales)
+            if self.noise:
+                torch._foreach_add_(moves, self.normal(weights), alpha=self.noise)
+            if self.fisher:
+                if self.factors is None:
+                    self.factors = [1 + self.fisher_weight * each for each in self.information()]
+                torch._foreach_div_(moves, self.factors)
             torch._foreach_add_(weights, moves, alpha=self.delta)
 
     def ascend(self, samples: Samples) -> None:
@@ -146,13 +160,22 @@ class Refresh(Strategy):
         found = []
         for name, weight in self.model.named_parameters():
             if weight.requires_grad:
-                known = self.fisher.get(name, weight.new_zeros(0, *weight.shape[1:]))
-                found.append(torch.cat([known, weight.new_zeros(len(weight) - len(known), *weight.shape[1:])]))
+                known = self.fisher.get(name, torch.zeros_like(weight))
+                if known.shape != weight.shape:
+                    known = torch.cat([known, torch.zeros_like(weight[len(known) :])])
+                found.append(known)
         return found
 
     @on(RunStarted)
     def meet_device(self, event: RunStarted) -> None:
-        """Draw the noise where the weights are."""
+        """Draw the noise where the weights are, and see whether there can be a Fisher, before anything is learned."""
+        weights = self.weights()
+        if not weights:
+            raise ValueError(f"Refresh moves parameters, and {type(self.model).__name__} has none that require a gradient")
+        if self.form == "released" and any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights):
+            raise ValueError("Refresh needs parameters of float32: its moves vanish in half precision")
+        if self.fisher_weight or self.form == "paper":
+            self.own_fisher(event.stream.session(0).samples[:1])
         self.fisher, self.factors, self.random = {}, None, torch.Generator(event.stream.device or "cpu")
 
     @on(SessionStarted)
@@ -165,11 +188,16 @@ class Refresh(Strategy):
         """Renew the Fisher from the session's samples."""
         if self.fisher_weight == 0 and self.form == "released":
             return
-        with torch.random.fork_rng(devices=[event.session.samples[:1].x.device] if event.session.samples[:1].x.is_cuda else []):
-            new = diagonal_fisher(self.model, event.session.samples, "weighted", self.augment)
+        new = self.own_fisher(event.session.samples)
         old = dict(zip(new, self.information(), strict=True))
         self.fisher = {name: self.tau * old[name] + each for name, each in new.items()}
         self.factors = None
+
+    def own_fisher(self, samples: Samples | Subset) -> dict[str, Tensor]:
+        """Return the Fisher of some samples; the run's random numbers are not moved."""
+        device = self.weights()[0].device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return diagonal_fisher(self.model, samples, "weighted", self.augment)
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the wrapped strategy's loss."""
@@ -185,5 +213,6 @@ class Refresh(Strategy):
 
     @property
     def answers_once(self) -> bool:
-        """Whether the wrapped strategy does."""
-        return self.base.answers_once
+        """Whether the wrapped strategy does, and nothing is answered here."""
+        own = type(self).scores is Refresh.scores and type(self).predict is Refresh.predict
+        return own and self.base.answers_once

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from clstream.strategies import DERpp, Finetune, Joint, Refresh, Replay
+from clstream.strategies import AGEM, DERpp, Finetune, Joint, Refresh, Replay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
@@ -90,6 +90,12 @@ def test_no_gradient_and_no_norm_give_no_nan() -> None:
             weight.zero_()
     strategy.unlearn(samples())
     assert all(weight.isfinite().all() for weight in strategy.model.parameters())
+    mute = Refresh(Finetune(example_model()), noise=0)  # no gradient reaches what comes before a head of zeros, which has norms
+    with torch.no_grad():
+        mute.model.head.weight.zero_()
+    before = weights_of(mute.model)
+    mute.unlearn(samples())
+    assert torch.equal(before[0], mute.model.stages.layer1.weight) and mute.model.head.bias.isfinite().all()
     assert max(float(weight.detach().abs().max()) for weight in strategy.model.parameters()) < 1e-7  # the noise alone: 1e-8
 
 
@@ -115,7 +121,11 @@ HOSTS = {
     "Replay": Replay,
     "DERpp": DERpp,
     "Finetune with Adam": lambda model: Finetune(model, partial(Adam, lr=1e-3)),
+    "Finetune with momentum": lambda model: Finetune(model, partial(SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)),
     "Joint": Joint,
+    "A-GEM": AGEM,
+    "MIR": lambda model: Replay(model, retrieval="mir"),
+    "nested": lambda model: Refresh(Replay(model), delta=0.0),
 }
 
 
@@ -198,7 +208,9 @@ def test_the_fisher_is_zero_through_the_first_session_and_then_the_last_ones() -
     for name, value in found[1].items():
         torch.testing.assert_close(value, own[0][name])
         torch.testing.assert_close(found[2][name], own[1][name] + 0.25 * own[0][name])
-    assert not Refresh(DERpp(example_model()), fisher_weight=0).fisher
+    without = Refresh(DERpp(example_model()), fisher_weight=0)
+    run(without, example_stream())
+    assert not without.fisher
 
 
 def test_form_paper_ascends_the_whole_loss_through_the_damped_inverse() -> None:
@@ -230,6 +242,39 @@ def test_its_needs_are_those_of_its_base() -> None:
         ValueError, match=r"Refresh needs boundaries, which example hides \(NeedsBoundaries.end handles TaskEnded\)"
     ):
         run(Refresh(NeedsBoundaries(example_model())), hidden)
+
+
+def test_it_follows_its_base_to_another_model_and_says_early_what_cannot_be() -> None:
+    strategy = Refresh(Finetune(example_model()))
+    strategy.base.model = other = example_model(1)
+    assert strategy.model is other
+    normed = nn.Sequential(nn.Flatten(), Floats(), nn.Linear(64, 6), nn.BatchNorm1d(6))
+    with pytest.raises(ValueError, match="batch norm over single values"):
+        run(Refresh(Finetune(normed)), example_stream())
+    run(Refresh(Finetune(normed), fisher_weight=0), example_stream())
+    with pytest.raises(ValueError, match="needs parameters of float32"):
+        run(Refresh(Finetune(nn.Sequential(nn.Flatten(), Floats(), nn.Linear(64, 6).half()))), example_stream())
+
+
+class Floats(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() / 255
+
+
+@pytest.mark.parametrize("net", ["recurrent", "scalar"])
+def test_it_runs_with_recurrent_layers_and_single_numbers(net: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.out, self.scale = nn.GRU(8, 5, batch_first=True), nn.Linear(5, 6), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.gru(x[:, 0].float() / 255)[0][:, -1] if net == "recurrent" else x[:, 0, 0, :5].float() / 255
+            return self.out(hidden) * self.scale
+
+    strategy = Refresh(Replay(Net()))
+    run(strategy, example_stream())
+    assert strategy.fisher["scale"].shape == () and all(value.isfinite().all() for value in strategy.fisher.values())
 
 
 def test_evaluation_stays_one_pass() -> None:
@@ -270,8 +315,8 @@ def test_its_generator_and_fisher_survive_a_checkpoint() -> None:
     [
         ({"delta": -1.0}, "delta must be a number from 0 up, not -1"),
         ({"noise": float("nan")}, "noise must be a number"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"damping": 0.0}, "damping above 0"),
+        ({"steps": 1.5}, "steps must be a whole number of at least 1"),
+        ({"damping": 0.0}, "damping must be above 0"),
         ({"form": "c"}, "form must be released or paper"),
     ],
 )

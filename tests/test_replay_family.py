@@ -91,7 +91,7 @@ def test_der_leaves_out_what_was_not_there_when_it_was_kept() -> None:
         ({"alpha": -1}, "alpha and beta must not be below 0"),
         ({"beta": float("nan")}, "alpha and beta"),
         ({"draws": 3}, "draws must be 1 or 2"),
-        ({"replay_batch": 0}, "replay_batch must be at least 1"),
+        ({"replay_batch": 2.5}, "replay_batch must be a whole number"),
         ({"capacity": 0}, "capacity must be"),
     ],
 )
@@ -170,7 +170,8 @@ def test_agem_keeps_a_sample_of_each_past_task() -> None:
     assert [int((strategy.past.y // 2 == task).sum()) for task in range(3)] == [7, 7, 7]
     rows = {tuple(row.flatten().tolist()) for row in strategy.past.x}
     assert len(rows) == 21  # none twice, though each came in three epochs
-    assert len(strategy.current) == 0
+    run(recurring := AGEM(example_model(), per_task=7), example_stream((0, 1, 0, 1, 0, 1)))
+    assert [int((recurring.past.y // 2 == task).sum()) for task in range(2)] == [7, 7]  # and not more the third time
 
 
 def test_agem_with_a_zero_reference_gradient_takes_the_plain_step() -> None:
@@ -212,6 +213,13 @@ def test_mir_replays_what_a_step_on_the_batch_would_harm_most() -> None:
     chosen = strategy.most_interfered(samples, 2)
     assert sorted(chosen.y.tolist()) == sorted(harm.topk(2).indices.tolist())
     assert torch.equal(flat(strategy.model), flat(example_model()))
+    net = nn.Sequential(example_model().stages, nn.Dropout(0.5), nn.BatchNorm1d(32), nn.Linear(32, 6))
+    noisy = Replay(net, partial(SGD, lr=0.0), retrieval="mir", candidates=6)
+    noisy.memory.add(past)
+    state, buffers = torch.get_rng_state(), [buffer.clone() for buffer in noisy.model.buffers()]
+    chosen = {tuple(noisy.most_interfered(samples, 6).y.tolist()) for _ in range(3)}
+    assert torch.equal(state, torch.get_rng_state()) and all(map(torch.equal, buffers, noisy.model.buffers()))
+    assert len({tuple(sorted(each)) for each in chosen}) == 1  # a step of nothing interferes with nothing
 
 
 def test_mixed_targets_are_shares_of_the_area() -> None:
@@ -263,8 +271,9 @@ def test_options_work_with_convolutions_and_batch_norm(options: dict) -> None:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"memory": "ring"}, "memory must be reservoir or class_balanced"), ({"per_class": 0}, "per_class must be at least 1"),
-     ({"retrieval": "gss"}, "retrieval must be random or mir"), ({"candidates": 0}, "candidates must be at least 1")],
+    [({"memory": "ring"}, "memory must be reservoir or class_balanced"), ({"per_class": 0}, "per_class must be a whole number"),
+     ({"retrieval": "gss"}, "retrieval must be random or mir"), ({"candidates": 0}, "candidates must be a whole number"),
+     ({"retrieval": "mir", "replay_batch": 60}, "mir chooses replay_batch=60 of candidates=50")],
 )  # fmt: skip
 def test_replay_refuses(options: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
