@@ -1,8 +1,8 @@
 """Look at a run in the MLflow UI with headless Chromium: are the forgetting curves there, and do they go down?
 
-`python .ci/browser.py [--keep FOLDER]` plays fine-tuning on digits into a store of its own, starts `mlflow ui` on loopback,
-opens the run's page, and asserts that it shows a chart for the accuracy on each task, and that the curves behind the charts
-fall after their task. The screenshot goes to FOLDER (by default screenshots/, which git ignores).
+`python .ci/browser.py [--keep FOLDER]` plays fine-tuning on digits into a store of its own, interrupted in the third task and
+resumed, starts `mlflow ui` on loopback, opens the run's page, and asserts that it shows a chart for the accuracy on each task, and
+that the curves behind the charts fall after their task. The screenshot goes to FOLDER (by default screenshots/, which git ignores).
 """
 
 from __future__ import annotations
@@ -24,12 +24,29 @@ from clstream.streams import split_digits
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from clstream import run
+from clstream import BatchLearned, Stream, on, run
+from clstream.checkpoint import Checkpointer, newest
 from clstream.models import Mlp
 from clstream.seeds import isolated
 from clstream.tracking import MlflowTracker
 
 TASKS = 5
+
+
+def strategy(stream: Stream) -> Finetune:
+    """Return fine-tuning, the same each time."""
+    with isolated(0, "model"):
+        return Finetune(Mlp(stream.input_shape, stream.classes, (100, 100)))
+
+
+class PowerCut:
+    """Interrupts the run in the middle of the third task."""
+
+    @on(BatchLearned)
+    def cut(self, event: BatchLearned) -> None:
+        """Raise KeyboardInterrupt."""
+        if event.batch.task is not None and event.batch.task.id == 2 and event.batch.epoch == 5:
+            raise KeyboardInterrupt
 
 
 def browser(profile: Path) -> webdriver.Chrome:
@@ -92,10 +109,13 @@ def main() -> None:
         os.chdir(folder)
         store = f"sqlite:///{folder}/mlflow.db"
         stream = split_digits()
-        tracker = MlflowTracker(uri=store)
-        with isolated(0, "model"):
-            model = Mlp(stream.input_shape, stream.classes, (100, 100))
-        run(Finetune(model), stream, tracker)
+        tracker = MlflowTracker(uri=store, folder=folder / "run")
+        try:
+            run(strategy(stream), stream, tracker, Checkpointer(folder / "run", every_batches=40), PowerCut())
+        except KeyboardInterrupt:
+            again = MlflowTracker(uri=store, folder=folder / "run", patient=True)
+            run(strategy(stream), stream, again, Checkpointer(folder / "run"), resume=newest(folder / "run"))
+            assert again.run_id == tracker.run_id, "the resumed run is another one in MLflow"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -131,6 +131,11 @@ class MlflowTracker:
         self.counts: dict[str, float] = {}
 
     @property
+    def experiment_id(self) -> str | None:
+        """The id of the MLflow experiment; None if the server was not asked for it, as where a run goes on."""
+        return None if self.opened is None else self.opened[1]
+
+    @property
     def run_id(self) -> str | None:
         """The id of the MLflow run, of the last one if it is over; None while there is none."""
         return None if self.delivery is None else self.delivery.outbox.run_id
