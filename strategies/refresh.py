@@ -23,6 +23,11 @@ Deviations of "released": the direction is taken from g itself, where the author
 and after a step of 0.01 g: the same but for rounding. f is divided by the number of samples (there: batches times batch size).
 F is renewed at the end of each session, not task, so that no boundaries are needed; with one session a task it is the same. The
 release trains with weight decay 1e-4, its baseline with none: that is the host's optimizer's business here.
+
+Measured around DER++, paired over 5 seeds, with 95 % confidence: Split MNIST -0.001 ± 0.004, with weight decay in both +0.001 ±
+0.004; rotated MNIST +0.000 ± 0.002 (anchors `refresh-derpp-split-mnist`, `refresh-derpp-wd-split-mnist`,
+`refresh-derpp-rotated-mnist`). It costs 46 % of a DER++ run at batch 128 + 128, and 93 % at 10 + 10, where drawing the noise
+takes as long as a backward pass.
 """
 
 from __future__ import annotations
