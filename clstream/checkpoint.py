@@ -33,6 +33,7 @@ from clstream.bus import on
 from clstream.comparing import differing
 from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
 from clstream.folders import FolderError, claimed
+from clstream.params import check_whole
 from clstream.running import OtherRunError, Run
 
 FORMAT = 1
@@ -78,9 +79,7 @@ class Checkpointer:
         share: float = 0.02,
         signals: bool = True,
     ) -> None:
-        for name, value in (("every_batches", every_batches), ("keep", keep)):
-            if value is not None and (not hasattr(value, "__index__") or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        check_whole(1, every_batches=every_batches, keep=keep)
         if every_seconds is not None and not every_seconds > 0:
             raise ValueError(f"every_seconds must be above 0, or None for never, not {every_seconds!r}")
         if not 0 < share <= 1:

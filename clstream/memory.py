@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clstream.params import check_whole
 from clstream.stream import Samples
 
 Ints = npt.NDArray[np.int64]
@@ -149,8 +150,7 @@ class ClassBalanced(Memory):
 
     def __init__(self, capacity: int, per_class: int | None = None) -> None:
         super().__init__(capacity)
-        if per_class is not None and (not hasattr(per_class, "__index__") or per_class < 1):
-            raise ValueError(f"per_class must be a whole number of at least 1, or None, not {per_class!r}")
+        check_whole(1, per_class=per_class)
         self.per_class = per_class
         self._keys = np.full(capacity, np.inf)
         self._labels = np.full(capacity, -1, dtype=np.int64)

@@ -66,10 +66,8 @@ class _Restore:
                 if self._fits(node, old):
                     self.found[number] = old
                 elif "hooks" in node or (node["kind"] == "code" and "text" not in node):
-                    was, now = (
-                        node.get("called") or node.get("class", "a tensor"),
-                        called(old if isinstance(old, CODE) else type(old)),
-                    )
+                    was = node.get("called") or node.get("class", "a tensor")
+                    now = called(old if isinstance(old, CODE) else type(old))
                     raise ValueError(
                         f"the checkpoint expects {was} at {node['origin']} when the run begins, but there is {now}: build the "
                         "strategy as it was built then"

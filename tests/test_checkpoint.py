@@ -587,7 +587,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True, check=False)
     if done.returncode:
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("a disk that is full or read-only takes the right to mount a small one")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
