@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from clstream.engine import Result
 
 FOLDER = "clstream.experiments"
 KINDS = ("published", "reference run", "own")
+METRICS: dict[str, Callable[[Result], float]] = {
+    "average_accuracy": lambda result: result.average_accuracy,
+    "forgetting": lambda result: result.forgetting,
+    "task_average_accuracy": lambda result: metrics.average_accuracy(result.task_accuracy, result.taught),
+    "average_incremental_accuracy": lambda result: metrics.average_incremental_accuracy(result.main, result.taught),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +35,14 @@ class Anchor:
         about: one line on what it shows.
         config: what to run, as `clstream run --config` takes it.
         seeds: how many runs, with which seeds.
-        metric: "average_accuracy", "forgetting", "task_average_accuracy" or "average_incremental_accuracy".
+        metric: one of METRICS.
         expected: the mean that the source reports.
         spread: the standard deviation of a run that the source reports.
         runs: how many runs the source's mean is over.
         source: where the number comes from.
         kind: "published", "reference run" (others' code, or a hand-written loop, run by us) or "own" (clstream, earlier).
         minutes: what it takes on one core, about.
+        also: what the same runs give by other metrics: for each, [expected, spread].
 
     """
 
@@ -49,6 +57,13 @@ class Anchor:
     source: str
     kind: str
     minutes: float
+    also: dict[str, list[float]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Anchor]:
+        """Yield the anchor by each of its metrics, its own first."""
+        yield self
+        for metric, (expected, spread) in self.also.items():
+            yield replace(self, metric=metric, expected=expected, spread=spread, also={})
 
     def interval(self, n: int) -> tuple[float, float]:
         """Return where the mean of `n` more runs lies with 95 % confidence if they come from the source's distribution.
@@ -68,11 +83,7 @@ class Anchor:
 
     def measure(self, result: Result) -> float:
         """Return the anchor's metric of a run."""
-        if self.metric == "task_average_accuracy":
-            return metrics.average_accuracy(result.task_accuracy, result.taught)
-        if self.metric == "average_incremental_accuracy":
-            return metrics.average_incremental_accuracy(result.main, result.taught)
-        return result.forgetting if self.metric == "forgetting" else result.average_accuracy
+        return METRICS[self.metric](result)
 
     def config_file(self) -> Path:
         """Write the config to a temporary file that `clstream run --config` takes, and return its path."""
@@ -101,11 +112,6 @@ def load_anchor(name: str) -> Anchor:
         anchor = Anchor(name=Path(name).stem, **yaml.safe_load(text))
     except (TypeError, yaml.YAMLError) as error:
         raise UsageError(f"the anchor {name} can't be read: {error}") from None
-    if anchor.kind not in KINDS or anchor.metric not in (
-        "average_accuracy",
-        "forgetting",
-        "task_average_accuracy",
-        "average_incremental_accuracy",
-    ):
-        raise UsageError(f"the anchor {name} has an unknown kind or metric: {anchor.kind!r}, {anchor.metric!r}")
+    if anchor.kind not in KINDS or not {anchor.metric, *anchor.also} <= METRICS.keys():
+        raise UsageError(f"the anchor {name} has an unknown kind or metric: {anchor.kind!r}, {[anchor.metric, *anchor.also]}")
     return anchor

@@ -14,6 +14,7 @@ have come after the checkpoint. A strategy or a detector may emit events of its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
     """Anything that happens in a run; subscribe to it to hear everything."""
+
+    def curves(self) -> Mapping[str, float]:
+        """Return numbers for the tracker, by the name of their curve; the newest ones are written at each evaluation."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

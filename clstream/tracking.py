@@ -265,10 +265,11 @@ class MlflowTracker:
 
     @on(events.Event)
     def count_others(self, event: events.Event) -> None:
-        """Count the events that strategies and detectors emit."""
+        """Count the events that strategies and detectors emit, and keep the numbers that these want shown as curves."""
         if type(event) not in _OWN:
             name = f"events/{type(event).__name__}"
             self.counts[name] = self.counts.get(name, 0) + 1
+            self.counts |= event.curves()
 
     @on(events.Evaluated)
     def write(self, event: events.Evaluated) -> None:

@@ -7,5 +7,6 @@ from clstream.strategies.finetune import Finetune
 from clstream.strategies.joint import Joint
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.replay import Replay
+from clstream.strategies.sharp import SHARP
 
-__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay"]
+__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay", "SHARP"]

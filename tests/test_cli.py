@@ -281,8 +281,9 @@ def test_anchors_can_all_be_read_and_parsed() -> None:
     for name in anchor_names():
         anchor = load_anchor(name)
         parse_run(["--config", str(anchor.config_file())])
-        low, high = anchor.interval(len(anchor.seeds))
-        assert low < anchor.expected < high and len(anchor.seeds) >= 3
+        for figure in anchor:
+            low, high = figure.interval(len(anchor.seeds))
+            assert low < figure.expected < high and len(anchor.seeds) >= 3
 
 
 def test_prediction_interval_of_an_anchor() -> None:

@@ -22,6 +22,7 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "blobs, task-IL, uneven": lambda: streams.blobs(tasks=3, scenario="task", validation=0.2),
     "blobs, domain-IL": lambda: streams.blobs(scenario="domain", class_order=3),
     "split_digits": streams.split_digits,
+    "blurry_episodes": lambda: streams.blurry_episodes("digits", epochs=2, validation=0.1),
 }
 if has_mnist():
     STREAMS |= {
