@@ -124,9 +124,11 @@ class Chain:
         """
         found: list[Step] = []
         for layer, outputs in zip(self.layers, units, strict=True):
-            before = found[-1].outputs if found else None
-            spans = None if before is None else torch.arange(layer.span, device=before.device)
-            found.append(Step(outputs, None if before is None or spans is None else (before[:, None] * layer.span + spans).flatten()))
+            if found:
+                spans = torch.arange(layer.span, device=outputs.device)
+                found.append(Step(outputs, (found[-1].outputs[:, None] * layer.span + spans).flatten()))
+            else:
+                found.append(Step(outputs, None))
         return tuple(found)
 
     def along(self, activations: Tensor, path: Path) -> Tensor:
@@ -176,9 +178,7 @@ def _has_units(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv2d, nn.Linear))
 
 
-def _split_head(
-    model: nn.Module, leaves: list[tuple[str, nn.Module]]
-) -> tuple[nn.Module | None, list[tuple[str, nn.Module]]]:
+def _split_head(model: nn.Module, leaves: list[tuple[str, nn.Module]]) -> tuple[nn.Module | None, list[tuple[str, nn.Module]]]:
     """Return the head, and the leaves below it."""
     if isinstance(model, Classifier):
         return model.head, leaves
@@ -212,9 +212,7 @@ def _check(leaves: list[tuple[str, nn.Module]]) -> None:
         raise ValueError("there is no ReLU after the last layer below the head: a chain needs one after each of its layers")
 
 
-def _position(
-    model: nn.Module, cut: str | None, named: list[tuple[str, nn.Module]], leaves: list[tuple[str, nn.Module]]
-) -> int:
+def _position(model: nn.Module, cut: str | None, named: list[tuple[str, nn.Module]], leaves: list[tuple[str, nn.Module]]) -> int:
     """Return how many leaves lie below the cut."""
     names = [name for name, _ in leaves]
 

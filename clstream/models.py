@@ -38,7 +38,7 @@ class Normalise(nn.Module):
             self.register_buffer(name, None if plain else rows.reshape(-1, 1, 1) if rows.dim() else rows, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (n, ...) float32; images of a CPU with the channels last in memory, which its pooling is eight times as fast on."""
+        """Return (n, ...) float32; a CPU's images with the channels last in memory: pooling them is eight times as fast."""
         x = self.normalised(x)
         return _channels_last(x) if x.dim() == 4 and x.device.type == "cpu" else x
 

@@ -32,22 +32,23 @@ class ByHand:
     """SHARP's step on its MNIST network as a careful user would write it, with masks and frozen rows given."""
 
     def __init__(self, masks: list[Tensor], frozen: list[Tensor], alive: Tensor) -> None:
-        self.layers = [nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(784, 500), nn.Linear(500, 500)]
+        made = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(784, 500), nn.Linear(500, 500)
+        self.layers: list[tuple[nn.Parameter, nn.Parameter]] = [tuple(each.parameters()) for each in made]  # type: ignore[misc]
         self.masks = [mask.float()[..., None, None] if number < 2 else mask.float() for number, mask in enumerate(masks)]
         self.frozen, self.alive = frozen, alive.float()
-        self.parameters = list(chain.from_iterable(layer.parameters() for layer in self.layers))
+        self.parameters = list(chain.from_iterable(self.layers))
         self.optimizer = torch.optim.Adadelta(self.parameters, lr=1.0)
 
     def step(self, x: Tensor, y: Tensor, past: Tensor, labels: Tensor) -> Tensor:
         """Take one step on raw images and stored activations."""
-        conv1, conv2, hidden, last = self.layers
+        (w1, b1), (w2, b2), (w3, b3), (w4, b4) = self.layers
         m1, m2, m3, m4 = self.masks
         h = (x.float() / 255 - 0.1307) / 0.3081
-        h = F.max_pool2d(F.relu(F.conv2d(h, conv1.weight * m1, conv1.bias, padding=1)), 2)
-        h = F.max_pool2d(F.relu(F.conv2d(h, conv2.weight * m2, conv2.bias, padding=1)), 2)
+        h = F.max_pool2d(F.relu(F.conv2d(h, w1 * m1, b1, padding=1)), 2)
+        h = F.max_pool2d(F.relu(F.conv2d(h, w2 * m2, b2, padding=1)), 2)
         h = torch.cat([h, past]).flatten(1)
-        h = F.relu(F.linear(h, hidden.weight * m3, hidden.bias))
-        h = F.relu(F.linear(h, last.weight * m4, last.bias)) * self.alive
+        h = F.relu(F.linear(h, w3 * m3, b3))
+        h = F.relu(F.linear(h, w4 * m4, b4)) * self.alive
         z, labels = F.normalize(h, dim=1), torch.cat([y, labels])
         similar = z @ z.T / 0.1
         itself = torch.eye(len(z), dtype=torch.bool)
@@ -56,9 +57,10 @@ class ByHand:
         loss = -((log * same).sum(1) / same.sum(1)).mean()
         self.optimizer.zero_grad()
         loss.backward()
-        for layer, frozen in zip(self.layers, self.frozen, strict=True):
-            layer.weight.grad[frozen] = 0  # type: ignore[index]
-            layer.bias.grad[frozen] = 0  # type: ignore[index]
+        for parameters, frozen in zip(self.layers, self.frozen, strict=True):
+            for each in parameters:
+                assert each.grad is not None
+                each.grad[frozen] = 0
         self.optimizer.step()
         return loss.detach()
 
@@ -85,7 +87,7 @@ class Clock:
 class Timed(SHARP):
     """SHARP with a clock around what it does between batches."""
 
-    not_state = ("clock",)
+    not_state: tuple[str, ...] = ("clock",)
     clock = Clock()
 
     @on(EpochStarted)
@@ -113,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     stream = split_mnist(epochs=options.epochs, batch_size=BATCH, validation=0.01, root=options.data_root)
     with isolated(0, "model"):
-        own = Timed(MnistLike(stream.input_shape, stream.classes, mean=0.1307, std=0.3081))
+        own = Timed(MnistLike((1, 28, 28), stream.classes, mean=0.1307, std=0.3081))
     run(own, stream, own.clock, max_sessions=2)
     clock = own.clock
     whole = clock.learning + clock.boundaries + clock.ends
@@ -123,7 +125,8 @@ def main() -> None:
     print(f"units that are not idle: {living}")
 
     samples = stream.tasks[2].train[:BATCH]
-    own.short = ShortTerm(torch.tensor([2, 3]), torch.tensor([2, 2]), torch.tensor([25, 25]), *quantise(torch.rand(2, 25, 16, 7, 7)))
+    stored = quantise(torch.rand(2, 25, 16, 7, 7))
+    own.short = ShortTerm(torch.tensor([2, 3]), torch.tensor([2, 2]), torch.tensor([25, 25]), *stored)
     own.forget()
     hand = ByHand(own.masks, own.frozen, own.ranks[-1] > 0)
     past, labels = torch.rand(BATCH, 16, 7, 7), torch.arange(BATCH) % 2 + 2

@@ -22,8 +22,8 @@ end        promote  ranks above 0 rise by 1
                     of the m episodes before get theirs anew from their stored activations, until all their units are frozen
 answer     the k nearest exemplars vote; the distance to each is measured within the units of its class, at unit length
 
-`scores` are votes, plus a part below 1 that falls with the distance to the nearest exemplar of the class: it breaks ties, and orders
-classes without votes. With the task given, only exemplars of its classes vote.
+`scores` are votes, plus a part below 1 that falls with the distance to the nearest exemplar of the class: it breaks ties, and
+orders classes without votes. With the task given, only exemplars of its classes vote.
 
 Deviations: the batch that an epoch ends with is learned too, however small (there: dropped). Ties go to the nearer class (there: to
 the smaller label). Absent connections are zeros in the weights, and the gradient's mask keeps them so (there: the mask is applied
@@ -204,7 +204,7 @@ class SHARP(Strategy):
 
     """
 
-    not_state = ("chain", "path", "gates", "replayed")
+    not_state: tuple[str, ...] = ("chain", "path", "gates", "replayed")
 
     def __init__(
         self,
@@ -279,9 +279,8 @@ class SHARP(Strategy):
     def begin(self, event: RunStarted) -> None:
         """Learn how many classes there are, and put what is known of the units where the weights are."""
         self.classes = max(self.classes, event.stream.classes)
-        for name in ("masks", "ranks", "frozen"):
-            placed = [each.to(layer.module.weight.device) for each, layer in zip(getattr(self, name), self.chain.layers, strict=True)]
-            setattr(self, name, placed)
+        for tensors in (self.masks, self.ranks, self.frozen):
+            tensors[:] = [each.to(layer.module.weight.device) for each, layer in zip(tensors, self.chain.layers, strict=True)]
         self.forget()
 
     @on(SessionStarted)
@@ -391,7 +390,7 @@ class SHARP(Strategy):
                 if weight.requires_grad:
                     self.gates.append(_like(mask & ~frozen[:, None], weight).to(weight.dtype).expand_as(weight).contiguous())
                     self.gates += [] if bias is None else [(~frozen).to(bias.dtype)]
-        torch._foreach_mul_([each.grad for each in self.chain.parameters() if each.requires_grad], self.gates)
+        torch._foreach_mul_([each.grad for each in self.chain.parameters() if each.grad is not None], self.gates)
 
     # the end of an episode
 
@@ -500,7 +499,7 @@ class SHARP(Strategy):
             kept = kept.where(torch.isin(kept.labels, torch.tensor(task.classes)))
         if kept is None or not len(kept.labels):
             return scores
-        classes, n, width = kept.exemplars.shape
+        classes, n = kept.exemplars.shape[:2]
         unit = nn.functional.normalize(kept.exemplars * kept.units[:, None], dim=2)
         absent = (torch.arange(n) >= kept.count[:, None]).to(x.device)
         votes = min(self.neighbours, int(kept.count.sum()))

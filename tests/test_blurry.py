@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from clstream.streams.blurry import episodes
 
 from clstream import streams
-from clstream.streams.blurry import episodes
 
 
 def test_slots_are_filled_as_the_rule_says() -> None:

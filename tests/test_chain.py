@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clstream.chain import Chain
-from clstream.models import ConvNet, MnistLike, Mlp, SlimResNet18, VggSmall
+from clstream.models import ConvNet, Mlp, MnistLike, SlimResNet18, VggSmall
 
 
 def layers(model: nn.Module, cut: str | None = None) -> list[tuple[str, int, int, bool, int]]:
