@@ -299,17 +299,20 @@ def test_ctrl_c_ends_cleanly_and_keeps_what_was_measured(own: Path) -> None:
     with subprocess.Popen(
         command, cwd=own, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
-        client = MlflowClient(f"sqlite:///{own}/mlflow.db")
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            experiment = client.get_experiment_by_name("clstream")
-            runs = client.search_runs([experiment.experiment_id]) if experiment else []
-            if runs:
-                break
-            time.sleep(0.2)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        try:
+            client = MlflowClient(f"sqlite:///{own}/mlflow.db")
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                experiment = client.get_experiment_by_name("clstream")
+                runs = client.search_runs([experiment.experiment_id]) if experiment else []
+                if runs:
+                    break
+                time.sleep(0.2)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()  # if it has not ended by itself
     assert process.returncode == 130
     assert "Traceback" not in error and "stopped" in error
     assert client.get_run(runs[0].info.run_id).info.status == "KILLED"
