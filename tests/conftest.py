@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from clstream import Strategy
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; the processes of tests are to hear theirs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def has_mnist() -> bool:
