@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import CodeType, MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from clstream.models import grow_heads
 from clstream.params import Recorded
 from clstream.state import held
 from clstream.stream import Batch, Samples, Task
+
+if TYPE_CHECKING:
+    from clstream.regulariser import Regulariser
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -41,6 +44,12 @@ class Strategy(Emitter, Recorded):
 
     parts: tuple[object, ...] = ()
     """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
+
+    regularisers: tuple[Regulariser, ...] = ()
+    """What `carry` was given: their penalties are part of what a step minimises."""
+
+    rehearsal_free: bool = False
+    """Whether it says that nothing of a session's inputs is in it when the session is over; then the contract checks it."""
 
     exempt: Mapping[str, str] = MappingProxyType({})
     """Checks of the contract (`clstream.checks`) that this strategy can't meet, by name, each with the reason."""
@@ -83,9 +92,33 @@ class Strategy(Emitter, Recorded):
         """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
         return F.cross_entropy(self.logits(samples), samples.y)
 
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of."""
+        return F.cross_entropy(self.own_heads(outputs, y), y, reduction="none")
+
+    def carry(self, *regularisers: Regulariser) -> None:
+        """Add regularisers: they hear the run as parts do, and each step minimises their penalties too.
+
+        Raises TypeError, ValueError if they don't fit this strategy.
+        """
+        learn = inspect.unwrap(type(self).learn)
+        if learn is not inspect.unwrap(Strategy.learn) and not {"objective", "learn"} & _names(learn.__code__):
+            raise TypeError(f"{type(self).__name__}.learn doesn't minimise self.objective, so it can't carry regularisers")
+        for each in regularisers:
+            each.attach(self)
+        self.regularisers = (*self.regularisers, *regularisers)
+        self.parts = (*self.parts, *regularisers)
+
+    def objective(self, samples: Samples) -> Tensor:
+        """Return the loss, and the penalties of what is carried: what one step minimises."""
+        loss = self.loss(samples)
+        for each in self.regularisers:
+            loss = loss + each.penalty(samples)
+        return loss
+
     def learn(self, batch: Batch) -> Tensor:
         """Take one step on a batch of the stream, and return its loss: a detached scalar."""
-        loss = self.loss(batch.samples)
+        loss = self.objective(batch.samples)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -147,6 +180,11 @@ def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
         for need, reason in needs(part).items():
             found.setdefault(need, reason)
     return found
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names of attributes and globals that a function's code has."""
+    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
 def _reads_task(code: CodeType) -> bool:

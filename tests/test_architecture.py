@@ -20,7 +20,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
     ("events",),
     ("bus",),
     ("strategy",),
-    ("evaluation",),
+    ("evaluation", "regulariser", "rehearsal_free"),
     ("fits", "running", "engine"),
     ("__init__",),
     ("store", "tracking", "checkpoint", "folders", "checks", "progress", "outbox", "eventlog"),

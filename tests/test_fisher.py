@@ -184,7 +184,7 @@ def test_frozen_parameters_are_left_out_and_chunks_make_no_difference() -> None:
 
 def test_odd_requests_are_refused() -> None:
     model = NETS["linear"]().double()
-    with pytest.raises(ValueError, match="kind must be one of empirical, weighted, sampled, not 'exact'"):
+    with pytest.raises(ValueError, match="kind must be one of empirical, weighted, sampled, predicted, not 'exact'"):
         diagonal_fisher(model, samples(), "exact")
     with pytest.raises(ValueError, match="the Fisher of no samples is not defined"):
         diagonal_fisher(model, samples()[:0])
