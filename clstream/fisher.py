@@ -94,10 +94,10 @@ def batch_fisher(
     model: nn.Module,
     samples: Samples | Subset,
     batch_size: int,
-    losses: Losses,
     kind: str = "empirical",
     augment: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
+    losses: Losses | None = None,
     competing: Losses | None = None,
 ) -> dict[str, Tensor]:
     """Return, by name, what many codes take for the diagonal Fisher: squares of the gradients of whole batches.
@@ -113,6 +113,7 @@ def batch_fisher(
     """
     if kind not in ("empirical", "sampled", "predicted"):
         raise ValueError(f"kind must be empirical, sampled or predicted, not {kind!r}")
+    losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     device = next(iter(weights.values())).device
     found = {name: torch.zeros_like(weight) for name, weight in weights.items()}

@@ -65,9 +65,8 @@ class Quadratic(Regulariser):
         """Find the weights."""
         super().attach(host)
         self.weights = matching(host.model, self.parameters)
-        if isinstance(self.strength, Mapping):
-            if odd := sorted({*self.strength} ^ {*self.weights}):
-                raise ValueError(f"strength must have one tensor for each held weight, and no other: see {', '.join(odd[:3])}")
+        if isinstance(self.strength, Mapping) and (odd := sorted({*self.strength} ^ {*self.weights})):
+            raise ValueError(f"strength must have one tensor for each held weight, and no other: see {', '.join(odd[:3])}")
 
     @on(RunStarted)
     def let_go(self, event: RunStarted) -> None:

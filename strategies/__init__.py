@@ -1,4 +1,4 @@
-"""The methods: one file each, readable top to bottom against its paper. Regularisers lie with the strategies that are made of them."""
+"""The methods: one file each, readable top to bottom against its paper; the regularisers that some are made of lie with them."""
 
 from clstream.strategies.agem import AGEM
 from clstream.strategies.der import DER, DERpp

@@ -14,10 +14,11 @@ one, which is the same sum exactly, in constant memory. No 1/2 as in Kirkpatrick
 "sampled"     the same with a label drawn from the model's answer: the Fisher itself, without bias
 "empirical"   the same with the true label
 fisher_batch  a number: squares of the mean gradient of batches of so many samples, times their number. Smith et al.'s research code
-              has it with true labels and batches of the stream's size (and a penalty with 1/2, at 10); Avalanche's EWC without the factor
+              has it with true labels and batches of the stream's size (and a penalty with 1/2, at 10); Avalanche's EWC without the
+              factor
 
-F is of the strategy's own classification loss: over the outputs that compete, and of its form; with `LwF`, of the new classes alone.
-With several sessions a task, F_t is the mean over samples of what each session gave while it was there.
+F is of the strategy's own classification loss: over the outputs that compete, and in its form; with `LwF`'s forms of sigmoids, over
+the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave while it was there.
 
 Measured: see `docs/rehearsal-free.md`; against Avalanche's EWC: `experiments/oracle_avalanche.py`.
 """
@@ -90,11 +91,11 @@ class EWCPenalty(Quadratic):
             weight.requires_grad_(name in self.weights)
         device = next(iter(self.weights.values())).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
-            asked = {"kind": self.fisher, "augment": host.augment, "generator": self.random, "competing": host.own_heads}
+            asked = self.fisher, host.augment, self.random, host.losses, host.own_heads
             if self.fisher_batch is None:
-                found = diagonal_fisher(model, samples, losses=host.losses, **asked)
+                found = diagonal_fisher(model, samples, *asked)
             else:
-                found = batch_fisher(model, samples, self.fisher_batch, host.losses, **asked)
+                found = batch_fisher(model, samples, self.fisher_batch, *asked)
         n, before = len(samples), self.samples
         for name, new in found.items():
             old = padded(self.fresh[name], new) if before else torch.zeros_like(new)

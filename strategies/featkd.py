@@ -1,7 +1,7 @@
 """FeatKD: features of new samples are held near those of a frozen copy of the network.
 
-Smith, Tian, Halbe, Hsu, Kira 2023, "A Closer Look at Rehearsal-Free Continual Learning" (after Jung et al. 2016). It is a regulariser
-for any strategy whose model has `features`: `Regularised(LwF(model), [FeatKDPenalty()])` is the paper's FeatKD + PredKD,
+Smith, Tian, Halbe, Hsu, Kira 2023, "A Closer Look at Rehearsal-Free Continual Learning". It is a regulariser for any strategy whose
+model has `features`: `Regularised(LwF(model), [FeatKDPenalty()])` is the paper's PredKD + FeatKD, and
 `Regularised(LwF(model, form="bce_local"), [FeatKDPenalty()])` its FeatKD (BCE). Form implemented, as the authors' research code:
 
     loss + strength * mean over samples and features of (f(x) - f'(x))^2
@@ -10,8 +10,8 @@ f the penultimate features, f' those of the network as the last task left it; in
 features are held there (`from_start=False`: from the second task on). Paper, as summarised: a squared norm at a layer, no mean. The
 code has strength 5 on CIFAR-100, 1 on TinyImageNet.
 
-Deviation: inputs are augmented once more, the same for both networks, and go through the network once more; with dropout or batch norm
-in training mode that draws and counts again. Where neither is there it is the code's loss and gradient.
+Deviation: inputs are augmented once more, the same for both networks, and go through the network once more; with dropout, or batch
+norm in training mode, that draws and counts again. Where neither is there it is the code's loss and gradient.
 """
 
 from __future__ import annotations

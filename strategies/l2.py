@@ -5,8 +5,8 @@ Continual Learning", where it beats EWC from a pre-trained start. Form implement
 
     loss + strength * sum over the held weights of (w - anchor)^2
 
-The anchor is single: the weights at the end of the last task. A sum, not a mean, and no 1/2, as in both codes: so the right strength
-depends on the number of weights. What the papers do differently is options:
+The anchor is single: the weights at the end of the last task. A sum, not a mean, and no 1/2, as in both codes, so the right
+strength depends on the number of weights. What the papers do differently is options:
 
                   Smith et al. (the authors' research code)      Hsu et al. (their code)
 from_start        True: the first task has the initial anchor    False: held from the second task on

@@ -5,18 +5,18 @@ Halbe, Hsu, Kira 2023, "A Closer Look at Rehearsal-Free Continual Learning". The
 evaluation mode, asked about the same augmented inputs. With o and o' the outputs of network and teacher for old classes, B samples,
 K_old old classes, K_new of this task, K both:
 
-bce_kd        bce_scale * mean over B x K of BCE(sigmoid(o), u): u is sigmoid(o') for old, the one-hot label for new classes; default
-bce_balanced  N K_new / K + O K_old / K: O the mean over B x K_old of BCE(sigmoid(o), sigmoid(o')); N that over B x C, C = K_new, of the
-              new classes' BCE with weight 1 / C where the target is 0, times 2 C / (1 + 1 / C). No bce_scale. In the first task N alone
+bce_kd        bce_scale * mean over B x K of BCE(sigmoid(o), u), u = sigmoid(o') for old classes, the one-hot label for new; default
+bce_balanced  N K_new / K + O K_old / K: O the mean over B x K_old of BCE(sigmoid(o), sigmoid(o')); N that over B x C, C = K_new, of
+              the new classes' BCE, weighing 1 / C where the target is 0, times 2 C / (1 + 1 / C). No bce_scale. The first task: N
 softmax_kd    weight * cross-entropy over K + alpha * sum over the old heads of CE(softmax(o' / T), softmax(o / T)), no factor T^2
 
 The forms without a teacher (`RehearsalFree`: softmax, masked_ce, bce_local, ...) are the rows of that paper without PredKD. In the
 first task bce_kd is bce_local, softmax_kd is softmax. `alpha` and `weight` may be lists, a value for each task.
 
-Paper and code: the paper's form, as summarised, is a cross-entropy of predictions realised as LwF.MC; the research code of the same
-group has bce_kd at scale 5 (2022), sum over classes / B (early 2022: `bce_scale=None`) or 1 (later). Regularisers weigh against it, so
-their strengths belong to a scale. Own choice: where a class is old and new (domain-IL, recurring tasks), it counts in both parts, and K
-is K_old + K_new. On a task-incremental stream each past task is a head of softmax_kd, and the sum is over them (Li & Hoiem).
+Paper and code: the paper's form, as summarised, is a cross-entropy of predictions, realised as LwF.MC. The research code of its
+authors has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=None`) or at 1 (later). Regularisers weigh against
+it, so their strengths belong to a scale. Own choice: a class that is old and new (domain-IL, recurring tasks) counts in both parts,
+and K is K_old + K_new. On a task-incremental stream each past task is a head of softmax_kd, and the sum is over them (Li & Hoiem).
 
 Measured: see `docs/rehearsal-free.md`; against Avalanche's LwF: `experiments/oracle_avalanche.py`.
 """

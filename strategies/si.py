@@ -7,8 +7,8 @@ adds to each held weight's path integral, and the task's end turns it into impor
     Omega <- Omega + omega / (Dw^2 + damping)        Dw what the task did; then omega <- 0
     loss + strength * sum of Omega (w - anchor)^2    anchor the weights at the last task's end; from the second task on
 
-No 1/2, as in the paper. Two things are read differently in codes, and are options: whether g is of the loss alone (`gradient="loss"`:
-the paper, Hsu et al. 2018) or of all that the step minimises, SI's own penalty too ("objective": Avalanche, Mammoth); and whether
+No 1/2, as in the paper. Two things are read differently in codes, and are options: whether g is of the loss alone
+(`gradient="loss"`: Hsu et al. 2018) or of all that the step minimises, SI's own penalty too ("objective": Avalanche); and whether
 Omega is cut off above (`most`: Avalanche does so at 0.001, after Maltoni & Lomonaco 2018, and halves its penalty). Omega can be
 negative where noise led uphill; it is left so, as in these codes. Penalties of other regularisers count as loss.
 
