@@ -37,7 +37,7 @@ class UsageError(ValueError):
 def names(kind: str) -> list[str]:
     """Return the names of the streams, strategies or models that come with clstream and can be had by name alone."""
     place = importlib.import_module(PLACES[kind])
-    given = {"model", "base", "input_shape", "classes", "file"}  # to a strategy or model, by us; to `recorded`, with its name
+    given = {"model", "base", "regularisers", "input_shape", "classes", "file"}  # by us, with a wrapper's or a recording's name
     return sorted(name for name in place.__all__ if not set(required(getattr(place, name))) - given)
 
 

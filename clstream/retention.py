@@ -77,7 +77,7 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
 def found_in(root: object, inputs: Tensor, model: nn.Module | None = None) -> str | None:
     """Return the path of the first tensor below an object that holds one of (n, *input_shape) raw inputs; None if none does.
 
-    A tensor is read in rows of the size of an input: one as it came, divided by 255, normalised by the inputs' own mean and deviation,
+    A tensor is read in rows of the size of an input: one as it came, divided by 255, normalised by the inputs' mean and deviation,
     or as the model's stage `input` gives it.
     """
     raw = inputs.flatten(1).double().cpu()
