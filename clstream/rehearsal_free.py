@@ -102,7 +102,7 @@ class RehearsalFree(Strategy):
 
     def silenced(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the outputs, with all but those for some labels silenced; of no labels, as they are."""
-        if self.form == "softmax_all" or not len(labels):
+        if self.form.startswith("softmax_all") or not len(labels):
             return outputs
         silent = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
         silent[labels] = False

@@ -9,6 +9,7 @@ bce_kd        bce_scale * mean over B x K of BCE(sigmoid(o), u), u = sigmoid(o')
 bce_balanced  N K_new / K + O K_old / K: O the mean over B x K_old of BCE(sigmoid(o), sigmoid(o')); N that over B x C, C = K_new, of
               the new classes' BCE, weighing 1 / C where the target is 0, times 2 C / (1 + 1 / C). No bce_scale. The first task: N
 softmax_kd    weight * cross-entropy over K + alpha * sum over the old heads of CE(softmax(o' / T), softmax(o / T)), no factor T^2
+softmax_all_kd  the same with cross-entropy over all outputs, also of classes that never came, as many codes have it
 
 The forms without a teacher (`RehearsalFree`: softmax, masked_ce, bce_local, ...) are the rows of that paper without PredKD. In the
 first task bce_kd is bce_local, softmax_kd is softmax. `alpha` and `weight` may be lists, a value for each task.
@@ -44,15 +45,15 @@ class LwF(RehearsalFree):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
-        form: "bce_kd", "bce_balanced", "softmax_kd", or one of `RehearsalFree`, which have no teacher.
-        alpha: weight of the distillation in form softmax_kd; of a list each task takes one, and the last one goes on.
-        weight: of the classification loss in form softmax_kd; likewise.
-        temperature: T of form softmax_kd.
+        form: "bce_kd", "bce_balanced", "softmax_kd", "softmax_all_kd", or one of `RehearsalFree`, which have no teacher.
+        alpha: weight of the distillation in forms of softmax; of a list each task takes one, and the last one goes on.
+        weight: of the classification loss in forms of softmax; likewise.
+        temperature: T of the forms of softmax.
         bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
 
     """
 
-    forms = (*FORMS, "bce_kd", "bce_balanced", "softmax_kd")
+    forms = (*FORMS, "bce_kd", "bce_balanced", "softmax_kd", "softmax_all_kd")
 
     def __init__(
         self,
