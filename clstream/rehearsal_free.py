@@ -108,10 +108,10 @@ class RehearsalFree(Strategy):
         silent[labels] = False
         return outputs.masked_fill(silent, float("-inf"))
 
-    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def sample_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return (n,), the classification loss of each of (n, classes) outputs."""
         if not self.form.startswith("bce"):
-            return super().losses(outputs, y)
+            return super().sample_losses(outputs, y)
         labels = self.new if self.form == "bce_local" else self.seen
         terms = binary(outputs[:, labels], one_hot(y, labels, outputs))
         return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
@@ -120,7 +120,7 @@ class RehearsalFree(Strategy):
         """Return the mean classification loss."""
         if not self.form.startswith("bce"):
             return super().loss(samples)
-        return self.losses(self.outputs(samples), samples.y).mean()
+        return self.sample_losses(self.outputs(samples), samples.y).mean()
 
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Return (n, classes), -inf for classes that have not come."""

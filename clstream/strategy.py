@@ -92,7 +92,7 @@ class Strategy(Emitter, Recorded):
         """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
         return F.cross_entropy(self.logits(samples), samples.y)
 
-    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def sample_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of."""
         return F.cross_entropy(self.own_heads(outputs, y), y, reduction="none")
 

@@ -91,7 +91,7 @@ class EWCPenalty(Quadratic):
             weight.requires_grad_(name in self.weights)
         device = next(iter(self.weights.values())).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
-            asked = self.fisher, host.augment, self.random, host.losses, host.own_heads
+            asked = self.fisher, host.augment, self.random, host.sample_losses, host.own_heads
             if self.fisher_batch is None:
                 found = diagonal_fisher(model, samples, *asked)
             else:

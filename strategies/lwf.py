@@ -95,10 +95,10 @@ class LwF(RehearsalFree):
         elif not any(torch.equal(self.new, labels) for labels in self.past):
             self.past = [*self.past, self.new]
 
-    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def sample_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return (n,), the classification loss by itself, without a teacher: in the forms of sigmoids of the new classes."""
         if self.form not in ("bce_kd", "bce_balanced"):
-            return super().losses(outputs, y)
+            return super().sample_losses(outputs, y)
         terms = binary(outputs[:, self.new], one_hot(y, self.new, outputs))
         return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
 
