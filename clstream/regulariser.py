@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from clstream.bus import on
 from clstream.events import RunStarted
+from clstream.models import GrowingHead
 from clstream.params import Recorded
 from clstream.strategy import Strategy
 from clstream.stream import Samples
@@ -65,8 +66,16 @@ class Quadratic(Regulariser):
         """Find the weights."""
         super().attach(host)
         self.weights = matching(host.model, self.parameters)
-        if isinstance(self.strength, Mapping) and (odd := sorted({*self.strength} ^ {*self.weights})):
+        if not isinstance(self.strength, Mapping):
+            return
+        if odd := sorted({*self.strength} ^ {*self.weights}):
             raise ValueError(f"strength must have one tensor for each held weight, and no other: see {', '.join(odd[:3])}")
+        heads = [module for module in host.model.modules() if isinstance(module, GrowingHead)]
+        grown = {id(weight): (head.classes, *weight.shape[1:]) for head in heads for weight in head.parameters()}
+        for name, weight in self.weights.items():
+            given, there = tuple(self.strength[name].shape), grown.get(id(weight), tuple(weight.shape))
+            if len(given) > len(there) or any(n not in (1, m) for n, m in zip(given[::-1], there[::-1], strict=False)):
+                raise ValueError(f"the strength of {name} is {given}, which doesn't broadcast to {there}")
 
     @on(RunStarted)
     def let_go(self, event: RunStarted) -> None:

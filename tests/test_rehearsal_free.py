@@ -318,6 +318,12 @@ def test_each_weight_may_have_a_strength_of_its_own() -> None:
     assert not strategy.model.head.bias.grad.any() and strategy.model.stages.layer1.weight.grad.all()
     with pytest.raises(ValueError, match=r"one tensor for each held weight, and no other: see head\.bias"):
         L2(example_model(), strength={name: torch.tensor(1.0) for name in names if name != "head.bias"})
+    for odd in (torch.ones(3, 32), torch.ones(2, 2), torch.ones(1, 6, 32)):
+        with pytest.raises(ValueError, match=r"the strength of head\.weight is \(.*\), which doesn't broadcast to \(6, 32\)"):
+            L2(example_model(), strength=alike | {"head.weight": odd})
+    growing = L2(example_model(head="growing"), partial(SGD, lr=0.05), strength=alike | {"head.weight": torch.rand(6, 1)})
+    run(growing, example_stream())
+    assert growing.regularisers[0].penalty(GIVEN).isfinite()
     whole = EWC(example_model(), strength={name: torch.tensor(2.0) for name in names})
     number = EWC(example_model(), strength=2.0)
     for each in (whole, number):
