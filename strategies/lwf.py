@@ -9,6 +9,7 @@ bce_kd        bce_scale * mean over B x K of BCE(sigmoid(o), u), u = sigmoid(o')
 bce_balanced  N K_new / K + O K_old / K: O the mean over B x K_old of BCE(sigmoid(o), sigmoid(o')); N that over B x C, C = K_new, of
               the new classes' BCE, weighing 1 / C where the target is 0, times 2 C / (1 + 1 / C). No bce_scale. The first task: N
 softmax_kd    weight * cross-entropy over K + alpha * sum over the old heads of CE(softmax(o' / T), softmax(o / T)), no factor T^2
+              with `distil="seen"` the softmax of o is over K, and the teacher's answer for new classes is 0
 softmax_all_kd  the same with cross-entropy over all outputs, also of classes that never came, as many codes have it
 
 The forms without a teacher (`RehearsalFree`: softmax, masked_ce, bce_local, ...) are the rows of that paper without PredKD. In the
@@ -49,6 +50,7 @@ class LwF(RehearsalFree):
         alpha: weight of the distillation in forms of softmax; of a list each task takes one, and the last one goes on.
         weight: of the classification loss in forms of softmax; likewise.
         temperature: T of the forms of softmax.
+        distil: "old" or "seen": the outputs that compete in the distillation of the forms of softmax.
         bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
 
     """
@@ -63,6 +65,7 @@ class LwF(RehearsalFree):
         alpha: float | list[float] = 1.0,
         weight: float | list[float] = 1.0,
         temperature: float = 2.0,
+        distil: str = "old",
         bce_scale: float | None = 5.0,
         bn_mode: str = "eval",
         renew_optimizer: bool = False,
@@ -70,10 +73,12 @@ class LwF(RehearsalFree):
         super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a number above 0, not {temperature}")
+        if distil not in ("old", "seen"):
+            raise ValueError(f"distil must be old or seen, not {distil!r}")
         for name, given in (("alpha", alpha), ("weight", weight)):
             if not (values := given if isinstance(given, list) else [given]) or not all(0 <= v < float("inf") for v in values):
                 raise ValueError(f"{name} must be a number from 0 up, or a list of some, not {given}")
-        self.alpha, self.weight, self.temperature = alpha, weight, temperature
+        self.alpha, self.weight, self.temperature, self.distil = alpha, weight, temperature, distil
         self.teacher: nn.Module | None = None
         self.past: list[Tensor] = []  # the labels of each head that the teacher knows
         self.tasks = 0  # that are over
@@ -116,7 +121,9 @@ class LwF(RehearsalFree):
             return self.balanced(outputs, before, samples.y)
         loss = turn(self.weight, self.tasks) * F.cross_entropy(self.own_heads(outputs, samples.y), samples.y)
         if before is not None:
-            loss = loss + turn(self.alpha, self.tasks) * softened(outputs, before, self.past, self.temperature)
+            whole = self.distil == "seen" and self.heads is None
+            kept = [softened(outputs, before, each, self.seen if whole else each, self.temperature) for each in self.past]
+            loss = loss + turn(self.alpha, self.tasks) * torch.stack(kept).sum()
         return loss
 
     def distilled(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
@@ -138,13 +145,11 @@ class LwF(RehearsalFree):
         return loss * (new / (new + old)) + kept * (old / (new + old))
 
 
-def softened(outputs: Tensor, before: Tensor, heads: list[Tensor], temperature: float) -> Tensor:
-    """Return the cross-entropy of softened outputs with a teacher's: summed over outputs and heads, mean over samples."""
-    total = outputs.new_zeros(())
-    for labels in heads:
-        targets = (before[:, labels] / temperature).softmax(1)
-        total = total - (targets * (outputs[:, labels] / temperature).log_softmax(1)).sum(1).mean()
-    return total
+def softened(outputs: Tensor, before: Tensor, labels: Tensor, competing: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy of softened outputs with a teacher's for some labels, among those that compete: mean over samples."""
+    targets = (before[:, labels] / temperature).softmax(1)
+    whole = (outputs[:, competing] / temperature).logsumexp(1, keepdim=True)
+    return (targets * (whole - outputs[:, labels] / temperature)).sum(1).mean()
 
 
 def turn(values: float | list[float], number: int) -> float:

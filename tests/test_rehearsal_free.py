@@ -146,6 +146,15 @@ def test_new_task_only_losses_leave_old_outputs_alone(form: str) -> None:
     assert not strategy.model.rows.grad[:, :3].any() and strategy.model.rows.grad[:, 3:].all()
 
 
+def test_distillation_may_be_among_all_outputs_that_have_come() -> None:
+    strategy = lwf("softmax_kd", weight=0.0, distil="seen")
+    targets = torch.cat([(BEFORE[:, :3] / 2).softmax(1), torch.zeros(2, 2)], 1)
+    expected = -(targets * (O / 2).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(strategy.loss(GIVEN), expected)
+    with pytest.raises(ValueError, match="distil must be old or seen"):
+        lwf("softmax_kd", distil="new")
+
+
 def test_a_task_incremental_stream_distils_head_by_head() -> None:
     strategy = lwf("softmax_kd", alpha=1.0)
     strategy.heads = torch.block_diag(torch.ones(1, 1), torch.ones(2, 2), torch.ones(2, 2)).bool()
@@ -450,7 +459,7 @@ def test_l2_has_no_anchor_in_the_first_task_if_it_is_to_have_none() -> None:
         (lambda: SI(example_model(), damping=0.0), "damping must be a number above 0"),
         (lambda: SI(example_model(), gradient="all"), "gradient must be loss or objective"),
         (lambda: SI(example_model(), most=0.0), "most must be above 0"),
-        (lambda: LwF(example_model(), form="kd"), "form must be one of softmax, .*, softmax_kd, not 'kd'"),
+        (lambda: LwF(example_model(), form="kd"), r"form must be one of softmax, .*, softmax_all_kd, not 'kd'"),
         (lambda: L2(example_model(), form="bce_kd"), "form must be one of softmax, softmax_all"),
         (lambda: LwF(example_model(), alpha=[1.0, -1.0]), "alpha must be a number from 0 up, or a list"),
         (lambda: LwF(example_model(), weight=[]), "weight must be a number from 0 up, or a list"),
