@@ -146,7 +146,7 @@ class LwF(RehearsalFree):
 
 
 def softened(outputs: Tensor, before: Tensor, labels: Tensor, competing: Tensor, temperature: float) -> Tensor:
-    """Return the cross-entropy of softened outputs with a teacher's for some labels, among those that compete: mean over samples."""
+    """Return the cross-entropy of softened outputs with a teacher's for some labels: the mean over samples."""
     targets = (before[:, labels] / temperature).softmax(1)
     whole = (outputs[:, competing] / temperature).logsumexp(1, keepdim=True)
     return (targets * (whole - outputs[:, labels] / temperature)).sum(1).mean()
