@@ -125,7 +125,8 @@ class Parser(ArgumentParser):
             near = nearest(refused[1], known) or f": it has {', '.join(known)}"
             return f"{paths[-1].rpartition('.')[2]} has no option {refused[1]!r}{near}"
         if absent := re.search(r"Expected a dot import path string: (\w+)", message):
-            known = names("strategy") + [name for name, found in vars(torch.optim).items() if isinstance(found, type)]
+            ours = {name: found for name, found in vars(importlib.import_module(PLACES["strategy"])).items() if name[0] != "_"}
+            known = [name for name, found in {**ours, **vars(torch.optim)}.items() if isinstance(found, type)]
             key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
             return f"--{key}: there is no {absent[1]!r}{nearest(absent[1], known)}"
         keys = re.findall(r'Parser key "([\w.]+)"', message)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +20,9 @@ from torch import Tensor, nn
 from clstream.bus import on
 from clstream.events import RunStarted
 from clstream.models import GrowingHead
-from clstream.params import Recorded
+from clstream.strategy import Regulariser as Regulariser
 from clstream.strategy import Strategy
 from clstream.stream import Samples
-
-
-class Regulariser(Recorded):
-    """What a strategy carries: override `penalty`, and subscribe with `on`."""
-
-    host: Strategy
-
-    def attach(self, host: Strategy) -> None:
-        """Get to know the strategy; refuse one that doesn't fit, with TypeError or ValueError."""
-        if hasattr(self, "host"):
-            raise ValueError(f"{type(self).__name__} is carried by a {type(self.host).__name__} already: make another one")
-        self.host = host
-
-    def penalty(self, samples: Samples) -> Tensor:
-        """Return what is added to the loss of the samples: a scalar that can be differentiated."""
-        raise NotImplementedError(f"{type(self).__name__} has no penalty")
 
 
 class Quadratic(Regulariser):
@@ -46,17 +31,19 @@ class Quadratic(Regulariser):
     A subclass sets an anchor by `hold`. Rows that a growing head got since are free.
 
     Args:
-        strength: a number; or, for each held weight by its name in the model, a tensor that broadcasts to it.
+        strength: a number; or, for each held weight by its name in the model, a number, or a tensor that broadcasts to it.
         parameters: which weights are held: a pattern of their names in the model, or several, as a shell knows them
             ("*", "stages.*", "*.attn.qkv.*").
 
     """
 
-    def __init__(self, strength: float | dict[str, Tensor] = 1.0, parameters: str | list[str] = "*") -> None:
-        for value in strength.values() if isinstance(strength, Mapping) else [torch.as_tensor(strength)]:
-            if not bool(((value >= 0) & value.isfinite()).all()):
-                raise ValueError(f"strength must be finite and not below 0, not {strength}")
-        self.strength, self.parameters = strength, parameters
+    def __init__(self, strength: float | dict[str, Any] = 1.0, parameters: str | list[str] = "*") -> None:
+        values = strength if isinstance(strength, Mapping) else {"all": strength}
+        given = {name: torch.as_tensor(value) for name, value in values.items()}
+        if not all(bool(((value >= 0) & value.isfinite()).all()) for value in given.values()):
+            raise ValueError(f"strength must be finite and not below 0, not {strength}")
+        self.strength: float | dict[str, Tensor] = given if isinstance(strength, Mapping) else strength
+        self.parameters = parameters
         self.weights: dict[str, nn.Parameter] = {}
         self.anchor: dict[str, Tensor] = {}  # nothing before the first one is set
         self.importance: dict[str, Tensor] = {}  # nothing stands for 1

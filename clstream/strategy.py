@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import CodeType, MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from clstream.models import grow_heads
 from clstream.params import Recorded
 from clstream.state import held
 from clstream.stream import Batch, Samples, Task
-
-if TYPE_CHECKING:
-    from clstream.regulariser import Regulariser
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -151,6 +148,22 @@ class Strategy(Emitter, Recorded):
     def grow_head(self, event: SessionStarted) -> None:
         """Give a growing head an output for each class that is new in this session."""
         grow_heads(self.model, [optimizer for _, optimizer in held(self, Optimizer)], lambda: event.session.classes)
+
+
+class Regulariser(Recorded):
+    """What a strategy carries: override `penalty`, and subscribe with `on`. See `clstream.regulariser`."""
+
+    host: Strategy
+
+    def attach(self, host: Strategy) -> None:
+        """Get to know the strategy; refuse one that doesn't fit, with TypeError or ValueError."""
+        if hasattr(self, "host"):
+            raise ValueError(f"{type(self).__name__} is carried by a {type(self.host).__name__} already: make another one")
+        self.host = host
+
+    def penalty(self, samples: Samples) -> Tensor:
+        """Return what is added to the loss of the samples: a scalar that can be differentiated."""
+        raise NotImplementedError(f"{type(self).__name__} has no penalty")
 
 
 def allowed(task: Task, scores: Tensor) -> Tensor:

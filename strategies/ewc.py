@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class EWCPenalty(Quadratic):
 
     def __init__(
         self,
-        strength: float | dict[str, Tensor] = 1.0,
+        strength: float | dict[str, Any] = 1.0,
         parameters: str | list[str] = "*",
         online: bool = False,
         decay: float = 1.0,
@@ -122,7 +123,7 @@ class EWC(RehearsalFree):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
-        strength: of the penalty: a number, or a tensor for each held weight.
+        strength: of the penalty: a number, or one or a tensor for each held weight by its name.
         parameters: which weights are held: a pattern of their names in the model, or several.
         online: whether there is one term, at the last weights; if not, there is one for each task.
         decay: how much of the Fisher so far stays when a task ends; online only.
@@ -136,7 +137,7 @@ class EWC(RehearsalFree):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = partial(SGD, lr=0.1),
-        strength: float | dict[str, Tensor] = 1.0,
+        strength: float | dict[str, Any] = 1.0,
         parameters: str | list[str] = "*",
         online: bool = False,
         decay: float = 1.0,

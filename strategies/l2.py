@@ -21,8 +21,9 @@ With pre-trained weights the first anchor is these. `parameters="*.attn.qkv.*"` 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD
 
 from clstream.bus import on
@@ -41,9 +42,7 @@ class L2Penalty(Quadratic):
 
     """
 
-    def __init__(
-        self, strength: float | dict[str, Tensor] = 0.05, parameters: str | list[str] = "*", from_start: bool = True
-    ) -> None:
+    def __init__(self, strength: float | dict[str, Any] = 0.05, parameters: str | list[str] = "*", from_start: bool = True) -> None:
         super().__init__(strength, parameters)
         self.from_start = from_start
 
@@ -65,7 +64,7 @@ class L2(RehearsalFree):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
-        strength: of the penalty: a number, or a tensor for each held weight.
+        strength: of the penalty: a number, or one or a tensor for each held weight by its name.
         parameters: which weights are held: a pattern of their names in the model, or several.
         from_start: whether the first task's anchor is the initial weights; if not, it has none.
         form, bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
@@ -76,7 +75,7 @@ class L2(RehearsalFree):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = partial(SGD, lr=0.1),
-        strength: float | dict[str, Tensor] = 0.05,
+        strength: float | dict[str, Any] = 0.05,
         parameters: str | list[str] = "*",
         from_start: bool = True,
         form: str = "softmax",

@@ -20,6 +20,7 @@ Measured: see `docs/rehearsal-free.md`; against Avalanche's SI: `experiments/ora
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class SIPenalty(Quadratic):
 
     def __init__(
         self,
-        strength: float | dict[str, Tensor] = 1.0,
+        strength: float | dict[str, Any] = 1.0,
         parameters: str | list[str] = "*",
         damping: float = 0.1,
         gradient: str = "loss",
@@ -121,7 +122,7 @@ class SI(RehearsalFree):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
-        strength: of the penalty: a number, or a tensor for each held weight.
+        strength: of the penalty: a number, or one or a tensor for each held weight by its name.
         parameters: which weights are held: a pattern of their names in the model, or several.
         damping: what is added to the square of a weight's way.
         gradient: "loss" or "objective": of what the path integral is.
@@ -134,7 +135,7 @@ class SI(RehearsalFree):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory = partial(SGD, lr=0.1),
-        strength: float | dict[str, Tensor] = 1.0,
+        strength: float | dict[str, Any] = 1.0,
         parameters: str | list[str] = "*",
         damping: float = 0.1,
         gradient: str = "loss",

@@ -30,7 +30,7 @@ from torch.optim import SGD, Adam
 
 from clstream import Batch, BatchLearned, BatchReady, RunStarted, Samples, SessionEnded, Strategy, TaskEnded, on, run
 from clstream.checks import check_strategy, example_model, example_stream
-from clstream.config import build_strategy, parse_run
+from clstream.config import UsageError, build_strategy, parse_run
 from clstream.fisher import batch_fisher
 from clstream.models import Mlp
 from clstream.regulariser import Quadratic, Regulariser, frozen, matching
@@ -319,6 +319,8 @@ def test_each_weight_may_have_a_strength_of_its_own() -> None:
     drifted(plain := L2Penalty(0.5))
     alike = {name: torch.tensor(0.5) for name in names}
     drifted(same := L2Penalty(alike))
+    drifted(numbers := L2Penalty(dict.fromkeys(names, 0.5)))
+    torch.testing.assert_close(plain.penalty(GIVEN), numbers.penalty(GIVEN))
     torch.testing.assert_close(plain.penalty(GIVEN), same.penalty(GIVEN))
     rows = alike | {"head.weight": torch.tensor([[0.0]] * 5 + [[1.0]]), "head.bias": torch.zeros(6)}
     strategy = drifted(own := L2Penalty(rows))
@@ -756,6 +758,14 @@ def test_a_teacher_learns_nothing_and_is_renewed_at_each_boundary() -> None:
 
     run(strategy, example_stream(), Watch())
     assert len({id(teacher) for teacher in seen}) == 3
+
+
+def test_the_command_line_knows_regularisers_by_name() -> None:
+    carried = ["--strategy", "Regularised", "--strategy.base", "Replay"]
+    with pytest.raises(UsageError, match="there is no 'EWCPenalti': did you mean EWCPenalty"):
+        parse_run([*carried, "--strategy.regularisers+=EWCPenalti"])
+    with pytest.raises(UsageError, match="EWCPenalty has no option 'strenght': did you mean strength"):
+        parse_run([*carried, "--strategy.regularisers+=EWCPenalty", "--strategy.regularisers.strenght", "3"])
 
 
 def test_the_command_line_builds_any_of_it() -> None:
