@@ -27,7 +27,7 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
     if name == "Regularised":
-        return lambda model: zoo.Regularised(zoo.LwF(model), [zoo.EWCPenalty(), zoo.FeatKDPenalty()])
+        return lambda model: zoo.Regularised(zoo.LwF(model), [zoo.EWCPenalty(0.01), zoo.FeatKDPenalty(0.1)])
     return getattr(zoo, name)
 
 
