@@ -1,14 +1,14 @@
 """L2: weights are held near what they were, all of them alike.
 
 The baseline of Kirkpatrick et al. 2017 and Hsu et al. 2018; Smith, Tian, Halbe, Hsu, Kira 2023, "A Closer Look at Rehearsal-Free
-Continual Learning", where it beats EWC from a pre-trained start. Form implemented:
+Continual Learning". Form implemented:
 
     loss + strength * sum over the held weights of (w - anchor)^2
 
 The anchor is single: the weights at the end of the last task. A sum, not a mean, and no 1/2, as in both codes, so the right
 strength depends on the number of weights. What the papers do differently is options:
 
-                  Smith et al. (the authors' research code)      Hsu et al. (their code)
+                  Smith et al. (research code of their group)    Hsu et al. (their code)
 from_start        True: the first task has the initial anchor    False: held from the second task on
 parameters        the feature extractor: "stages.*"              "*", the head too
 strength          0.05                                           0.01 / 0.5 / 100 (task- / domain- / class-IL Split MNIST)

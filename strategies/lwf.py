@@ -15,8 +15,8 @@ softmax_all_kd  the same with cross-entropy over all outputs, also of classes th
 The forms without a teacher (`RehearsalFree`: softmax, masked_ce, bce_local, ...) are the rows of that paper without PredKD. In the
 first task bce_kd is bce_local, softmax_kd is softmax. `alpha` and `weight` may be lists, a value for each task.
 
-Paper and code: the paper's form, as summarised, is a cross-entropy of predictions, realised as LwF.MC. The research code of its
-authors has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=None`) or at 1 (later). Regularisers weigh against
+Paper and code: the paper's form, as summarised, is a cross-entropy of predictions, realised as LwF.MC. Research code of the same
+group has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=None`) or at 1 (later). Regularisers weigh against
 it, so their strengths belong to a scale. Own choice: a class that is old and new (domain-IL, recurring tasks) counts in both parts,
 and K is K_old + K_new. On a task-incremental stream each past task is a head of softmax_kd, and the sum is over them (Li & Hoiem).
 
