@@ -28,6 +28,7 @@ from clstream.engine import Result, run
 from clstream.evaluation import evaluate, evaluating
 from clstream.models import Mlp
 from clstream.params import describe
+from clstream.retention import Search
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
 from clstream.stream import Samples, Stream, Subset, Task
@@ -247,6 +248,12 @@ def check_strategy(make: Make) -> Iterator[Check]:
             "it changes the stream's data"
         )
 
+    def keeps_no_samples() -> None:
+        search = Search()
+        if built().rehearsal_free:
+            played(example_stream((0, 1, 0, 2), epochs=2, batch_size=16), search)
+        assert search.found is None, f"it says that it is rehearsal-free, but {search.found} holds inputs of a past session"
+
     def takes_any_batch() -> None:
         for batch_size in (1, 59, 1000):  # one sample, a last batch of one sample, everything at once
             trace = Trace()
@@ -271,7 +278,7 @@ def check_strategy(make: Make) -> Iterator[Check]:
     exempt = built().exempt
     bodies = (
         records_params, follows_grammar, needs_what_it_says, is_deterministic, resumes_exactly, leaves_the_caller_alone,
-        learns, answers, answers_before_learning, evaluates_without_trace, leaves_the_data_alone, takes_any_batch,
+        learns, answers, answers_before_learning, evaluates_without_trace, leaves_the_data_alone, keeps_no_samples, takes_any_batch,
         learns_tasks_with_their_heads, grows, runs_on_every_device,
     )  # fmt: skip
     if unknown := set(exempt) - {body.__name__ for body in bodies}:

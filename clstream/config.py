@@ -37,7 +37,7 @@ class UsageError(ValueError):
 def names(kind: str) -> list[str]:
     """Return the names of the streams, strategies or models that come with clstream and can be had by name alone."""
     place = importlib.import_module(PLACES[kind])
-    given = {"model", "base", "input_shape", "classes", "file"}  # to a strategy or model, by us; to `recorded`, with its name
+    given = {"model", "base", "regularisers", "input_shape", "classes", "file"}  # by us, with a wrapper's or a recording's name
     return sorted(name for name in place.__all__ if not set(required(getattr(place, name))) - given)
 
 
@@ -125,7 +125,8 @@ class Parser(ArgumentParser):
             near = nearest(refused[1], known) or f": it has {', '.join(known)}"
             return f"{paths[-1].rpartition('.')[2]} has no option {refused[1]!r}{near}"
         if absent := re.search(r"Expected a dot import path string: (\w+)", message):
-            known = names("strategy") + [name for name, found in vars(torch.optim).items() if isinstance(found, type)]
+            ours = {name: found for name, found in vars(importlib.import_module(PLACES["strategy"])).items() if name[0] != "_"}
+            known = [name for name, found in {**ours, **vars(torch.optim)}.items() if isinstance(found, type)]
             key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
             return f"--{key}: there is no {absent[1]!r}{nearest(absent[1], known)}"
         keys = re.findall(r'Parser key "([\w.]+)"', message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from clstream.stream import Samples, Subset
 
-KINDS = ("empirical", "weighted", "sampled")
+KINDS = ("empirical", "weighted", "sampled", "predicted")
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""(n, classes) outputs and (n,) labels to (n,) losses: negative log likelihoods."""
 _ROOM = {"cpu": 2**24, "cuda": 2**28}  # numbers in the gradients of the samples that are taken together
 _MOST, _FEW = 1024, 64  # of those samples, where there are closed forms for all, and else
 
@@ -32,6 +35,8 @@ def diagonal_fisher(
     kind: str = "empirical",
     augment: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
+    losses: Losses | None = None,
+    competing: Losses | None = None,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher of each parameter that requires a gradient, by name: of its shape, not below 0.
 
@@ -41,10 +46,14 @@ def diagonal_fisher(
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         samples: what the mean is over; moved to the model's device a part at a time.
-        kind: "empirical" (the true labels), "weighted" (the true labels, each square times the probability of its label) or
-            "sampled" (labels drawn from the model's own answer: an unbiased estimate of the Fisher itself).
+        kind: "empirical" (the true labels), "weighted" (the true labels, each square times the probability of its label),
+            "sampled" (labels drawn from the model's own answer: an unbiased estimate of the Fisher itself) or "predicted" (the
+            label that the model finds likeliest).
         augment: of the raw inputs, a batch at a time.
         generator: of the sampled labels, on the CPU. None: torch's global one.
+        losses: each sample's negative log likelihood. None: cross-entropy over all outputs. It is called under `vmap`.
+        competing: outputs and true labels to outputs, -inf for those that don't compete: what labels are sampled or predicted
+            from. None: all outputs.
 
     Raises:
         ValueError: for another kind, no samples, no parameters, or batch norm over single values.
@@ -59,6 +68,7 @@ def diagonal_fisher(
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     if not weights:
         raise ValueError(f"{type(model).__name__} has no parameters that require a gradient, so it has no Fisher")
+    losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
     device = next(iter(weights.values())).device
     found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     first = samples[:1].x.to(device)
@@ -69,12 +79,56 @@ def diagonal_fisher(
     for start in range(0, len(samples), step):
         part = samples[start : start + step].to(device)
         x = part.x if augment is None else augment(part.x)
-        y = part.y if kind != "sampled" else _drawn(model, weights, x, generator)
+        y = part.y
+        if kind in ("sampled", "predicted"):
+            answers = _answers(model, weights, x, coupled)
+            y = _labels(answers if competing is None else competing(answers, y), kind, generator)
         if closed:
-            _add_closed(found, model, weights, closed, x, y, kind == "weighted")
+            _add_closed(found, model, weights, closed, x, y, losses, kind == "weighted")
         if rest:
-            _add_rest(found, model, weights, rest, x, y, kind == "weighted")
+            _add_rest(found, model, weights, rest, x, y, losses, kind == "weighted")
     return {name: total / len(samples) for name, total in found.items()}
+
+
+def batch_fisher(
+    model: nn.Module,
+    samples: Samples | Subset,
+    batch_size: int,
+    kind: str = "empirical",
+    augment: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    losses: Losses | None = None,
+    competing: Losses | None = None,
+) -> dict[str, Tensor]:
+    """Return, by name, what many codes take for the diagonal Fisher: squares of the gradients of whole batches.
+
+    The mean over batches of batch_size * (d mean loss / d w)^2, over the batches that are full, or the only one. Gradients of a
+    batch are averaged before they are squared, so what they don't agree on is lost, and the factor only brings it back to the size
+    of the Fisher. The model is asked in the mode that it is in; its gradients stay as they are.
+
+    Args:
+        model, samples, kind, augment, generator, losses, competing: see `diagonal_fisher`.
+        batch_size: samples of a batch, in a random order.
+
+    """
+    if kind not in ("empirical", "sampled", "predicted"):
+        raise ValueError(f"kind must be empirical, sampled or predicted, not {kind!r}")
+    losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    device = next(iter(weights.values())).device
+    found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    size = min(batch_size, len(samples))
+    order = torch.randperm(len(samples), generator=generator)[: len(samples) // size * size].split(size)
+    for rows in order:
+        part = samples[rows.to(samples.y.device)].to(device)
+        outputs = model(part.x if augment is None else augment(part.x))
+        y = part.y
+        if kind != "empirical":
+            y = _labels(outputs.detach() if competing is None else competing(outputs.detach(), y), kind, generator)
+        slopes = torch.autograd.grad(losses(outputs, y).mean(), list(weights.values()), materialize_grads=True)
+        for total, slope in zip(found.values(), slopes, strict=True):
+            total += slope.square() * (size / len(order))
+    return found
 
 
 def _is_coupled(module: nn.Module) -> bool:
@@ -96,11 +150,18 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def _drawn(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return labels drawn from a model's answers, each sample asked by itself."""
+def _answers(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, coupled: bool) -> Tensor:
+    """Return a model's answers, each sample asked by itself if samples have an influence on each other."""
     with torch.no_grad():
-        logits = torch.cat([functional_call(model, {**_buffers(model), **weights}, (one[None],)) for one in x])
-    return torch.multinomial(logits.softmax(1).cpu(), 1, generator=generator)[:, 0].to(x.device)
+        parts = x.split(1) if coupled else (x,)
+        return torch.cat([functional_call(model, {**_buffers(model), **weights}, (part,)) for part in parts])
+
+
+def _labels(answers: Tensor, kind: str, generator: torch.Generator | None) -> Tensor:
+    """Return a label for each answer: the likeliest, or one that is drawn."""
+    if kind == "predicted":
+        return answers.argmax(1)
+    return torch.multinomial(answers.softmax(1).cpu(), 1, generator=generator)[:, 0].to(answers.device)
 
 
 def _closed(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> dict[str, str | None]:
@@ -122,12 +183,13 @@ def _add_closed(
     closed: Mapping[str, str | None],
     x: Tensor,
     y: Tensor,
+    losses: Losses,
     weighted: bool,
 ) -> None:
     """Add the sums over a batch for the layers that have a closed form."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad(), _Linear(leaves) as seen:
-        likelihood = -F.cross_entropy(functional_call(model, {**_buffers(model), **leaves}, (x,)), y, reduction="none")
+        likelihood = -losses(functional_call(model, {**_buffers(model), **leaves}, (x,)), y)
     layers = [seen.uses[name][0] for name in closed]
     slopes = torch.autograd.grad(likelihood.sum(), [layer.outputs for layer in layers], materialize_grads=True)
     for (name, bias), layer, slope in zip(closed.items(), layers, slopes, strict=True):
@@ -144,13 +206,14 @@ def _add_rest(
     rest: Mapping[str, Tensor],
     x: Tensor,
     y: Tensor,
+    losses: Losses,
     weighted: bool,
 ) -> None:
     """Add the sums over a batch for all other parameters."""
     fixed = {**_buffers(model), **{name: weight for name, weight in weights.items() if name not in rest}}
 
     def likelihood_of(those: dict[str, Tensor], one: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        likelihood = -F.cross_entropy(functional_call(model, {**fixed, **those}, (one[None],)), label[None])
+        likelihood = -losses(functional_call(model, {**fixed, **those}, (one[None],)), label[None])[0]
         return likelihood, likelihood.detach()
 
     slope_of = grad(likelihood_of, has_aux=True)

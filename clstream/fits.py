@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clstream.bus import subscriptions
+from clstream.bus import members, subscriptions
 from clstream.evaluation import check_labels, evaluating
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
@@ -38,6 +38,11 @@ def check_fits(
     for need, reason in needs(strategy).items():
         if not stream.boundaries:
             raise ValueError(f"{type(strategy).__name__} needs {need}, which {stream.name} hides ({reason})")
+    for each in members(strategy):
+        for regulariser in getattr(each, "regularisers", ()):
+            if not any(regulariser is part for part in getattr(each, "parts", ())):
+                name = type(each).__name__
+                raise ValueError(f"{name} carries what is not among its parts: set {name}.parts to (*self.parts, ...)")
     if type(strategy).learn is Strategy.learn and not isinstance(getattr(strategy, "optimizer", None), Optimizer):
         raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
     check_answers(strategy, stream)

@@ -70,6 +70,14 @@ class LinearRelu(nn.Linear):
         return F.relu(super().forward(input))
 
 
+class LinearTanh(nn.Linear):
+    """A fully connected layer and its hyperbolic tangent, in one module too."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Linear names it
+        """Map (n, in_features) to (n, out_features)."""
+        return super().forward(input).tanh()
+
+
 class GrowingHead(nn.Module):
     """A linear head with an output for each class seen so far; a class not seen yet scores -inf.
 
@@ -204,7 +212,7 @@ def _image_shape(model: str, input_shape: int | Sequence[int], smallest: int) ->
 
 
 class Mlp(Classifier):
-    """Fully connected layers with ReLU between them.
+    """Fully connected layers with a nonlinearity after each but the last.
 
     Args:
         input_shape: of one raw sample: a size or a tuple of sizes; it is flattened.
@@ -213,6 +221,7 @@ class Mlp(Classifier):
         head: "fixed" or "growing".
         mean, std: of the inputs, after uint8 was divided by 255.
         init: "torch" (its default) or "xavier": uniform weights after Glorot & Bengio 2010, biases of zero.
+        activation: "relu" or "tanh".
 
     """
 
@@ -225,18 +234,22 @@ class Mlp(Classifier):
         mean: float = 0.0,
         std: float = 1.0,
         init: str = "torch",
+        activation: str = "relu",
     ) -> None:
         if init not in ("torch", "xavier"):
             raise ValueError(f"init must be torch or xavier, not {init!r}")
+        if activation not in ("relu", "tanh"):
+            raise ValueError(f"activation must be relu or tanh, not {activation!r}")
+        layer = LinearRelu if activation == "relu" else LinearTanh
         widths = [math.prod(_shape(input_shape)), *hidden]
         stages: dict[str, nn.Module] = {"input": FlatInput(mean, std)}
         for number, (into, out) in enumerate(pairwise(widths), 1):
-            stages[f"layer{number}"] = LinearRelu(into, out)
+            stages[f"layer{number}"] = layer(into, out)
         super().__init__(stages, widths[-1], classes, head, cut=list(stages)[-1])
         if init == "xavier":
-            for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            for linear in [module for module in self.modules() if isinstance(module, nn.Linear)]:
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
 
 
 class ConvNet(Classifier):

@@ -42,6 +42,12 @@ class Strategy(Emitter, Recorded):
     parts: tuple[object, ...] = ()
     """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
 
+    regularisers: tuple[Regulariser, ...] = ()
+    """What `carry` was given: their penalties are part of what a step minimises."""
+
+    rehearsal_free: bool = False
+    """Whether it says that nothing of a session's inputs is in it when the session is over; then the contract checks it."""
+
     exempt: Mapping[str, str] = MappingProxyType({})
     """Checks of the contract (`clstream.checks`) that this strategy can't meet, by name, each with the reason."""
 
@@ -83,9 +89,33 @@ class Strategy(Emitter, Recorded):
         """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
         return F.cross_entropy(self.logits(samples), samples.y)
 
+    def sample_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of."""
+        return F.cross_entropy(self.own_heads(outputs, y), y, reduction="none")
+
+    def carry(self, *regularisers: Regulariser) -> None:
+        """Add regularisers: they hear the run as parts do, and each step minimises their penalties too.
+
+        Raises TypeError, ValueError if they don't fit this strategy.
+        """
+        learn = inspect.unwrap(type(self).learn)
+        if learn is not inspect.unwrap(Strategy.learn) and not {"objective", "learn"} & _names(learn.__code__):
+            raise TypeError(f"{type(self).__name__}.learn doesn't minimise self.objective, so it can't carry regularisers")
+        for each in regularisers:
+            each.attach(self)
+        self.regularisers = (*self.regularisers, *regularisers)
+        self.parts = (*self.parts, *regularisers)
+
+    def objective(self, samples: Samples) -> Tensor:
+        """Return the loss, and the penalties of what is carried: what one step minimises."""
+        loss = self.loss(samples)
+        for each in self.regularisers:
+            loss = loss + each.penalty(samples)
+        return loss
+
     def learn(self, batch: Batch) -> Tensor:
         """Take one step on a batch of the stream, and return its loss: a detached scalar."""
-        loss = self.loss(batch.samples)
+        loss = self.objective(batch.samples)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -120,6 +150,22 @@ class Strategy(Emitter, Recorded):
         grow_heads(self.model, [optimizer for _, optimizer in held(self, Optimizer)], lambda: event.session.classes)
 
 
+class Regulariser(Recorded):
+    """What a strategy carries: override `penalty`, and subscribe with `on`. See `clstream.regulariser`."""
+
+    host: Strategy
+
+    def attach(self, host: Strategy) -> None:
+        """Get to know the strategy; refuse one that doesn't fit, with TypeError or ValueError."""
+        if hasattr(self, "host"):
+            raise ValueError(f"{type(self).__name__} is carried by a {type(self.host).__name__} already: make another one")
+        self.host = host
+
+    def penalty(self, samples: Samples) -> Tensor:
+        """Return what is added to the loss of the samples: a scalar that can be differentiated."""
+        raise NotImplementedError(f"{type(self).__name__} has no penalty")
+
+
 def allowed(task: Task, scores: Tensor) -> Tensor:
     """Return (classes,), bool, on the scores' device: which of their columns are classes of a task."""
     mine = torch.zeros(scores.shape[1], dtype=torch.bool)
@@ -147,6 +193,11 @@ def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
         for need, reason in needs(part).items():
             found.setdefault(need, reason)
     return found
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names of attributes and globals that a function's code has."""
+    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
 def _reads_task(code: CodeType) -> bool:

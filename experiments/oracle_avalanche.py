@@ -1,4 +1,4 @@
-"""DER++ and A-GEM against Avalanche's: `python experiments/oracle_avalanche.py [--seeds 0,1,2,3,4] [--data-root FOLDER]`.
+"""DER++, A-GEM, EWC, SI, LwF against Avalanche's: `python experiments/oracle_avalanche.py [--seeds 0,1,2,3,4] [--methods EWC,SI]`.
 
 Both learn Split MNIST (class-IL, 5 tasks, one epoch, batch 10, SGD without momentum) with the same net, which starts from the same
 weights for each seed. The order of the batches and the draws are each library's own, so the runs are compared as samples: mean and
@@ -19,6 +19,18 @@ That one must agree with Avalanche within seed noise; DERpp proper may differ, b
 Its AGEM takes the reference gradient on sample_size // (past tasks) samples of each past task, in shuffled passes; clstream draws
 from all of them together. The rest is the same: a task leaves a uniform sample, and only a gradient that points against the
 reference is projected.
+
+The others are made to do the same by options of clstream's:
+
+- EWC's importance is the mean over batches of the squared gradient of a batch's mean loss, without the batch size as a factor
+  (fisher="empirical", fisher_batch=BATCH, and a BATCH-th of the strength). It goes over the samples as they lie in the benchmark,
+  class by class, so the gradients of a batch agree, and it is about twice as large as over shuffled ones. It is measured as it is,
+  and with shuffled samples.
+- SI follows the gradient of the loss with its own penalty, cuts importance off at 0.001, and halves the penalty
+  (gradient="objective", most=0.001, half of the strength). On the CPU it does nothing at all: the weights that it notes before a
+  step are views of the weights, so no step moves them. It is measured as it is, and with copies in their place.
+- LwF distils by a divergence over the classes seen so far, without T^2: the same gradient as the cross-entropy.
+- All learn the cross-entropy over all ten outputs, from the start (form="softmax_all", "softmax_all_kd").
 """
 
 from __future__ import annotations
@@ -34,7 +46,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from clstream.strategies import AGEM, DERpp
+from clstream.strategies import AGEM, EWC, SI, DERpp, Finetune, LwF
 from clstream.streams import from_tensors, split_mnist
 from torch import Tensor, nn
 
@@ -44,6 +56,7 @@ from clstream.models import Mlp
 from clstream.strategy import allowed
 
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
+EWC_LAMBDA, SI_LAMBDA, SI_EPSILON, LWF_ALPHA, TEMPERATURE = 100.0, 2000.0, 0.1, 2.0, 2.0
 
 
 class Measured(NamedTuple):
@@ -80,6 +93,33 @@ class _Targets(torch.utils.data.TensorDataset):
     def __init__(self, x: Tensor, y: Tensor) -> None:
         super().__init__(x, y)
         self.targets = y.tolist()
+
+
+def with_copies(strategy: Any) -> Any:
+    """Have Avalanche's SI note copies of the weights, as it does where the weights are not on the CPU; for all that come after."""
+    from avalanche.training.plugins import SynapticIntelligencePlugin as Plugin
+
+    noted = Plugin.extract_weights
+
+    def extract_weights(model: nn.Module, target: dict[str, Any], excluded: set[str]) -> None:
+        noted(model, target, excluded)
+        for each in target.values():
+            each.data = each.data.clone()
+
+    Plugin.extract_weights = staticmethod(extract_weights)
+    return strategy
+
+
+def with_shuffled(strategy: Any) -> Any:
+    """Have Avalanche's EWC take its importance over shuffled samples."""
+    plugin = next(each for each in strategy.plugins if hasattr(each, "compute_importances"))
+    own = plugin.compute_importances
+
+    def compute_importances(model: nn.Module, criterion: Any, optimizer: Any, dataset: Any, *rest: Any, **named: Any) -> Any:
+        return own(model, criterion, optimizer, dataset.subset(torch.randperm(len(dataset)).tolist()), *rest, **named)
+
+    plugin.compute_importances = compute_importances
+    return strategy
 
 
 def data(per_task: int | None) -> tuple[Stream, tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -153,6 +193,7 @@ def main() -> int:
     parser.add_argument("--data-root", help="folder with MNIST, in torchvision's layout")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="at least two")
     parser.add_argument("--per-task", type=int, help="training samples of each task; all of them unless given")
+    parser.add_argument("--methods", default="DER++,A-GEM,EWC,SI,LwF,Fine-tuning", help="those whose names begin so")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     try:
@@ -182,14 +223,44 @@ def main() -> int:
     derpp: dict[str, Any] = {"alpha": ALPHA, "beta": BETA}
     their_der = partial(their, supervised.DER, mem_size=CAPACITY, batch_size_mem=BATCH, **derpp)
     their_agem = partial(their, supervised.AGEM, patterns_per_exp=PER_TASK, sample_size=SAMPLE)
+    their_ewc = partial(their, supervised.EWC, ewc_lambda=EWC_LAMBDA)
+    their_si = partial(their, supervised.SynapticIntelligence, si_lambda=SI_LAMBDA, eps=SI_EPSILON)
+
+    def our_ewc(net: nn.Module) -> Strategy:
+        return EWC(net, sgd, EWC_LAMBDA / BATCH, fisher="empirical", fisher_batch=BATCH, form="softmax_all")
+
+    def our_si(net: nn.Module) -> Strategy:
+        return SI(net, sgd, SI_LAMBDA / 2, damping=SI_EPSILON, gradient="objective", most=0.001, form="softmax_all")
+
     groups: list[tuple[str, Callable[..., Any], dict[str, Callable[..., Any]]]] = [
         ("DER++", their_der, {
             "clstream DERpp": lambda net: DERpp(net, sgd, CAPACITY, BATCH, **derpp),
             "clstream DERpp, one draw, memory filled as Avalanche's": lambda net: FilledAfterwards(net, sgd, CAPACITY, **derpp),
         }),
         ("A-GEM", their_agem, {"clstream AGEM": lambda net: AGEM(net, sgd, PER_TASK, SAMPLE)}),
+        ("EWC", their_ewc, {"clstream EWC": our_ewc}),
+        ("EWC, shuffled", lambda net: with_shuffled(their_ewc(net)), {
+            "clstream EWC": our_ewc,
+            "clstream EWC, one sample at a time": lambda net: EWC(
+                net, sgd, EWC_LAMBDA / BATCH, fisher="empirical", form="softmax_all"
+            ),
+        }),
+        ("SI", their_si, {"clstream SI": our_si}),
+        ("SI, with copies", lambda net: with_copies(their_si(net)), {
+            "clstream SI": our_si,
+            "clstream SI, gradient of the loss": lambda net: SI(
+                net, sgd, SI_LAMBDA / 2, damping=SI_EPSILON, most=0.001, form="softmax_all"
+            ),
+        }),
+        ("LwF", partial(their, supervised.LwF, alpha=LWF_ALPHA, temperature=TEMPERATURE), {
+            "clstream LwF": lambda net: LwF(net, sgd, "softmax_all_kd", LWF_ALPHA, temperature=TEMPERATURE),
+        }),
+        ("Fine-tuning", partial(their, supervised.Naive), {"clstream Finetune": lambda net: Finetune(net, sgd)}),
     ]  # fmt: skip
+    wanted = tuple(options.methods.split(","))
     for name, reference, makers in groups:
+        if not name.startswith(wanted):
+            continue
         runs: dict[str, list[Measured]] = {each: [] for each in ("Avalanche", *makers)}
         for seed in seeds:
             torch.manual_seed(seed)

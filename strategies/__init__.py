@@ -1,12 +1,36 @@
-"""The methods: one file each, readable top to bottom against its paper."""
+"""The methods: one file each, readable top to bottom against its paper; the regularisers that some are made of lie with them."""
 
 from clstream.strategies.agem import AGEM
 from clstream.strategies.der import DER, DERpp
 from clstream.strategies.er_ace import ERACE
+from clstream.strategies.ewc import EWC
+from clstream.strategies.ewc import EWCPenalty as EWCPenalty
+from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.joint import Joint
+from clstream.strategies.l2 import L2
+from clstream.strategies.l2 import L2Penalty as L2Penalty
+from clstream.strategies.lwf import LwF
 from clstream.strategies.refresh import Refresh
+from clstream.strategies.regularised import Regularised
 from clstream.strategies.replay import Replay
 from clstream.strategies.sharp import SHARP
+from clstream.strategies.si import SI
+from clstream.strategies.si import SIPenalty as SIPenalty
 
-__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay", "SHARP"]
+__all__ = [
+    "AGEM",
+    "DER",
+    "DERpp",
+    "ERACE",
+    "EWC",
+    "Finetune",
+    "Joint",
+    "L2",
+    "LwF",
+    "Refresh",
+    "Regularised",
+    "Replay",
+    "SHARP",
+    "SI",
+]

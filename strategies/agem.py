@@ -53,7 +53,7 @@ class AGEM(Strategy):
 
     def learn(self, batch: Batch) -> Tensor:
         """Take one step along the projected gradient."""
-        loss = self.loss(batch.samples)
+        loss = self.objective(batch.samples)
         self.optimizer.zero_grad()
         loss.backward()
         if self.past is not None:

@@ -17,3 +17,5 @@ class Finetune(Strategy):
         optimizer: makes the optimizer from the model's parameters.
 
     """
+
+    rehearsal_free = True

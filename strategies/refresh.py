@@ -41,6 +41,7 @@ from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import diagonal_fisher
 from clstream.params import check_whole
+from clstream.regulariser import Regulariser
 from clstream.strategy import Strategy
 from clstream.stream import Batch, Samples, Subset, Task
 
@@ -102,6 +103,10 @@ class Refresh(Strategy):
         """The wrapped strategy's model."""
         return self.base.model
 
+    def carry(self, *regularisers: Regulariser) -> None:
+        """Have the wrapped strategy carry them."""
+        self.base.carry(*regularisers)
+
     def learn(self, batch: Batch) -> Tensor:
         """Move away, then have the wrapped strategy take its own step from there."""
         for _ in range(self.steps):
@@ -132,7 +137,7 @@ class Refresh(Strategy):
         """Take one move of form "paper"."""
         weights, buffers = self.weights(), list(self.model.buffers())
         kept = [buffer.clone() for buffer in buffers]
-        slopes = torch.autograd.grad(self.base.loss(samples), weights, materialize_grads=True)
+        slopes = torch.autograd.grad(self.base.objective(samples), weights, materialize_grads=True)
         with torch.no_grad():
             for buffer, before in zip(buffers, kept, strict=True):
                 buffer.copy_(before)  # the host's step has its own part in batch norm's statistics

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clstream.streams.augmentations import crop_and_flip
 from clstream.streams.data import digits, load
+from clstream.streams.domains import Pad
 from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
-from clstream.stream import Data, Stream
+from clstream.params import check_whole
+from clstream.stream import Data, Samples, Stream, Subset, Task
 
 
 def split_digits(
@@ -45,6 +48,7 @@ def split_mnist(
     validation: float = 0.0,
     root: str | Path | None = None,
     boundaries: bool = True,
+    pad: int = 0,
 ) -> Stream:
     """MNIST by class: 60,000 + 10,000 images, uint8, (1, 28, 28).
 
@@ -52,6 +56,7 @@ def split_mnist(
         tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
         root: the folder with the data, as torchvision lays it out. None: CLSTREAM_DATA, else a cache folder, to which
             torchvision downloads it.
+        pad: zeros added to each side of the images, as 2 for 32 x 32.
 
     """
     return _split("split_mnist", "MNIST", locals())
@@ -127,8 +132,22 @@ def split_cifar100(
 def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     """Build the stream of a data set from the options of the function that was called."""
     known = ("tasks", "scenario", "epochs", "batch_size", "class_order", "sessions_per_task", "validation", "boundaries")
+    check_whole(0, pad=options.get("pad"))
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
     train, test = digits() if data == "digits" else load(data, options["root"])
     chosen = {key: options[key] for key in known}
     stream = from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **chosen)
+    if pad := options.get("pad", 0):
+        stream = replace(stream, tasks=[_padded(task, pad) for task in stream.tasks])
     return stream.taken_from(Data({"train": train, "test": test}, data))
+
+
+def _padded(task: Task, pad: int) -> Task:
+    """Return a task with zeros around its images."""
+
+    def wider(part: Samples | Subset) -> Subset:
+        assert isinstance(part, Subset)  # as `from_tensors` makes them
+        return Subset(part.source, part.index, Pad(pad))
+
+    held = None if task.validation is None else wider(task.validation).make()
+    return replace(task, train=wider(task.train), test=wider(task.test).make(), validation=held)

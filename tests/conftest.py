@@ -29,6 +29,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
     """Return what builds a strategy of ours from a model: the class, or for a wrapper one around DER++."""
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
+    if name == "Regularised":
+        return lambda model: zoo.Regularised(zoo.LwF(model), [zoo.EWCPenalty(0.01), zoo.FeatKDPenalty(0.1)])
     return getattr(zoo, name)
 
 

@@ -153,6 +153,33 @@ def test_it_equals_the_loop_over_samples(name: str, kind: str, training: bool) -
     assert [name for name, weight in model.named_parameters() if weight.requires_grad] == list(expected)
 
 
+@pytest.mark.parametrize("name", ["linear", "odd", "growing", "convolutions and batch norm", "recurrent"])
+def test_predicted_labels_and_losses_of_ones_own(name: str) -> None:
+    """Of a loss that knows which outputs compete, at the label that is likeliest among them; sample by sample."""
+    torch.manual_seed(0)
+    model, given = NETS[name]().double(), samples()
+    allowed = torch.tensor([[True, True, False], [True, True, False], [False, True, True]])  # by label: not the label alone
+
+    def competing(outputs: Tensor, y: Tensor) -> Tensor:
+        return outputs.masked_fill(~allowed[y], float("-inf"))
+
+    def losses(outputs: Tensor, y: Tensor) -> Tensor:
+        return 2 * F.cross_entropy(outputs[:, :2], y.clamp(max=1), reduction="none")
+
+    found = diagonal_fisher(model, given, "predicted", losses=losses, competing=competing)
+    expected = {key: torch.zeros_like(weight) for key, weight in model.named_parameters() if weight.requires_grad}
+    twin = deepcopy(model)
+    for x, y in zip(given.x, given.y, strict=True):
+        twin.zero_grad()
+        outputs = twin(x[None])
+        label = outputs.detach().masked_fill(~allowed[y][None], float("-inf")).argmax(1)
+        losses(outputs, label).sum().backward()
+        for key, weight in twin.named_parameters():
+            expected[key] += 0 if weight.grad is None else weight.grad.square() / len(given)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-16)
+
+
 def test_sampled_labels_give_the_fisher_itself_on_average() -> None:
     torch.manual_seed(0)
     model, given = NETS["linear"]().double(), samples(4)
@@ -184,7 +211,7 @@ def test_frozen_parameters_are_left_out_and_chunks_make_no_difference() -> None:
 
 def test_odd_requests_are_refused() -> None:
     model = NETS["linear"]().double()
-    with pytest.raises(ValueError, match="kind must be one of empirical, weighted, sampled, not 'exact'"):
+    with pytest.raises(ValueError, match="kind must be one of empirical, weighted, sampled, predicted, not 'exact'"):
         diagonal_fisher(model, samples(), "exact")
     with pytest.raises(ValueError, match="the Fisher of no samples is not defined"):
         diagonal_fisher(model, samples()[:0])

@@ -324,3 +324,14 @@ def test_timm_names_models_near_one_that_it_does_not_have():
     with pytest.raises(ValueError, match="timm has no model 'resnet1'; near it: ") as caught:
         Timm((3, 32, 32), 4, name="resnet1")
     assert timm.is_model(str(caught.value).split("near it: ")[1].split(", ")[0])
+
+
+def test_an_mlp_has_the_activation_that_is_asked_for():
+    curved, bent = (Mlp(4, 3, hidden=(5,), activation=activation) for activation in ("tanh", "relu"))
+    curved.load_state_dict(bent.state_dict())
+    x = torch.randn(6, 4)
+    inner = F.linear(x, bent.stages.layer1.weight, bent.stages.layer1.bias)
+    assert torch.equal(curved.features(x), inner.tanh())
+    assert torch.equal(bent.features(x), inner.relu())
+    with pytest.raises(ValueError, match="activation must be relu or tanh, not 'gelu'"):
+        Mlp(4, 3, activation="gelu")

@@ -136,6 +136,7 @@ if has_mnist():
     STREAMS |= {
         "split_mnist": lambda: split_mnist(validation=0.1, batch_size=500),
         "split_mnist, domain-IL": lambda: split_mnist(scenario="domain", batch_size=500),
+        "split_mnist, padded": lambda: split_mnist(batch_size=2000, pad=2, validation=0.5),
         "permuted_mnist": lambda: permuted_mnist(tasks=2, batch_size=2000, pad=2),
         "permuted_mnist, class-IL": lambda: permuted_mnist(tasks=2, batch_size=2000, scenario="class", validation=0.5),
         "rotated_mnist": lambda: rotated_mnist(tasks=2, batch_size=2000, sessions_per_task=2, validation=0.9),

@@ -8,7 +8,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from clstream.streams import blobs, from_dataset, from_tensors, permuted_mnist, rotated_mnist, split_digits
+from clstream.streams import blobs, from_dataset, from_tensors, permuted_mnist, rotated_mnist, split_digits, split_mnist
 from clstream.streams.augmentations import crop_and_flip
 from clstream.streams.data import load
 from hypothesis import given
@@ -735,3 +735,18 @@ def test_crop_and_flip_draws_from_the_global_generator():
     torch.manual_seed(3)
     assert torch.equal(crop_and_flip(x), first)
     assert not torch.equal(first, second)
+
+
+@needs_mnist
+def test_split_mnist_pads_every_image_and_nothing_else():
+    plain, padded = split_mnist(validation=0.1), split_mnist(validation=0.1, pad=2)
+    assert plain.input_shape == (1, 28, 28) and padded.input_shape == (1, 32, 32)
+    for one, two in zip(plain.tasks, padded.tasks, strict=True):
+        for part in ("train", "test", "validation"):
+            before, after = getattr(one, part)[:50], getattr(two, part)[:50]
+            assert torch.equal(F.pad(before.x, (2, 2, 2, 2)), after.x) and torch.equal(before.y, after.y)
+    assert plain.fingerprint != padded.fingerprint
+    batch, wider = (next(iter(next(iter(stream.session(1))))).samples for stream in (plain, padded))
+    assert torch.equal(wider.x[:, :, 2:-2, 2:-2], batch.x) and wider.x.dtype == torch.uint8
+    with pytest.raises(ValueError, match="pad must be a whole number of at least 0"):
+        split_mnist(pad=-1)

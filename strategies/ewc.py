@@ -1,0 +1,152 @@
+"""Elastic weight consolidation (EWC): weights are held near what they were, the more the Fisher says that past answers need them.
+
+Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks". Form implemented, from the second task on:
+
+    loss + strength * sum over past tasks t of sum over the held weights of F_t (w - w_t)^2
+
+w_t are the weights at the end of task t, F_t the diagonal Fisher there, over the task's samples. `online=True` keeps one term, at
+the last weights, with F <- decay F + F_t (Schwarz et al. 2018; Hsu et al. 2018 with decay 1). The terms of all tasks are kept as
+one, which is the same sum exactly, in constant memory. No 1/2 as in Kirkpatrick's equation: his lambda is 2 strength.
+
+`fisher` says what F is. What published numbers rest on are very different things, by a factor of a batch size and more:
+
+"predicted"   one sample at a time, the gradient of the likelihood of the label found likeliest: Hsu et al.'s code
+"sampled"     the same with a label drawn from the model's answer: the Fisher itself, without bias
+"empirical"   the same with the true label
+fisher_batch  a number: squares of the mean gradient of batches of so many samples, times their number. Smith et al.'s research code
+              has it with true labels and batches of the stream's size (and a penalty with 1/2, at 10); Avalanche's EWC without the
+              factor
+
+F is of the strategy's own classification loss: over the outputs that compete, and in its form; with `LwF`'s forms of sigmoids, over
+the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave while it was there.
+
+Measured: see `docs/rehearsal-free.md`; against Avalanche's EWC: `experiments/oracle_avalanche.py`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from clstream.bus import on
+from clstream.events import RunStarted, SessionEnded, TaskEnded
+from clstream.fisher import batch_fisher, diagonal_fisher
+from clstream.params import check_whole
+from clstream.regulariser import Quadratic, padded
+from clstream.rehearsal_free import RehearsalFree
+from clstream.strategy import OptimizerFactory
+
+
+class EWCPenalty(Quadratic):
+    """Hold weights near those of past tasks, each by its Fisher.
+
+    Args:
+        strength, parameters: see `Quadratic`.
+        online: whether there is one term, at the last weights; if not, there is one for each task.
+        decay: how much of the Fisher so far stays when a task ends; online only.
+        fisher: "predicted", "sampled" or "empirical": whose gradients are squared.
+        fisher_batch: batch size of the batch-gradient variant. None: one sample at a time, exactly.
+
+    """
+
+    def __init__(
+        self,
+        strength: float | dict[str, Any] = 1.0,
+        parameters: str | list[str] = "*",
+        online: bool = False,
+        decay: float = 1.0,
+        fisher: str = "predicted",
+        fisher_batch: int | None = None,
+    ) -> None:
+        super().__init__(strength, parameters)
+        if fisher not in ("predicted", "sampled", "empirical"):
+            raise ValueError(f"fisher must be predicted, sampled or empirical, not {fisher!r}")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must be from 0 to 1, not {decay}")
+        check_whole(1, fisher_batch=fisher_batch)
+        self.online, self.decay, self.fisher, self.fisher_batch = online, decay, fisher, fisher_batch
+        self.random = torch.Generator()
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the sum of a task anew."""
+        self.fresh: dict[str, Tensor] = {}
+        self.samples = 0
+
+    @on(RunStarted)
+    def forget(self, event: RunStarted) -> None:
+        """Nothing was learned yet."""
+        self.begin()
+
+    @on(SessionEnded)
+    def gather(self, event: SessionEnded) -> None:
+        """Take the Fisher of the session's samples, while they are there."""
+        host, samples = self.host, event.session.samples
+        model = deepcopy(host.model).eval()
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in self.weights)
+        device = next(iter(self.weights.values())).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
+            asked = self.fisher, host.augment, self.random, host.sample_losses, host.own_heads
+            if self.fisher_batch is None:
+                found = diagonal_fisher(model, samples, *asked)
+            else:
+                found = batch_fisher(model, samples, self.fisher_batch, *asked)
+        n, before = len(samples), self.samples
+        for name, new in found.items():
+            old = padded(self.fresh[name], new) if before else torch.zeros_like(new)
+            self.fresh[name] = (before * old + n * new) / (before + n)
+        self.samples = before + n
+
+    @on(TaskEnded)
+    def consolidate(self, event: TaskEnded) -> None:
+        """Add the task's term."""
+        if self.online:
+            self.hold()
+            self.importance = {
+                name: new + self.decay * padded(self.importance[name], new) if self.importance else new
+                for name, new in self.fresh.items()
+            }
+        else:
+            self.add(self.fresh)
+        self.begin()
+
+
+class EWC(RehearsalFree):
+    """Hold the weights near those of past tasks, each by its Fisher.
+
+    Args:
+        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        optimizer: makes the optimizer from the model's parameters.
+        strength: of the penalty: a number, or one or a tensor for each held weight by its name.
+        parameters: which weights are held: a pattern of their names in the model, or several.
+        online: whether there is one term, at the last weights; if not, there is one for each task.
+        decay: how much of the Fisher so far stays when a task ends; online only.
+        fisher: "predicted", "sampled" or "empirical": whose gradients are squared.
+        fisher_batch: batch size of the batch-gradient variant. None: one sample at a time, exactly.
+        form, bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.1),
+        strength: float | dict[str, Any] = 1.0,
+        parameters: str | list[str] = "*",
+        online: bool = False,
+        decay: float = 1.0,
+        fisher: str = "predicted",
+        fisher_batch: int | None = None,
+        form: str = "softmax",
+        bce_scale: float | None = 5.0,
+        bn_mode: str = "eval",
+        renew_optimizer: bool = False,
+    ) -> None:
+        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer)
+        self.carry(EWCPenalty(strength, parameters, online, decay, fisher, fisher_batch))

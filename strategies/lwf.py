@@ -1,0 +1,157 @@
+"""Learning without forgetting (LwF), PredKD: the old outputs for new samples are held near those of a frozen copy of the network.
+
+Li & Hoiem 2016, "Learning without Forgetting"; in its form with sigmoids ("LwF.MC", Rebuffi et al. 2017) the PredKD of Smith, Tian,
+Halbe, Hsu, Kira 2023, "A Closer Look at Rehearsal-Free Continual Learning". The teacher is the network as the last task left it, in
+evaluation mode, asked about the same augmented inputs. With o and o' the outputs of network and teacher for old classes, B samples,
+K_old old classes, K_new of this task, K both:
+
+bce_kd        bce_scale * mean over B x K of BCE(sigmoid(o), u), u = sigmoid(o') for old classes, the one-hot label for new; default
+bce_balanced  N K_new / K + O K_old / K: O the mean over B x K_old of BCE(sigmoid(o), sigmoid(o')); N that over B x C, C = K_new, of
+              the new classes' BCE, weighing 1 / C where the target is 0, times 2 C / (1 + 1 / C). No bce_scale. The first task: N
+softmax_kd    weight * cross-entropy over K + alpha * sum over the old heads of CE(softmax(o' / T), softmax(o / T)), no factor T^2
+              with `distil="seen"` the softmax of o is over K, and the teacher's answer for new classes is 0
+softmax_all_kd  the same with cross-entropy over all outputs, also of classes that never came, as many codes have it
+
+The forms without a teacher (`RehearsalFree`: softmax, masked_ce, bce_local, ...) are the rows of that paper without PredKD. In the
+first task bce_kd is bce_local, softmax_kd is softmax. `alpha` and `weight` may be lists, a value for each task.
+
+Paper and code: the paper's form, as summarised, is a cross-entropy of predictions, realised as LwF.MC. Research code of the same
+group has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=None`) or at 1 (later). Regularisers weigh against
+it, so their strengths belong to a scale. Own choice: a class that is old and new (domain-IL, recurring tasks) counts in both parts,
+and K is K_old + K_new. On a task-incremental stream each past task is a head of softmax_kd, and the sum is over them (Li & Hoiem).
+
+Measured: see `docs/rehearsal-free.md`; against Avalanche's LwF: `experiments/oracle_avalanche.py`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from clstream.bus import on
+from clstream.events import RunStarted, TaskEnded
+from clstream.regulariser import frozen
+from clstream.rehearsal_free import FORMS, RehearsalFree, binary, one_hot
+from clstream.strategy import OptimizerFactory
+from clstream.stream import Samples
+
+
+class LwF(RehearsalFree):
+    """Hold the old outputs for new samples near those of the network as the last task left it.
+
+    Args:
+        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        optimizer: makes the optimizer from the model's parameters.
+        form: "bce_kd", "bce_balanced", "softmax_kd", "softmax_all_kd", or one of `RehearsalFree`, which have no teacher.
+        alpha: weight of the distillation in forms of softmax; of a list each task takes one, and the last one goes on.
+        weight: of the classification loss in forms of softmax; likewise.
+        temperature: T of the forms of softmax.
+        distil: "old" or "seen": the outputs that compete in the distillation of the forms of softmax.
+        bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
+
+    """
+
+    forms = (*FORMS, "bce_kd", "bce_balanced", "softmax_kd", "softmax_all_kd")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.1),
+        form: str = "bce_kd",
+        alpha: float | list[float] = 1.0,
+        weight: float | list[float] = 1.0,
+        temperature: float = 2.0,
+        distil: str = "old",
+        bce_scale: float | None = 5.0,
+        bn_mode: str = "eval",
+        renew_optimizer: bool = False,
+    ) -> None:
+        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer)
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a number above 0, not {temperature}")
+        if distil not in ("old", "seen"):
+            raise ValueError(f"distil must be old or seen, not {distil!r}")
+        for name, given in (("alpha", alpha), ("weight", weight)):
+            if not (values := given if isinstance(given, list) else [given]) or not all(0 <= v < float("inf") for v in values):
+                raise ValueError(f"{name} must be a number from 0 up, or a list of some, not {given}")
+        self.alpha, self.weight, self.temperature, self.distil = alpha, weight, temperature, distil
+        self.teacher: nn.Module | None = None
+        self.past: list[Tensor] = []  # the labels of each head that the teacher knows
+        self.tasks = 0  # that are over
+
+    @on(RunStarted)
+    def forget(self, event: RunStarted) -> None:
+        """Nothing was learned yet."""
+        self.teacher, self.past, self.tasks = None, [], 0
+
+    @on(TaskEnded)
+    def freeze(self, event: TaskEnded) -> None:
+        """Make the network as it is the teacher."""
+        self.tasks += 1
+        if self.form in FORMS:
+            return
+        self.teacher = frozen(self.model)
+        if self.heads is None:
+            self.past = [self.old]
+        elif not any(torch.equal(self.new, labels) for labels in self.past):
+            self.past = [*self.past, self.new]
+
+    def sample_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return (n,), the classification loss by itself, without a teacher: in the forms of sigmoids of the new classes."""
+        if self.form not in ("bce_kd", "bce_balanced"):
+            return super().sample_losses(outputs, y)
+        terms = binary(outputs[:, self.new], one_hot(y, self.new, outputs))
+        return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the loss of the form."""
+        if self.form in FORMS:
+            return super().loss(samples)
+        x = samples.x if self.augment is None else self.augment(samples.x)
+        outputs = self.model(x)
+        with torch.no_grad():
+            before = None if self.teacher is None else self.teacher(x)
+        if self.form == "bce_kd":
+            return self.distilled(outputs, before, samples.y)
+        if self.form == "bce_balanced":
+            return self.balanced(outputs, before, samples.y)
+        loss = turn(self.weight, self.tasks) * F.cross_entropy(self.own_heads(outputs, samples.y), samples.y)
+        if before is not None:
+            whole = self.distil == "seen" and self.heads is None
+            kept = [softened(outputs, before, each, self.seen if whole else each, self.temperature) for each in self.past]
+            loss = loss + turn(self.alpha, self.tasks) * torch.stack(kept).sum()
+        return loss
+
+    def distilled(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
+        """Return form bce_kd."""
+        terms = binary(outputs[:, self.new], one_hot(y, self.new, outputs))
+        if before is not None:
+            terms = torch.cat([binary(outputs[:, self.old], before[:, self.old].sigmoid()), terms], 1)
+        return terms.sum(1).mean() if self.bce_scale is None else self.bce_scale * terms.mean()
+
+    def balanced(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
+        """Return form bce_balanced."""
+        new, targets = len(self.new), one_hot(y, self.new, outputs)
+        weights = targets + (1 - targets) / new
+        loss = (weights * binary(outputs[:, self.new], targets)).mean() * (2 * new / (1 + 1 / new))
+        if before is None:
+            return loss
+        old = len(self.old)
+        kept = binary(outputs[:, self.old], before[:, self.old].sigmoid()).mean()
+        return loss * (new / (new + old)) + kept * (old / (new + old))
+
+
+def softened(outputs: Tensor, before: Tensor, labels: Tensor, competing: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy of softened outputs with a teacher's for some labels: the mean over samples."""
+    targets = (before[:, labels] / temperature).softmax(1)
+    whole = (outputs[:, competing] / temperature).logsumexp(1, keepdim=True)
+    return (targets * (whole - outputs[:, labels] / temperature)).sum(1).mean()
+
+
+def turn(values: float | list[float], number: int) -> float:
+    """Return a task's value of some, or of one for all."""
+    return values[min(number, len(values) - 1)] if isinstance(values, list) else values
