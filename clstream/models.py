@@ -66,12 +66,13 @@ class GrowingHead(nn.Module):
     """
 
     labels: Tensor
+    bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, classes: int) -> None:
+    def __init__(self, in_features: int, classes: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.classes = in_features, classes
         self.weight = nn.Parameter(torch.empty(0, in_features))
-        self.bias = nn.Parameter(torch.empty(0))
+        self.register_parameter("bias", nn.Parameter(torch.empty(0)) if bias else None)
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -91,9 +92,8 @@ class GrowingHead(nn.Module):
         if not new:
             return 0
         bound = 1 / math.sqrt(self.in_features)  # as nn.Linear draws its weights and biases
-        rows = torch.empty(len(new), self.in_features).uniform_(-bound, bound).to(self.weight)
-        biases = torch.empty(len(new)).uniform_(-bound, bound).to(self.bias)
-        for parameter, more in ((self.weight, rows), (self.bias, biases)):
+        for parameter in self.parameters():
+            more = torch.empty(len(new), *parameter.shape[1:]).uniform_(-bound, bound).to(parameter)
             parameter.data = torch.cat([parameter.data, more])
             parameter.grad = None
         self.labels = torch.cat([self.labels, torch.tensor(new).to(self.labels)])
@@ -103,7 +103,7 @@ class GrowingHead(nn.Module):
         """Take as many rows as the state has, then load them."""
         for name in ("weight", "bias", "labels"):
             kept, here = state.get(prefix + name), getattr(self, name)
-            if isinstance(kept, Tensor) and kept.shape[1:] == here.shape[1:]:
+            if isinstance(kept, Tensor) and isinstance(here, Tensor) and kept.shape[1:] == here.shape[1:]:
                 here.data = kept.detach().to(here, copy=True)
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -115,7 +115,7 @@ def grow_heads(model: nn.Module, optimizers: Sequence[Optimizer], labels: Callab
         if not head.grow(labels()):
             continue
         for optimizer in optimizers:
-            for parameter in (head.weight, head.bias):
+            for parameter in head.parameters():
                 for name, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor) and value.shape == (before, *parameter.shape[1:]):
                         optimizer.state[parameter][name] = _padded(value, parameter)

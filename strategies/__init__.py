@@ -5,7 +5,8 @@ from clstream.strategies.der import DER, DERpp
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.joint import Joint
+from clstream.strategies.prd import PRD
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.replay import Replay
 
-__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay"]
+__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "PRD", "Refresh", "Replay"]
