@@ -62,7 +62,7 @@ class CropFlipJitter:
         x = ((x + amounts[0]).clamp(0, 1) * (1 + amounts[1])).clamp(0, 1)
         value, range_ = x.amax(1, keepdim=True), x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
         most = value / range_.clamp(min=torch.finfo(x.dtype).tiny)  # beyond it the saturation would pass 1
-        return value - torch.minimum(1 + amounts[2], most) * (value - x)
+        return (value - torch.minimum(1 + amounts[2], most) * (value - x)).clamp(0, 1)
 
 
 def gray(x: Tensor) -> Tensor:

@@ -131,8 +131,9 @@ class PRD(Strategy):
         self.views = CropFlipJitter(clamp_quirk=clamp_quirk) if views == "jitter" else None
         self.teacher: nn.Module | None = None
         self.old_prototypes = torch.empty(0)  # the teacher's
-        self.arrived: list[list[int]] = []  # for each task that was started, the rows of the prototypes that came with it
-        self.old = torch.empty(0, 0, dtype=torch.int64)  # the same while a task goes on, without its classes; filled up with -1
+        self.arrived: dict[int, list[int]] = {}  # by task, in the order in which they came: the rows of prototypes that it brought
+        self.current: list[int] = []  # those of the task that goes on
+        self.old = torch.empty(0, 0, dtype=torch.int64)  # those of all tasks while a task goes on, without its classes; filled up with -1
 
     def learn(self, batch: Batch) -> Tensor:
         """Take a step, or in the first task some, each with fresh views; return the last one's loss."""
@@ -163,7 +164,8 @@ class PRD(Strategy):
         """Return how far the relations of old prototypes to (n, width) features are from those that the teacher sees."""
         if self.relation == "samples":
             features, before = F.normalize(features, dim=1), F.normalize(before, dim=1)
-        now = features @ F.normalize(self.prototypes.weight, dim=1).T / self.relation_temperature
+        prototypes = self.prototypes.weight[: len(self.old_prototypes)]  # those the teacher has: both sides are rounded alike
+        now = features @ F.normalize(prototypes, dim=1).T / self.relation_temperature
         then = before @ F.normalize(self.old_prototypes, dim=1).T / self.relation_temperature
         return (over_samples if self.relation == "samples" else over_classes)(now, then, self.old)
 
@@ -192,18 +194,18 @@ class PRD(Strategy):
         """Take the prototypes of classes that the task doesn't have as old."""
         current = set(event.task.classes)
         labels = self.prototypes.labels.tolist()
-        old = [[row for row in rows if labels[row] not in current] for rows in self.arrived]
+        old = [[row for row in rows if labels[row] not in current] for rows in self.arrived.values()]
         rows = [torch.tensor(each) for each in old if each]
         self.old = pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0, dtype=torch.int64)
         self.old = self.old.to(self.prototypes.weight.device)
-        self.arrived.append([])
+        self.current = self.arrived.setdefault(event.task.id, [])
 
     @on(SessionStarted)
     def grow_prototypes(self, event: SessionStarted) -> None:
         """Make a prototype for each class that is new."""
         before = len(self.prototypes.labels)
         grow_heads(self.prototypes, [self.optimizer], lambda: event.session.classes)
-        self.arrived[-1] += range(before, len(self.prototypes.labels))
+        self.current += range(before, len(self.prototypes.labels))
 
     @on(EpochStarted)
     def decay(self, event: EpochStarted) -> None:
