@@ -1,4 +1,4 @@
-"""Augmentations that streams and strategies share: batched, and each image is changed in its own way, without a loop over images."""
+"""Augmentations that streams and strategies share: batched, each image changed in its own way, without a loop over images."""
 
 from __future__ import annotations
 

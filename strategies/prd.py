@@ -17,8 +17,8 @@ over the views, the sum over old tasks. A task of one class adds nothing.
 sum over old prototypes. A batch of other size weighs differently.
 
 An answer is the nearest prototype by cosine, among all seen classes or those of the task that the question names. The model's own
-head is not used. Nothing depends on the number of tasks: a prototype is made when its class first arrives, as a row of a matrix that
-grows, in a parameter group without momentum and weight decay. The optimizer goes on over all tasks.
+head is not used. Nothing depends on the number of tasks: a prototype is made when its class first arrives, as a row of a matrix
+that grows, in a parameter group without momentum and weight decay. The optimizer goes on over all tasks.
 
 Of the code: the teacher stays in training mode, so that teacher and model agree at the first step of a task also with batch norm
 (`teacher_mode="eval"` for the other); a step decay of the learning rate by the epoch of the session (`milestones`). Deviations: the
@@ -133,7 +133,7 @@ class PRD(Strategy):
         self.old_prototypes = torch.empty(0)  # the teacher's
         self.arrived: dict[int, list[int]] = {}  # by task, in the order in which they came: the rows of prototypes that it brought
         self.current: list[int] = []  # those of the task that goes on
-        self.old = torch.empty(0, 0, dtype=torch.int64)  # those of all tasks while a task goes on, without its classes; filled up with -1
+        self.old = torch.empty(0, 0, dtype=torch.int64)  # of each task, but for the classes of this one; filled up with -1
 
     def learn(self, batch: Batch) -> Tensor:
         """Take a step, or in the first task some, each with fresh views; return the last one's loss."""
@@ -185,7 +185,7 @@ class PRD(Strategy):
         """Refuse a stream that can't be learned, before anything is."""
         stream = event.stream
         if stream.scenario == "domain":
-            raise ValueError(f"PRD is for tasks that bring new classes: in {stream.name}, domain-incremental, it would hold nothing")
+            raise ValueError(f"PRD is for tasks that bring new classes, and {stream.name} is domain-incremental")
         if self.views is not None and len(stream.input_shape) != 3:
             raise ValueError(f"views='jitter' is for images (channels, height, width), not {stream.name}'s {stream.input_shape}")
 

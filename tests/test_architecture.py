@@ -23,7 +23,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
     ("evaluation",),
     ("fits", "running", "engine"),
     ("__init__",),
-    ("store", "tracking", "checkpoint", "folders", "checks", "progress", "outbox", "eventlog"),
+    ("store", "tracking", "checkpoint", "folders", "checks", "progress", "outbox", "eventlog", "pretraining"),
     ("config",),
     ("anchors", "tries"),
     ("playing",),
