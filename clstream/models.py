@@ -370,7 +370,8 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = self.qkv(x).chunk(3, 2) if self.fused else (self.q(x), self.k(x), self.v(x))
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return mixed
 
 
 class _TransformerBlock(nn.Module):
@@ -384,7 +385,8 @@ class _TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x  # noqa: RET504  # in two lines, as it is drawn everywhere
 
 
 class _ClassToken(nn.LayerNorm):

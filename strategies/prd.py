@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,9 +122,9 @@ class PRD(Strategy):
         )
         self.prototypes = GrowingHead(width, classes, bias=False)
         self.optimizer.add_param_group({"params": list(self.projection.parameters())})
-        plain = {name: 0.0 for name in ("momentum", "weight_decay") if name in self.optimizer.defaults}
-        own_rate = {} if prototype_lr is None else {"lr": prototype_lr}
-        self.optimizer.add_param_group({"params": [self.prototypes.weight], **plain, **own_rate})
+        own: dict[str, Any] = {name: 0.0 for name in ("momentum", "weight_decay") if name in self.optimizer.defaults}
+        own |= {} if prototype_lr is None else {"lr": prototype_lr}
+        self.optimizer.add_param_group({"params": [self.prototypes.weight], **own})
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.alpha, self.beta, self.relation, self.relation_temperature = alpha, beta, relation, relation_temperature
         self.temperature, self.scale = temperature, 1.0 if base_temperature is None else temperature / base_temperature
@@ -230,8 +231,8 @@ def over_classes(now: Tensor, then: Tensor, old: Tensor) -> Tensor:
     `old` is (tasks, prototypes of one), int64: the columns of each old task, filled up with -1.
     """
     lowest = torch.finfo(now.dtype).min  # and not -inf: 0 times a difference of those is no number
-    shares = [scores[:, old].masked_fill(old < 0, lowest).log_softmax(2) for scores in (now, then)]
-    return F.kl_div(*shares, reduction="batchmean", log_target=True)
+    one, two = (scores[:, old].masked_fill(old < 0, lowest).log_softmax(2) for scores in (now, then))
+    return F.kl_div(one, two, reduction="batchmean", log_target=True)
 
 
 def over_samples(now: Tensor, then: Tensor, old: Tensor) -> Tensor:
