@@ -324,7 +324,8 @@ def pretrain_command(arguments: list[str]) -> int:
         check_fits(strategy, stream, options.device)
     with said(FloatingPointError):
         result = run(strategy, stream, ProgressBar(f"training on {stream.name}"), seed=options.seed, device=options.device)
-    about: dict[str, Any] = {"labels": list(stream.tasks[0].classes), "data": whole.fingerprint, "accuracy": result.average_accuracy}
+    about: dict[str, Any] = {"labels": list(stream.tasks[0].classes), "data": whole.fingerprint}
+    about |= {"accuracy": result.average_accuracy}
     about |= {name: result.params[name] for name in ("stream", "stream.epochs", "stream.batch_size", "strategy.optimizer", "seed")}
     with said(OSError):
         save_weights(strategy.model, out, about)
