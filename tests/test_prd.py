@@ -9,15 +9,17 @@ import pytest
 import torch
 from clstream.strategies import PRD, Finetune
 from clstream.strategies.prd import over_classes, over_samples
-from clstream.streams import blobs, from_tensors
+from clstream.streams import blobs, from_tensors, split_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
-from clstream import BatchReady, EpochStarted, Samples, SessionEnded, SessionStarted, Stream, TaskStarted, on, run
+from clstream import BatchReady, EpochStarted, Samples, SessionEnded, SessionStarted, Strategy, Stream, TaskStarted, on, run
 from clstream.augmenting import CropFlipJitter, crop_and_flip, gray
 from clstream.checks import example_model, example_stream
+from clstream.metrics import average_accuracy
 from clstream.models import ConvNet, Mlp, ResNet18
+from clstream.seeds import isolated
 from clstream.snapshot import capture, origin_of
 
 double = partial(torch.tensor, dtype=torch.float64)
@@ -367,9 +369,18 @@ def test_the_first_task_may_take_several_steps_a_batch_each_with_fresh_views() -
     assert len(draws) == 2 * len(calls) and len(torch.cat(draws).unique()) == len(draws)
 
 
-def test_it_learns_what_fine_tuning_forgets() -> None:
-    stream = example_stream(epochs=10)
-    assert run(PRD(example_model()), stream).average_accuracy > run(Finetune(example_model()), stream).average_accuracy + 0.1
+def test_distillation_keeps_tasks_apart_and_prototypes_keep_classes() -> None:
+    """On digits: without distillation the old tasks are lost, and fine-tuning knows the last two classes only."""
+    stream = split_digits(batch_size=32)
+
+    def play(strategy: type[Strategy], **options: object) -> tuple[float, float]:
+        with isolated(0, "model"):
+            made = strategy(Mlp(stream.input_shape, stream.classes, hidden=(100,)), **options)
+        result = run(made, stream)
+        return result.average_accuracy, average_accuracy(result.task_accuracy, result.taught)
+
+    assert play(PRD)[1] > play(PRD, beta=0)[1] + 0.1
+    assert play(PRD, optimizer=partial(SGD, lr=0.003, momentum=0.9), prototype_lr=0.03)[0] > play(Finetune)[0] + 0.15
 
 
 # What is refused ----------------------------------------------------------------------------------------------------------
