@@ -380,7 +380,7 @@ def test_distillation_keeps_tasks_apart_and_prototypes_keep_classes() -> None:
         return result.average_accuracy, average_accuracy(result.task_accuracy, result.taught)
 
     assert play(PRD)[1] > play(PRD, beta=0)[1] + 0.1
-    assert play(PRD, optimizer=partial(SGD, lr=0.003, momentum=0.9), prototype_lr=0.03)[0] > play(Finetune)[0] + 0.15
+    assert play(PRD, optimizer=partial(SGD, lr=0.003, momentum=0.9), prototype_lr=0.03)[0] > play(Finetune)[0] + 0.1
 
 
 # What is refused ----------------------------------------------------------------------------------------------------------
