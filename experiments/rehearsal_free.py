@@ -21,10 +21,12 @@ from torch.optim import SGD
 
 from clstream import Strategy, metrics, run
 from clstream.models import ConvNet
+from clstream.params import describe
 from clstream.seeds import isolated
 
-EPOCHS, BATCH, CHANNELS = 1, 128, (16, 32, 32)
-PLAIN = partial(SGD, lr=0.05)
+EPOCHS, BATCH, FIRST = 1, 128, 5  # FIRST: of PRD, the steps for each batch of the first task
+NET = partial(ConvNet, channels=(16, 32, 32), mean=0.286, std=0.353)
+FASTER, SLOWER = partial(SGD, lr=0.05), partial(SGD, lr=0.02)  # with replay, and without
 OTHERS = ("L2", "EWC", "SI", "LwF", "PredKD", "FeatKD")
 
 Make = Callable[[nn.Module], Strategy]
@@ -33,13 +35,14 @@ Make = Callable[[nn.Module], Strategy]
 def entries() -> dict[str, Make]:
     """Return what builds each strategy, by the name of its row."""
     rows: dict[str, Make] = {
-        "Finetune": partial(zoo.Finetune, optimizer=PLAIN),
-        "Replay, 200": partial(zoo.Replay, optimizer=PLAIN, capacity=200),
-        "Replay, 500": partial(zoo.Replay, optimizer=PLAIN, capacity=500),
-        "PRD": zoo.PRD,
-        "PRD, beta 0": partial(zoo.PRD, beta=0.0),
+        "Finetune": partial(zoo.Finetune, optimizer=SLOWER),
+        "Replay, 200": partial(zoo.Replay, optimizer=FASTER, capacity=200),
+        "Replay, 500": partial(zoo.Replay, optimizer=FASTER, capacity=500),
+        "PRD": partial(zoo.PRD, first_task_steps=FIRST),
+        "PRD, beta 0": partial(zoo.PRD, first_task_steps=FIRST, beta=0.0),
+        "PRD, samples": partial(zoo.PRD, first_task_steps=FIRST, relation="samples", relation_temperature=0.1, beta=8.0),
     }
-    return rows | {name: partial(getattr(zoo, name), optimizer=PLAIN) for name in OTHERS if name in zoo.__all__}
+    return rows | {name: partial(getattr(zoo, name), optimizer=SLOWER) for name in OTHERS if name in zoo.__all__}
 
 
 def measure(make: Make, scenario: str, seed: int, root: str | None, tune: bool) -> tuple[float, float, float]:
@@ -47,7 +50,7 @@ def measure(make: Make, scenario: str, seed: int, root: str | None, tune: bool) 
     stream = split_fashion_mnist(scenario=scenario, epochs=EPOCHS, batch_size=BATCH, root=root, validation=0.1 if tune else 0.0)
     stream = stream.for_tuning() if tune else stream
     with isolated(seed, "model"):
-        strategy = make(ConvNet(stream.input_shape, stream.classes, channels=CHANNELS))
+        strategy = make(NET(stream.input_shape, stream.classes))
     result = run(strategy, stream, seed=seed)
     both = [metrics.average_accuracy(matrix, result.taught) for matrix in (result.accuracy, result.task_accuracy)]
     return both[0], both[1], result.seconds
@@ -62,7 +65,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="test on samples held back from training")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"split_fashion_mnist, {EPOCHS} epochs, batch {BATCH}, ConvNet {CHANNELS}, seeds {options.seeds}")
+    print(f"split_fashion_mnist, {EPOCHS} epoch, batch {BATCH}, {describe(NET)}, seeds {options.seeds}")
     for name, make in entries().items():
         if options.only and name not in options.only.split(";"):
             continue

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import colorsys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from clstream.strategies import PRD, Finetune
 from clstream.strategies.prd import over_classes, over_samples
-from clstream.streams import blobs, from_tensors, split_digits
+from clstream.streams import blobs, from_tensors, recorded, split_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
@@ -19,6 +20,7 @@ from clstream.augmenting import CropFlipJitter, crop_and_flip, gray
 from clstream.checks import example_model, example_stream
 from clstream.metrics import average_accuracy
 from clstream.models import ConvNet, Mlp, ResNet18
+from clstream.recording import record
 from clstream.seeds import isolated
 from clstream.snapshot import capture, origin_of
 
@@ -498,3 +500,10 @@ def test_views_of_its_own_stand_in_for_the_stream_s() -> None:
     stream = example_stream()
     object.__setattr__(stream, "augment", lambda x: pytest.fail("the stream's augmentation was drawn"))
     run(PRD(ConvNet((1, 8, 8), 6, channels=(2, 2, 2), hidden=8), views="jitter", clamp_quirk=True), stream, max_sessions=1)
+
+
+def test_a_recording_of_a_stream_names_its_jitter(tmp_path: Path) -> None:
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 2
+    stream = from_tensors(x, y, x, y, tasks=1, augment=CropFlipJitter(brightness=0.1))
+    assert recorded(record(stream, tmp_path / "jittered.clstream"), data=stream).augment == CropFlipJitter(brightness=0.1)
+    run(PRD(ConvNet((1, 8, 8), 2, channels=(2, 2, 2), hidden=8)), stream)
