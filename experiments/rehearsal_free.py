@@ -49,8 +49,9 @@ def measure(make: Make, scenario: str, seed: int, root: str | None, tune: bool) 
     """Return the average accuracy without and with the task given, and the seconds."""
     stream = split_fashion_mnist(scenario=scenario, epochs=EPOCHS, batch_size=BATCH, root=root, validation=0.1 if tune else 0.0)
     stream = stream.for_tuning() if tune else stream
+    channels, height, width = stream.input_shape
     with isolated(seed, "model"):
-        strategy = make(NET(stream.input_shape, stream.classes))
+        strategy = make(NET((channels, height, width), stream.classes))
     result = run(strategy, stream, seed=seed)
     both = [metrics.average_accuracy(matrix, result.taught) for matrix in (result.accuracy, result.task_accuracy)]
     return both[0], both[1], result.seconds
