@@ -1,4 +1,4 @@
-"""The command `clstream`: run, resume, compare, verify, prove-resume, record, log, sync, list, ui."""
+"""The command `clstream`: run, resume, compare, verify, prove-resume, pretrain, record, log, sync, list, ui."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from clstream.config import (
     PLACES,
     UsageError,
     as_yaml,
+    build_strategy,
     build_stream,
     names,
     nearest,
@@ -35,10 +37,12 @@ from clstream.config import (
     run_parser,
     seeds_of,
 )
-from clstream.engine import Result
+from clstream.engine import Result, check_fits, run
 from clstream.figures import sparklines
 from clstream.folders import claimed
-from clstream.playing import MEASURES, Failure, Played, play
+from clstream.playing import MEASURES, Failure, Played, play, said
+from clstream.pretraining import joined, save_weights
+from clstream.progress import ProgressBar
 from clstream.proof import prove
 from clstream.recording import record
 from clstream.strategy import needs
@@ -52,6 +56,7 @@ usage: clstream COMMAND [options]
   compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
   verify        rerun a known result:         clstream verify er-split-mnist
   prove-resume  kill a run again and again:   clstream prove-resume --strategy my_file.MyStrategy --kills 20
+  pretrain      train a model to start from:  clstream pretrain --stream split_mnist --model VitTiny --out vit.pt
   record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
   log           read what happened in a run:  clstream log runs/NAME
   sync          send what a tracking server did not take while it was away
@@ -69,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "verify": verify_command, "record": record_command, "log": log_command, "sync": sync_command, "list": list_command,
-        "ui": ui_command,
+        "verify": verify_command, "pretrain": pretrain_command, "record": record_command, "log": log_command,
+        "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -280,6 +285,55 @@ def prove_command(arguments: list[str]) -> int:
         if few:
             console.print(f"NOT PROVED: it was to be killed {own.kills} times; give a longer run, or fewer kills")
     return 0 if proof.difference is None and not few else 1
+
+
+def pretrain_command(arguments: list[str]) -> int:
+    """`clstream pretrain`: train a model on a stream's classes together, and write its weights to a file."""
+    parser = argparse.ArgumentParser(
+        prog="clstream pretrain",
+        usage="clstream pretrain --stream NAME --model NAME [options] --out FILE",
+        allow_abbrev=False,
+        description="Train a model on all classes of a stream together, and write its weights: `clstream run --weights FILE` "
+        "starts from them.",
+        epilog="--stream NAME, --model NAME, --optimizer NAME and their options, --seed, --device, --threads and --data_root "
+        "FOLDER are as in clstream run; it learns as the strategy Finetune.",
+    )
+    parser.add_argument("--out", required=True, help="the file to write, as vit.pt")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--classes", help="the labels to train on, as 0,1,2; by default all")
+    parser.add_argument("--epochs", type=int, help="passes over the samples; by default those of the stream")
+    own, rest = parser.parse_known_args(arguments)
+    known = ("--stream", "--model", "--optimizer", "--seed", "--device", "--threads", "--data_root", "--data-root")
+    for option in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
+        if option.partition(".")[0] not in known:
+            raise UsageError(
+                f"clstream pretrain has no option {option}{nearest(option, ['--out', '--classes', '--epochs', *known])}"
+            )
+    try:
+        classes = None if own.classes is None else [int(label) for label in own.classes.split(",")]
+    except ValueError:
+        raise UsageError(f"--classes takes whole numbers with commas, as 0,1,2, not {own.classes!r}") from None
+    out = Path(own.out)
+    if not out.parent.is_dir() or (out.exists() and not (own.force and out.is_file())):
+        raise Failure(f"{out} is there already: --force replaces it" if out.exists() else f"there is no folder {out.parent}")
+    given = [re.sub("^--optimizer", "--strategy.optimizer", argument) for argument in rest]
+    run_options, options = parse_run(["--strategy", "Finetune", *given])
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    with said(ValueError, TypeError, OSError, ImportError):
+        whole = build_stream(run_options, options)
+        stream = joined(whole, classes, own.epochs)
+        strategy = build_strategy(run_options, options, whole, options.seed)
+        check_fits(strategy, stream, options.device)
+    with said(FloatingPointError):
+        result = run(strategy, stream, ProgressBar(f"training on {stream.name}"), seed=options.seed, device=options.device)
+    about: dict[str, Any] = {"labels": list(stream.tasks[0].classes), "data": whole.fingerprint}
+    about |= {"accuracy": result.average_accuracy}
+    about |= {name: result.params[name] for name in ("stream", "stream.epochs", "stream.batch_size", "strategy.optimizer", "seed")}
+    with said(OSError):
+        save_weights(strategy.model, out, about)
+    print(f"{type(strategy.model).__name__} on {stream.name}: accuracy {result.average_accuracy:.3f}, {result.seconds:.0f} s")
+    print(f"weights in {out}: clstream run --weights {out} starts from them")
+    return 0
 
 
 def record_command(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 from torch import nn
 
+from clstream.pretraining import load_weights
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
 from clstream.stream import Stream
@@ -184,6 +185,7 @@ def run_parser() -> Parser:
     parser.add_subclass_arguments(
         nn.Module, "model", skip={"input_shape", "classes"}, help="a model by name, or file.Class of your own"
     )
+    parser.add_argument("--weights", type=str, help="a file of `clstream pretrain` that the model starts from, all but its head")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random in the run")
     parser.add_argument("--seeds", type=int | list[int] | str, help="several seeds in place of one, as 0,1,2: one run for each")
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
@@ -383,6 +385,8 @@ def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int
 
     with isolated(seed, "model"):
         model = _instantiate(parser, "model", options.model, (make_model, nn.Module, True))
+        if options.weights is not None:
+            load_weights(model, options.weights)
         strategy: Strategy = _instantiate(parser, "strategy", options.strategy, (make_strategy, Strategy, True))
     return strategy
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from clstream.params import Recorded
+from clstream.params import Recorded, check_whole
 
-__all__ = ["ConvNet", "MnistLike", "Mlp", "ResNet18", "SlimResNet18", "Timm", "VggSmall"]
+__all__ = ["ConvNet", "MnistLike", "Mlp", "ResNet18", "SlimResNet18", "Timm", "VggSmall", "VitTiny"]
 
 
 class Normalise(nn.Module):
@@ -85,12 +85,13 @@ class GrowingHead(nn.Module):
     """
 
     labels: Tensor
+    bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, classes: int) -> None:
+    def __init__(self, in_features: int, classes: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.classes = in_features, classes
         self.weight = nn.Parameter(torch.empty(0, in_features))
-        self.bias = nn.Parameter(torch.empty(0))
+        self.register_parameter("bias", nn.Parameter(torch.empty(0)) if bias else None)
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -110,9 +111,8 @@ class GrowingHead(nn.Module):
         if not new:
             return 0
         bound = 1 / math.sqrt(self.in_features)  # as nn.Linear draws its weights and biases
-        rows = torch.empty(len(new), self.in_features).uniform_(-bound, bound).to(self.weight)
-        biases = torch.empty(len(new)).uniform_(-bound, bound).to(self.bias)
-        for parameter, more in ((self.weight, rows), (self.bias, biases)):
+        for parameter in self.parameters():
+            more = torch.empty(len(new), *parameter.shape[1:]).uniform_(-bound, bound).to(parameter)
             parameter.data = torch.cat([parameter.data, more])
             parameter.grad = None
         self.labels = torch.cat([self.labels, torch.tensor(new).to(self.labels)])
@@ -122,7 +122,7 @@ class GrowingHead(nn.Module):
         """Take as many rows as the state has, then load them."""
         for name in ("weight", "bias", "labels"):
             kept, here = state.get(prefix + name), getattr(self, name)
-            if isinstance(kept, Tensor) and kept.shape[1:] == here.shape[1:]:
+            if isinstance(kept, Tensor) and isinstance(here, Tensor) and kept.shape[1:] == here.shape[1:]:
                 here.data = kept.detach().to(here, copy=True)
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -134,7 +134,7 @@ def grow_heads(model: nn.Module, optimizers: Sequence[Optimizer], labels: Callab
         if not head.grow(labels()):
             continue
         for optimizer in optimizers:
-            for parameter in (head.weight, head.bias):
+            for parameter in head.parameters():
                 for name, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor) and value.shape == (before, *parameter.shape[1:]):
                         optimizer.state[parameter][name] = _padded(value, parameter)
@@ -444,6 +444,112 @@ class SlimResNet18(ResNet18):
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
         super().__init__(input_shape, classes, 20, head, mean, std)
+
+
+class _Patches(nn.Module):
+    """An image to tokens: one for each patch, after one for the class, with learned positions."""
+
+    def __init__(self, into: int, width: int, patch: int, count: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(into, width, patch, patch)
+        self.token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, 1 + count, width))
+        for parameter in (self.token, self.positions):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).mT
+        return torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.positions
+
+
+class _Attention(nn.Module):
+    """Self-attention of several heads, with a layer each for queries, keys and values, or one for all three."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.fused = heads, fused
+        if fused:
+            self.qkv = nn.Linear(width, 3 * width)
+        else:
+            self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).chunk(3, 2) if self.fused else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        mixed: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return mixed
+
+
+class _TransformerBlock(nn.Module):
+    """Attention, then a hidden layer of four times the width with GELU: each after a layer norm, and added to its input."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), _Attention(width, heads, fused)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return x  # noqa: RET504  # in two lines, as it is drawn everywhere
+
+
+class _ClassToken(nn.LayerNorm):
+    """The token of the class, normed: what a vision transformer answers by."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.LayerNorm names it
+        return super().forward(input[:, 0])
+
+
+class VitTiny(Classifier):
+    """A vision transformer (Dosovitskiy et al. 2021) for small images; smaller than ViT-Ti, which is width 192, depth 12, heads 3.
+
+    Queries, keys and values have a layer each, named so that they can be found: `stages.block1.attention.q.weight`.
+
+    Args:
+        input_shape: (channels, height, width), a whole number of patches each way.
+        classes: number of outputs.
+        patch: height and width of a patch.
+        width: of a token.
+        depth: number of blocks.
+        heads: of each attention.
+        fused: one layer for queries, keys and values: `stages.block1.attention.qkv.weight`.
+        head: "fixed" or "growing".
+        mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        patch: int = 4,
+        width: int = 64,
+        depth: int = 6,
+        heads: int = 4,
+        fused: bool = False,
+        head: str = "fixed",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        check_whole(1, patch=patch, width=width, depth=depth, heads=heads)
+        into, height, breadth = _image_shape("VitTiny", input_shape, patch)
+        if height % patch or breadth % patch:
+            raise ValueError(
+                f"VitTiny cuts images into {patch} x {patch} patches, and {height} x {breadth} is no whole number of them"
+            )
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, which {width} of {heads} is not")
+        stages: dict[str, nn.Module] = {
+            "input": Normalise(mean, std),
+            "patches": _Patches(into, width, patch, (height // patch) * (breadth // patch)),
+        }
+        for number in range(1, depth + 1):
+            stages[f"block{number}"] = _TransformerBlock(width, heads, fused)
+        stages["norm"] = _ClassToken(width)
+        super().__init__(stages, width, classes, head, cut=f"block{depth}")
 
 
 class Timm(Classifier):

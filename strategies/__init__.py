@@ -11,6 +11,7 @@ from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
 from clstream.strategies.lwf import LwF
+from clstream.strategies.prd import PRD
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.regularised import Regularised
 from clstream.strategies.replay import Replay
@@ -28,6 +29,7 @@ __all__ = [
     "Joint",
     "L2",
     "LwF",
+    "PRD",
     "Refresh",
     "Regularised",
     "Replay",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clstream.streams.augmentations import crop_and_flip
+from clstream.streams.augmentations import CropFlipJitter, crop_and_flip
 from clstream.streams.blobs import points
 from clstream.streams.data import FILES, data_root, digits, load
 from clstream.streams.domains import Pad, Permute, Rotate
@@ -16,6 +16,7 @@ from clstream.stream import Samples, Stream
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Pad": Pad, "Permute": Permute, "Rotate": Rotate, "crop_and_flip": crop_and_flip,
+    "CropFlipJitter": CropFlipJitter,
 }  # fmt: skip
 """The transforms and augmentations of ours: all that a recording can name by itself."""
 

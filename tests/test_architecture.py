@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strategies", "clstream.streams": ROOT / "streams"}
 
-LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal", "mixing")
+LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal", "mixing", "augmenting")
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (*LEAVES, "stream", "origin", "forms", "snapshot", "restoration", "comparing", "recording", "fisher", "chain"),
     ("events",),
@@ -23,7 +23,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
     ("evaluation", "regulariser", "rehearsal_free"),
     ("fits", "running", "engine"),
     ("__init__",),
-    ("store", "tracking", "checkpoint", "folders", "retention", "checks", "progress", "outbox", "eventlog"),
+    ("store", "tracking", "checkpoint", "folders", "retention", "checks", "progress", "outbox", "eventlog", "pretraining"),
     ("config",),
     ("anchors", "tries"),
     ("playing",),

@@ -25,6 +25,8 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
 OURS = ("strategies/", "streams/", "clstream/")
+BESIDE_RUN = {"prove-resume": ("--kills", "--kill_seed", "--out"), "pretrain": ("--out", "--classes", "--epochs")}
+"""The options, each with a value, of commands that take those of `clstream run` too."""
 READERS_FILES = {"my_file.py": "from clstream import Strategy\n\n\nclass MyStrategy(Strategy): ...\n"}
 
 
@@ -148,9 +150,10 @@ def check_command(words: list[str]) -> None:
             parse_run(["--config", file, *arguments[first:]])
     else:
         known = help_of(command)
-        if command == "prove-resume":  # beside its own options it takes those of run
-            own = [position for position, word in enumerate(arguments) if word in ("--kills", "--kill_seed", "--out")]
-            parse_run([word for position, word in enumerate(arguments) if {position, position - 1}.isdisjoint(own)])
+        if command in BESIDE_RUN:
+            own = [position for position, word in enumerate(arguments) if word in BESIDE_RUN[command]]
+            rest = [word for position, word in enumerate(arguments) if {position, position - 1}.isdisjoint(own)]
+            parse_run([re.sub("^--optimizer", "--strategy.optimizer", word) for word in rest])
             arguments = [arguments[position] for position in own]
         options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         assert all(re.search(rf"{option}\b", known) for option in options), f"{command} knows only {known}"

@@ -1,5 +1,6 @@
 """Models: shapes, raw inputs, the arithmetic of each part, and a head that grows without forgetting its optimizer's state."""
 
+from fnmatch import fnmatch
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW
 
-from clstream.models import Classifier, ConvNet, GrowingHead, Mlp, Normalise, ResNet18, SlimResNet18, Timm, grow_heads
+from clstream.models import Classifier, ConvNet, GrowingHead, Mlp, Normalise, ResNet18, SlimResNet18, Timm, VitTiny, grow_heads
 
 IMAGE = (3, 12, 16)
 MODELS = {
@@ -17,6 +18,8 @@ MODELS = {
     "ConvNet": (partial(ConvNet, IMAGE, channels=(2, 3, 4), hidden=6), 6),
     "ResNet18": (partial(ResNet18, IMAGE, width=3), 24),
     "SlimResNet18": (partial(SlimResNet18, IMAGE), 160),
+    "VitTiny": (partial(VitTiny, IMAGE, width=8, depth=2, heads=2), 8),
+    "fused VitTiny": (partial(VitTiny, IMAGE, width=8, depth=2, heads=2, fused=True), 8),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 both_heads = pytest.mark.parametrize("head", ["fixed", "growing"])
@@ -164,6 +167,49 @@ def test_resnet_block_adds_its_input():
     torch.testing.assert_close(block(x), x.relu())  # nothing is left but the shortcut
 
 
+def attention_by_hand(x, layer, heads):
+    """softmax(q k' / sqrt(d)) v for each sample and head by itself."""
+    out = torch.empty_like(x)
+    for sample, tokens in enumerate(x):
+        q, k, v = layer.q(tokens), layer.k(tokens), layer.v(tokens)
+        for columns in torch.arange(x.shape[2]).chunk(heads):
+            near = (q[:, columns] @ k[:, columns].T / len(columns) ** 0.5).softmax(1)
+            out[sample][:, columns] = near @ v[:, columns]
+    return layer.out(out)
+
+
+def test_vit_is_a_transformer_over_patches():
+    model = build("VitTiny")
+    x = images() / 255
+    stages = model.stages
+    patches = torch.stack([x[:, :, i : i + 4, j : j + 4].flatten(1) for i in (0, 4, 8) for j in (0, 4, 8, 12)], 1)
+    tokens = patches @ stages.patches.embed.weight.flatten(1).T + stages.patches.embed.bias
+    tokens = torch.cat([stages.patches.token.expand(3, 1, 8), tokens], 1) + stages.patches.positions
+    for block in (stages.block1, stages.block2):
+        tokens = tokens + attention_by_hand(block.norm1(tokens), block.attention, 2)
+        tokens = tokens + block.mlp[2](F.gelu(block.mlp[0](block.norm2(tokens))))
+    expected = F.layer_norm(tokens[:, 0], (8,), stages.norm.weight, stages.norm.bias)
+    torch.testing.assert_close(model.features(x), expected)
+
+
+def test_a_fused_vit_computes_the_same_and_its_parameters_can_be_found_by_name():
+    model, fused = build("VitTiny"), build("fused VitTiny")
+    state = model.state_dict()
+    for block in ("block1", "block2"):
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"stages.{block}.attention.{part}.{kind}") for part in "qkv"]
+            state[f"stages.{block}.attention.qkv.{kind}"] = torch.cat(parts)
+    fused.load_state_dict(state)
+    torch.testing.assert_close(fused(images()), model(images()))
+    names = [name for name, _ in model.named_parameters() if fnmatch(name, "*.q.weight")]
+    assert names == ["stages.block1.attention.q.weight", "stages.block2.attention.q.weight"]
+
+
+def test_vit_tiny_becomes_the_published_vit_ti():
+    """DeiT-Ti/16 at 224 x 224 has 5,717,416 parameters (12 blocks of width 192, 3 heads)."""
+    assert parameters(VitTiny((3, 224, 224), 1000, patch=16, width=192, depth=12, heads=3)) == 5_717_416
+
+
 def test_normalise_keeps_floats_and_scales_bytes():
     assert Normalise()(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
     assert Normalise()(torch.tensor([-2.0, 51.0])).tolist() == [-2, 51]
@@ -213,6 +259,21 @@ def test_a_label_named_twice_gets_one_output():
     head = GrowingHead(3, 5)
     head.grow([1, 1, 0, 1])
     assert head.labels.tolist() == [1, 0]
+
+
+def test_a_head_without_biases_is_a_matrix_that_grows():
+    head = GrowingHead(3, 5, bias=False)
+    optimizer = SGD(head.parameters(), lr=0.1, momentum=0.9)
+    for labels in ([3, 1], [0]):
+        grow_heads(head, [optimizer], lambda labels=labels: labels)
+        head(x := torch.randn(2, 3))[:, labels].sum().backward()
+        optimizer.step()
+    assert [name for name, _ in head.named_parameters()] == ["weight"] and head.bias is None
+    torch.testing.assert_close(head(x)[:, [3, 1, 0]], x @ head.weight.T)
+    assert optimizer.state[head.weight]["momentum_buffer"].shape == (3, 3)
+    other = GrowingHead(3, 5, bias=False)
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other.weight, head.weight) and other.labels.tolist() == [3, 1, 0]
 
 
 @pytest.mark.parametrize("label", [5, -1])
@@ -276,6 +337,10 @@ def test_mlp_refuses_shapes_without_size(shape):
         (ResNet18, (3, 32, 7), "ResNet18 takes images .* at least 8 x 8"),
         (SlimResNet18, (3, 32), "SlimResNet18 takes images"),
         (SlimResNet18, (0, 32, 32), "at least 1"),
+        (VitTiny, 784, "VitTiny takes images .* at least 4 x 4"),
+        (VitTiny, (1, 28, 30), "VitTiny cuts images into 4 x 4 patches, and 28 x 30 is no whole number of them"),
+        (partial(VitTiny, width=10, heads=4), (1, 8, 8), "width must be a multiple of heads, which 10 of 4 is not"),
+        (partial(VitTiny, depth=0), (1, 8, 8), "depth must be a whole number of at least 1"),
     ],
 )
 def test_image_models_refuse_other_shapes(model, shape, message):

@@ -1,0 +1,128 @@
+"""Pre-training: a stream's classes as one task, and the weights of a model in a file, for a run to start from.
+
+A file of weights is read by `torch.load(weights_only=True)`, which runs no code. It has a header, JSON text that says what was
+trained, and the state dict of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import clstream
+from clstream.params import Recorded, describe
+from clstream.stream import Samples, Stream, Subset, Task
+
+FORMAT = "clstream weights 1"
+
+
+def joined(stream: Stream, classes: Sequence[int] | None = None, epochs: int | None = None) -> Stream:
+    """Return a stream with all classes of another one, or some, in one task and one session: ordinary supervised training.
+
+    Args:
+        stream: where the samples come from; they are gathered in memory.
+        classes: the labels that are kept. None: all.
+        epochs: passes over the session. None: as many as over those of the stream.
+
+    Raises ValueError for labels that the stream doesn't have.
+    """
+    known = {label for task in stream.tasks for label in task.classes}
+    kept = sorted(known if classes is None else set(classes))
+    if strange := [label for label in kept if label not in known]:
+        raise ValueError(f"{stream.name} has no classes {strange}: it has {sorted(known)}")
+    if not kept:
+        raise ValueError("there are no classes to train on")
+    wanted = torch.tensor(kept)
+
+    def gather(parts: Sequence[Samples | Subset]) -> Samples:
+        first, *others = [part[torch.isin(part.y, wanted).nonzero().flatten()] for part in parts]
+        for other in others:
+            first = first + other
+        return first
+
+    task = Task(0, tuple(kept), gather([each.train for each in stream.tasks]), gather([each.test for each in stream.tasks]))
+    name, epochs = f"{stream.name}, joined", stream.epochs if epochs is None else epochs
+    return replace(stream, name=name, tasks=[task], schedule=None, scenario="class", epochs=epochs, data=None)
+
+
+def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -> Path:
+    """Write a model's weights: beside, synced, then renamed. Raises OSError, which names the file.
+
+    Args:
+        model: whose state dict is kept.
+        file: what is written; one that is there is replaced.
+        about: what else the header says, in plain values.
+
+    """
+    file = Path(file)
+    params = getattr(model, "params", {}) if isinstance(model, Recorded) else {}
+    header = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "params": {name: describe(value) for name, value in params.items()},
+        "clstream": clstream.__version__,
+        "torch": torch.__version__,
+    } | dict(about)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    content = {"header": json.dumps(header), "weights": {name: each.cpu() for name, each in model.state_dict().items()}}
+    try:
+        try:
+            with beside.open("wb") as out:
+                torch.save(content, out)
+                out.flush()
+                os.fsync(out.fileno())
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{file} can't be written: {os.strerror(error.errno) if error.errno else error}") from None
+    return file
+
+
+def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
+    """Give a model the weights of a file, all but those of its `head`, which stays as it is; return the file's header.
+
+    A model of ours has it among its params from then on, as `pretrained`: what the file is called, and a hash of it.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no file of weights, or they don't fit; then the model stays as it was.
+
+    """
+    file = Path(file)
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise OSError(f"the weights {file} can't be read: {error.strerror or error}") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, UnpicklingError):
+        content = None
+    try:
+        header: dict[str, Any] = json.loads(content["header"])
+        weights: dict[str, Tensor] = content["weights"]
+        if header["format"] != FORMAT:
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"{file} is no file of weights that `clstream pretrain` wrote") from None
+    mine = {name: each for name, each in model.state_dict().items() if not name.startswith("head.")}
+    theirs = {name: each for name, each in weights.items() if not name.startswith("head.")}
+    for name in [*mine, *theirs]:
+        shapes = [str(tuple(each[name].shape)) if name in each else "missing" for each in (theirs, mine)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the weights {file} are of {header['model']}, and don't fit {type(model).__name__}: {name} is {shapes[0]} there, "
+                f"{shapes[1]} here; build the model as it was trained: {header['params']}"
+            )
+    model.load_state_dict(theirs, strict=False)
+    if isinstance(model, Recorded):
+        model.params["pretrained"] = f"{file.name} {digest}"
+    return header
