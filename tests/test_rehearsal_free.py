@@ -431,7 +431,7 @@ def test_the_penalty_is_exactly_zero_at_the_first_step_after_a_boundary(name: st
         def see(self, event: BatchReady) -> None:
             if event.batch.index == event.batch.epoch == 0:
                 found.append([])
-            found[-1].append(float(penalty.penalty(event.batch.samples)))
+            found[-1].append(penalty.penalty(event.batch.samples).item())
 
     run(Regularised(Finetune(example_model()), [penalty]), example_stream(epochs=2), Watch())
     first = 2 if name == "EWC" else 3  # its anchors disagree from the third task on
@@ -675,7 +675,7 @@ def test_the_loss_that_is_reported_holds_the_penalty() -> None:
 
         @on(BatchLearned)
         def after(self, event: BatchLearned) -> None:
-            losses.append((float(self.expected), float(event.loss)))
+            losses.append((self.expected.item(), event.loss.item()))
 
     run(strategy, example_stream(), Watch())
     assert all(one == two for one, two in losses) and len(losses) == 24
