@@ -227,7 +227,7 @@ def test_params_are_the_arguments_by_name_with_defaults():
     assert Base(1).params == {"first": 1, "second": 2, "third": 0.5}
     assert Base(1, 3, third=4).params == {"first": 1, "second": 3, "third": 4}
     assert Base(second=5, first=0).params == {"first": 0, "second": 5, "third": 0.5}
-    rest = {"head": "fixed", "mean": 0.0, "std": 1.0, "init": "torch"}
+    rest = {"head": "fixed", "mean": 0.0, "std": 1.0, "init": "torch", "activation": "relu"}
     assert Mlp(3, 2, hidden=(4,)).params == {"input_shape": 3, "classes": 2, "hidden": (4,), **rest}
 
 
