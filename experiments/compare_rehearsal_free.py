@@ -1,4 +1,4 @@
-"""Learning without a memory, side by side: `python experiments/rehearsal_free.py [--seeds 0,1,2] [--data-root FOLDER] [--tune]`.
+"""Learning without a memory, compared: `python experiments/compare_rehearsal_free.py [--seeds 0,1,2] [--data-root ROOT] [--tune]`.
 
 Split Fashion-MNIST, 5 tasks, one net. Each strategy learns the stream with the task not given (class-IL) and given (task-IL); PRD
 learns the same way in both, so it is run once, and asked both questions. Replay with 200 and 500 samples marks what a memory is
