@@ -33,6 +33,7 @@ if has_mnist():
     }
 
 
+@pytest.mark.filterwarnings("ignore:SHARP. after episode")  # its layers are small here
 @pytest.mark.parametrize("name", zoo.__all__)
 @pytest.mark.parametrize("check", [check.name for check in check_strategy(Strategy)])
 def test_strategy_contract(name: str, check: str) -> None:
