@@ -111,6 +111,35 @@ def forgetting_max_minus_last(accuracy: Tensor, taught: Tensor | None = None) ->
     return _mean(matrix[:, tasks].amax(0) - matrix[-1, tasks]) if len(tasks) else math.nan
 
 
+def forgetting_first_minus_later(accuracy: Tensor, taught: Tensor | None = None) -> float:
+    """Return the mean over rows of what past tasks lost since just taught, summed and divided by the tasks seen by then.
+
+    The global forgetting F^G of Smith et al. 2023, as their code has it, for tasks of one size.
+    """
+    matrix, _, first, last = _checked(accuracy, taught)
+    found = []
+    for row in range(1, len(matrix)):
+        seen = (first >= 0) & (first <= row)
+        past = (seen & (last < row)).nonzero().flatten()
+        if len(past):
+            found.append((matrix[last[past], past] - matrix[row, past]).sum() / seen.sum())
+    return _mean(torch.stack(found)) if found else math.nan
+
+
+def forgetting_step_to_step(accuracy: Tensor, taught: Tensor | None = None) -> float:
+    """Return the mean over rows of the mean over past tasks of the accuracy in the row before, minus that in this one.
+
+    The definition of CODA-Prompt's code. Rows without past tasks don't count.
+    """
+    matrix, _, first, last = _checked(accuracy, taught)
+    found = []
+    for row in range(1, len(matrix)):
+        past = ((first >= 0) & (last < row)).nonzero().flatten()
+        if len(past):
+            found.append((matrix[row - 1, past] - matrix[row, past]).mean())
+    return _mean(torch.stack(found)) if found else math.nan
+
+
 def backward_transfer(accuracy: Tensor, taught: Tensor | None = None) -> float:
     """Return the mean over tasks but the last of the last accuracy minus that when just taught (BWT; Lopez-Paz & Ranzato 2017).
 

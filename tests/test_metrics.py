@@ -281,3 +281,12 @@ def test_the_numbering_of_tasks_does_not_matter(run, random):
     random.shuffle(order)
     for name in METRICS.keys() - {"forward_transfer", "intransigence"}:
         assert METRICS[name](accuracy[:, order], marks[:, order]) == approx(METRICS[name](accuracy, marks), nan_ok=True)
+
+
+def test_forgetting_of_rehearsal_free_studies():
+    R = torch.tensor([[80, 0, 0], [60, 70, 0], [50, 55, 65]], dtype=torch.float64)
+    assert metrics.forgetting_first_minus_later(R) == pytest.approx(12.5, abs=1e-9)
+    assert metrics.forgetting_step_to_step(R) == pytest.approx(16.25, abs=1e-9)
+    A = torch.tensor([[80, 0, 0], [75, 90, 0], [72, 88, 91]], dtype=torch.float64)
+    assert metrics.forgetting_first_minus_last(A) == pytest.approx(5.0, abs=1e-9)
+    assert math.isnan(metrics.forgetting_first_minus_later(R[:1, :1])) and math.isnan(metrics.forgetting_step_to_step(R[:1, :1]))
