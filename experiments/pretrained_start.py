@@ -88,8 +88,10 @@ def main() -> None:
     parser.add_argument("--base-epochs", type=int, default=5)
     parser.add_argument("--each", type=int, default=1000, help="training samples of each class that is continued on")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--l2", type=float, default=1.0)
-    parser.add_argument("--ewc", type=float, default=100.0)
+    parser.add_argument("--l2", type=float, default=0.01)
+    parser.add_argument("--ewc", type=float, default=1.0)
+    parser.add_argument("--kd-l2", type=float, default=10.0, help="with PredKD")
+    parser.add_argument("--kd-ewc", type=float, default=1.0, help="with PredKD")
     parser.add_argument("--start", choices=("pretrained", "random"), default="pretrained")
     parser.add_argument("--tune", action="store_true", help="try strengths on validation samples, with seed 0")
     parser.add_argument("--data-root")
@@ -126,9 +128,10 @@ def main() -> None:
                 print(f"{kind:22} strength {value:7g}: class-IL {found[0]:.4f}, task-IL {found[1]:.4f} (validation)", flush=True)
         return
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    print(f"start: {options.start}; L2 {options.l2:g}, EWC {options.ewc:g}; class-IL, task-IL, forgetting; seeds {options.seeds}")
+    print(f"start: {options.start}; class-IL, task-IL, forgetting; seeds {options.seeds}")
     for kind in ROWS:
-        table = [play(kind, seed, stream(seed), options.l2, options.ewc) for seed in seeds]
+        l2, ewc = (options.kd_l2, options.kd_ewc) if kind.startswith("PredKD") else (options.l2, options.ewc)
+        table = [play(kind, seed, stream(seed), l2, ewc) for seed in seeds]
         cells = []
         for values in zip(*table, strict=True):
             wide = float(student.ppf(0.975, len(seeds) - 1)) * statistics.stdev(values) / len(seeds) ** 0.5
