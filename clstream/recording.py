@@ -48,18 +48,11 @@ class RecordedStream(Stream):
 
     dealt: Sequence[slice | Tensor] = ()
 
-    def session(self, index: int) -> Session:
-        """Return a session by number, as `Stream.session` does."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
-        task, dealt = self.tasks[self.task_of(index)], self.dealt[index]
+    def _delivered(self, index: int) -> Samples | Subset:
+        train, dealt = self.tasks[self.task_of(index)].train, self.dealt[index]
         if isinstance(dealt, Tensor):
-            dealt = dealt.to(task.train[:1].y.device)
-        samples = task.train.take(dealt) if isinstance(task.train, Subset) else task.train[dealt]
-        if isinstance(samples, Subset) and samples.transform is not None:
-            samples = samples[:]  # a domain is made once a session, not once a batch
-        device = None if self.resident else self.device
-        return Session(index, task if self.boundaries else None, samples, self.epochs, self.batch_size, self.seed, device)
+            dealt = dealt.to(train[:1].y.device)
+        return train.take(dealt) if isinstance(train, Subset) else train[dealt]
 
 
 def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
@@ -272,7 +265,7 @@ def _numbered(stream: Stream) -> Stream:
 def _positions(stream: Stream) -> list[Tensor]:
     """Return for each session the positions of its samples among its task's, as it delivers them."""
     numbered = _numbered(stream)
-    if type(stream).session in (Stream.session, RecordedStream.session):
+    if type(stream).session is Stream.session:
         return [session.samples.x.cpu() for session in numbered]
     found = []
     for number in range(len(stream)):
