@@ -504,7 +504,7 @@ class Stream:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
-        visits = repr(self.schedule) if isinstance(self.schedule, Mixture) else self._visits
+        visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, Mixture) else self._visits
         digest = hashlib.sha256(repr((self.scenario, visits, [task.classes for task in self.tasks])).encode())
         hashes: dict[int, bytes] = {}  # tasks share their data: each tensor is read once
 

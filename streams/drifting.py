@@ -26,24 +26,26 @@ class Dealt:
     """Each training sample once, in an order of its own; see `Mixture`.
 
     Args:
-        what: the name of the rule.
+        rule: the schedule, or what else says when samples come.
         sessions: how many.
         order: (samples,), int64: the training samples in the order in which they come.
         moments: (samples,), float64: when they come, from 0 to below 1, rising.
         straddle: whether sessions are of equal size, cut at any moment; if not, of equal spans of time.
+        delay: mean time, in sessions, from a sample to its label, which is in the moments; see `drifting`.
 
     """
 
-    what: str
+    rule: Schedule | str
     sessions: int
     order: Tensor
     moments: Tensor
     straddle: bool = False
+    delay: float = 0.0
     once: bool = True
 
     def __repr__(self) -> str:
         sizes = "of equal size" if self.straddle else "of equal time"
-        return f"{self.what}; each sample once, in sessions {sizes}; order {content_hash(self.order).hex()[:8]}"
+        return f"{self.rule}; each sample once, in sessions {sizes}{_late(self.delay)}; order {content_hash(self.order).hex()[:8]}"
 
     def __len__(self) -> int:
         return self.sessions
@@ -88,9 +90,8 @@ class Drawn:
     once: bool = False
 
     def __repr__(self) -> str:
-        late = f", labels {self.delay:g} sessions late on average" if self.delay else ""
         steady = "" if self.straddle else ", weights steady within a session"
-        return f"{self.schedule}; {self.size} samples a session, drawn with replacement by seed {self.seed}{steady}{late}"
+        return f"{self.schedule}; {self.size} samples a session, drawn with replacement by seed {self.seed}{steady}{_late(self.delay)}"
 
     def __len__(self) -> int:
         return self.sessions
@@ -160,7 +161,7 @@ def drifting(
     mixture: Mixture
     if session_size is None:
         moments = _moments(name, schedule, parts, rows, sizes, segments, seed)
-        mixture = _dealt(name, repr(schedule), moments, sessions, straddle, delay, seed)
+        mixture = _dealt(name, schedule, moments, sessions, straddle, delay, seed)
     else:
         mixture = Drawn(schedule, parts, rows, sizes, sessions, session_size, seed, straddle, delay)
     return replace(stream, name=name, schedule=mixture, boundaries=False, shuffle=shuffle)
@@ -181,7 +182,7 @@ def arriving(
     Args:
         stream: whose samples.
         moments: (samples,), from 0 to below 1, for the training samples of all tasks, those of task 0 first.
-        what: the name of the rule, for the card.
+        what: the name of that order, for the card.
         sessions, straddle, delay, shuffle, seed: see `drifting`.
 
     Raises:
@@ -202,6 +203,10 @@ def parts_of(stream: Stream) -> tuple[Parts, Tensor, Tensor]:
     labels = torch.cat([task.train.y.cpu() for task in stream.tasks])
     keys, part, sizes = (tasks * stream.classes + labels).unique(return_inverse=True, return_counts=True)
     return Parts(keys // stream.classes, keys % stream.classes, len(stream.tasks)), part.argsort(stable=True), sizes
+
+
+def _late(delay: float) -> str:
+    return f", labels {delay:g} sessions late on average" if delay else ""
 
 
 def _check_sessions(name: str, sessions: int, delay: float) -> None:
@@ -231,16 +236,17 @@ def _moments(name: str, schedule: Schedule, parts: Parts, rows: Tensor, sizes: T
     return moments
 
 
-def _dealt(name: str, what: str, moments: Tensor, sessions: int, straddle: bool, delay: float, seed: int) -> Dealt:
+def _dealt(name: str, rule: Schedule | str, moments: Tensor, sessions: int, straddle: bool, delay: float, seed: int) -> Dealt:
     """Return the samples in the order of their moments, after their labels' delays."""
     if delay:
         late = torch.empty_like(moments).exponential_(generator=torch.Generator().manual_seed(derive(seed, "delay")))
-        moments, what = moments + delay / sessions * late, f"{what}, labels {delay:g} sessions late on average"
+        moments = moments + delay / sessions * late
     moments, order = moments.sort(stable=True)
-    dealt = Dealt(what, sessions, order, moments.clamp(max=1 - 1e-12), straddle)
+    dealt = Dealt(rule, sessions, order, moments.clamp(max=1 - 1e-12), straddle, delay)
     empty = (dealt.bounds(torch.arange(sessions + 1)).diff() < 1).nonzero().flatten()
     if len(empty):
-        raise ValueError(f"{name}: session {int(empty[0])} of {sessions} would get none of the {len(order)} samples: take fewer sessions")
+        hint = "take fewer sessions" if straddle else "take fewer sessions, or ones of equal size (straddle=True)"
+        raise ValueError(f"{name}: session {int(empty[0])} of {sessions} would get none of the {len(order)} samples: {hint}")
     return dealt
 
 
