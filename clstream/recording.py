@@ -52,9 +52,9 @@ class RecordedStream(Stream):
         """Return a session by number, as `Stream.session` does."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
-        return self._session(index, self._recorded(index))
+        return self._session(index, self._delivered(index))
 
-    def _recorded(self, index: int) -> Samples | Subset:
+    def _delivered(self, index: int) -> Samples | Subset:
         if isinstance(self.schedule, Mixture):
             return self._mixed(self.schedule.draw(index))
         train, dealt = self.tasks[self.task_of(index)].train, self.dealt[index]

@@ -410,6 +410,10 @@ class Stream:
         count = len(range(part, len(self.tasks[number].train), parts))
         return count * (torch.arange(len(self.tasks)) == number)
 
+    def labels(self, session: int) -> Tensor:
+        """Return the labels that a session delivers, without its inputs: (n,), int64, on the CPU."""
+        return self._delivered(session).y.cpu()
+
     def task_of(self, session: int) -> int:
         """Return the number of the task that a session draws from, or draws most from, also where strategies are not told."""
         return int(self.mix(session).argmax()) if isinstance(self.schedule, Mixture) else self._visits[session][0]

@@ -115,7 +115,7 @@ class Drawn:
 def drifting(
     stream: Stream,
     schedule: Schedule,
-    sessions: int = 20,
+    sessions: int | None = None,
     session_size: int | None = None,
     straddle: bool = False,
     delay: float = 0.0,
@@ -130,7 +130,7 @@ def drifting(
     Args:
         stream: whose samples, of any source and kind; its own schedule is left out.
         schedule: the weights of classes and tasks over time.
-        sessions: how many.
+        sessions: how many. None: four for each of the segments between jumps of the weights, or 20 if they don't jump.
         session_size: samples of a session, drawn at random with replacement. None: each sample comes once, and a session
             delivers those of its span of time.
         straddle: whether a boundary may fall within a session, and so within a batch. If not, the weights jump between sessions
@@ -152,6 +152,8 @@ def drifting(
         raise ValueError(f"{name}: session_size must be at least 1, not {session_size}")
     parts, rows, sizes = parts_of(stream)
     segments = schedule.segments(parts)
+    if sessions is None:
+        sessions = 4 * segments if segments > 1 else 20
     _check_sessions(name, sessions, delay)
     if not straddle and sessions % segments:
         raise ValueError(

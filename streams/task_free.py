@@ -24,7 +24,7 @@ def fuzzy_tasks(
     data: str = "digits",
     tasks: int = 5,
     width: float = 0.5,
-    sessions: int = 20,
+    sessions: int | None = None,
     epochs: int = 1,
     batch_size: int = 10,
     class_order: int | list[int] | None = None,
@@ -41,7 +41,7 @@ def fuzzy_tasks(
         data: "digits", "MNIST" or another data set; see `clstream.streams.task_free`.
         tasks, class_order, validation: see `from_tensors`.
         width: of a transition, as a share of a task's time: 0 is sharp, and at 1 no task is ever alone.
-        sessions: how many; the samples are delivered in so many spans of time.
+        sessions: how many; the samples are delivered in so many spans of time. None: four for each task's turn, or 20 if fuzzy.
         epochs: passes over a session.
         batch_size: samples of a step.
         straddle: sessions of equal size, whatever boundary falls within one; if not, of equal time.
@@ -59,7 +59,7 @@ def recurring_tasks(
     data: str = "digits",
     order: tuple[int, ...] = (0, 1, 2, 1, 3),
     width: float = 0.0,
-    sessions: int = 20,
+    sessions: int | None = None,
     epochs: int = 1,
     batch_size: int = 10,
     class_order: int | list[int] | None = None,
@@ -75,7 +75,7 @@ def recurring_tasks(
     With `from_tensors(..., schedule=...)` such a stream can also show its boundaries.
 
     Args:
-        order: the tasks in the order in which they come, as 0,1,2,1,3; the classes are dealt to as many tasks as it names.
+        order: the tasks in the order in which they come, as [0,1,2,1,3]; the classes are dealt to as many tasks as it names.
         data, width, sessions, epochs, batch_size, class_order, validation, straddle, delay, shuffle, seed, root: see `fuzzy_tasks`.
 
     """
@@ -88,7 +88,7 @@ def blurry_tasks(
     tasks: int = 5,
     disjoint: float = 0.5,
     blur: float = 0.1,
-    sessions: int = 20,
+    sessions: int | None = None,
     epochs: int = 1,
     batch_size: int = 10,
     class_order: int | list[int] | None = None,
@@ -123,7 +123,7 @@ def si_blurry(
     tasks: int = 5,
     disjoint: float = 0.5,
     blur: float = 0.1,
-    sessions: int = 20,
+    sessions: int | None = None,
     epochs: int = 1,
     batch_size: int = 10,
     straddle: bool = False,

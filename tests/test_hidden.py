@@ -121,7 +121,7 @@ def reach(root: object) -> Iterator[tuple[str, object]]:
         yield path, thing
         inner: dict[str, Any] = {}
         if isinstance(thing, Tensor):
-            inner = {"_base": thing._base}
+            inner = {"._base": thing._base}
         elif isinstance(thing, Mapping):
             inner = {f"[{key!r}]": each for key, each in thing.items()} | {f" key {n}": key for n, key in enumerate(thing)}
         elif isinstance(thing, (list, tuple, set, frozenset, deque)):
