@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "verify": verify_command, "show": show_command, "record": record_command, "log": log_command, "sync": sync_command, "list": list_command,
-        "ui": ui_command,
+        "verify": verify_command, "show": show_command, "record": record_command, "log": log_command, "sync": sync_command,
+        "list": list_command, "ui": ui_command,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")

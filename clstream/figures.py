@@ -1,4 +1,4 @@
-"""Figures of what a run measured and of what a stream delivers, by matplotlib (without its global state), and a small one for the terminal."""
+"""Figures of what streams deliver and runs measure, by matplotlib (without its global state), and small ones for the terminal."""
 
 from __future__ import annotations
 

@@ -394,7 +394,8 @@ class Stream:
     @cached_property
     def _visits(self) -> list[tuple[int, int, int]]:
         """For each session (task, part, parts): it draws every `parts`-th sample of the task, from number `part` on."""
-        assert self.schedule is not None and not isinstance(self.schedule, Mixture)
+        assert self.schedule is not None
+        assert not isinstance(self.schedule, Mixture)
         parts = [0] * len(self.tasks)
         visits = []
         for number in self.schedule:

@@ -91,7 +91,9 @@ class Drawn:
 
     def __repr__(self) -> str:
         steady = "" if self.straddle else ", weights steady within a session"
-        return f"{self.schedule}; {self.size} samples a session, drawn with replacement by seed {self.seed}{steady}{_late(self.delay)}"
+        return (
+            f"{self.schedule}; {self.size} samples a session, drawn with replacement by seed {self.seed}{steady}{_late(self.delay)}"
+        )
 
     def __len__(self) -> int:
         return self.sessions
@@ -269,7 +271,7 @@ def long_tailed(stream: Stream, ratio: float = 100.0, shuffled: bool = True, see
     if shuffled:
         ranks = torch.randperm(len(labels), generator=torch.Generator().manual_seed(derive(seed, "tail")))
     left = dict(zip(labels, (ratio ** -(ranks / max(1, len(labels) - 1))).tolist(), strict=True))
-    return _thinned(stream, f"long tail: {ratio:g} to 1", seed, lambda task, label, count: max(1, round(left[label] * count)))
+    return _thinned(stream, f"long tail: {ratio:g} to 1", seed, lambda _, label, count: max(1, round(left[label] * count)))
 
 
 def few_shot(stream: Stream, shots: int = 5, after: int = 1, seed: int = 0) -> Stream:
@@ -285,7 +287,7 @@ def few_shot(stream: Stream, shots: int = 5, after: int = 1, seed: int = 0) -> S
     if shots < 1 or after < 0:
         raise ValueError(f"{stream.name}: there must be at least 1 shot, after 0 or more whole tasks, not {shots} after {after}")
     note = f"few shots: {shots} a class, from task {after} on"
-    return _thinned(stream, note, seed, lambda task, label, count: count if task < after else min(count, shots))
+    return _thinned(stream, note, seed, lambda task, _, count: count if task < after else min(count, shots))
 
 
 def _thinned(stream: Stream, note: str, seed: int, left: Callable[[int, int, int], int]) -> Stream:

@@ -152,8 +152,8 @@ def si_blurry(
     first = round(disjoint * len(labels))
     if not 1 <= tasks <= len(labels) - first:
         raise ValueError(
-            f"si_blurry: {len(labels) - first} of the {len(labels)} classes of {data} are not disjoint, which must be enough for one "
-            f"in each of {tasks} tasks: take fewer tasks, or a smaller share of disjoint ones"
+            f"si_blurry: {len(labels) - first} of the {len(labels)} classes of {data} are not disjoint, which must be enough for "
+            f"one in each of {tasks} tasks: take fewer tasks, or a smaller share of disjoint ones"
         )
     cuts = torch.randint(0, first + 1, (tasks - 1,), generator=draw).sort().values
     alone, blurred = torch.tensor_split(labels[:first], cuts), torch.tensor_split(labels[first:], tasks)
@@ -218,7 +218,7 @@ def label_shift(
     Samples are drawn at random with replacement. Each class is a task, to see its accuracy.
 
     Args:
-        ratio: how much likelier the likeliest class is than the least likely one, at the begin and, the other way round, at the end.
+        ratio: how much likelier the first class is than the last one at the begin, and the last one than the first at the end.
         session_size: samples of a session.
         data, sessions, epochs, batch_size, validation, straddle, delay, shuffle, seed, root: see `fuzzy_tasks`.
 

@@ -232,7 +232,18 @@ class Keeping(Strategy):
 def test_a_view_has_what_strategies_read() -> None:
     stream = of_one_source().to("cpu")
     view = stream.told
-    for name in ("name", "classes", "input_shape", "scenario", "epochs", "batch_size", "augment", "resident", "device", "boundaries"):
+    for name in (
+        "name",
+        "classes",
+        "input_shape",
+        "scenario",
+        "epochs",
+        "batch_size",
+        "augment",
+        "resident",
+        "device",
+        "boundaries",
+    ):
         assert getattr(view, name) == getattr(stream, name)
     assert of_one_source(boundaries=True).told.boundaries
     assert stream.to("cpu").told is not view and stream.told is view  # where the stream lies, the view says
@@ -322,5 +333,7 @@ def test_a_checkpoint_of_joint_holds_no_data() -> None:
     observer, stream = Checkpoints(every=False), gaussian_schedule(sessions=3)
     run(zoo.Joint(model_for(stream)), stream, observer)
     state = torch.load(io.BytesIO(observer.written[-1]), weights_only=True)
-    largest = max(each["data"].numel() for each in state["strategy"]["nodes"] if "data" in each and isinstance(each["data"], Tensor))
+    largest = max(
+        each["data"].numel() for each in state["strategy"]["nodes"] if "data" in each and isinstance(each["data"], Tensor)
+    )
     assert largest < 64 * 300 / 2
