@@ -102,11 +102,11 @@ def composition_figure(counts: Tensor, sessions: Tensor, names: Sequence[int], b
     axes = figure.subplots()
     edges = [*sessions.tolist(), int(sessions[-1]) + 1]
     tops = torch.cat([counts.new_zeros(len(counts), 1), counts.cumsum(1)], 1)
-    tops = torch.cat([tops, tops[-1:]]).numpy()  # a step ends where the next one begins
+    heights = torch.cat([tops, tops[-1:]]).numpy()  # a step ends where the next one begins
     for place, name in enumerate(names):
         colour = colormaps["tab20"](place) if len(names) <= 20 else colormaps["viridis"](place / (len(names) - 1))
         label = f"{by} {name}" if len(names) <= 20 else None
-        axes.fill_between(edges, tops[:, place], tops[:, place + 1], step="post", color=colour, linewidth=0, label=label)
+        axes.fill_between(edges, heights[:, place], heights[:, place + 1], step="post", color=colour, linewidth=0, label=label)
     axes.set(xlabel="session", ylabel="samples", xlim=(edges[0], edges[-1]), ylim=(0, None), title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(names) <= 20:

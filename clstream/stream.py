@@ -247,8 +247,10 @@ class Mixture(Protocol):
     Its `repr` names it fully: the fingerprint depends on it. Its length is the number of sessions.
     """
 
-    once: bool
-    """Whether a training sample comes in one session at most."""
+    @property
+    def once(self) -> bool:
+        """Whether a training sample comes in one session at most."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -363,7 +365,8 @@ class Stream:
         if self._pool is not None:
             return self._pool.take(drawn.to(self._pool.index.device))
         number = torch.bucketize(drawn, self._ends, right=True)
-        parts, places = [], []
+        parts: list[Samples] = []
+        places: list[Tensor] = []
         for each in number.unique().tolist():
             place = (number == each).nonzero().flatten()
             train = self.tasks[each].train
@@ -385,7 +388,11 @@ class Stream:
         parts = [task.train for task in self.tasks]
         first = parts[0]
         if not isinstance(first, Subset) or any(
-            not isinstance(part, Subset) or part.source is not first.source or part.transform is not None or part.made is not None
+            not isinstance(part, Subset)
+            or part.source.x is not first.source.x
+            or part.source.y is not first.source.y
+            or part.transform is not None
+            or part.made is not None
             for part in parts
         ):
             return None

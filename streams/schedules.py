@@ -137,7 +137,8 @@ class LabelShift:
         """Return the weights: see `Schedule`."""
         labels, place, counts = parts.labels.unique(return_inverse=True, return_counts=True)
         spread = 0.5 - torch.arange(len(labels), dtype=torch.float64) / max(1, len(labels) - 1)
-        return (self.ratio ** ((1 - 2 * at[:, None]) * spread) / counts)[:, place]
+        likely: Tensor = torch.exp(math.log(self.ratio) * (1 - 2 * at[:, None]) * spread) / counts
+        return likely[:, place]
 
 
 @dataclass(frozen=True)
