@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
-from typing import Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -276,6 +276,9 @@ class StreamView:
     resident: bool
     device: torch.device | None
     boundaries: bool = False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -246,6 +247,9 @@ def test_a_view_has_what_strategies_read() -> None:
     ):
         assert getattr(view, name) == getattr(stream, name)
     assert of_one_source(boundaries=True).told.boundaries
+    with pytest.raises(AttributeError, match="a strategy is not told 'tasks' of a stream that hides its boundaries"):
+        view.tasks  # noqa: B018
+    assert copy.copy(view).classes == copy.deepcopy(view).classes == 6
     assert stream.to("cpu").told is not view and stream.told is view  # where the stream lies, the view says
 
 
