@@ -417,9 +417,7 @@ class Stream:
         """Return how many samples of each task a session draws, also where strategies are not told: (tasks,), int64, on the CPU."""
         if isinstance(self.schedule, Mixture):
             return torch.bucketize(self.schedule.draw(session), self._ends, right=True).bincount(minlength=len(self.tasks))
-        number, part, parts = self._visits[session]
-        count = len(range(part, len(self.tasks[number].train), parts))
-        return count * (torch.arange(len(self.tasks)) == number)
+        return len(self._delivered(session)) * (torch.arange(len(self.tasks)) == self.task_of(session))
 
     def labels(self, session: int) -> Tensor:
         """Return the labels that a session delivers, without its inputs: (n,), int64, on the CPU."""
