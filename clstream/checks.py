@@ -31,7 +31,7 @@ from clstream.params import describe
 from clstream.retention import Search
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
-from clstream.stream import Samples, Stream, Subset, Task
+from clstream.stream import Mixture, Samples, Stream, Subset, Task
 
 Make = Callable[[nn.Module], Strategy]
 
@@ -317,6 +317,12 @@ def check_stream(stream: Stream) -> Iterator[Check]:
                 assert set(sizes[:-1]) <= {stream.batch_size}, f"the batches of session {session.index} are {sizes}"
 
     def deals_tasks_out() -> None:
+        if isinstance(stream.schedule, Mixture):
+            drawn = [stream.schedule.draw(index) for index in range(len(stream))]
+            assert sum(map(len, drawn)) == sum(int(stream.mix(index).sum()) for index in range(len(stream))), "mixes don't add up"
+            counts = torch.cat(drawn).bincount(minlength=sum(len(task.train) for task in stream.tasks))
+            assert not stream.schedule.once or int(counts.max()) == 1, "a sample comes twice"
+            return
         for number, task in enumerate(stream.tasks):
             parts = [stream.session(index).samples for index in range(len(stream)) if stream.task_of(index) == number]
             assert sum(map(len, parts)) <= len(task.train), f"the sessions of task {number} deliver more than it has"
@@ -327,8 +333,10 @@ def check_stream(stream: Stream) -> Iterator[Check]:
 
     def keeps_labels_within_tasks() -> None:
         for session in stream:
-            task = stream.tasks[stream.task_of(session.index)]
-            assert set(session.classes) <= set(task.classes), f"session {session.index} has labels outside of {task}"
+            tasks = [stream.tasks[number] for number in stream.mix(session.index).nonzero().flatten().tolist()]
+            assert stream.tasks[stream.task_of(session.index)] in tasks, f"session {session.index} has nothing of its task"
+            allowed = {label for task in tasks for label in task.classes}
+            assert set(session.classes) <= allowed, f"session {session.index} has labels outside of {tasks}"
 
     def reaches_any_batch() -> None:
         epoch = next(iter(stream.session(len(stream) - 1)))
@@ -343,12 +351,14 @@ def check_stream(stream: Stream) -> Iterator[Check]:
     def reseeds() -> None:
         epoch, other = (next(iter(each.session(0))) for each in (stream, stream.reseeded(1)))
         assert torch.equal(next(iter(stream.reseeded(0).session(0))).order(), epoch.order()), "seed 0 changes the order"
-        assert len(epoch.order()) < 5 or not torch.equal(other.order(), epoch.order()), "another seed does not change the order"
+        same = torch.equal(other.order(), epoch.order())
+        assert len(epoch.order()) < 5 or same != stream.shuffle, "another seed must change the order, unless nothing is shuffled"
 
     def hides_what_it_hides() -> None:
         for session in stream:
             batch = next(iter(next(iter(session))))
             assert (session.task is None) == (batch.task is None) == (not stream.boundaries), "task and boundaries disagree"
+            assert stream.boundaries or isinstance(session.samples, Samples), "a session leads to the data that it hides"
 
     def describes_itself() -> None:
         card = str(stream)

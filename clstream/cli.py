@@ -1,4 +1,4 @@
-"""The command `clstream`: run, resume, compare, verify, prove-resume, pretrain, record, log, sync, list, ui."""
+"""The command `clstream`: run, resume, compare, verify, prove-resume, pretrain, show, record, log, sync, list, ui."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ from clstream.config import (
     seeds_of,
 )
 from clstream.engine import Result, check_fits, run
-from clstream.figures import sparklines
+from clstream.figures import composition_figure, composition_lines, sparklines
 from clstream.folders import claimed
 from clstream.playing import MEASURES, Failure, Played, play, said
 from clstream.pretraining import joined, save_weights
 from clstream.progress import ProgressBar
 from clstream.proof import prove
 from clstream.recording import record
+from clstream.showing import composition
 from clstream.strategy import needs
+from clstream.stream import Stream
 from clstream.tries import CONFIG, earlier
 
 USAGE = """\
@@ -57,6 +59,7 @@ usage: clstream COMMAND [options]
   verify        rerun a known result:         clstream verify er-split-mnist
   prove-resume  kill a run again and again:   clstream prove-resume --strategy my_file.MyStrategy --kills 20
   pretrain      train a model to start from:  clstream pretrain --stream split_mnist --model VitTiny --out vit.pt
+  show          draw a stream before running:  clstream show fuzzy_tasks --stream.width 0.8
   record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
   log           read what happened in a run:  clstream log runs/NAME
   sync          send what a tracking server did not take while it was away
@@ -74,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "verify": verify_command, "pretrain": pretrain_command, "record": record_command, "log": log_command,
-        "sync": sync_command, "list": list_command, "ui": ui_command,
+        "verify": verify_command, "pretrain": pretrain_command, "show": show_command, "record": record_command,
+        "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -336,6 +339,52 @@ def pretrain_command(arguments: list[str]) -> int:
     return 0
 
 
+def show_command(arguments: list[str]) -> int:
+    """`clstream show`: print a stream's card and what it delivers over time, and draw that; nothing is run."""
+    parser = argparse.ArgumentParser(
+        prog="clstream show",
+        usage="clstream show STREAM [--stream.OPTION VALUE ...] [--by {class,task}] [--out FILE.png]",
+        allow_abbrev=False,
+        description="Draw what a stream delivers over time, without running anything.",
+        epilog="STREAM and its options, --config FILE, --data_root FOLDER and --tune are as in clstream run.",
+    )
+    parser.add_argument("--by", choices=("class", "task"), help="what is counted; by default tasks where they share their classes")
+    parser.add_argument("--out", help="a picture to write, as stream.png, .svg or .pdf")
+    own, rest = parser.parse_known_args(arguments)
+    rest = ["--stream", *rest] if rest and not rest[0].startswith("-") else rest
+    stream = _stream_of("show", rest, "--by and --out")
+    found = composition(stream, own.by)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(str(stream), markup=False)
+    whole = len(found.sessions) == len(stream)
+    console.print(f"\nsamples of each {found.by}, session by session{'' if whole else f', {len(found.sessions)} of {len(stream)}'}")
+    for line in composition_lines(found.counts, found.names, found.by, max(10, min(120, console.width - 24))):
+        console.print("  " + line, markup=False)
+    if own.out is not None:
+        try:
+            composition_figure(found.counts, found.sessions, found.names, found.by, stream.name).savefig(own.out, dpi=110)
+        except (OSError, ValueError) as error:
+            raise Failure(f"{own.out} can't be written: {error}") from error
+        print(f"\ndrawn in {own.out}")
+    return 0
+
+
+def _stream_of(command: str, rest: list[str], others: str) -> Stream:
+    """Return the stream that the options of a command name, which takes no more of those of `clstream run`."""
+    known = ("--stream", "--config", "--data_root", "--data-root", "--tune")
+    for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
+        if option not in known and not option.startswith("--stream."):
+            raise UsageError(f"clstream {command} has no option {option}: it takes {', '.join(known[:3])}, --tune, {others}")
+    if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
+        raise UsageError(f"clstream {command} needs the stream: --stream NAME, or a --config that names it")
+    try:
+        return build_stream(*parse_run(rest))
+    except UsageError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise Failure(str(error)) from error
+
+
 def record_command(arguments: list[str]) -> int:
     """`clstream record`: write what a stream is to a file; nothing is run."""
     parser = argparse.ArgumentParser(
@@ -348,18 +397,10 @@ def record_command(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, help="the file to write, as digits.clstream")
     parser.add_argument("--force", action="store_true", help="overwrite a file that holds something else")
     own, rest = parser.parse_known_args(arguments)
-    known = ("--stream", "--config", "--data_root", "--data-root", "--tune")
-    for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
-        if option not in known and not option.startswith("--stream."):
-            raise UsageError(f"clstream record has no option {option}: it takes {', '.join(known[:3])}, --tune, --out and --force")
-    if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
-        raise UsageError("clstream record needs the stream: --stream NAME, or a --config that names it")
+    stream = _stream_of("record", rest, "--out and --force")
     try:
-        stream = build_stream(*parse_run(rest))
         file = record(stream, own.out, own.force)
-    except UsageError:
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise Failure(str(error)) from error
     print(stream)
     print(f"\nrecorded in {file}: {file.stat().st_size:,} bytes, fingerprint {stream.fingerprint}")

@@ -110,7 +110,7 @@ def play(going: Run) -> None:
                 emit(events.TaskStarted(stream.tasks[number]))
             emit(events.SessionStarted(session))
             going.placed.update()
-        learn(going, session)
+        learn(going, session, number)
         emit(events.SessionEnded(session))
         if stream.boundaries and (position + 1 == going.sessions or stream.task_of(position + 1) != number):
             emit(events.TaskEnded(stream.tasks[number]))
@@ -120,10 +120,9 @@ def play(going: Run) -> None:
         going.pause()
 
 
-def learn(going: Run, session: Session) -> None:
-    """Play what is left of one session."""
+def learn(going: Run, session: Session, number: int) -> None:
+    """Play what is left of one session of a task; of one that mixes tasks, most of it is of this one."""
     strategy, emit, every = going.strategy, going.bus.emit, going.evaluate_every
-    number = going.stream.task_of(session.index)
     first = going.position
     for epoch in session:
         if epoch.index < first.epoch:

@@ -97,7 +97,8 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
     """Return the accuracy on each task of the stream, without and with the task given: two (tasks,), float64, on the CPU.
 
     A strategy that keeps the base's `scores` and `predict` answers both questions from one forward pass over the union of the
-    test sets; one that overrides them is asked task by task, without and with the task, since its answer may depend on it.
+    test sets; one that overrides them is asked task by task, without and with the task, since its answer may depend on it. If the
+    stream hides its boundaries it is never told the task: with it, the answer is the highest of its scores among the task's.
 
     Raises:
         ValueError, TypeError: if the answers have the wrong shape or type.
@@ -117,7 +118,12 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
                 unknown |= scores.isnan().any()
             else:
                 task = stream.tasks[int(number[0])]
-                answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
+                if stream.boundaries:
+                    answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
+                else:
+                    scores = strategy.scores(samples.x)
+                    check_scores(scores, samples, stream, strategy)
+                    answers = strategy.predict(samples.x), scores.masked_fill(~allowed(task, scores), float("-inf")).argmax(1)
                 check_labels(answers, samples, strategy)
             hits.index_add_(0, number, torch.stack([answer == samples.y for answer in answers], 1).long())
     if unknown:

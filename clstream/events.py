@@ -41,6 +41,8 @@ class Event:
 class RunStarted(Event):
     """A run begins: nothing was learned yet. The stream is on the run's device, with the run's seed in its own.
 
+    To a strategy on a stream that hides its boundaries `stream` is a `StreamView` of it, and there is no run.
+
     If `resumed`, the run goes on from a checkpoint: what the strategy and the observers hold is restored after this event.
     `run` is the run itself: an observer can have something done between two events, `event.run.ask(call)`.
     """

@@ -1,7 +1,8 @@
-"""Figures of what a run measured, by matplotlib (without its global state), and a small one for the terminal."""
+"""Figures of what streams deliver and runs measure, by matplotlib (without its global state), and small ones for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,6 +81,51 @@ def sparklines(accuracy: Tensor, taught: Tensor | None = None, width: int = 60) 
         bars = "".join(" " if row < start else BARS[1 + round(float(accuracy[row, task]) * 7)] for row in shown)
         lines.append(f"task {task:<3}{bars}  {float(accuracy[start, task]):.2f} -> {float(accuracy[-1, task]):.2f}")
     return lines
+
+
+def composition_figure(counts: Tensor, sessions: Tensor, names: Sequence[int], by: str, title: str = "") -> Figure:
+    """Draw how many samples of each class or task come in each session, one above the other.
+
+    Args:
+        counts: (shown, names), for the sessions that are shown.
+        sessions: (shown,), their numbers.
+        names: the numbers of the classes or tasks.
+        by: what they are: "class" or "task".
+        title: of the figure.
+
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    edges = [*sessions.tolist(), int(sessions[-1]) + 1]
+    tops = torch.cat([counts.new_zeros(len(counts), 1), counts.cumsum(1)], 1)
+    heights = torch.cat([tops, tops[-1:]]).numpy()  # a step ends where the next one begins
+    for place, name in enumerate(names):
+        colour = colormaps["tab20"](place) if len(names) <= 20 else colormaps["viridis"](place / (len(names) - 1))
+        label = f"{by} {name}" if len(names) <= 20 else None
+        axes.fill_between(edges, heights[:, place], heights[:, place + 1], step="post", color=colour, linewidth=0, label=label)
+    axes.set(xlabel="session", ylabel="samples", xlim=(edges[0], edges[-1]), ylim=(0, None), title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(names) <= 20:
+        figure.legend(loc="outside right upper", frameon=False, reverse=True, ncols=1 + len(names) // 11)
+    return figure
+
+
+def composition_lines(counts: Tensor, names: Sequence[int], by: str, width: int = 60) -> list[str]:
+    """Return a line of text for each class or task: a bar for its samples in each session, the highest for the most of any.
+
+    More sessions than `width` are shown by every so many of them. Each line ends in the samples of all sessions in `counts`.
+    """
+    shown = torch.linspace(0, len(counts) - 1, min(len(counts), width)).round().long()
+    most = max(1, int(counts.max()))
+    heights = (counts[shown] > 0) + (counts[shown] * (len(BARS) - 2) / most).round().long()  # what comes at all has a bar
+    return [
+        f"{by} {name:<4}{''.join(BARS[height] for height in heights[:, place].tolist())}  {int(counts[:, place].sum()):,}"
+        for place, name in enumerate(names)
+    ]
 
 
 def _first(accuracy: Tensor, taught: Tensor | None) -> Tensor:

@@ -26,10 +26,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clstream.stream import Data, Samples, Session, Stream, Subset, Task, content_hash
+from clstream.stream import Data, Mixture, Samples, Session, Stream, Subset, Task, content_hash
 
-FORMAT = 1
-"""Number of the format that is written; files of a greater one are refused."""
+FORMAT = 2
+"""Number of the newest format; files of a greater one are refused. What the first one can say is written in that."""
 
 STREAM = "stream.json"
 PROBE = 8  # rows of a transform that are compared at replay
@@ -52,14 +52,42 @@ class RecordedStream(Stream):
         """Return a session by number, as `Stream.session` does."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
-        task, dealt = self.tasks[self.task_of(index)], self.dealt[index]
+        return self._session(index, self._delivered(index))
+
+    def _delivered(self, index: int) -> Samples | Subset:
+        if isinstance(self.schedule, Mixture):
+            return self._mixed(self.schedule.draw(index))
+        train, dealt = self.tasks[self.task_of(index)].train, self.dealt[index]
         if isinstance(dealt, Tensor):
-            dealt = dealt.to(task.train[:1].y.device)
-        samples = task.train.take(dealt) if isinstance(task.train, Subset) else task.train[dealt]
-        if isinstance(samples, Subset) and samples.transform is not None:
-            samples = samples[:]  # a domain is made once a session, not once a batch
-        device = None if self.resident else self.device
-        return Session(index, task if self.boundaries else None, samples, self.epochs, self.batch_size, self.seed, device)
+            dealt = dealt.to(train[:1].y.device)
+        return train.take(dealt) if isinstance(train, Subset) else train[dealt]
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedMixture:
+    """What the sessions of a stream drew that mixes its tasks; see `Mixture`.
+
+    Args:
+        what: its rule in words.
+        once: whether each sample comes once.
+        drawn: for each session, a slice of the training samples of all tasks, or (n,) int64 numbers of them.
+
+    """
+
+    what: str
+    once: bool
+    drawn: Sequence[slice | Tensor]
+
+    def __repr__(self) -> str:
+        return self.what
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def draw(self, session: int) -> Tensor:
+        """Return what a session draws: see `Mixture`."""
+        drawn = self.drawn[session]
+        return drawn if isinstance(drawn, Tensor) else torch.arange(drawn.start, drawn.stop, drawn.step)
 
 
 def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
@@ -139,8 +167,10 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
         for number, positions in enumerate(_positions(stream))
     ]
     data = stream.data or Data({})
+    mixture = stream.schedule if isinstance(stream.schedule, Mixture) else None
+    drift = {"drift": {"what": repr(mixture), "once": mixture.once}} if mixture else {}
     about = {
-        "format": FORMAT,
+        "format": 2 if drift or not stream.shuffle else 1,
         "clstream": _version("clstream"),
         "torch": _version("torch"),
         "name": stream.name,
@@ -150,6 +180,8 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
         "seed": index(stream.seed),
         "boundaries": bool(stream.boundaries),
         "resident": bool(stream.resident),
+        **({} if stream.shuffle else {"shuffle": False}),
+        **drift,
         "notes": list(stream.notes),
         "fingerprint": stream.fingerprint,
         "order": _order(stream),
@@ -272,7 +304,10 @@ def _numbered(stream: Stream) -> Stream:
 def _positions(stream: Stream) -> list[Tensor]:
     """Return for each session the positions of its samples among its task's, as it delivers them."""
     numbered = _numbered(stream)
-    if type(stream).session in (Stream.session, RecordedStream.session):
+    plain = type(stream).session in (Stream.session, RecordedStream.session)
+    if plain and isinstance(stream.schedule, Mixture):
+        return [stream.schedule.draw(number) for number in range(len(stream))]
+    if plain:
         return [session.samples.x.cpu() for session in numbered]
     found = []
     for number in range(len(stream)):
@@ -280,6 +315,7 @@ def _positions(stream: Stream) -> list[Tensor]:
             session, positions = stream.session(number), numbered.session(number).samples.x
             samples = stream.tasks[stream.task_of(number)].train[positions]
             same = torch.equal(session.samples.y, samples.y) and torch.equal(session.samples.x, samples.x)
+            same &= not isinstance(stream.schedule, Mixture)  # its positions are over all tasks
             same &= all(getattr(session, name) == getattr(stream, name) for name in ("epochs", "batch_size", "seed"))
         except Exception:  # noqa: BLE001  # whatever the user's class does with samples that are not its own
             same = False
@@ -396,14 +432,17 @@ class Recording:
             train, test = (self._samples(task[kind], sources, functions) for kind in ("train", "test"))
             held = self._samples(task["validation"], sources, functions) if task["validation"] else None
             tasks.append(Task(number, tuple(task["classes"]), train, test, held))
+        dealt = [self._dealt(session) for session in about["sessions"]]
+        mixture = RecordedMixture(**about["drift"], drawn=dealt) if "drift" in about else None
         stream = RecordedStream(
             **{name: about[name] for name in ("name", "epochs", "batch_size", "scenario", "seed", "boundaries", "resident")},
             tasks=tasks,
-            schedule=[session["task"] for session in about["sessions"]],
+            schedule=mixture or [session["task"] for session in about["sessions"]],
             augment=about["augment"] and self._function(about["augment"], functions),
             notes=tuple(about["notes"]),
             data=Data({name: parts[name] for name in about["parts"]}, about["loader"], about["options"]),
-            dealt=[self._dealt(session) for session in about["sessions"]],
+            shuffle=about.get("shuffle", True),
+            dealt=dealt,
         )
         if _order(stream) != about["order"]:
             raise ValueError(

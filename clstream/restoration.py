@@ -112,7 +112,7 @@ class _Restore:
         assert self.origin.stream is not None
         if tag == "task":
             return self.origin.stream.tasks[rest[0]]
-        return self.origin.stream.session(rest[0]) if tag == "session" else self.origin.stream
+        return self.origin.stream.session(rest[0]) if tag == "session" else self.origin.stream.told
 
     def _method(self, owner: object, name: str) -> Any:
         """Return a bound method; only of what is written in the class, or is a method of Python's own containers."""

@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,7 @@ class Run:
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
         self.began = time.perf_counter()
         self.bus = Bus(strategy, *observers)
+        self.learning, self.watching = Bus(strategy), Bus(*observers)  # its halves: they are not always told the same
         self.placed = Placed(strategy, device, seed, self.bus)
         self.stream = stream.reseeded(seed).to(device)
         self.sessions = min(len(stream), max_sessions or len(stream))
@@ -76,6 +77,7 @@ class Run:
             "shapes of the weights": shapes(strategy),
             "evaluate_every": evaluate_every,
             "max_sessions": max_sessions,
+            **({} if stream.shuffle else {"stream.shuffle": False}),
         }
 
     @property
@@ -100,7 +102,10 @@ class Run:
 
     def start(self, resume: Mapping[str, Any] | None) -> None:
         """Tell everyone, then ask the untrained strategy, or restore what a checkpoint holds."""
-        self.bus.emit(events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self))
+        started = events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self)
+        told: Any = self.stream.told
+        self.learning.emit(started if told is self.stream else replace(started, stream=told, run=None))
+        self.watching.emit(started)
         self.placed.update()
         if self.asked or resume is not None:
             self.origin  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
@@ -113,7 +118,7 @@ class Run:
     def evaluate(self, task: int, within_session: bool) -> None:
         """Evaluate, keep the rows, and tell; `task` is what is being taught."""
         self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task, self.step, within_session)
-        self.bus.emit(events.Evaluated(self.evaluation))
+        (self.bus if self.stream.boundaries else self.watching).emit(events.Evaluated(self.evaluation))  # it says what was taught
 
     def measured(self) -> dict[str, Any]:
         """Return what was measured so far, and of what."""

@@ -138,7 +138,7 @@ class _Capture:
         if isinstance(value, CODE):
             return self._code(value, path)
         if self.origin is not None and (stream := self.origin.stream) is not None:
-            if value is stream:
+            if value is stream or value is stream.told:
                 return ["stream"]
             if isinstance(value, Task) and value.id < len(stream.tasks) and stream.tasks[value.id] is value:
                 return ["task", value.id]

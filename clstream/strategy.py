@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from clstream.bus import Emitter, heard, on
-from clstream.events import RunStarted, SessionStarted, TaskEnded, TaskStarted
+from clstream.events import Evaluated, RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import grow_heads
 from clstream.params import Recorded
 from clstream.state import held
@@ -176,13 +176,13 @@ def allowed(task: Task, scores: Tensor) -> Tensor:
 def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
     """Return what a strategy needs a stream to show, each with the reason: "boundaries", "task ids".
 
-    Read from its code: it needs boundaries if it, or one of its parts, handles TaskStarted or TaskEnded, and task ids if it
-    reads `batch.task` or `session.task`, by these names.
+    Read from its code: it needs boundaries if it, or one of its parts, handles TaskStarted, TaskEnded or Evaluated (which says
+    what was taught), and task ids if it reads `batch.task` or `session.task`, by these names.
     """
     found: dict[str, str] = {}
     cls = strategy if isinstance(strategy, type) else type(strategy)
     for name, event in heard(cls):
-        if issubclass(event, (TaskStarted, TaskEnded)):
+        if issubclass(event, (TaskStarted, TaskEnded, Evaluated)):
             found.setdefault("boundaries", f"{cls.__name__}.{name} handles {event.__name__}")
     for each in cls.__mro__:
         for name, method in vars(each).items():

@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
+from typing import NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -174,6 +175,8 @@ class Epoch:
     def order(self) -> Tensor:
         """Return the positions in the session in the order of this pass: (samples,), int64, on the CPU."""
         session = self.session
+        if not session.shuffle:
+            return torch.arange(len(session.samples))
         shuffle = torch.Generator().manual_seed(derive(session.seed, session.index, self.index))
         return torch.randperm(len(session.samples), generator=shuffle)
 
@@ -198,7 +201,8 @@ class Epoch:
 class Session:
     """One delivery of training samples; they may be passed over `epochs` times, then they are gone.
 
-    `task` is None where the stream hides its boundaries. `device` is where the batches go, if not where the samples lie.
+    `task` is None where the stream hides its boundaries. `device` is where the batches go, if not where the samples lie. Each
+    pass has an order of its own if `shuffle`; if not, the samples come in the order that they have here.
     """
 
     index: int
@@ -208,6 +212,7 @@ class Session:
     batch_size: int
     seed: int
     device: torch.device | None = None
+    shuffle: bool = True
 
     def __len__(self) -> int:
         """Return the number of epochs."""
@@ -235,15 +240,57 @@ class Data:
     options: Mapping[str, int | float] = field(default_factory=dict)
 
 
+@runtime_checkable
+class Mixture(Protocol):
+    """A schedule whose sessions may mix tasks: what each draws is a pure function of its number, so any can be reached directly.
+
+    Its `repr` names it fully: the fingerprint depends on it. Its length is the number of sessions.
+    """
+
+    @property
+    def once(self) -> bool:
+        """Whether a training sample comes in one session at most."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def draw(self, session: int) -> Tensor:
+        """Return what a session draws, in the order in which it comes: (n,), int64, on the CPU.
+
+        Training samples are numbered over all tasks, those of task 0 first.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamView:
+    """What a strategy is told of a stream that hides its boundaries: no tasks, no schedule, no data; as in `Stream`."""
+
+    name: str
+    classes: int
+    input_shape: tuple[int, ...]
+    scenario: str
+    epochs: int
+    batch_size: int
+    augment: Callable[[Tensor], Tensor] | None
+    resident: bool
+    device: torch.device | None
+    boundaries: bool = False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
-    """Tasks, and for each session the task that it draws from.
+    """Tasks, and for each session the task, or the tasks, that it draws from.
 
     Args:
         name: how tables and MLflow call it.
         tasks: the tasks, numbered from 0; each has training and test samples with labels among its classes.
         schedule: for each session, the number of the task that it draws from. None: each task in one session. A task with
-            several sessions is dealt out among them, so no sample comes in two sessions.
+            several sessions is dealt out among them, so no sample comes in two sessions. Or a `Mixture`, whose sessions may
+            mix tasks; then `boundaries` must be False.
         epochs: passes over a session.
         batch_size: samples of a step.
         scenario: "class" (all classes seen compete), "task" (the task is given at test: its classes compete, in training
@@ -252,6 +299,8 @@ class Stream:
         boundaries: whether a strategy is told of tasks. If not, there are no task events, and `batch.task` is None.
         augment: a function of a raw batch of inputs, applied where samples are learned, so replayed ones change too. It may
             draw from torch's global generator: a run seeds that, and gives it back as it was.
+        shuffle: whether each pass over a session has an order of its own; if not, the samples come in that of the data, or in
+            the order of a `Mixture`.
         resident: whether the samples are moved to the run's device whole; if not, batch by batch (memory-mapped data).
         notes: what the user should know, shown on the card.
         data: where the samples come from, for recordings. None: the samples of the tasks are all that is known.
@@ -263,7 +312,7 @@ class Stream:
 
     name: str
     tasks: Sequence[Task]
-    schedule: Sequence[int] | None = None
+    schedule: Sequence[int] | Mixture | None = None
     epochs: int = 1
     batch_size: int = 32
     scenario: str = "class"
@@ -273,16 +322,19 @@ class Stream:
     resident: bool = True
     notes: tuple[str, ...] = ()
     data: Data | None = None
+    shuffle: bool = True
     device: torch.device | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
+        if not isinstance(self.schedule, Mixture):
+            object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
         _check(self)
 
     def __len__(self) -> int:
         """Return the number of sessions."""
-        return len(self._visits)
+        assert self.schedule is not None
+        return len(self.schedule)
 
     def __iter__(self) -> Iterator[Session]:
         return (self.session(index) for index in range(len(self)))
@@ -291,19 +343,69 @@ class Stream:
         """Return a session by number; each can be reached directly. Raises IndexError outside 0 to len(stream) - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
-        number, part, parts = self._visits[index]
-        task = self.tasks[number]
-        share = slice(part, None, parts)
-        samples = task.train.take(share) if isinstance(task.train, Subset) else task.train[share]
-        if isinstance(samples, Subset) and samples.transform is not None:
+        return self._session(index, self._delivered(index))
+
+    def _session(self, index: int, samples: Samples | Subset) -> Session:
+        """Return a session that delivers some samples; where tasks are hidden, apart from the data that they are of."""
+        if not self.boundaries:
+            samples = _apart(samples[:])
+        elif isinstance(samples, Subset) and samples.transform is not None:
             samples = samples[:]  # a domain is made once a session, not once a batch
+        task = self.tasks[self.task_of(index)] if self.boundaries else None
         device = None if self.resident else self.device
-        return Session(index, task if self.boundaries else None, samples, self.epochs, self.batch_size, self.seed, device)
+        return Session(index, task, samples, self.epochs, self.batch_size, self.seed, device, self.shuffle)
+
+    def _delivered(self, index: int) -> Samples | Subset:
+        """Return the samples of a session."""
+        if isinstance(self.schedule, Mixture):
+            return self._mixed(self.schedule.draw(index))
+        number, part, parts = self._visits[index]
+        train, share = self.tasks[number].train, slice(part, None, parts)
+        return train.take(share) if isinstance(train, Subset) else train[share]
+
+    def _mixed(self, drawn: Tensor) -> Samples | Subset:
+        """Return training samples by their numbers over all tasks."""
+        if self._pool is not None:
+            return self._pool.take(drawn.to(self._pool.index.device))
+        number = torch.bucketize(drawn, self._ends, right=True)
+        parts: list[Samples] = []
+        places: list[Tensor] = []
+        for each in number.unique().tolist():
+            place = (number == each).nonzero().flatten()
+            train = self.tasks[each].train
+            parts.append(train[(drawn[place] - self._ends[each] + len(train)).to(train[:1].y.device)])
+            places.append(place)
+        whole = parts[0]
+        for other in parts[1:]:
+            whole = whole + other
+        return whole[torch.cat(places).argsort().to(whole.y.device)]
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """For each task the number of training samples up to its end, over all tasks."""
+        return torch.tensor([len(task.train) for task in self.tasks]).cumsum(0)
+
+    @cached_property
+    def _pool(self) -> Subset | None:
+        """The training samples of all tasks, where they are rows of one source."""
+        parts = [task.train for task in self.tasks]
+        first = parts[0]
+        if not isinstance(first, Subset) or any(
+            not isinstance(part, Subset)
+            or part.source.x is not first.source.x
+            or part.source.y is not first.source.y
+            or part.transform is not None
+            or part.made is not None
+            for part in parts
+        ):
+            return None
+        return Subset(first.source, torch.cat([part.index for part in parts if isinstance(part, Subset)]))
 
     @cached_property
     def _visits(self) -> list[tuple[int, int, int]]:
         """For each session (task, part, parts): it draws every `parts`-th sample of the task, from number `part` on."""
         assert self.schedule is not None
+        assert not isinstance(self.schedule, Mixture)
         parts = [0] * len(self.tasks)
         visits = []
         for number in self.schedule:
@@ -311,9 +413,33 @@ class Stream:
             parts[number] += 1
         return [(number, part, parts[number]) for number, part in visits]
 
+    def mix(self, session: int) -> Tensor:
+        """Return how many samples of each task a session draws, also where strategies are not told: (tasks,), int64, on the CPU."""
+        if isinstance(self.schedule, Mixture):
+            return torch.bucketize(self.schedule.draw(session), self._ends, right=True).bincount(minlength=len(self.tasks))
+        return len(self._delivered(session)) * (torch.arange(len(self.tasks)) == self.task_of(session))
+
+    def labels(self, session: int) -> Tensor:
+        """Return the labels that a session delivers, without its inputs: (n,), int64, on the CPU."""
+        return self._delivered(session).y.cpu()
+
     def task_of(self, session: int) -> int:
-        """Return the number of the task that a session draws from, also where strategies are not told."""
-        return self._visits[session][0]
+        """Return the number of the task that a session draws from, or draws most from, also where strategies are not told."""
+        return int(self.mix(session).argmax()) if isinstance(self.schedule, Mixture) else self._visits[session][0]
+
+    @property
+    def told(self) -> Stream | StreamView:
+        """What strategies are given: this stream, or, if it hides its boundaries, a view without tasks and schedule."""
+        if self.boundaries:
+            return self
+        return self._view
+
+    @cached_property
+    def _view(self) -> StreamView:
+        return StreamView(
+            self.name, self.classes, self.input_shape, self.scenario, self.epochs, self.batch_size, self.augment, self.resident,
+            self.device,
+        )  # fmt: skip
 
     @cached_property
     def classes(self) -> int:
@@ -337,6 +463,8 @@ class Stream:
     def _like(self, **changes: object) -> Stream:
         """Return a copy with attributes that need no check; what was found out about the data stays known."""
         twin = copy(self)
+        for name in ("_pool", "_view"):  # these hold where the data is
+            vars(twin).pop(name, None)
         for name, value in changes.items():
             object.__setattr__(twin, name, value)
         return twin
@@ -389,7 +517,8 @@ class Stream:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
-        digest = hashlib.sha256(repr((self.scenario, self._visits, [task.classes for task in self.tasks])).encode())
+        visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, Mixture) else self._visits
+        digest = hashlib.sha256(repr((self.scenario, visits, [task.classes for task in self.tasks])).encode())
         hashes: dict[int, bytes] = {}  # tasks share their data: each tensor is read once
 
         def content(rows: Tensor) -> bytes:
@@ -418,15 +547,26 @@ class Stream:
             f"  classes      {self.classes}",
             f"  inputs       {tuple(self.input_shape)} {str(self.tasks[0].test[:1].x.dtype).removeprefix('torch.')}",
             f"  train/test   {sum(len(t.train) for t in self.tasks):,} / {sum(len(t.test) for t in self.tasks):,} samples",
-            f"  sessions     {len(self)}, {passes}, batches of {self.batch_size}",
+            f"  sessions     {len(self)}, {passes}, batches of {self.batch_size}{'' if self.shuffle else ', not shuffled'}",
             f"  fingerprint  {self.fingerprint}",
         ]
+        if isinstance(self.schedule, Mixture):
+            lines.insert(-1, f"  drift        {self.schedule}")
         for task in self.tasks[:20]:
             shown = ", ".join(map(str, task.classes[:10])) + (" ..." if len(task.classes) > 10 else "")
             lines.append(f"  task {task.id:<8}classes {shown}; {len(task.train):,} to train, {len(task.test):,} to test")
         if len(self.tasks) > 20:
             lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def _apart(samples: Samples) -> Samples:
+    """Return samples in tensors of their own: a view would lead to all that it is a view of."""
+
+    def own(rows: Tensor) -> Tensor:
+        return rows.clone() if rows._is_view() else rows
+
+    return Samples(own(samples.x), own(samples.y), {name: own(rows) for name, rows in samples.extra.items()})
 
 
 def content_hash(rows: Tensor) -> bytes:
@@ -453,7 +593,12 @@ def _check(stream: Stream) -> None:
         raise ValueError(f"{name} has no tasks")
     if not stream.schedule:
         raise ValueError(f"{name} has no sessions: its schedule is empty")
-    for position, number in enumerate(stream.schedule):
+    mixes = isinstance(stream.schedule, Mixture)
+    if mixes and stream.boundaries:
+        raise ValueError(f"{name}: its sessions may mix tasks, so it has no boundaries to show: boundaries must be False")
+    if stream.scenario == "task" and not stream.boundaries:
+        raise ValueError(f"{name}: a task-incremental stream tells the task of each sample, so it can't hide its boundaries")
+    for position, number in enumerate(() if isinstance(stream.schedule, Mixture) else stream.schedule):
         if not hasattr(number, "__index__") or not 0 <= number < len(stream.tasks):
             raise ValueError(f"{name}: session {position} draws from task {number}, but the tasks are 0 to {len(stream.tasks) - 1}")
     checked: set[int] = set()
@@ -474,7 +619,7 @@ def _check(stream: Stream) -> None:
         raise ValueError(f"{name}: the greatest label is {stream.classes - 1}; number the classes from 0, without gaps")
     if len(shapes) > 1:
         raise ValueError(f"{name}: all inputs must have one shape and dtype, not {sorted(map(str, shapes))}")
-    for number, _, parts in stream._visits:
+    for number, _, parts in () if mixes else stream._visits:
         if parts > len(stream.tasks[number].train):
             raise ValueError(
                 f"{name}: task {number} has {len(stream.tasks[number].train)} training samples, too few for {parts} sessions"

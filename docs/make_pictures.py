@@ -14,16 +14,26 @@ import numpy as np
 import torch
 from clstream.strategies import SHARP, Finetune, Replay
 from clstream.strategies.sharp import UnitsFrozen
-from clstream.streams import split_digits, split_mnist
+from clstream.streams import (
+    feature_drift,
+    fuzzy_tasks,
+    gaussian_schedule,
+    label_shift,
+    recurring_tasks,
+    si_blurry,
+    split_digits,
+    split_mnist,
+)
 from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from clstream import Result, Strategy, on, run
-from clstream.figures import forgetting_curves
+from clstream import Result, Strategy, Stream, on, run
+from clstream.figures import composition_figure, forgetting_curves
 from clstream.models import Mlp, MnistLike
 from clstream.seeds import isolated
+from clstream.showing import composition
 
 FOLDER = Path(__file__).parent / "images"
 
@@ -91,7 +101,26 @@ def units() -> np.ndarray:
     return drawn(figure, 9, 3.4)
 
 
-PICTURES = {"forgetting-curves": curves, "sharp-units": units}
+DRIFTS: dict[str, Callable[[], Stream]] = {
+    "fuzzy tasks": partial(fuzzy_tasks, sessions=40),
+    "recurring tasks": partial(recurring_tasks, order=(0, 1, 2, 1, 3)),
+    "Si-Blurry": partial(si_blurry, blur=0.3, seed=2),
+    "Gaussian schedule": gaussian_schedule,
+    "label shift": partial(label_shift, sessions=50),
+    "feature drift (breast cancer, by mean radius)": partial(feature_drift, softness=0.2),
+}
+
+
+def drifts() -> np.ndarray:
+    """Draw what six streams deliver over time."""
+    panels = []
+    for title, make in DRIFTS.items():
+        found = composition(make())
+        panels.append(drawn(composition_figure(found.counts, found.sessions, found.names, found.by, title), 6.2, 2.7))
+    return np.vstack([np.hstack(panels[row : row + 2]) for row in range(0, len(panels), 2)])
+
+
+PICTURES = {"forgetting-curves": curves, "sharp-units": units, "drift": drifts}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionStarted
 from clstream.strategy import OptimizerFactory, Strategy
-from clstream.stream import Batch, Samples
+from clstream.stream import Batch, Samples, Session
 
 
 class Joint(Strategy):
@@ -42,7 +42,7 @@ class Joint(Strategy):
         self.start: dict[str, Tensor] = {}
         self.restart, self.make_optimizer = restart, optimizer
         self.random = torch.Generator()
-        self.sessions: list[int] = []
+        self.sessions: list[Session] = []
         self.seen: Samples | None = None  # of those sessions, gathered from the stream when it is needed
         self.steps: tuple[Tensor, ...] = ()  # of the pass that is under way: the rows of `seen` that each step learns
         self.batches = 1  # that the pass is spread over
@@ -50,7 +50,7 @@ class Joint(Strategy):
     @on(RunStarted)
     def keep_start(self, event: RunStarted) -> None:
         """Keep the initial weights to go back to."""
-        self.stream, self.sessions, self.seen = event.stream, [], None
+        self.sessions, self.seen = [], None
         self.start = deepcopy(dict(self.model.state_dict())) if self.restart else {}
 
     @on(SessionStarted)
@@ -58,7 +58,7 @@ class Joint(Strategy):
         """Add the session's samples to those of all sessions before."""
         new = event.session.samples[:]
         self.seen = self.everything() + new if self.sessions else new
-        self.sessions.append(event.session.index)
+        self.sessions.append(event.session)
         if self.restart:
             for name, now in self.model.state_dict().items():  # rows that a growing head got just now are initial ones too
                 if len(now.shape) and len(now) > len(self.start[name]):
@@ -69,7 +69,7 @@ class Joint(Strategy):
     def everything(self) -> Samples:
         """Return the samples of all sessions so far; a run that was resumed gathers them again."""
         if self.seen is None:
-            self.seen, *others = (self.stream.session(index).samples[:] for index in self.sessions)
+            self.seen, *others = (session.samples[:] for session in self.sessions)
             for other in others:
                 self.seen = self.seen + other
         return self.seen

@@ -178,20 +178,20 @@ class Refresh(Strategy):
 
     @on(RunStarted)
     def meet_device(self, event: RunStarted) -> None:
-        """Draw the noise where the weights are, and see whether there can be a Fisher, before anything is learned."""
+        """Draw the noise where the weights are."""
         weights = self.weights()
         if not weights:
             raise ValueError(f"Refresh moves parameters, and {type(self.model).__name__} has none that require a gradient")
         if self.form == "released" and any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights):
             raise ValueError("Refresh needs parameters of float32: its moves vanish in half precision")
-        if self.fisher_weight or self.form == "paper":
-            self.own_fisher(event.stream.session(0).samples[:1])
         self.fisher, self.factors, self.random = {}, None, torch.Generator(event.stream.device or "cpu")
 
     @on(SessionStarted)
     def forget_factors(self, event: SessionStarted) -> None:
-        """Make them anew: a head may have grown."""
+        """Make them anew, since a head may have grown; before anything is learned, see whether there can be a Fisher."""
         self.factors = None
+        if not self.fisher and (self.fisher_weight or self.form == "paper"):
+            self.own_fisher(event.session.samples[:1])
 
     @on(SessionEnded)
     def consolidate(self, event: SessionEnded) -> None:

@@ -3,18 +3,45 @@
 from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
+from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
 from clstream.streams.recorded import recorded
 from clstream.streams.splits import split_cifar10, split_cifar100, split_digits, split_fashion_mnist, split_mnist
+from clstream.streams.task_free import (
+    blurry_tasks,
+    feature_drift,
+    few_shot_tasks,
+    fuzzy_tasks,
+    gaussian_schedule,
+    imbalanced_tasks,
+    label_shift,
+    recurring_tasks,
+    si_blurry,
+    sorted_by,
+)
 from clstream.streams.tensors import from_dataset, from_tensors
 
 __all__ = [
+    "arriving",
     "blobs",
     "blurry_episodes",
+    "blurry_tasks",
+    "drifting",
+    "feature_drift",
+    "few_shot",
+    "few_shot_tasks",
     "from_dataset",
     "from_tensors",
+    "fuzzy_tasks",
+    "gaussian_schedule",
+    "imbalanced_tasks",
+    "label_shift",
+    "long_tailed",
     "permuted_mnist",
     "recorded",
+    "recurring_tasks",
     "rotated_mnist",
+    "si_blurry",
+    "sorted_by",
     "split_cifar10",
     "split_cifar100",
     "split_digits",

@@ -1,4 +1,4 @@
-"""Loading data sets as whole raw tensors: torchvision's from a folder or by its download, scikit-learn's digits."""
+"""Loading data sets as whole raw tensors: torchvision's from a folder or by its download, scikit-learn's digits and tables."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ FILES = {
     "CIFAR10": "the unpacked cifar-10-python.tar.gz in {root}/cifar-10-batches-py",
     "CIFAR100": "the unpacked cifar-100-python.tar.gz in {root}/cifar-100-python",
 }
+
+TABLES = ("breast_cancer", "wine")
+"""Those of scikit-learn's tables that are to classify, beside the digits."""
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -47,9 +50,26 @@ def digits() -> tuple[Samples, Samples]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+    return every_fourth(torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels))
+
+
+def table(name: str) -> tuple[Samples, Samples]:
+    """Return one of scikit-learn's tables, "breast_cancer" or "wine": every fourth row of each class is for the test.
+
+    Inputs are float32, (n, features); each feature has mean 0 and standard deviation 1 over the training rows.
+    """
+    from sklearn import datasets
+
+    rows, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
+    train, test = every_fourth(torch.tensor(rows), torch.tensor(labels))
+    mean, deviation = train.x.mean(0), train.x.std(0, correction=0)
+    return tuple(Samples(((part.x - mean) / deviation).float(), part.y) for part in (train, test))  # type: ignore[return-value]
+
+
+def every_fourth(x: Tensor, y: Tensor) -> tuple[Samples, Samples]:
+    """Return samples to train and, every fourth of each class, to test on."""
     rank = torch.zeros_like(y)
-    for label in range(10):
+    for label in y.unique():
         here = y == label
         rank[here] = torch.arange(int(here.sum()))
     test = rank % 4 == 3

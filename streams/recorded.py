@@ -8,7 +8,7 @@ from typing import Any
 
 from clstream.streams.augmentations import CropFlipJitter, crop_and_flip
 from clstream.streams.blobs import points
-from clstream.streams.data import FILES, data_root, digits, load
+from clstream.streams.data import FILES, TABLES, data_root, digits, load, table
 from clstream.streams.domains import Pad, Permute, Rotate
 
 from clstream.recording import Recording, read
@@ -56,6 +56,8 @@ def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Sa
         (train, test), where = load(loader, root), f"{loader} in {data_root(root)}"
     elif loader == "digits":
         (train, test), where = digits(), "scikit-learn's digits, as they are here,"
+    elif loader in TABLES:
+        (train, test), where = table(loader), f"scikit-learn's {loader}, as it is here,"
     elif loader == "blobs":
         (train, test), where = points(**options), "blobs, as this torch draws them,"
     else:

@@ -16,7 +16,7 @@ FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strateg
 
 LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal", "mixing", "augmenting")
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
-    (*LEAVES, "stream", "origin", "forms", "snapshot", "restoration", "comparing", "recording", "fisher", "chain"),
+    (*LEAVES, "stream", "origin", "forms", "snapshot", "restoration", "comparing", "recording", "fisher", "chain", "showing"),
     ("events",),
     ("bus",),
     ("strategy",),

@@ -23,6 +23,18 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "blobs, domain-IL": lambda: streams.blobs(scenario="domain", class_order=3),
     "split_digits": streams.split_digits,
     "blurry_episodes": lambda: streams.blurry_episodes("digits", epochs=2, validation=0.1),
+    "fuzzy_tasks": lambda: streams.fuzzy_tasks(epochs=2, validation=0.1),
+    "fuzzy_tasks, sharp, straddling, late labels, not shuffled": lambda: streams.fuzzy_tasks(
+        width=0.0, sessions=7, straddle=True, delay=1.5, shuffle=False
+    ),
+    "recurring_tasks": streams.recurring_tasks,
+    "blurry_tasks": streams.blurry_tasks,
+    "si_blurry": streams.si_blurry,
+    "gaussian_schedule": streams.gaussian_schedule,
+    "label_shift": lambda: streams.label_shift(straddle=True, delay=2.0),
+    "feature_drift": streams.feature_drift,
+    "imbalanced_tasks": streams.imbalanced_tasks,
+    "few_shot_tasks": streams.few_shot_tasks,
 }
 if has_mnist():
     STREAMS |= {

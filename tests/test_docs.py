@@ -148,6 +148,17 @@ def check_command(words: list[str]) -> None:
         for file in arguments[:first]:
             assert Path(file).is_file(), f"there is no {file}"
             parse_run(["--config", file, *arguments[first:]])
+    elif command == "show":
+        parse_run(
+            [
+                "--stream",
+                *[
+                    word
+                    for place, word in enumerate(arguments)
+                    if {"--out", "--by"}.isdisjoint(arguments[max(0, place - 1) : place + 1])
+                ],
+            ]
+        )
     else:
         known = help_of(command)
         if command in BESIDE_RUN:

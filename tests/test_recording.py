@@ -589,7 +589,7 @@ def test_the_file_is_read_with_zip_json_and_numpy_alone(tmp_path):
             with pytest.raises((ValueError, AssertionError, AttributeError)):  # it is no pickle
                 list(pickletools.genops(member))
         assert {entry.date_time for entry in packed.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-    assert about["format"] == FORMAT
+    assert about["format"] == 1
     assert about["fingerprint"] == stream.fingerprint
     assert [task["classes"] for task in about["tasks"]] == [list(task.classes) for task in stream.tasks]
     assert [session["task"] for session in about["sessions"]] == [0, 1, 2, 1, 0]

@@ -567,7 +567,7 @@ def test_the_streams_data_is_referred_to() -> None:
     run(strategy, stream, kept, max_sessions=1)
     state = kept.load(-1)
     nodes = {node["path"]: node for node in state["strategy"]["nodes"]}
-    assert nodes["Joint"]["attributes"]["stream"] == ["stream"] and nodes["Joint.own"]["attributes"]["task"] == ["task", 1]
+    assert nodes["Joint.sessions"]["items"] == [["session", 0]] and nodes["Joint.own"]["attributes"]["task"] == ["task", 1]
     assert nodes["Joint.own.rows"]["place"] == [1, "train", "x"] and "data" not in nodes["Joint.own.rows"]
     assert nodes["Joint.own.half.x"]["place"] == [0, "train", "x"]  # the first session's samples are views of the task's
     fresh = Joint(example_model(1))

@@ -1,0 +1,43 @@
+"""What a stream delivers over time, before anything is run: counts, for a picture and for the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clstream.stream import Stream
+
+MOST = 240
+"""Sessions that are looked at; of more, every so many of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """How many samples of each class or task the sessions of a stream deliver.
+
+    Args:
+        by: "class" or "task".
+        names: the numbers of the classes or tasks.
+        sessions: (shown,), int64: the numbers of the sessions that were looked at.
+        counts: (shown, names), int64.
+
+    """
+
+    by: str
+    names: tuple[int, ...]
+    sessions: Tensor
+    counts: Tensor
+
+
+def composition(stream: Stream, by: str | None = None, most: int = MOST) -> Composition:
+    """Return what a stream delivers, by "class" or by "task"; None: by task if the tasks share their classes, else by class."""
+    by = by or ("task" if stream.scenario == "domain" else "class")
+    sessions = torch.linspace(0, len(stream) - 1, min(len(stream), most)).round().long()
+    if by == "task":
+        counts = torch.stack([stream.mix(number) for number in sessions.tolist()])
+        return Composition(by, tuple(range(len(stream.tasks))), sessions, counts)
+    names = tuple(sorted({label for task in stream.tasks for label in task.classes}))
+    found = [stream.labels(number).bincount(minlength=stream.classes) for number in sessions.tolist()]
+    return Composition(by, names, sessions, torch.stack(found)[:, list(names)])
