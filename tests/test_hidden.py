@@ -254,7 +254,7 @@ def test_a_view_has_what_strategies_read() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:SHARP")  # its units are used up sooner or later
-@pytest.mark.parametrize("name", [name for name in zoo.__all__ if not needs(getattr(zoo, name))])
+@pytest.mark.parametrize("name", [name for name in zoo.__all__ if not needs(make(name)(example_model()))])
 def test_our_strategies_learn_from_hidden_and_mixed_streams(name: str) -> None:
     for stream in (by_hand(), drifting(by_hand(), Transitions(0.5), 4)):
         strategy = make(name)(example_model())
