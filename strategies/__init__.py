@@ -8,5 +8,6 @@ from clstream.strategies.joint import Joint
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.replay import Replay
 from clstream.strategies.sharp import SHARP
+from clstream.strategies.tame import TAME
 
-__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay", "SHARP"]
+__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay", "SHARP", "TAME"]

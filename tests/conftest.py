@@ -23,9 +23,11 @@ def has_mnist() -> bool:
 
 
 def make(name: str) -> Callable[[nn.Module], Strategy]:
-    """Return what builds a strategy of ours from a model: the class, or for a wrapper one around DER++."""
+    """Return what builds a strategy of ours from a model: the class, or one with what it needs."""
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
+    if name == "TAME":  # the examples are short: with the defaults the selector would take the time, and no expert be added
+        return lambda model: zoo.TAME(model, window=10, selector_epochs=20, retrain_epochs=10, selector_sparsity=0.2)
     return getattr(zoo, name)
 
 

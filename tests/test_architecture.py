@@ -16,14 +16,15 @@ FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strateg
 
 LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal", "mixing")
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
-    (*LEAVES, "stream", "origin", "forms", "snapshot", "restoration", "comparing", "recording", "fisher", "chain"),
+    (*LEAVES, "stream", "origin", "forms", "snapshot", "restoration", "comparing", "recording", "fisher", "chain",
+     "pruning", "stacking"),
     ("events",),
     ("bus",),
-    ("strategy",),
+    ("strategy", "detectors"),
     ("evaluation",),
     ("fits", "running", "engine"),
     ("__init__",),
-    ("store", "tracking", "checkpoint", "folders", "checks", "progress", "outbox", "eventlog"),
+    ("store", "tracking", "checkpoint", "folders", "checks", "progress", "outbox", "eventlog", "detection", "prequential"),
     ("config",),
     ("anchors", "tries"),
     ("playing",),
