@@ -1,6 +1,6 @@
 """Detectors of shifts: a loss that has risen says that the stream draws from something else now.
 
-One detector, as TAME's code has it (Zhu et al. 2022). It is told the loss of each batch from before the batch is learned:
+One detector, as TAME's code has it (Zhu et al. 2024). It is told the loss of each batch from before the batch is learned:
 
     S <- alpha l + (1 - alpha) S                        the smoothed loss, S = l at first
     shift if S > mean(W) + deviations max(std(W), floor)

@@ -297,9 +297,9 @@ def _conv(into: int, out: int, pool: bool = False) -> nn.Sequential:
 
 
 class LeNet(Classifier):
-    """The expert of TAME for MNIST: convolutions 5x5 of 6 and 16 channels, each pooled, and layers of 120 and 84 (LeCun et al. 1998).
+    """LeNet-5 as TAME has it for MNIST: convolutions (5x5) of 6 and 16 channels, each pooled, and layers of 120 and 84, with ReLU.
 
-    Images smaller than 32 x 32 are padded with zeros to that, before they are normalised, as TAME's code does (Zhu et al. 2022).
+    Images smaller than 32 x 32 are padded with zeros to that, before they are normalised, as TAME's code does (Zhu et al. 2024).
     61,706 parameters for MNIST and 10 classes.
 
     Args:

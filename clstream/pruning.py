@@ -12,7 +12,7 @@ Masks = Mapping[str, Tensor]
 """For each pruned parameter by name, bool: which of its weights stay."""
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+def prunable(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of convolutions and linear layers, by name: biases and norms are never pruned."""
     return {
         f"{name}.weight".lstrip("."): module.weight
@@ -38,7 +38,7 @@ def cut(model: nn.Module, masks: Masks) -> None:
     """Set the weights that don't stay to zero."""
     weights = dict(model.named_parameters())
     for name, mask in masks.items():
-        weights[name] *= mask
+        weights[name].mul_(mask)
 
 
 def parameter_counts(model: nn.Module, masks: Masks | None = None) -> tuple[int, int]:

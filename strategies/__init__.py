@@ -9,5 +9,6 @@ from clstream.strategies.refresh import Refresh
 from clstream.strategies.replay import Replay
 from clstream.strategies.sharp import SHARP
 from clstream.strategies.tame import TAME
+from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
-__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay", "SHARP", "TAME"]
+__all__ = ["AGEM", "DER", "DERpp", "ERACE", "Finetune", "Joint", "Refresh", "Replay", "SHARP", "TAME", "WithDetectedBoundaries"]

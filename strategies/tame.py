@@ -1,35 +1,37 @@
-"""TAME: an expert for each distribution that the stream draws from, switched by the loss, and a selector that sends test samples on.
+"""TAME: an expert for each distribution that the stream draws from, switched by the loss; a selector sends test samples to them.
 
 Zhu, Majzoubi, Jain, Choromanska 2024, "TAME: Task Agnostic Continual Learning using Multiple Experts" (CVPR workshop CLVision). The
 paper's body could not be read: this follows the authors' code (HaoranZhuExplorer/TAME), which has the Split MNIST driver alone.
 
 No boundaries and no task ids, in training or test. Labels are local to tasks: on a stream of scenario "domain" the accuracy is the
-one that the authors' code reports, where a sample that went to the wrong expert counts if the label is right. `Routing` measures the
+one that the authors' code reports: a sample that went to the wrong expert counts if the label is right. `Routing` measures the
 strict one too.
 
-batch     l_k      cross-entropy of every expert k, in evaluation mode, on the batch as it comes; outputs pass a sigmoid first
+batch     l_k      cross-entropy of every expert k on the batch, in evaluation mode; outputs pass a sigmoid before the softmax
           S_k      <- alpha l_k + (1 - alpha) S_k, of every expert, at every batch
-          tau      of the active expert c <- mean(W) + deviations max(std(W), floor), W the newest l_c from before; at first ln(classes)
-          switch   if S_c > tau_c, to the first expert, c among them, with alpha l_k + (1 - alpha) A_k < tau_k, where A_k is smoothed
-                   over the batches that k learned; if there is none, to a new expert with an optimizer of its own
-          learn    one step of the active expert; then l_c, from before the step, goes into W_c and A_c
+          tau_c    <- mean(W_c) + deviations max(std(W_c), floor), of the active expert c; W_c its newest losses of before this
+                   batch, at first ln(classes)
+          switch   if S_c > tau_c, to the first expert, c among them, with alpha l_k + (1 - alpha) A_k < tau_k, where A_k is
+                   smoothed over the batches that k learned; if there is none, to a new expert with an optimizer of its own
+          learn    one step of the active expert; then its loss from before the step goes into W and A
           offer    to the selector's memory, with the number of the expert, and to the expert's pruning memory
 answer    the selector, a network trained on its memory to name the expert, sends each sample to an expert
 
 The selector is trained where answers are asked for: anew, from its memory, as a function of the run's seed and of what the memory
-was offered, so no evaluation leaves a trace. It is kept until there is more to learn from. The same holds for pruned experts.
+was offered, so no evaluation leaves a trace. It is kept until there is more to learn from. The same holds for pruned copies.
 
 Where paper and code differ: `window` 100 in the paper, 35 in the code for Split MNIST; `selector` "mlp" in the paper (its width is
 not known: 100 here), "expert" (the experts' architecture) in the code, which the published sizes fit; Nesterov's momentum in the
 paper (give it as the optimizer), plain in the code; `pruning` of experts "online" in the paper's first version, "posthoc" in its
 second, never called in the code ("none"); `selector_retrain_lr` 0.1 in the paper, 1e-3 in the code; `pruning_capacity` 6000 in the
-paper, 500 in the code. `settle=True` is ours: with it an expert comes back with S = A. Then losses that it had while others learned
-don't raise an alarm, and only the active expert has to be scored at each batch, so the cost doesn't grow with the experts.
+paper, 500 in the code. What is said of the paper is from summaries of it, not verified. `settle=True` is ours: with it an expert
+comes back with S = A. Then losses that it had while others learned raise no alarm, and only the active expert has to be scored at
+each batch, so the cost doesn't grow with the experts.
 
 Deviations: the memory of the selector is balanced over pairs (expert, label), with shares as equal as can be; the code has heaps by
 global class, which for permuted images tell of the task. A session is offered in its first epoch (code: each sample once, by its
 number in the data set, which no stream gives). Each expert has a pruning memory of its own, filled while it is active (code: one,
-that is not changed where an old expert comes back). The first batch is never a shift. An alarm after which the same expert is chosen
+which goes on where an old expert comes back). The first batch is never a shift. An alarm after which the same expert is chosen
 again is no `ShiftDetected`. No learning rate schedule: the code's are not reached on MNIST. l_k is measured without augmentation.
 Answers are taken before the sigmoid, which rounds large outputs to ties. Batches are shuffled, and none spans two sessions of the
 stream, unless the stream has it so.
@@ -40,10 +42,11 @@ Measured: see `docs/tame.md` (anchors `tame-split-mnist`, `tame-recurring`, `tam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -435,8 +438,8 @@ def drawn_anew(model: nn.Module) -> nn.Module:
         return type(model)(**model.params)
     twin = deepcopy(model)
     for module in twin.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
     return twin
 
 
@@ -495,7 +498,7 @@ class Routing:
         self.task = 0
         self.learned, self.measured = {}, []
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {
             "task": self.task,
@@ -503,7 +506,7 @@ class Routing:
             "measured": [[each.selector, each.strict, each.parameters, each.parameters_left] for each in self.measured],
         }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it up."""
         self.task = state["task"]
         self.learned = {(task, expert): n for task, expert, n in state["learned"]}

@@ -16,8 +16,20 @@ FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strateg
 
 LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal", "mixing")
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
-    (*LEAVES, "stream", "origin", "forms", "snapshot", "restoration", "comparing", "recording", "fisher", "chain",
-     "pruning", "stacking"),
+    (
+        *LEAVES,
+        "stream",
+        "origin",
+        "forms",
+        "snapshot",
+        "restoration",
+        "comparing",
+        "recording",
+        "fisher",
+        "chain",
+        "pruning",
+        "stacking",
+    ),
     ("events",),
     ("bus",),
     ("strategy", "detectors"),
