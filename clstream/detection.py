@@ -20,7 +20,7 @@ def delays(alarms: Sequence[int], boundaries: Sequence[int], within: int | None 
     """Return for each boundary the steps until it is detected; None for one that is not."""
     found: list[int | None] = []
     ordered = sorted(boundaries)
-    for first, end in zip(ordered, [*ordered[1:], math.inf], strict=True):
+    for first, end in zip(ordered, [*ordered[1:], math.inf][: len(ordered)], strict=True):
         last = end if within is None else min(end, first + within + 1)
         found.append(next((alarm - first for alarm in sorted(alarms) if first <= alarm < last), None))
     return found

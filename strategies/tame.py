@@ -126,7 +126,7 @@ class TAME(Strategy):
         selector_epochs: passes over it to train a selector.
         selector_sparsity: the share of the selector's weights that is pruned; then it is trained again.
         selector_retrain_lr: learning rate of that.
-        pruning: "none", "online" (an expert is pruned, for good, when a new one takes its place) or "posthoc" (copies that answer).
+        pruning: "none", "online" (an expert is pruned, for good, when another takes its place) or "posthoc" (copies that answer).
         sparsity: the share of an expert's weights that is pruned; then it is trained again, from its memory.
         pruning_capacity: samples in each expert's pruning memory.
         retrain_epochs: passes over a memory after pruning; the learning rate falls to a tenth at 1/2 and 3/4 of them.
@@ -276,11 +276,11 @@ class TAME(Strategy):
                 break
         else:
             number = len(self.experts)
-            if self.pruning == "online" and not self.experts[left].masks:
-                self.prune_for_good(left)
             self.experts.append(self.another())
         if number == left:
             return
+        if self.pruning == "online" and not self.experts[left].masks:
+            self.prune_for_good(left)
         self.active, self.model, self.optimizer = number, self.experts[number].model, self.experts[number].optimizer
         self.emit(alarm)
         found = ExpertAdded if number == len(losses) else ExpertReactivated
