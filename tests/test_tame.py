@@ -251,9 +251,7 @@ def test_the_selectors_memory_is_balanced_over_experts_and_labels_and_takes_each
 # Answers, and no trace of them
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"pruning": "online"}, {"pruning": "posthoc"}, {"settle": True, "selector": "mlp"}], ids=str
-)
+@pytest.mark.parametrize("pruning", ["none", "online", "posthoc"])
 def test_evaluations_leave_no_trace(pruning: str) -> None:
     states, results = [], []
     for every in (None, 7):
