@@ -11,6 +11,7 @@ from clstream import Batch, Event, Samples, Session, Strategy, Stream, Task, on,
 from clstream.checkpoint import difference
 from clstream.checks import HIDDEN, LETTERS, SHOWN, Checkpoints, Trace, example_model
 from clstream.detection import Detection
+from clstream.detectors import ShiftDetected, ShiftDetector
 from clstream.events import BatchReady, EpochStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import Mlp
 from clstream.strategy import needs
@@ -81,6 +82,20 @@ class Needy(Strategy):
         assert event.task.id == self.tasks[-1][0] and self.sizes[-1] == min(10 * self.since, 100)
 
 
+class At(ShiftDetector):
+    """Sees a shift at one batch, whatever the loss is."""
+
+    def __init__(self, when: int) -> None:
+        super().__init__()
+        self.when = when
+
+    def detect(self, loss: float) -> bool:
+        self.step += 1
+        if self.step - 1 == self.when:
+            self.emit(ShiftDetected(self.when, loss, loss))
+        return self.step - 1 == self.when
+
+
 def wrapped(base: Strategy | None = None, **options: float) -> WithDetectedBoundaries:
     torch.manual_seed(0)
     return WithDetectedBoundaries(base or Needy(Mlp(10, 4, hidden=(32,))), **{"window": 20, "keep": 100} | options)
@@ -100,10 +115,11 @@ def test_the_wrapped_strategy_hears_a_stream_with_boundaries_and_no_one_else_doe
 
 
 def test_a_session_is_cut_where_the_shift_is_and_its_epochs_count_from_there() -> None:
-    strategy, detection = wrapped(warmup=70), Detection()  # so it is seen late
+    strategy, detection, delay = wrapped(), Detection(), 6
+    strategy.detector = At(64 + delay)
     run(strategy, swapping([0, 1]), detection)
-    base, (delay,) = strategy.base, detection.delays
-    assert delay == 6
+    base = strategy.base
+    assert detection.delays == [delay]
     whole, before, after = base.sessions
     assert whole == [160, 64]  # the session as it is
     assert before == [10 * delay, delay]
@@ -162,7 +178,9 @@ def test_a_strategy_that_needs_no_boundaries_learns_as_it_does_alone() -> None:
 
 def test_a_run_with_cut_sessions_resumes_exactly() -> None:
     def go_on(observer: Checkpoints, state: object = None) -> None:
-        run(wrapped(AGEM(Mlp(10, 4, hidden=(16,)), per_task=30), warmup=40), swapping([0, 1, 0], 2), observer, resume=state)
+        strategy = wrapped(AGEM(Mlp(10, 4, hidden=(16,)), per_task=30))
+        strategy.detector = At(40)
+        run(strategy, swapping([0, 1, 0], 2), observer, resume=state)
 
     whole = Checkpoints()
     go_on(whole)
