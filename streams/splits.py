@@ -45,11 +45,13 @@ def split_mnist(
     validation: float = 0.0,
     root: str | Path | None = None,
     boundaries: bool = True,
+    schedule: list[int] | None = None,
 ) -> Stream:
     """MNIST by class: 60,000 + 10,000 images, uint8, (1, 28, 28).
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, schedule: see
+            `from_tensors`.
         root: the folder with the data, as torchvision lays it out. None: CLSTREAM_DATA, else a cache folder, to which
             torchvision downloads it.
 
@@ -129,6 +131,6 @@ def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     known = ("tasks", "scenario", "epochs", "batch_size", "class_order", "sessions_per_task", "validation", "boundaries")
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
     train, test = digits() if data == "digits" else load(data, options["root"])
-    chosen = {key: options[key] for key in known}
+    chosen = {key: options[key] for key in known} | {"schedule": options.get("schedule")}
     stream = from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **chosen)
     return stream.taken_from(Data({"train": train, "test": test}, data))
