@@ -55,7 +55,7 @@ from torch.optim import SGD, Optimizer
 
 from clstream.bus import on
 from clstream.detectors import LossWindow, ShiftDetected, check_detection, smooth
-from clstream.evaluation import evaluating
+from clstream.evaluation import CHUNK, evaluating
 from clstream.events import BatchLearned, Event, RunStarted, SessionEnded, SessionStarted
 from clstream.memory import ClassBalanced, Reservoir
 from clstream.models import GrowingHead, Mlp
@@ -422,10 +422,14 @@ def check_redrawable(model: nn.Module, anew: bool, selector: bool) -> None:
         raise ValueError(f"TAME trains experts, and {type(model).__name__} has no parameters")
     if isinstance(model, Recorded):
         return
-    stuck = [type(module).__name__ for module in model.modules() if module._parameters and not hasattr(module, "reset_parameters")]
+    stuck = [
+        type(module).__name__
+        for module in model.modules()
+        if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters")
+    ]
     if stuck and (anew or selector):
         raise ValueError(
-            f"the weights of a {stuck[0]} can't be drawn anew: give it a method reset_parameters, or TAME initial='given' and "
+            f"TAME can't draw the weights of {stuck[0]} anew: give it a method reset_parameters, or TAME initial='given' and "
             "selector='mlp'"
         )
     if selector and not any(isinstance(module, nn.Linear) for module in model.modules()):
@@ -538,13 +542,15 @@ class Routing:
         shares = []
         with evaluating(strategy):
             for task, home in homes.items():
-                samples = stream.tasks[task].test[:]
-                samples = samples if stream.device is None else samples.to(stream.device)
-                there = strategy.route(samples.x) == home
-                right = strategy.predict(samples.x) == samples.y
-                shares.append([float(there.double().mean()), float((there & right).double().mean())])
+                test = stream.tasks[task].test
+                hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
+                for start in range(0, len(test), CHUNK):
+                    part = test[start : start + CHUNK].to(stream.device or "cpu")
+                    there = strategy.route(part.x) == home
+                    hits += torch.stack([there.sum(), (there & (strategy.predict(part.x) == part.y)).sum()])
+                shares.append(hits.double() / len(test))
             dense, sparse = strategy.parameter_counts()
-        selector, strict = torch.tensor(shares, dtype=torch.float64).mean(0).tolist()
+        selector, strict = torch.stack(shares).mean(0).tolist()
         self.measured.append(RoutingMeasured(selector, strict, dense, sparse))
         if self.started.run is not None:
             self.started.run.bus.emit(self.measured[-1])

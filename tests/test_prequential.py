@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from clstream.strategies import TAME, Replay
+from clstream.strategies import TAME, Refresh, Replay, WithDetectedBoundaries
 from torch import Tensor
 
 from clstream import Batch, Samples, Strategy, Stream, Task, on, run
@@ -89,6 +89,16 @@ def test_a_resumed_run_goes_on_counting() -> None:
     third = Prequential()
     run(Replay(example_model()), example_stream(), third, Checkpoints(every=False), max_sessions=2, resume=kept.load(9))
     assert third.counts[0].tolist() == again.counts[0].tolist() and third.first == again.first
+
+
+def test_wrappers_ask_what_they_wrap() -> None:
+    x = example_stream().tasks[0].test.x
+    for wrap in (Refresh, WithDetectedBoundaries):
+        base = TAME(example_model(), window=10)
+        base.learn(Batch(example_stream().tasks[0].train[:8], None, 0, 0))
+        base.experts.append(base.another())  # with two experts, `predict` asks the selector
+        assert torch.equal(wrap(base).anticipate(x), base.anticipate(x))
+        assert torch.equal(base.anticipate(x), base.model(x).argmax(1))
 
 
 def test_events_have_curves() -> None:

@@ -248,6 +248,24 @@ def test_the_selectors_memory_is_balanced_over_experts_and_labels_and_takes_each
     assert max(counts) - min(counts) <= 2
 
 
+def test_what_is_measured_is_tracked(store: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from clstream.tracking import MlflowTracker
+
+    tracker, prequential, routing = MlflowTracker(uri=store), Prequential(), Routing()
+    run(tame(), moving([0, 1, 2, 1, 3]), tracker, Detection(), routing, prequential)
+
+    def curve(name: str) -> list[float]:
+        return [point.value for point in MlflowClient(store).get_metric_history(tracker.run_id, name)]
+
+    assert curve("experts/number") == [2, 3, 3, 4] and curve("experts/active") == [1, 2, 1, 3]
+    assert curve("detection/recall") == [1, 1, 1, 1] and curve("detection/false_alarms") == [0] * 5
+    assert curve("prequential/mean")[-1] == prequential.accuracy
+    assert curve("routing/strict_accuracy") == [each.strict for each in routing.measured]
+    assert curve("parameters/dense")[-1] == 5 * 14 * 32 + 5 * 32 + 4 * (32 * 4 + 4) + 32 * 4 + 4  # selector: four outputs too
+
+
 # Answers, and no trace of them
 
 
@@ -458,7 +476,7 @@ def test_models_that_experts_cannot_be_made_of_are_refused() -> None:
 
     with pytest.raises(ValueError, match="build the model with head='fixed'"):
         TAME(Mlp(10, 4, head="growing"))
-    with pytest.raises(ValueError, match="the weights of a Own can't be drawn anew"):
+    with pytest.raises(ValueError, match="TAME can't draw the weights of Own anew"):
         TAME(Own())
     with pytest.raises(ValueError, match="has no parameters"):
         TAME(nn.Flatten(), optimizer=lambda _: SGD([torch.zeros(1)], lr=0.1))
