@@ -191,6 +191,10 @@ def run_parser() -> Parser:
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice")
     parser.add_argument("--evaluate_every", "--evaluate-every", type=int, help="also evaluate after every so many batches")
+    parser.add_argument("--prequential", action="store_true", help="also have each batch labelled before it is learned")
+    parser.add_argument(
+        "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"
+    )
     parser.add_argument("--max_sessions", "--max-sessions", type=int, help="stop after so many sessions")
     parser.add_argument(
         "--tune", action="store_true", help="test on the samples that the stream holds back with --stream.validation"

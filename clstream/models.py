@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from clstream.params import Recorded, check_whole
 
-__all__ = ["ConvNet", "MnistLike", "Mlp", "ResNet18", "SlimResNet18", "Timm", "VggSmall", "VitTiny"]
+__all__ = ["ConvNet", "LeNet", "MnistLike", "Mlp", "ResNet18", "SlimResNet18", "Timm", "VggSmall", "VitTiny"]
 
 
 class Normalise(nn.Module):
@@ -60,6 +60,21 @@ class FlatInput(Normalise):
     def forward(self, x: Tensor) -> Tensor:
         """Return (n, width) float32."""
         return self.normalised(x).flatten(1)
+
+
+class PaddedInput(Normalise):
+    """Zeros around raw images up to a least height and width, then `Normalise`."""
+
+    def __init__(self, least: int, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
+        super().__init__(mean, std)
+        self.least = least
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, channels, at least least, at least least) float32."""
+        high, wide = (max(self.least - size, 0) for size in x.shape[2:])
+        if high or wide:
+            x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        return super().forward(x)
 
 
 class LinearRelu(nn.Linear):
@@ -292,6 +307,40 @@ def _conv(into: int, out: int, pool: bool = False) -> nn.Sequential:
     """Return a 3x3 convolution and its ReLU. Pooled before the ReLU: that commutes with the maximum, and has a quarter to do."""
     layers = [nn.Conv2d(into, out, 3, padding=1), *([nn.MaxPool2d(2)] if pool else []), nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+class LeNet(Classifier):
+    """LeNet-5 as TAME has it for MNIST: convolutions (5x5) of 6 and 16 channels, each pooled, and layers of 120 and 84, with ReLU.
+
+    Images smaller than 32 x 32 are padded with zeros to that, before they are normalised, as TAME's code does (Zhu et al. 2024).
+    61,706 parameters for MNIST and 10 classes.
+
+    Args:
+        input_shape: (channels, height, width).
+        classes: number of outputs.
+        head: "fixed" or "growing".
+        mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        head: str = "fixed",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        into, *sizes = _image_shape("LeNet", input_shape, 1)
+        high, wide = (((max(size, 32) - 4) // 2 - 4) // 2 for size in sizes)
+        stages: dict[str, nn.Module] = {
+            "input": PaddedInput(32, mean, std),
+            "conv1": nn.Sequential(nn.Conv2d(into, 6, 5), nn.MaxPool2d(2), nn.ReLU()),
+            "conv2": nn.Sequential(nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU()),
+            "hidden": nn.Sequential(nn.Flatten(), LinearRelu(16 * high * wide, 120)),
+            "penultimate": LinearRelu(120, 84),
+        }
+        super().__init__(stages, 84, classes, head, cut="conv2")
 
 
 class MnistLike(Classifier):

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from clstream.checkpoint import Checkpointer, newest
 from clstream.config import Parser, UsageError, as_yaml, build_strategy, build_stream, parse_run, seeds_of
+from clstream.detection import Detection
 from clstream.engine import Result, check_fits, result_of, run
 from clstream.eventlog import EventLog
 from clstream.folders import FolderError, claimed
 from clstream.forms import CaptureError
+from clstream.prequential import Prequential
 from clstream.progress import ProgressBar
 from clstream.running import OtherRunError
 from clstream.strategy import Strategy
@@ -170,13 +172,14 @@ class _Playing:
     def observers(self, seed: int, place: Path | None, parent: ParentRun | None) -> list[object]:
         """Return who observes the run of a seed. The checkpointer is last: when it ends, the others have closed."""
         options = self.options
+        measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
         bar = ProgressBar(f"{self.title}, seed {seed}")
         log = [] if place is None else [EventLog(place, options.log_batches)]
         checkpointer = (
             [] if place is None else [Checkpointer(place, every_seconds=options.checkpoint_every, share=options.checkpoint_share)]
         )
         if not options.track:
-            return [*log, bar, *checkpointer]
+            return [*log, *measures, bar, *checkpointer]
         from clstream.tracking import MlflowTracker
 
         own = options.clone()
@@ -191,4 +194,4 @@ class _Playing:
                 files=[each.file for each in log],
                 patient=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
             )
-        return [*log, tracker, bar, *checkpointer]
+        return [*log, *measures, tracker, bar, *checkpointer]

@@ -132,6 +132,11 @@ class Strategy(Emitter, Recorded):
         scores = self.scores(x, task)
         return (scores if task is None else scores.masked_fill(~allowed(task, scores), float("-inf"))).argmax(dim=1)
 
+    @torch.no_grad()
+    def anticipate(self, x: Tensor) -> Tensor:
+        """Label what the stream brings next, before it is learned: `predict`, unless the strategy knows better where it is."""
+        return self.predict(x)
+
     @property
     def answers_once(self) -> bool:
         """Whether one answer of `scores` serves both questions, without and with the task given: the base's way to answer."""

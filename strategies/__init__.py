@@ -18,6 +18,8 @@ from clstream.strategies.replay import Replay
 from clstream.strategies.sharp import SHARP
 from clstream.strategies.si import SI
 from clstream.strategies.si import SIPenalty as SIPenalty
+from clstream.strategies.tame import TAME
+from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
 __all__ = [
     "AGEM",
@@ -35,4 +37,6 @@ __all__ = [
     "Replay",
     "SHARP",
     "SI",
+    "TAME",
+    "WithDetectedBoundaries",
 ]

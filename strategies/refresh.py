@@ -221,6 +221,10 @@ class Refresh(Strategy):
         """Answer as the wrapped strategy does."""
         return self.base.predict(x, task)
 
+    def anticipate(self, x: Tensor) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.anticipate(x)
+
     @property
     def answers_once(self) -> bool:
         """Whether the wrapped strategy does, and nothing is answered here."""

@@ -49,11 +49,13 @@ def split_mnist(
     root: str | Path | None = None,
     boundaries: bool = True,
     pad: int = 0,
+    schedule: list[int] | None = None,
 ) -> Stream:
     """MNIST by class: 60,000 + 10,000 images, uint8, (1, 28, 28).
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, schedule: see
+            `from_tensors`.
         root: the folder with the data, as torchvision lays it out. None: CLSTREAM_DATA, else a cache folder, to which
             torchvision downloads it.
         pad: zeros added to each side of the images, as 2 for 32 x 32.
@@ -135,7 +137,7 @@ def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     check_whole(0, pad=options.get("pad"))
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
     train, test = digits() if data == "digits" else load(data, options["root"])
-    chosen = {key: options[key] for key in known}
+    chosen = {key: options[key] for key in known} | {"schedule": options.get("schedule")}
     stream = from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **chosen)
     if pad := options.get("pad", 0):
         stream = replace(stream, tasks=[_padded(task, pad) for task in stream.tasks])

@@ -6,12 +6,14 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import clstream.strategies as zoo
 import pytest
 import torch
 from torch import nn
+from torch.optim import SGD
 
 from clstream import Strategy
 
@@ -26,11 +28,16 @@ def has_mnist() -> bool:
 
 
 def make(name: str) -> Callable[[nn.Module], Strategy]:
-    """Return what builds a strategy of ours from a model: the class, or for a wrapper one around DER++."""
+    """Return what builds a strategy of ours from a model: the class, or one with what it needs."""
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
     if name == "Regularised":
         return lambda model: zoo.Regularised(zoo.LwF(model), [zoo.EWCPenalty(0.01), zoo.FeatKDPenalty(0.1)])
+    if name == "WithDetectedBoundaries":
+        return lambda model: zoo.WithDetectedBoundaries(zoo.AGEM(model, per_task=20, sample=10), warmup=4, window=10)
+    if name == "TAME":  # the examples are short: with the defaults the selector would take the time, and no expert be added
+        short = {"window": 10, "selector_epochs": 20, "retrain_epochs": 10, "selector_sparsity": 0.2}
+        return lambda model: zoo.TAME(model, partial(SGD, lr=0.1), **short)  # with momentum, batches of 8 saturate the sigmoid
     return getattr(zoo, name)
 
 

@@ -9,13 +9,26 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW
 
-from clstream.models import Classifier, ConvNet, GrowingHead, Mlp, Normalise, ResNet18, SlimResNet18, Timm, VitTiny, grow_heads
+from clstream.models import (
+    Classifier,
+    ConvNet,
+    GrowingHead,
+    LeNet,
+    Mlp,
+    Normalise,
+    ResNet18,
+    SlimResNet18,
+    Timm,
+    VitTiny,
+    grow_heads,
+)
 
 IMAGE = (3, 12, 16)
 MODELS = {
     "Mlp": (partial(Mlp, IMAGE, hidden=(7, 5)), 5),
     "linear Mlp": (partial(Mlp, IMAGE, hidden=()), 576),
     "ConvNet": (partial(ConvNet, IMAGE, channels=(2, 3, 4), hidden=6), 6),
+    "LeNet": (partial(LeNet, IMAGE), 84),
     "ResNet18": (partial(ResNet18, IMAGE, width=3), 24),
     "SlimResNet18": (partial(SlimResNet18, IMAGE), 160),
     "VitTiny": (partial(VitTiny, IMAGE, width=8, depth=2, heads=2), 8),
@@ -68,7 +81,7 @@ def test_inputs_are_not_changed(name):
     assert torch.equal(floats, images() / 255)
 
 
-@every_model
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"LeNet"}))  # it pads raw images
 def test_mean_and_std_are_applied_after_the_division(name):
     torch.testing.assert_close(build(name, mean=0.3, std=0.5)(images()), build(name)((images() / 255 - 0.3) / 0.5))
 
@@ -400,3 +413,14 @@ def test_an_mlp_has_the_activation_that_is_asked_for():
     assert torch.equal(bent.features(x), inner.relu())
     with pytest.raises(ValueError, match="activation must be relu or tanh, not 'gelu'"):
         Mlp(4, 3, activation="gelu")
+
+
+def test_lenet_has_the_size_of_tames_and_pads_raw_images_before_they_are_normalised():
+    assert parameters(LeNet((1, 28, 28), 10)) == 61_706
+    assert parameters(LeNet((1, 28, 28), 2)) == 61_026
+    small = LeNet((1, 28, 28), 10, mean=0.1307, std=0.3081)
+    x = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)
+    padded = F.pad(x, (2, 2, 2, 2))
+    assert torch.equal(small.stages.input(x), small.stages.input(padded))
+    assert float(small.stages.input(x)[0, 0, 0, 0]) == pytest.approx(-0.1307 / 0.3081)
+    assert LeNet((3, 40, 50), 7)(torch.zeros(2, 3, 40, 50)).shape == (2, 7)

@@ -1,0 +1,108 @@
+"""Prequential accuracy: each batch is a test first, then it is learned (Dawid 1984; Gama, Sebastiao, Rodrigues 2013)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clstream.bus import on
+from clstream.evaluation import evaluating
+from clstream.events import BatchReady, Event, RunStarted, SessionEnded
+from clstream.params import check_whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrequentialMeasured(Event):
+    """A session is over: the accuracy on its samples, and on all samples so far, before they were learned."""
+
+    session: float
+    mean: float
+
+    def curves(self) -> dict[str, float]:
+        """Return both, for the tracker."""
+        return {"prequential/session": self.session, "prequential/mean": self.mean}
+
+
+class Prequential:
+    """An observer that has the strategy label each batch before it learns it; nothing in the run is changed by that.
+
+    The first epoch of a session counts alone: later ones bring what was learned. The strategy is asked by `Strategy.anticipate`.
+    Hits stay on the device until they are asked for. When a session ends it emits `PrequentialMeasured`, so the tracker draws it.
+
+    Args:
+        every: ask at every so many batches.
+
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        check_whole(1, every=every)
+        self.every = every
+        self._begin()
+
+    def _begin(self) -> None:
+        self.hits: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.first = 0  # of this session's, among them
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Forget what was before."""
+        self.started = event
+        self._begin()
+
+    @on(BatchReady)
+    def ask(self, event: BatchReady) -> None:
+        """Ask for the batch's labels."""
+        batch = event.batch
+        if batch.epoch or batch.index % self.every:
+            return
+        strategy, samples = self.started.strategy, batch.samples
+        with evaluating(strategy):
+            self.hits.append((strategy.anticipate(samples.x) == samples.y).sum())
+        self.sizes.append(len(samples))
+
+    @property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Hits and samples of each batch that was asked: two (batches,), int64, on the CPU."""
+        hits = torch.stack(self.hits).cpu() if self.hits else torch.zeros(0, dtype=torch.int64)
+        return hits, torch.tensor(self.sizes, dtype=torch.int64)
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy on all samples so far; NaN if there are none."""
+        return _accuracy(*self.counts)
+
+    def curve(self, window: int = 100) -> Tensor:
+        """Return the accuracy over the newest `window` batches that were asked, at each of them: (batches,), float64."""
+        check_whole(1, window=window)
+        sums = [each.cumsum(0).double() for each in self.counts]
+        late = [total - torch.cat([total.new_zeros(min(window, len(total))), total[:-window]]) for total in sums]
+        return late[0] / late[1]
+
+    @on(SessionEnded)
+    def tell(self, event: SessionEnded) -> None:
+        """Tell everyone."""
+        hits, sizes = self.counts
+        measured = PrequentialMeasured(_accuracy(hits[self.first :], sizes[self.first :]), _accuracy(hits, sizes))
+        self.first = len(sizes)
+        if self.started.run is not None:
+            self.started.run.bus.emit(measured)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"hits": self.counts[0], "sizes": list(self.sizes), "first": self.first}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it up."""
+        device = self.started.stream.device or "cpu"
+        self.hits = list(state["hits"].to(device).unbind())
+        self.sizes, self.first = list(state["sizes"]), state["first"]
+
+
+def _accuracy(hits: Tensor, sizes: Tensor) -> float:
+    return float(hits.sum()) / int(sizes.sum()) if len(sizes) else math.nan

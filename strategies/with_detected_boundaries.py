@@ -1,0 +1,210 @@
+"""Boundaries for a strategy that needs them, on a stream that has none: a wrapper that cuts the stream where the loss rises.
+
+The detector is TAME's (Zhu et al. 2024; `clstream.detectors`). It is told the cross-entropy of each batch before it is learned, of
+the wrapped strategy's model in evaluation mode. Where it sees a shift, the wrapped strategy is told
+
+    EpochEnded, SessionEnded, TaskEnded, TaskStarted, SessionStarted, EpochStarted
+
+before that batch, so what it hears has the grammar of a stream with boundaries. No one else hears these: observers are told of
+`ShiftDetected`, and of the stream's own events. True boundaries, where a stream shows them, are kept from the wrapped strategy.
+
+What it is given is made from what was seen, and nothing else:
+
+a task when it starts     its first batch
+a task when it ends       a uniform sample of at most `keep` of the samples since it started; there are no test samples
+a session that was cut    when it ends, the same since it started or was cut; a session that was not is given as it is
+epochs                    count from the cut
+
+A shift is seen some batches late: the end of a task, and the session that is cut there, hold these samples of the next one. A
+strategy that reads the task of a batch or session is refused: a detected task says nothing about which task it is. When the run
+ends, the last task ends.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clstream.bus import on, subscriptions
+from clstream.detectors import ShiftDetector
+from clstream.events import (
+    BatchLearned,
+    BatchReady,
+    EpochEnded,
+    EpochStarted,
+    Event,
+    RunEnded,
+    RunStarted,
+    SessionEnded,
+    SessionStarted,
+    TaskEnded,
+    TaskStarted,
+)  # fmt: skip
+from clstream.memory import Reservoir
+from clstream.stacking import Stacked
+from clstream.strategy import Strategy, needs
+from clstream.stream import Batch, Epoch, Samples, Session, Task
+
+
+class WithDetectedBoundaries(Strategy):
+    """Tell the wrapped strategy of boundaries where its loss rises.
+
+    Args:
+        base: the strategy; it has a `model` that gives logits.
+        alpha, window, deviations, floor, warmup: of the detector, see `clstream.detectors.ShiftDetector`.
+        keep: the most samples that are kept of a task, and of a session.
+
+    """
+
+    not_state: tuple[str, ...] = ("calls", "asked")
+
+    def __init__(
+        self,
+        base: Strategy,
+        alpha: float = 0.2,
+        window: int = 100,
+        deviations: float = 3.0,
+        floor: float = 0.005,
+        warmup: int = 10,
+        keep: int = 1000,
+    ) -> None:
+        if not isinstance(base, Strategy) or not isinstance(getattr(base, "model", None), nn.Module):
+            raise TypeError(f"WithDetectedBoundaries wraps a strategy object that has a model, not {base!r}")
+        if reason := needs(base).get("task ids"):
+            raise ValueError(
+                f"WithDetectedBoundaries finds boundaries, not which task it is, and {type(base).__name__} needs that ({reason})"
+            )
+        self.base, self.keep = base, keep
+        self.detector = ShiftDetector(alpha, window, deviations, floor, warmup)
+        self.of_task, self.of_session = Reservoir(keep), Reservoir(keep)
+        self.tasks = 0  # that began
+        self.running: Session | None = None  # that the stream is in
+        self.opened = False  # whether the base was told of it
+        self.first = 0  # the epoch of it in which it was cut
+        self.cut = False
+        self.calls = list(subscriptions(base))  # all the base hears, it hears from here
+        self.asked: Stacked | None = None  # the model, to be asked in evaluation mode
+
+    @property
+    def model(self) -> nn.Module:  # type: ignore[override]  # it is the base's, also if that takes another one
+        """The wrapped strategy's model."""
+        return self.base.model
+
+    def tell(self, event: Event) -> None:
+        """Tell the wrapped strategy of an event."""
+        for kind, handler in self.calls:
+            if isinstance(event, kind):
+                handler(event)
+
+    @on(Event)
+    def pass_on(self, event: Event) -> None:
+        """Pass an event on to the wrapped strategy, true boundaries left out, with the detected ones before their batch."""
+        if isinstance(event, (TaskStarted, TaskEnded)):
+            return
+        if isinstance(event, RunStarted):
+            self.begin(event)
+        elif isinstance(event, SessionStarted):
+            self.running, self.first, self.cut = event.session, 0, False
+            return  # the base is told when its first batch comes, since that may be a shift
+        elif isinstance(event, EpochStarted):
+            if not self.opened:
+                return
+            event = EpochStarted(self.epoch(event.epoch.index))
+        elif isinstance(event, EpochEnded):
+            event = EpochEnded(self.epoch(event.epoch.index))
+        elif isinstance(event, SessionEnded):
+            event, self.opened = SessionEnded(self.session()), False
+        elif isinstance(event, BatchReady):
+            self.cross(event.batch)
+            event = BatchReady(self.batch(event.batch))
+        elif isinstance(event, BatchLearned):
+            seen = Samples(event.batch.samples.x, event.batch.samples.y)
+            self.of_task.add(seen)
+            self.of_session.add(seen)
+            event = BatchLearned(self.batch(event.batch), event.loss)
+        elif isinstance(event, RunEnded) and event.error is None and self.tasks:
+            self.tell(TaskEnded(self.task(self.of_task.all())))
+        self.tell(event)
+
+    def begin(self, event: RunStarted) -> None:
+        """Start anew."""
+        self.detector.start(math.log(event.stream.classes))
+        self.tasks, self.running, self.opened = 0, None, False
+
+    def cross(self, batch: Batch) -> None:
+        """Before a batch: look whether it is a shift, and tell the wrapped strategy what begins and ends."""
+        samples = Samples(batch.samples.x, batch.samples.y)
+        shifted = self.detector.detect(self.loss_before(samples))
+        if shifted and self.opened:
+            self.tell(EpochEnded(self.epoch(batch.epoch)))
+            self.first, self.cut, self.opened = batch.epoch, True, False
+            self.tell(SessionEnded(self.session()))
+        if shifted:
+            self.tell(TaskEnded(self.task(self.of_task.all())))
+        if shifted or not self.tasks:
+            self.tasks += 1
+            self.of_task = Reservoir(self.keep)
+            self.tell(TaskStarted(self.task(samples)))
+        if not self.opened:
+            self.opened, self.of_session = True, Reservoir(self.keep)
+            assert self.running is not None
+            self.tell(SessionStarted(replace(self.running, task=None)))
+            self.tell(EpochStarted(self.epoch(batch.epoch)))
+
+    @torch.no_grad()
+    def loss_before(self, samples: Samples) -> float:
+        """Return the cross-entropy of a batch, in evaluation mode; it waits for the device."""
+        if self.asked is None or self.asked.models[0] is not self.model:
+            self.asked = Stacked([self.model])
+        outputs = Strategy.own_heads(self, self.asked.one(0, samples.x), samples.y)
+        return float(F.cross_entropy(outputs, samples.y))
+
+    def task(self, samples: Samples) -> Task:
+        """Return the task that runs, with what is known of it."""
+        return Task(self.tasks - 1, tuple(samples.y.unique().tolist()), samples, samples[:0])
+
+    def session(self) -> Session:
+        """Return the session that runs, as the wrapped strategy may know it: with what was seen, if it was cut."""
+        assert self.running is not None
+        running = replace(self.running, task=None)
+        return replace(running, samples=self.of_session.all()) if self.cut else running
+
+    def epoch(self, index: int) -> Epoch:
+        """Return an epoch by its number in the stream's session; it counts from the cut."""
+        assert self.running is not None
+        return Epoch(replace(self.running, task=None), index - self.first)
+
+    def batch(self, batch: Batch) -> Batch:
+        """Return a batch, as the wrapped strategy may know it."""
+        return replace(batch, task=None, epoch=batch.epoch - self.first)
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Learn as the wrapped strategy does."""
+        return self.base.learn(self.batch(batch))
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the wrapped strategy's loss."""
+        return self.base.loss(samples)
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.scores(x, task)
+
+    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.predict(x, task)
+
+    def anticipate(self, x: Tensor) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.anticipate(x)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the wrapped strategy does, and nothing is answered here."""
+        kind = type(self)
+        own = kind.scores is WithDetectedBoundaries.scores and kind.predict is WithDetectedBoundaries.predict
+        return own and self.base.answers_once

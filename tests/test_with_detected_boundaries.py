@@ -1,0 +1,204 @@
+"""The wrapper that detects boundaries: what the wrapped strategy hears, what it is given, and what no one else hears."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from clstream.strategies import AGEM, Finetune, Refresh, WithDetectedBoundaries
+from torch import Tensor, nn
+
+from clstream import Batch, Event, Samples, Session, Strategy, Stream, Task, on, run
+from clstream.checkpoint import difference
+from clstream.checks import HIDDEN, LETTERS, SHOWN, Checkpoints, Trace, example_model
+from clstream.detection import Detection
+from clstream.detectors import ShiftDetected, ShiftDetector
+from clstream.events import BatchReady, EpochStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted
+from clstream.models import Mlp
+from clstream.strategy import needs
+
+
+def swapping(schedule: list[int], epochs: int = 4, boundaries: bool = False) -> Stream:
+    """Two tasks of the same inputs with the labels in another order: 16 batches of 10 an epoch."""
+    draw = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(4, 10, generator=draw)
+
+    def samples(task: int, n: int) -> Samples:
+        y = torch.arange(4).repeat_interleave(n)
+        return Samples(centres[y] + 0.3 * torch.randn(len(y), 10, generator=draw), (y + task) % 4)
+
+    tasks = [Task(number, tuple(range(4)), samples(number, 40), samples(number, 10)) for number in range(2)]
+    return Stream("swapping", tasks, schedule, epochs, 10, "domain", boundaries=boundaries)
+
+
+def hidden(delivered: Batch | Session) -> bool:
+    return delivered.task is None
+
+
+class Needy(Strategy):
+    """Writes down what it hears, and needs boundaries."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.word, self.tasks, self.sizes, self.sessions, self.epochs = "", [], [], [], []
+        self.learned, self.since = 0, 0
+
+    @on(Event)
+    def write(self, event: Event) -> None:
+        self.word += LETTERS.get(type(event), "")
+
+    @on(TaskStarted)
+    def open(self, event: TaskStarted) -> None:
+        self.tasks.append([event.task.id, self.learned])
+        self.since = 0
+        assert len(event.task.train) == 10 and len(event.task.test) == 0 and event.task.classes
+
+    @on(SessionStarted)
+    def enter(self, event: SessionStarted) -> None:
+        assert hidden(event.session)
+        self.inside = 0
+
+    @on(EpochStarted)
+    def count(self, event: EpochStarted) -> None:
+        self.epochs.append(event.epoch.index)
+
+    @on(BatchReady)
+    def look(self, event: BatchReady) -> None:
+        assert hidden(event.batch) and event.batch.epoch == self.epochs[-1]
+
+    def learn(self, batch: Batch) -> Tensor:
+        assert hidden(batch) and batch.epoch == self.epochs[-1]
+        self.learned += 1
+        self.since += 1
+        self.inside += 1
+        return super().learn(batch)
+
+    @on(SessionEnded)
+    def leave(self, event: SessionEnded) -> None:
+        self.sessions.append([len(event.session.samples), self.inside])
+
+    @on(TaskEnded)
+    def close(self, event: TaskEnded) -> None:
+        self.sizes.append(len(event.task.train))
+        assert event.task.id == self.tasks[-1][0] and self.sizes[-1] == min(10 * self.since, 100)
+
+
+class At(ShiftDetector):
+    """Sees a shift at one batch, whatever the loss is."""
+
+    def __init__(self, when: int) -> None:
+        super().__init__()
+        self.when = when
+
+    def detect(self, loss: float) -> bool:
+        self.step += 1
+        if self.step - 1 == self.when:
+            self.emit(ShiftDetected(self.when, loss, loss))
+        return self.step - 1 == self.when
+
+
+def wrapped(base: Strategy | None = None, **options: float) -> WithDetectedBoundaries:
+    torch.manual_seed(0)
+    return WithDetectedBoundaries(base or Needy(Mlp(10, 4, hidden=(32,))), **{"window": 20, "keep": 100} | options)
+
+
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_the_wrapped_strategy_hears_a_stream_with_boundaries_and_no_one_else_does(boundaries: bool) -> None:
+    strategy, trace, detection = wrapped(), Trace(), Detection()
+    run(strategy, swapping([0, 1, 0], boundaries=boundaries), trace, detection)
+    base = strategy.base
+    assert (SHOWN if boundaries else HIDDEN).fullmatch(trace.word)
+    assert SHOWN.fullmatch(base.word.replace("V", "").replace("s", "sV").replace("Vt", "tV")), base.word
+    assert base.word.count("T") == base.word.count("t") == 3
+    assert detection.measured.precision == detection.measured.recall == 1
+    assert [first for _, first in base.tasks[1:]] == detection.alarms and [number for number, _ in base.tasks] == [0, 1, 2]
+    assert base.word.count("b") == base.word.count("l") == trace.word.count("b")
+
+
+def test_a_session_is_cut_where_the_shift_is_and_its_epochs_count_from_there() -> None:
+    strategy, detection, delay = wrapped(), Detection(), 6
+    strategy.detector = At(64 + delay)
+    run(strategy, swapping([0, 1]), detection)
+    base = strategy.base
+    assert detection.delays == [delay]
+    whole, before, after = base.sessions
+    assert whole == [160, 64]  # the session as it is
+    assert before == [10 * delay, delay]
+    assert after == [100, 64 - delay]  # what was seen since the cut, as much as is kept
+    assert base.epochs == [0, 1, 2, 3, 0, 0, 1, 2, 3]
+    assert base.sizes == [100, 100]
+
+
+def test_a_shift_at_the_first_batch_of_a_session_cuts_nothing() -> None:
+    strategy, detection = wrapped(), Detection()
+    run(strategy, swapping([0, 1]), detection)
+    assert detection.delays == [0]
+    assert strategy.base.sessions == [[160, 64], [160, 64]]
+    assert strategy.base.epochs == [0, 1, 2, 3] * 2
+    assert strategy.base.word.count("e") == 8 and "blestTSEb" in strategy.base.word.replace("V", "")
+
+
+def test_boundaries_are_no_need_of_the_wrapper_and_task_ids_are_refused() -> None:
+    assert "boundaries" in needs(AGEM(example_model())) and not needs(wrapped(AGEM(Mlp(10, 4))))
+    assert not needs(Refresh(wrapped(AGEM(Mlp(10, 4)))))
+
+    class Asking(Strategy):
+        def learn(self, batch: Batch) -> Tensor:
+            assert batch.task is None
+            return super().learn(batch)
+
+    with pytest.raises(ValueError, match=r"finds boundaries, not which task it is, and Asking needs that \(Asking.learn"):
+        wrapped(Asking(Mlp(10, 4)))
+    with pytest.raises(TypeError, match="wraps a strategy object that has a model"):
+        WithDetectedBoundaries(AGEM)
+    with pytest.raises(ValueError, match="warmup must be a whole number"):
+        wrapped(warmup=-1)
+    with pytest.raises(ValueError, match="capacity must be a whole number"):
+        wrapped(keep=0)
+
+
+def test_agem_takes_in_what_detected_tasks_leave() -> None:
+    strategy = wrapped(AGEM(Mlp(10, 4, hidden=(32,)), per_task=30))
+    with pytest.raises(ValueError, match="AGEM needs boundaries"):
+        run(AGEM(Mlp(10, 4)), swapping([0, 1]))
+    run(strategy, swapping([0, 1]))
+    assert sorted(strategy.base.kept) == [0, 1] and len(strategy.base.past) == 60
+    first = strategy.base.kept[0].all()
+    expected = swapping([0]).tasks[0].train
+    assert all(any(torch.equal(x, each) for each in expected.x) for x in first.x)  # of the first task alone
+
+
+def test_a_strategy_that_needs_no_boundaries_learns_as_it_does_alone() -> None:
+    def play(wrap: bool) -> Tensor:
+        torch.manual_seed(0)
+        strategy = Finetune(Mlp(10, 4, hidden=(16,)))
+        return run(WithDetectedBoundaries(strategy) if wrap else strategy, swapping([0, 1])).accuracy
+
+    assert torch.equal(play(True), play(False))
+
+
+def test_a_run_with_cut_sessions_resumes_exactly() -> None:
+    def go_on(observer: Checkpoints, state: object = None) -> None:
+        strategy = wrapped(AGEM(Mlp(10, 4, hidden=(16,)), per_task=30))
+        strategy.detector = At(40)
+        run(strategy, swapping([0, 1, 0], 2), observer, resume=state)
+
+    whole = Checkpoints()
+    go_on(whole)
+    for number in range(0, len(whole.written), 13):
+        rest = Checkpoints(every=False)
+        go_on(rest, whole.load(number))
+        assert difference(whole.load(-1), rest.load(-1)) is None, f"from checkpoint {number}"
+
+
+def test_samples_are_those_seen() -> None:
+    class Keeping(Needy):
+        @on(TaskEnded)
+        def keep(self, event: TaskEnded) -> None:
+            self.last = event.task.train
+
+    strategy = wrapped(Keeping(Mlp(10, 4, hidden=(32,))))
+    stream = swapping([0, 1])
+    run(strategy, stream)
+    own = stream.tasks[1].train
+    rows = [[index for index in range(len(own)) if torch.equal(own.x[index], x)] for x in strategy.base.last.x]
+    assert all(found and int(own.y[found[0]]) == int(y) for found, y in zip(rows, strategy.base.last.y, strict=True))
