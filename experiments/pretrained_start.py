@@ -32,15 +32,16 @@ BASE, REST = [0, 1, 2, 3], [4, 5, 6, 7, 8, 9]
 L2_STRENGTHS, EWC_STRENGTHS = (0.01, 0.1, 1.0, 10.0), (1.0, 10.0, 100.0, 1000.0)
 
 
-def samples(classes: list[int], each: int, root: str | None) -> list[Tensor]:
+def samples(classes: list[int], each: int, root: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return training and test inputs and labels of some classes, numbered from 0; of each, so many to train."""
-    found = []
+    found: list[Tensor] = []
     for part, most in zip(load("FashionMNIST", root), (each, 10_000), strict=True):
         rows = torch.cat([(part.y == label).nonzero().flatten()[:most] for label in classes])
         place = torch.full((10,), -1)
         place[classes] = torch.arange(len(classes))
         found += [part.x[rows], place[part.y[rows]]]
-    return found
+    x, y, x_test, y_test = found
+    return x, y, x_test, y_test
 
 
 def model(classes: int) -> VitTiny:
@@ -65,10 +66,8 @@ def row(kind: str, net: VitTiny, l2: float, ewc: float, rate: float) -> Strategy
         for name, weight in net.named_parameters():
             weight.requires_grad_(name in held or name.startswith("head."))
     optimizer = partial(Adam, lr=rate)
-    if kind.startswith("PredKD"):
-        base = LwF(net, optimizer, renew_optimizer=True)
-    else:
-        base = L2(net, optimizer, strength=0.0, form="masked_ce", renew_optimizer=True)
+    plain = partial(L2, strength=0.0, form="masked_ce")
+    base: Strategy = (LwF if kind.startswith("PredKD") else plain)(net, optimizer, renew_optimizer=True)
     if "L2" in kind:
         return Regularised(base, [L2Penalty(l2, QKV)])
     return Regularised(base, [EWCPenalty(ewc, QKV)]) if "EWC" in kind else base

@@ -70,8 +70,9 @@ def main() -> None:
         replay = Replay(model(seed), partial(SGD, lr=options.rate), capacity=capacity)
         rows["replay"].append(both(run(replay, stream(options.epochs, options.data_root), seed=seed)))
         print(f"seed {seed}, replay, {capacity} images: class-IL {rows['replay'][-1][0]:.4f}, task-IL {rows['replay'][-1][1]:.4f}")
-    for name, found in rows.items():
-        for kind, values in zip(("class-IL", "task-IL"), zip(*found, strict=True), strict=False):
+    for name, pairs in rows.items():
+        for place, kind in enumerate(("class-IL", "task-IL") if pairs else ()):
+            values = [pair[place] for pair in pairs]
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")
             print(f"{name}, {kind}: {statistics.mean(values):.4f} ± {spread:.4f}")
 
