@@ -325,7 +325,7 @@ def test_when_they_are_written(tmp_path: Path) -> None:
     run(built(), example_stream(), often)
     assert often.written == 1 + 24 + 3
     quick = Checkpointer(tmp_path / "quick", every_seconds=1e-9, share=1)
-    run(built(), example_stream(), quick)
+    run(built(), example_stream(epochs=20), quick)
     assert quick.written > 3
     never = Checkpointer(tmp_path / "never", every_seconds=None)
     run(built(), example_stream(), never)
