@@ -287,9 +287,9 @@ class TAME(Strategy):
         self.emit(found(self.step, number, len(self.experts)))
 
     def another(self) -> Expert:
-        """Return a new expert, its weights from the run's random numbers."""
+        """Return a new expert, its weights from the run's random numbers: of the first one's architecture, which is never rebuilt."""
         with isolated(int(torch.randint(2**62, (), generator=self.random)), "expert"):
-            model = deepcopy(self.given) if self.given is not None else drawn_anew(self.model)
+            model = deepcopy(self.given) if self.given is not None else drawn_anew(self.experts[0].model)
         model.to(self.device).train()
         return self.expert(model, self.make_optimizer(model.parameters()))
 

@@ -309,12 +309,12 @@ def test_scores_are_those_of_the_expert_that_a_sample_is_sent_to() -> None:
 def test_a_run_with_several_experts_resumes_exactly(options: dict[str, Any]) -> None:
     def go_on(observer: Checkpoints, state: Any = None) -> list[object]:
         others = [Detection(), Routing(), Prequential()]
-        run(tame(**options), moving([0, 1, 0, 2], epochs=3), *others, observer, evaluate_every=29, resume=state)
+        run(tame(**options), moving([0, 1, 2, 1, 3], epochs=4), *others, observer, evaluate_every=29, resume=state)
         return [others[0].measured.delay, [vars_of(each) for each in others[1].measured], others[2].accuracy]
 
     whole = Checkpoints()
     expected = go_on(whole)
-    for number in range(3, len(whole.written), 23):
+    for number in range(3, len(whole.written), 31):
         rest = Checkpoints(every=False)
         assert go_on(rest, whole.load(number)) == expected
         assert difference(whole.load(-1), rest.load(-1)) is None, f"from checkpoint {number}"
