@@ -292,6 +292,25 @@ def test_the_selector_is_trained_once_for_what_the_memory_has() -> None:
     assert strategy.selecting()[0] is not first
 
 
+def test_a_selector_that_collapsed_is_trained_anew() -> None:
+    class Collapsing(TAME):
+        not_state = ("trained",)
+        trained = 0
+
+        def train_selector(self, samples: Samples) -> tuple[nn.Module, Any]:
+            self.trained += 1
+            model, masks = super().train_selector(samples)
+            if self.trained <= 2:
+                with torch.no_grad():
+                    model.head.weight.zero_()
+                    model.head.bias.copy_(torch.tensor([0.0, 9.0]))
+            return model, masks
+
+    strategy = Collapsing(Mlp(14, 4, hidden=(32,)), window=20, selector_epochs=30, retrain_epochs=8)
+    assert run(strategy, moving([0, 1])).average_accuracy > 0.97
+    assert strategy.trained == 3
+
+
 def test_scores_are_those_of_the_expert_that_a_sample_is_sent_to() -> None:
     strategy = tame()
     run(strategy, moving([0, 1, 2]))
