@@ -292,6 +292,25 @@ def test_the_selector_is_trained_once_for_what_the_memory_has() -> None:
     assert strategy.selecting()[0] is not first
 
 
+def test_a_selector_that_collapsed_is_trained_anew() -> None:
+    class Collapsing(TAME):
+        not_state = ("trained",)
+        trained = 0
+
+        def train_selector(self, samples: Samples) -> tuple[nn.Module, Any]:
+            self.trained += 1
+            model, masks = super().train_selector(samples)
+            if self.trained <= 2:
+                with torch.no_grad():
+                    model.head.weight.zero_()
+                    model.head.bias.copy_(torch.tensor([0.0, 9.0]))
+            return model, masks
+
+    strategy = Collapsing(Mlp(14, 4, hidden=(32,)), window=20, selector_epochs=30, retrain_epochs=8)
+    assert run(strategy, moving([0, 1])).average_accuracy > 0.97
+    assert strategy.trained == 3
+
+
 def test_scores_are_those_of_the_expert_that_a_sample_is_sent_to() -> None:
     strategy = tame()
     run(strategy, moving([0, 1, 2]))
@@ -309,12 +328,12 @@ def test_scores_are_those_of_the_expert_that_a_sample_is_sent_to() -> None:
 def test_a_run_with_several_experts_resumes_exactly(options: dict[str, Any]) -> None:
     def go_on(observer: Checkpoints, state: Any = None) -> list[object]:
         others = [Detection(), Routing(), Prequential()]
-        run(tame(**options), moving([0, 1, 0, 2], epochs=3), *others, observer, evaluate_every=29, resume=state)
+        run(tame(**options), moving([0, 1, 2, 1, 3], epochs=4), *others, observer, evaluate_every=29, resume=state)
         return [others[0].measured.delay, [vars_of(each) for each in others[1].measured], others[2].accuracy]
 
     whole = Checkpoints()
     expected = go_on(whole)
-    for number in range(3, len(whole.written), 23):
+    for number in range(3, len(whole.written), 31):
         rest = Checkpoints(every=False)
         assert go_on(rest, whole.load(number)) == expected
         assert difference(whole.load(-1), rest.load(-1)) is None, f"from checkpoint {number}"
