@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--phase-epochs", type=int, default=3, help="of SHARP")
     parser.add_argument("--rate", type=float, default=0.03, help="replay's learning rate")
     parser.add_argument("--tune", action="store_true", help="compare replay's learning rates on validation samples, with seed 0")
     parser.add_argument("--data-root")
@@ -62,7 +63,7 @@ def main() -> None:
     for seed in map(int, options.seeds.split(",")):
         size = options.bytes
         if size is None:
-            own = SHARP(model(seed))
+            own = SHARP(model(seed), phase_epochs=options.phase_epochs)
             rows["SHARP"].append(both(run(own, stream(options.epochs, options.data_root), seed=seed)))
             size = sum(kept.bytes for kept in (own.short, own.long) if kept is not None)
             print(f"seed {seed}, SHARP, {size} bytes: class-IL {rows['SHARP'][-1][0]:.4f}, task-IL {rows['SHARP'][-1][1]:.4f}")
