@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--phase-epochs", type=int, default=3, help="of SHARP")
-    parser.add_argument("--rate", type=float, default=0.03, help="replay's learning rate")
+    parser.add_argument("--rate", type=float, default=0.1, help="replay's learning rate")
     parser.add_argument("--tune", action="store_true", help="compare replay's learning rates on validation samples, with seed 0")
     parser.add_argument("--data-root")
     parser.add_argument("--bytes", type=int, help="replay alone, with so many bytes: SHARP's were 544504 here")
