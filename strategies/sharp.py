@@ -31,8 +31,8 @@ in each forward pass): the same network. The optimizer starts afresh by forgetti
 of the window are deleted (there: never read again). A class that comes again belongs to its newest episode; its memories are
 written anew. The code's option of batch norm after the last layer, and its other quota schedules, are left out.
 
-Measured (anchor `sharp-split-mnist`): class-IL 0.874 ± 0.006, task-IL 0.996 ± 0.001 over 3 seeds; the authors' code, run by us, 0.887
-± 0.004 and 0.996 ± 0.001 over 3. Given the same weights, masks, batches and draws, both do the same for three episodes, up to the
+Measured (anchor `sharp-split-mnist`): class-IL 0.874 ± 0.006, task-IL 0.996 ± 0.001 over 3 seeds; the authors' code, run by us,
+0.887 ± 0.004 and 0.996 ± 0.001. Given the same weights, masks, batches and draws, both do the same for three episodes, up to the
 rounding of float32: selections, drops, weights, both memories and answers. No published accuracy could be verified.
 """
 
