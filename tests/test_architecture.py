@@ -14,10 +14,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strategies", "clstream.streams": ROOT / "streams"}
 
-LEAVES = ("seeds", "params", "state", "models", "memory", "metrics", "losses", "figures", "journal", "mixing", "augmenting")
+LEAVES = (
+    "seeds",
+    "params",
+    "state",
+    "models",
+    "memory",
+    "metrics",
+    "losses",
+    "figures",
+    "journal",
+    "samples",
+    "mixing",
+    "augmenting",
+)
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (
         *LEAVES,
+        "samples",
         "stream",
         "origin",
         "forms",
@@ -34,7 +48,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
     ("events",),
     ("bus",),
     ("strategy", "detectors"),
-    ("evaluation", "regulariser", "rehearsal_free"),
+    ("evaluation", "regulariser", "rehearsal_free", "wrapper"),
     ("fits", "running", "engine"),
     ("__init__",),
     (
