@@ -33,7 +33,7 @@ takes as long as a backward pass.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -41,14 +41,14 @@ from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import diagonal_fisher
 from clstream.params import check_whole
-from clstream.regulariser import Regulariser
 from clstream.strategy import Strategy
-from clstream.stream import Batch, Samples, Subset, Task
+from clstream.stream import Batch, Samples, Subset
+from clstream.wrapper import Wrapper
 
 TINY = 1e-20  # of the release: a zero gradient gives no NaN
 
 
-class Refresh(Strategy):
+class Refresh(Wrapper):
     """Unlearn each batch a little before the wrapped strategy learns it.
 
     Args:
@@ -65,7 +65,7 @@ class Refresh(Strategy):
 
     """
 
-    not_state = ("factors",)
+    not_state: tuple[str, ...] = ("factors",)
 
     def __init__(
         self,
@@ -79,8 +79,7 @@ class Refresh(Strategy):
         gamma: float = 1e-5,
         damping: float = 1.0,
     ) -> None:
-        if not isinstance(base, Strategy) or not isinstance(getattr(base, "model", None), nn.Module):
-            raise TypeError(f"Refresh wraps a strategy object that has a model, not {base!r}")
+        super().__init__(base)
         if form not in ("released", "paper"):
             raise ValueError(f"form must be released or paper, not {form!r}")
         noise = (1e-3 if form == "released" else 1.0) if noise is None else noise
@@ -91,21 +90,11 @@ class Refresh(Strategy):
         check_whole(1, steps=steps)
         if not damping > 0:
             raise ValueError(f"damping must be above 0, not {damping}")
-        self.base, self.parts = base, (base,)
         self.delta, self.steps, self.noise, self.fisher_weight, self.tau = delta, steps, noise, fisher_weight, tau
         self.form, self.gamma, self.damping = form, gamma, damping
         self.fisher: dict[str, Tensor] = {}  # by parameter; nothing as long as it is zero
         self.factors: list[Tensor] | None = None  # 1 + fisher_weight F, for each of `weights()`, made when it is needed
         self.random = torch.Generator()
-
-    @property
-    def model(self) -> nn.Module:  # type: ignore[override]  # it is the base's, also if that takes another one
-        """The wrapped strategy's model."""
-        return self.base.model
-
-    def carry(self, *regularisers: Regulariser) -> None:
-        """Have the wrapped strategy carry them."""
-        self.base.carry(*regularisers)
 
     def learn(self, batch: Batch) -> Tensor:
         """Move away, then have the wrapped strategy take its own step from there."""
@@ -208,25 +197,3 @@ class Refresh(Strategy):
         device = self.weights()[0].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             return diagonal_fisher(self.model, samples, "weighted", self.augment)
-
-    def loss(self, samples: Samples) -> Tensor:
-        """Return the wrapped strategy's loss."""
-        return self.base.loss(samples)
-
-    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Answer as the wrapped strategy does."""
-        return self.base.scores(x, task)
-
-    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Answer as the wrapped strategy does."""
-        return self.base.predict(x, task)
-
-    def anticipate(self, x: Tensor) -> Tensor:
-        """Answer as the wrapped strategy does."""
-        return self.base.anticipate(x)
-
-    @property
-    def answers_once(self) -> bool:
-        """Whether the wrapped strategy does, and nothing is answered here."""
-        own = type(self).scores is Refresh.scores and type(self).predict is Refresh.predict
-        return own and self.base.answers_once

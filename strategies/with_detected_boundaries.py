@@ -26,10 +26,10 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from clstream.bus import on, subscriptions
+from clstream.bus import Handler, on, subscriptions
 from clstream.detectors import ShiftDetector
 from clstream.events import (
     BatchLearned,
@@ -48,9 +48,10 @@ from clstream.memory import Reservoir
 from clstream.stacking import Stacked
 from clstream.strategy import Strategy, needs
 from clstream.stream import Batch, Epoch, Samples, Session, Task
+from clstream.wrapper import Wrapper
 
 
-class WithDetectedBoundaries(Strategy):
+class WithDetectedBoundaries(Wrapper):
     """Tell the wrapped strategy of boundaries where its loss rises.
 
     Args:
@@ -61,6 +62,7 @@ class WithDetectedBoundaries(Strategy):
     """
 
     not_state: tuple[str, ...] = ("calls", "asked")
+    rehearsal_free = False  # it keeps samples, whatever the base does
 
     def __init__(
         self,
@@ -72,13 +74,13 @@ class WithDetectedBoundaries(Strategy):
         warmup: int = 10,
         keep: int = 1000,
     ) -> None:
-        if not isinstance(base, Strategy) or not isinstance(getattr(base, "model", None), nn.Module):
-            raise TypeError(f"WithDetectedBoundaries wraps a strategy object that has a model, not {base!r}")
+        super().__init__(base)
+        self.parts = ()  # all that the base hears, it hears from here
         if reason := needs(base).get("task ids"):
             raise ValueError(
                 f"WithDetectedBoundaries finds boundaries, not which task it is, and {type(base).__name__} needs that ({reason})"
             )
-        self.base, self.keep = base, keep
+        self.keep = keep
         self.detector = ShiftDetector(alpha, window, deviations, floor, warmup)
         self.of_task, self.of_session = Reservoir(keep), Reservoir(keep)
         self.tasks = 0  # that began
@@ -86,13 +88,8 @@ class WithDetectedBoundaries(Strategy):
         self.opened = False  # whether the base was told of it
         self.first = 0  # the epoch of it in which it was cut
         self.cut = False
-        self.calls = list(subscriptions(base))  # all the base hears, it hears from here
+        self.calls: list[tuple[type[Event], Handler]] = []  # what the base hears, from here
         self.asked: Stacked | None = None  # the model, to be asked in evaluation mode
-
-    @property
-    def model(self) -> nn.Module:  # type: ignore[override]  # it is the base's, also if that takes another one
-        """The wrapped strategy's model."""
-        return self.base.model
 
     def tell(self, event: Event) -> None:
         """Tell the wrapped strategy of an event."""
@@ -131,7 +128,8 @@ class WithDetectedBoundaries(Strategy):
         self.tell(event)
 
     def begin(self, event: RunStarted) -> None:
-        """Start anew."""
+        """Start anew; what the base carries by now hears with it."""
+        self.calls = list(subscriptions(self.base))
         self.detector.start(math.log(event.stream.classes))
         self.tasks, self.running, self.opened = 0, None, False
 
@@ -185,26 +183,3 @@ class WithDetectedBoundaries(Strategy):
     def learn(self, batch: Batch) -> Tensor:
         """Learn as the wrapped strategy does."""
         return self.base.learn(self.batch(batch))
-
-    def loss(self, samples: Samples) -> Tensor:
-        """Return the wrapped strategy's loss."""
-        return self.base.loss(samples)
-
-    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Answer as the wrapped strategy does."""
-        return self.base.scores(x, task)
-
-    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Answer as the wrapped strategy does."""
-        return self.base.predict(x, task)
-
-    def anticipate(self, x: Tensor) -> Tensor:
-        """Answer as the wrapped strategy does."""
-        return self.base.anticipate(x)
-
-    @property
-    def answers_once(self) -> bool:
-        """Whether the wrapped strategy does, and nothing is answered here."""
-        kind = type(self)
-        own = kind.scores is WithDetectedBoundaries.scores and kind.predict is WithDetectedBoundaries.predict
-        return own and self.base.answers_once

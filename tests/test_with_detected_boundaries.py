@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clstream.strategies import AGEM, Finetune, Refresh, WithDetectedBoundaries
+from clstream.strategies import AGEM, Finetune, L2Penalty, Refresh, WithDetectedBoundaries
 from torch import Tensor, nn
 
 from clstream import Batch, Event, Samples, Session, Strategy, Stream, Task, on, run
@@ -202,3 +202,18 @@ def test_samples_are_those_seen() -> None:
     own = stream.tasks[1].train
     rows = [[index for index in range(len(own)) if torch.equal(own.x[index], x)] for x in strategy.base.last.x]
     assert all(found and int(own.y[found[0]]) == int(y) for found, y in zip(rows, strategy.base.last.y, strict=True))
+
+
+def test_what_it_is_given_to_carry_the_wrapped_strategy_carries_and_it_hears_the_run() -> None:
+    def moved(*penalties: L2Penalty) -> float:
+        torch.manual_seed(0)
+        strategy = WithDetectedBoundaries(Finetune(Mlp(10, 4, hidden=(16,))), window=20, keep=100)
+        weight = strategy.model.stages.layer1.weight
+        before = weight.detach().clone()
+        strategy.carry(*penalties)
+        run(strategy, swapping([0, 1]))
+        assert strategy.base.regularisers == penalties and not strategy.rehearsal_free
+        return (weight.detach() - before).norm().item()
+
+    penalty = L2Penalty(strength=1.0)
+    assert moved(penalty) < 0.5 * moved() and penalty.anchor
