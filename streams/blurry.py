@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from clstream.streams.data import FILES, digits, load
+from clstream.streams.data import source
 from clstream.streams.tensors import hold_back
 
 from clstream.seeds import derive
@@ -31,7 +31,7 @@ def blurry_episodes(
     classes.
 
     Args:
-        data: "MNIST", "FashionMNIST", "CIFAR10" or "CIFAR100" (see `split_mnist`), or "digits" (scikit-learn's, no download).
+        data: "MNIST", "digits" or another data set; see `clstream.streams.task_free`.
         slots: classes of an episode.
         new_class: the probability that a slot gets a new class, above 0 and up to 1.
         epochs: passes over an episode.
@@ -45,11 +45,9 @@ def blurry_episodes(
         ValueError: for options out of range; FileNotFoundError: see `split_mnist`.
 
     """
-    if data not in (*FILES, "digits"):
-        raise ValueError(f"blurry_episodes: data must be one of {', '.join(FILES)} and digits, not {data!r}")
     if not 0 < new_class <= 1:
         raise ValueError(f"blurry_episodes: new_class is a probability above 0, up to 1, not {new_class}")
-    train, test = digits() if data == "digits" else load(data, root)
+    train, test = source(data, root)
     classes = train.y.unique().tolist()
     if not hasattr(slots, "__index__") or not 1 <= slots <= len(classes):
         raise ValueError(f"blurry_episodes: slots must be 1 to {len(classes)}, the classes of {data}, not {slots!r}")

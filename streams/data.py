@@ -30,6 +30,15 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("CLSTREAM_DATA") or cache).expanduser()
 
 
+def source(data: str, root: str | Path | None = None) -> tuple[Samples, Samples]:
+    """Return the training and the test set of a data set by name."""
+    if data in TABLES:
+        return table(data)
+    if data not in (*FILES, "digits"):
+        raise ValueError(f"data must be one of digits, {', '.join((*TABLES, *FILES))}, not {data!r}")
+    return digits() if data == "digits" else load(data, root)
+
+
 def load(name: str, root: str | Path | None = None) -> tuple[Samples, Samples]:
     """Return the training and the test set of a torchvision data set: uint8 images (n, channels, height, width).
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from clstream.streams.data import FILES, TABLES, digits, load, table
+from clstream.streams.data import source
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
 from clstream.streams.schedules import Blurry, Gaussian, LabelShift, Transitions
 from clstream.streams.tensors import from_tensors
@@ -350,15 +350,6 @@ def few_shot_tasks(
     """
     stream = _split("few_shot", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return replace(few_shot(stream, shots, after, seed), boundaries=boundaries)
-
-
-def source(data: str, root: str | Path | None = None) -> tuple[Samples, Samples]:
-    """Return the training and the test set of a data set by name."""
-    if data in TABLES:
-        return table(data)
-    if data not in (*FILES, "digits"):
-        raise ValueError(f"data must be one of digits, {', '.join((*TABLES, *FILES))}, not {data!r}")
-    return digits() if data == "digits" else load(data, root)
 
 
 def _named(kind: str, data: str) -> str:

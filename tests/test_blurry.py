@@ -50,7 +50,7 @@ def test_a_class_comes_whole_each_time_and_validation_never() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": "EMNIST"}, "data must be one of MNIST"),
+        ({"data": "EMNIST"}, "data must be one of digits"),
         ({"new_class": 0}, "a probability above 0"),
         ({"new_class": 1.5}, "a probability above 0"),
         ({"slots": 11}, "slots must be 1 to 10"),
