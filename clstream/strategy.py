@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import CodeType, MappingProxyType
@@ -155,8 +156,8 @@ class Strategy(Emitter, Recorded):
         grow_heads(self.model, [optimizer for _, optimizer in held(self, Optimizer)], lambda: event.session.classes)
 
 
-class Regulariser(Recorded):
-    """What a strategy carries: override `penalty`, and subscribe with `on`. See `clstream.regulariser`."""
+class Regulariser(Recorded, ABC):
+    """What a strategy carries: define `penalty`, and subscribe with `on`. See `clstream.regulariser`."""
 
     host: Strategy
 
@@ -166,9 +167,9 @@ class Regulariser(Recorded):
             raise ValueError(f"{type(self).__name__} is carried by a {type(self.host).__name__} already: make another one")
         self.host = host
 
+    @abstractmethod
     def penalty(self, samples: Samples) -> Tensor:
         """Return what is added to the loss of the samples: a scalar that can be differentiated."""
-        raise NotImplementedError(f"{type(self).__name__} has no penalty")
 
 
 def allowed(task: Task, scores: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ Fitted = tuple[nn.Module, Masks]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ExpertAdded(Event):
-    """At the batch `step`, no expert knew what the stream draws from now: number `expert` is new, and learns it."""
+class ExpertChosen(Event):
+    """From the batch `step` on, expert `expert` of `experts` learns; ExpertAdded or ExpertReactivated says why."""
 
     step: int
     expert: int
@@ -88,16 +88,13 @@ class ExpertAdded(Event):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ExpertReactivated(Event):
-    """At the batch `step`, number `expert` knew what the stream draws from now, and goes on learning it."""
+class ExpertAdded(ExpertChosen):
+    """No expert knew what the stream draws from now: this one is new."""
 
-    step: int
-    expert: int
-    experts: int
 
-    def curves(self) -> dict[str, float]:
-        """Return how many experts there are, and which one learns, for the tracker."""
-        return {"experts/number": self.experts, "experts/active": self.expert}
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertReactivated(ExpertChosen):
+    """This expert knew what the stream draws from now, and goes on learning it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -111,10 +111,10 @@ def reach(root: object) -> Iterator[tuple[str, object]]:
 
     What is not followed: modules, classes, and the bus, by whose private list everyone in the run could be found.
     """
-    todo, met = deque([(type(root).__name__, root)]), list[object]()
+    ahead, met = deque([(type(root).__name__, root)]), list[object]()
     known: set[int] = set()
-    while todo:
-        path, thing = todo.popleft()
+    while ahead:
+        path, thing = ahead.popleft()
         if id(thing) in known or isinstance(thing, (str, bytes, int, float, bool, type(None), type, ModuleType, Bus)):
             continue
         known.add(id(thing))
@@ -136,7 +136,7 @@ def reach(root: object) -> Iterator[tuple[str, object]]:
             for name in [*names, *getattr(thing, "__dict__", {})]:
                 if not name.startswith("__") and not (isinstance(thing, Strategy) and name in vars(Strategy)):
                     inner[f".{name}"] = getattr(thing, name, None)
-        todo.extend((path + name, each) for name, each in inner.items())
+        ahead.extend((path + name, each) for name, each in inner.items())
 
 
 def leaks(strategy: Strategy, stream: Stream) -> list[str]:

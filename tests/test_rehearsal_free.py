@@ -716,6 +716,8 @@ def test_what_cannot_carry_is_refused_before_any_work() -> None:
         Regularised(OwnStep(example_model()), [L2Penalty()])
     with pytest.raises(ValueError, match=r"LosesParts carries what is not among its parts"):
         run(LosesParts(example_model()), example_stream())
+    with pytest.raises(TypeError, match="abstract class Regulariser"):
+        Regulariser()
     penalty = L2Penalty()
     Finetune(example_model()).carry(penalty)
     with pytest.raises(ValueError, match="L2Penalty is carried by a Finetune already"):
