@@ -13,6 +13,7 @@ from clstream.models import (
     Classifier,
     ConvNet,
     GrowingHead,
+    HalvingPool,
     LeNet,
     Mlp,
     Normalise,
@@ -413,6 +414,21 @@ def test_an_mlp_has_the_activation_that_is_asked_for():
     assert torch.equal(bent.features(x), inner.relu())
     with pytest.raises(ValueError, match="activation must be relu or tanh, not 'gelu'"):
         Mlp(4, 3, activation="gelu")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (2, 3)])
+def test_pooling_is_torchs_with_and_without_gradients(layout, size):
+    x = torch.randn(5, 3, *size).to(memory_format=layout)
+    x[0, 0, 0, 0], x[1, :, :2, :2] = float("nan"), 1.0  # a tie too
+    wanted, pool = F.max_pool2d(x, 2), HalvingPool()
+    with torch.no_grad():
+        assert torch.equal(pool(x).nan_to_num(9), wanted.nan_to_num(9))
+    assert torch.equal(torch.func.vmap(pool)(x[None])[0].nan_to_num(9), wanted.nan_to_num(9))
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pool(ours).nan_to_num().square().sum().backward()
+    F.max_pool2d(theirs, 2).nan_to_num().square().sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_lenet_has_the_size_of_tames_and_pads_raw_images_before_they_are_normalised():
