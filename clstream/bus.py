@@ -19,6 +19,10 @@ Handler = Callable[[Any], None]
 _MARK = "__clstream_events__"
 
 
+class ObserverError(ValueError):
+    """An observer can't watch this run; the message says why, and is all that the command line shows."""
+
+
 def on(event: type[E]) -> Callable[[Callable[[S, E], None]], Callable[[S, E], None]]:
     """Mark a method as a handler of `event` and of the events derived from it.
 

@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 from torch import nn
 
+from clstream.bus import heard
 from clstream.pretraining import load_weights
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
@@ -195,6 +196,9 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"
     )
+    parser.add_argument(
+        "--observers", type=str | list[str], default=[], help="more observers, each by file.Class, with commas between them"
+    )
     parser.add_argument("--max_sessions", "--max-sessions", type=int, help="stop after so many sessions")
     parser.add_argument(
         "--tune", action="store_true", help="test on the samples that the stream holds back with --stream.validation"
@@ -363,6 +367,23 @@ def seeds_of(options: Namespace) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds names one seed twice: {options.seeds}")
     return seeds
+
+
+def observers_of(options: Namespace) -> list[type]:
+    """Return the classes of the observers that were asked for by name. Raises UsageError for what is none."""
+    given = options.observers
+    found = []
+    for name in given if isinstance(given, list) else [each.strip() for each in given.strip("[]").split(",")]:
+        if "." not in name:
+            raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name!r}")
+        module, _, attribute = qualified("observer", name).rpartition(".")
+        thing = getattr(importlib.import_module(module), attribute)
+        if not isinstance(thing, type) or not any(heard(thing)):
+            raise UsageError(f"{name} is no observer: it must be a class with methods marked @on(...)")
+        if missing := required(thing):
+            raise UsageError(f"{name} can't be made from the command line: its {missing[0]} has no default")
+        found.append(thing)
+    return found
 
 
 def build_stream(parser: Parser, options: Namespace) -> Stream:

@@ -11,8 +11,9 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
+from clstream.bus import ObserverError
 from clstream.checkpoint import Checkpointer, newest
-from clstream.config import Parser, UsageError, as_yaml, build_strategy, build_stream, parse_run, seeds_of
+from clstream.config import Parser, UsageError, as_yaml, build_strategy, build_stream, observers_of, parse_run, seeds_of
 from clstream.detection import Detection
 from clstream.engine import Result, check_fits, result_of, run
 from clstream.eventlog import EventLog
@@ -63,7 +64,7 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
 
     """
     parser, options = parse_run(arguments)
-    seeds = seeds_of(options)
+    seeds, _ = seeds_of(options), observers_of(options)
     if options.threads is not None:
         if options.threads < 1:
             raise UsageError(f"--threads must be at least 1, not {options.threads}")
@@ -84,7 +85,7 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
             folder, resumed = _folder(parser, options, type(strategy).__name__, stream.name)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise Failure(str(error)) from error
-    with ExitStack() as stack, said(FolderError, CaptureError, OtherRunError, FloatingPointError):
+    with ExitStack() as stack, said(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
         if folder is not None:
             stack.enter_context(claimed(folder))
             say.print(f"{'going on' if resumed else 'checkpoints'} in {folder}", markup=False)
@@ -173,6 +174,7 @@ class _Playing:
         """Return who observes the run of a seed. The checkpointer is last: when it ends, the others have closed."""
         options = self.options
         measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
+        measures += [each() for each in observers_of(options)]
         bar = ProgressBar(f"{self.title}, seed {seed}")
         log = [] if place is None else [EventLog(place, options.log_batches)]
         checkpointer = (

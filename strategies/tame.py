@@ -54,7 +54,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from clstream.bus import on
+from clstream.bus import ObserverError, on
 from clstream.detectors import LossWindow, ShiftDetected, check_detection, smooth
 from clstream.evaluation import CHUNK, evaluating
 from clstream.events import BatchLearned, Event, RunStarted, SessionEnded, SessionStarted
@@ -500,7 +500,8 @@ class RoutingMeasured(Event):
 class Routing:
     """An observer that measures where test samples are sent; it knows the tasks, which TAME does not.
 
-    `measured` has what was found, session by session. It emits `RoutingMeasured`, so the tracker draws it.
+    `measured` has what was found, session by session. It emits `RoutingMeasured`, so the tracker draws it. Raises ObserverError
+    where a run starts that is not one of TAME.
     """
 
     def __init__(self) -> None:
@@ -511,7 +512,7 @@ class Routing:
     def begin(self, event: RunStarted) -> None:
         """Take up the stream and the strategy."""
         if not isinstance(event.strategy, TAME):
-            raise TypeError(f"Routing watches TAME, not {type(event.strategy).__name__}")
+            raise ObserverError(f"Routing watches TAME, not {type(event.strategy).__name__}")
         self.started, self.strategy = event, event.strategy
         self.task = 0
         self.learned, self.measured = {}, []

@@ -31,7 +31,6 @@ LEAVES = (
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (
         *LEAVES,
-        "samples",
         "stream",
         "origin",
         "forms",

@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clstream import Batch, Samples, Strategy, Stream, Task, TaskEnded, on
+from clstream import Batch, Samples, SessionEnded, Strategy, Stream, Task, TaskEnded, on
 
 
 class Mine(Strategy):
@@ -48,6 +48,18 @@ class Wrap(Strategy):
 
     def learn(self, batch: Batch) -> Tensor:
         return self.base.learn(batch)
+
+
+class Sessions:
+    """Counts sessions, and draws them."""
+
+    def __init__(self, by: int = 1) -> None:
+        self.by, self.seen = by, 0
+
+    @on(SessionEnded)
+    def count(self, event: SessionEnded) -> None:
+        self.seen += self.by
+        print(f"session {self.seen} of mine")
 
 
 class Explodes(Strategy):
@@ -131,6 +143,13 @@ def test_own_strategy_stream_and_model(own: Path, capsys: pytest.CaptureFixture[
     assert not (own / "mlruns").exists()
 
 
+def test_own_observers_watch_each_run(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "seen.yaml").write_text("observers: [mine.Sessions, clstream.detection.Detection]\nseeds: [0, 1]\ntrack: false\n")
+    text = said(capsys, 0, *BLOBS, "--config", "seen.yaml")
+    assert text.count("session 1 of mine") == text.count("session 5 of mine") == 2 and "session 6 of mine" not in text
+    assert "session 1 of mine" in said(capsys, 0, *BLOBS, "--observers", "mine.Sessions", "--track", "false")
+
+
 def test_a_wrapper_takes_any_strategy(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inner = ("--strategy.base", "Replay", "--strategy.base.capacity", "7", "--strategy.base.optimizer.lr", "0.05")
     assert "Wrap on blobs" in said(capsys, 0, *BLOBS, "--strategy", "mine.Wrap", *inner, "--stream.boundaries", "false")
@@ -186,6 +205,10 @@ def test_defaults_of_one_stream_do_not_leak_into_another() -> None:
         (["run", "--seeds", "1,1"], "names one seed twice"),
         (["run", "--config", "missing.yaml"], "missing.yaml"),
         (["run", "--threads", "0"], "--threads must be at least 1"),
+        (["run", "--observers", "mine.Sesions"], "mine.py has no 'Sesions': did you mean Sessions?"),
+        (["run", "--observers", "mine.Net"], "mine.Net is no observer: it must be a class with methods marked @on(...)"),
+        (["run", "--observers", "Sessions"], "--observers takes observers by their files, as my_file.Watch, not 'Sessions'"),
+        (["run", "--observers", "mine.Mine"], "mine.Mine can't be made from the command line: its model has no default"),
         (["rnu"], "there is no command 'rnu': did you mean run?"),
         (["compare", "missing.yaml"], "there is no config file missing.yaml"),
         (["verify", "er-split-mnits"], "there is no anchor 'er-split-mnits': did you mean er-split-mnist?"),
@@ -210,6 +233,7 @@ def test_what_is_asked_wrongly(own: Path, capsys: pytest.CaptureFixture[str], ar
         (["--stream", "split_cifar10", "--data_root", "here"], "CIFAR10 is not in here, and could not be downloaded"),
         (["--stream", "blobs", "--tracking_uri", "http://127.0.0.1:9"], "does not answer"),
         (["--stream", "blobs", "--tracking_uri", "sqlite:////nowhere/at/all.db"], "missing or read-only"),
+        (["--observers", "clstream.strategies.tame.Routing"], "Routing watches TAME, not Replay"),
         (["--stream", "blobs", "--strategy", "mine.Explodes"], "the loss is inf in task 0, session 0, epoch 0, batch 0"),
     ],
 )

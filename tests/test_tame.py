@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream import Batch, Event, Samples, Stream, Task, on, run
+from clstream.bus import ObserverError
 from clstream.checkpoint import difference
 from clstream.checks import Checkpoints
 from clstream.comparing import digest
@@ -515,5 +516,5 @@ def test_a_network_of_ones_own_gets_experts_and_a_selector() -> None:
 
 
 def test_routing_watches_tame_alone() -> None:
-    with pytest.raises(TypeError, match="Routing watches TAME, not Refresh"):
+    with pytest.raises(ObserverError, match="Routing watches TAME, not Refresh"):
         run(Refresh(AGEM(Mlp(14, 4))), moving([0]).__class__("shown", moving([0]).tasks, [0], scenario="domain"), Routing())
