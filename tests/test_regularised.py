@@ -1,0 +1,154 @@
+"""Regularisers that any strategy can carry, in code and by name on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from clstream.strategies import (
+    AGEM,
+    EWC,
+    L2,
+    DERpp,
+    EWCPenalty,
+    FeatKDPenalty,
+    Finetune,
+    Joint,
+    L2Penalty,
+    LwF,
+    Refresh,
+    Regularised,
+    Replay,
+    SIPenalty,
+)
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from clstream import Batch, BatchLearned, BatchReady, Samples, Strategy, on, run
+from clstream.checks import check_strategy, example_model, example_stream
+from clstream.config import UsageError, build_strategy, parse_run
+from clstream.models import Mlp
+from clstream.regulariser import Regulariser
+
+HOSTS: dict[str, Callable[[nn.Module], Strategy]] = {
+    "Finetune": Finetune,
+    "Replay": Replay,
+    "MIR": partial(Replay, retrieval="mir"),
+    "DERpp": DERpp,
+    "AGEM": AGEM,
+    "Joint": Joint,
+    "LwF": LwF,
+    "Refresh": lambda model: Refresh(DERpp(model)),
+    "Refresh, paper": lambda model: Refresh(DERpp(model), form="paper"),
+    "Regularised": lambda model: Regularised(LwF(model), [FeatKDPenalty()]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_any_strategy_can_carry_regularisers(name: str) -> None:
+    """What a step minimises is the host's own loss and the penalties; all of them hear the run."""
+    host = HOSTS[name](example_model())
+    penalties: list[Regulariser] = [L2Penalty(), EWCPenalty(), SIPenalty(), FeatKDPenalty()]
+    asked = [0] * 4
+    for number, each in enumerate(penalties):
+
+        def counting(samples: Samples, number: int = number, own: Callable[[Samples], Tensor] = each.penalty) -> Tensor:
+            asked[number] += 1
+            return own(samples)
+
+        each.penalty = counting  # type: ignore[method-assign]
+    run(Regularised(host, penalties), example_stream())
+    assert min(asked) >= 24 - 1 and len(set(asked)) == 1
+    assert all(each.host.model is host.model for each in penalties)
+    assert penalties[0].anchor and penalties[1].importance and penalties[2].importance and penalties[3].teacher is not None
+
+
+def test_the_loss_that_is_reported_holds_the_penalty() -> None:
+    strategy, losses = L2(example_model(), strength=2.0), []
+
+    class Watch:
+        @on(BatchReady)
+        def before(self, event: BatchReady) -> None:
+            self.expected = strategy.loss(event.batch.samples) + strategy.regularisers[0].penalty(event.batch.samples)
+
+        @on(BatchLearned)
+        def after(self, event: BatchLearned) -> None:
+            losses.append((self.expected.item(), event.loss.item()))
+
+    run(strategy, example_stream(), Watch())
+    assert all(one == two for one, two in losses) and len(losses) == 24
+
+
+def test_composed_strategies_meet_the_contract() -> None:
+    makes: list[Callable[[nn.Module], Strategy]] = [
+        lambda model: Regularised(Replay(model), [EWCPenalty(10.0)]),
+        lambda model: Regularised(Refresh(Replay(model)), [SIPenalty()]),
+        lambda model: Regularised(LwF(model, partial(SGD, lr=0.05), renew_optimizer=True), [L2Penalty(0.01), FeatKDPenalty(0.5)]),
+        lambda model: LwF(model, form="softmax_kd", alpha=[0.0, 1.0]),
+        lambda model: EWC(model, online=True, fisher="sampled", fisher_batch=8, decay=0.5),
+    ]
+    for make in makes:
+        for check in check_strategy(make):
+            check()
+
+
+class OwnStep(Strategy):
+    """Steps on its loss alone."""
+
+    def learn(self, batch: Batch) -> Tensor:
+        loss = self.loss(batch.samples)
+        loss.backward()
+        return loss.detach()
+
+
+class LosesParts(L2):
+    """Forgets that it carries something."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.parts = ()
+
+
+def test_what_cannot_carry_is_refused_before_any_work() -> None:
+    with pytest.raises(TypeError, match=r"OwnStep\.learn doesn't minimise self\.objective, so it can't carry regularisers"):
+        Regularised(OwnStep(example_model()), [L2Penalty()])
+    with pytest.raises(ValueError, match=r"LosesParts carries what is not among its parts"):
+        run(LosesParts(example_model()), example_stream())
+    with pytest.raises(TypeError, match="abstract class Regulariser"):
+        Regulariser()
+    penalty = L2Penalty()
+    Finetune(example_model()).carry(penalty)
+    with pytest.raises(ValueError, match="L2Penalty is carried by a Finetune already"):
+        Finetune(example_model()).carry(penalty)
+    with pytest.raises(TypeError, match="needs a model with a method `features`, which Linear hasn't"):
+        Finetune(nn.Linear(2, 2)).carry(FeatKDPenalty())
+    with pytest.raises(TypeError, match="Regularised wraps a strategy object"):
+        Regularised(Finetune, [L2Penalty()])
+    with pytest.raises(TypeError, match="regularisers must be a list of at least one Regulariser"):
+        Regularised(Finetune(example_model()), [])
+    with pytest.raises(ValueError, match=r"Regularised needs boundaries, which example hides \(L2Penalty\.hold_last handles"):
+        run(Regularised(Replay(example_model()), [L2Penalty()]), example_stream(boundaries=False))
+
+
+def test_the_command_line_knows_regularisers_by_name() -> None:
+    carried = ["--strategy", "Regularised", "--strategy.base", "Replay"]
+    with pytest.raises(UsageError, match="there is no 'EWCPenalti': did you mean EWCPenalty"):
+        parse_run([*carried, "--strategy.regularisers+=EWCPenalti"])
+    with pytest.raises(UsageError, match="EWCPenalty has no option 'strenght': did you mean strength"):
+        parse_run([*carried, "--strategy.regularisers+=EWCPenalty", "--strategy.regularisers.strenght", "3"])
+
+
+def test_the_command_line_builds_any_of_it() -> None:
+    stream = example_stream()
+    given = (
+        "--strategy Regularised --strategy.base LwF --strategy.base.form softmax_kd --strategy.base.alpha [0,1,2] "
+        "--strategy.regularisers+=L2Penalty --strategy.regularisers.parameters stages.* "
+        "--strategy.regularisers+=EWCPenalty --strategy.regularisers.strength 100 --strategy.regularisers.online true"
+    )
+    parser, options = parse_run(given.split())
+    strategy = build_strategy(parser, options, stream, 0)
+    assert isinstance(strategy, Regularised) and isinstance(strategy.base, LwF) and strategy.base.alpha == [0, 1, 2]
+    held, consolidated = strategy.base.regularisers
+    assert list(held.weights) == ["stages.layer1.weight", "stages.layer1.bias", "stages.layer2.weight", "stages.layer2.bias"]
+    assert consolidated.strength == 100 and consolidated.online and isinstance(strategy.model, Mlp)
