@@ -25,11 +25,12 @@ answer     the k nearest exemplars vote; the distance to each is measured within
 `scores` are votes, plus a part below 1 that falls with the distance to the nearest exemplar of the class: it breaks ties, and
 orders classes without votes. With the task given, only exemplars of its classes vote.
 
-Deviations: the batch that an epoch ends with is learned too, however small (there: dropped). Ties go to the nearer class (there: to
-the smaller label). Absent connections are zeros in the weights, and the gradient's mask keeps them so (there: the mask is applied
-in each forward pass): the same network. The optimizer starts afresh by forgetting its state. Activations of classes that are out
-of the window are deleted (there: never read again). A class that comes again belongs to its newest episode; its memories are
-written anew. The code's option of batch norm after the last layer, and its other quota schedules, are left out.
+Deviations: "the first n samples", which are probed and kept, are the first ones of an order drawn for each session (there: of one
+order of the whole data). The batch that an epoch ends with is learned too, however small (there: dropped). Ties go to the nearer
+class (there: to the smaller label). Absent connections are zeros in the weights, and the gradient's mask keeps them so (there:
+the mask is applied in each forward pass): the same network. The optimizer starts afresh by forgetting its state. Activations of
+classes that are out of the window are deleted (there: never read again). A class that comes again belongs to its newest episode;
+its memories are written anew. The code's option of batch norm after the last layer, and its other quota schedules, are left out.
 
 Measured (anchor `sharp-split-mnist`): class-IL 0.874 ± 0.006, task-IL 0.996 ± 0.001 over 3 seeds; the authors' code, run by us,
 0.887 ± 0.004 and 0.996 ± 0.001. Given the same weights, masks, batches and draws, both do the same for three episodes, up to the
