@@ -1,8 +1,8 @@
 """What TAME costs: `python experiments/bench_tame.py [--experts 20]`.
 
 Prints the time of a step with one expert and with more, in turns, for two networks: with every expert scored at each batch, as the
-paper has it, and with `settle=True`, where only the active one is. The first can't
-reach 4 times the step of one expert at 20: four forward passes (one to score, three to learn) become 23.
+paper has it, and with `settle=True`, where only the active one is. The first can't reach 4 times the step of one expert at 20: four
+forward passes (one to score, three to learn) become 23.
 """
 
 from __future__ import annotations
