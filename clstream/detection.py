@@ -121,7 +121,7 @@ class Detection:
     def tell(self, event: SessionEnded) -> None:
         """Tell everyone."""
         if self.started.run is not None:
-            self.started.run.bus.emit(self.measured)
+            self.started.run.watching.emit(self.measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

@@ -98,7 +98,8 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
 
     A strategy that keeps the base's `scores` and `predict` answers both questions from one forward pass over the union of the
     test sets; one that overrides them is asked task by task, without and with the task, since its answer may depend on it. If the
-    stream hides its boundaries it is never told the task: with it, the answer is the highest of its scores among the task's.
+    stream hides its boundaries it is never told the task: with it, the answer is the highest of its scores among the task's; and
+    all tasks are asked mixed.
 
     Raises:
         ValueError, TypeError: if the answers have the wrong shape or type.
@@ -109,22 +110,18 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
     hits = torch.zeros(len(stream.tasks), 2, dtype=torch.int64, device=stream.device)
     unknown = torch.zeros((), dtype=torch.bool, device=stream.device)
     with evaluating(strategy):
-        for samples, number in chunks(stream, together=once):
-            if once:
+        for samples, number in chunks(stream, together=once) if stream.boundaries else mixed(stream):
+            if once or not stream.boundaries:
                 scores = strategy.scores(samples.x)
                 check_scores(scores, samples, stream, strategy)
                 table = torch.stack([allowed(task, scores) for task in stream.tasks])
-                answers = scores.argmax(1), scores.masked_fill(~table[number], float("-inf")).argmax(1)
+                first = scores.argmax(1) if once else strategy.predict(samples.x)
+                answers = first, scores.masked_fill(~table[number], float("-inf")).argmax(1)
                 unknown |= scores.isnan().any()
             else:
                 task = stream.tasks[int(number[0])]
-                if stream.boundaries:
-                    answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
-                else:
-                    scores = strategy.scores(samples.x)
-                    check_scores(scores, samples, stream, strategy)
-                    answers = strategy.predict(samples.x), scores.masked_fill(~allowed(task, scores), float("-inf")).argmax(1)
-                check_labels(answers, samples, strategy)
+                answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
+            check_labels(answers, samples, strategy)
             hits.index_add_(0, number, torch.stack([answer == samples.y for answer in answers], 1).long())
     if unknown:
         raise FloatingPointError(
@@ -156,6 +153,23 @@ def chunks(stream: Stream, together: bool) -> Iterator[tuple[Samples, Tensor]]:
             numbers.append(number)
     if parts:
         yield _joined(parts), torch.cat(numbers)
+
+
+def mixed(stream: Stream) -> Iterator[tuple[Samples, Tensor]]:
+    """Yield the same as `chunks`, with an equal share of every task in each chunk, in a random order that is always the same.
+
+    So neither what a chunk holds nor where a sample stands in it tells of tasks. The tensors are no views of the data.
+    """
+    count = -(-sum(len(task.test) for task in stream.tasks) // CHUNK)
+    draw = torch.Generator().manual_seed(0)
+    for chunk in range(count):
+        ends = [[len(task.test) * (chunk + more) // count for more in (0, 1)] for task in stream.tasks]
+        parts = [task.test[first:end] for task, (first, end) in zip(stream.tasks, ends, strict=True)]
+        number = torch.cat([torch.full((len(part),), task.id) for task, part in zip(stream.tasks, parts, strict=True)])
+        order = torch.randperm(len(number), generator=draw)
+        samples = Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+        samples = samples[order.to(samples.y.device)]
+        yield samples if stream.device is None else samples.to(stream.device), number[order].to(stream.device or "cpu")
 
 
 def _joined(parts: list[Samples]) -> Samples:

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from clstream.bus import members, subscriptions
 from clstream.evaluation import check_labels, evaluating
+from clstream.samples import apart
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
 from clstream.stream import Stream
@@ -69,7 +70,7 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
     model = getattr(strategy, "model", None)
     if plain and not isinstance(model, nn.Module):
         raise TypeError(f"{type(strategy).__name__} has no model: call super().__init__(model) in its constructor")
-    first = stream.tasks[0].test[:1]
+    first = apart(stream.tasks[0].test[:1])
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     samples = first if parameter is None else first.to(parameter.device)
     name = type(model).__name__

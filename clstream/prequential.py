@@ -91,7 +91,7 @@ class Prequential:
         measured = PrequentialMeasured(_accuracy(hits[self.first :], sizes[self.first :]), _accuracy(hits, sizes))
         self.first = len(sizes)
         if self.started.run is not None:
-            self.started.run.bus.emit(measured)
+            self.started.run.watching.emit(measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

@@ -115,7 +115,8 @@ def apart(samples: Samples) -> Samples:
     """Return samples in tensors of their own: a view would lead to all that it is a view of."""
 
     def own(rows: Tensor) -> Tensor:
-        return rows.clone() if rows._is_view() else rows
+        part = rows.untyped_storage().nbytes() > rows.nbytes  # as _is_view says, but for tensors made in inference mode
+        return rows.clone() if part or rows._is_view() else rows
 
     return Samples(own(samples.x), own(samples.y), {name: own(rows) for name, rows in samples.extra.items()})
 

@@ -335,12 +335,11 @@ class Stream:
     @property
     def told(self) -> Stream | StreamView:
         """What strategies are given: this stream, or, if it hides its boundaries, a view without tasks and schedule."""
-        if self.boundaries:
-            return self
-        return self._view
+        return self if self.boundaries else self.view
 
     @cached_property
-    def _view(self) -> StreamView:
+    def view(self) -> StreamView:
+        """What is told of this stream where its boundaries are hidden."""
         return StreamView(
             self.name, self.classes, self.input_shape, self.scenario, self.epochs, self.batch_size, self.augment, self.resident,
             self.device,

@@ -568,4 +568,4 @@ class Routing:
         selector, strict = torch.stack(shares).mean(0).tolist()
         self.measured.append(RoutingMeasured(selector, strict, dense, sparse))
         if self.started.run is not None:
-            self.started.run.bus.emit(self.measured[-1])
+            self.started.run.watching.emit(self.measured[-1])

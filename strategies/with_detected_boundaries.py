@@ -8,22 +8,26 @@ the wrapped strategy's model in evaluation mode. Where it sees a shift, the wrap
 before that batch, so what it hears has the grammar of a stream with boundaries. No one else hears these: observers are told of
 `ShiftDetected`, and of the stream's own events. True boundaries, where a stream shows them, are kept from the wrapped strategy.
 
-What it is given is made from what was seen, and nothing else:
+Tasks are made from what was seen, and nothing else:
 
 a task when it starts     its first batch
-a task when it ends       a uniform sample of at most `keep` of the samples since it started; there are no test samples
-a session that was cut    when it ends, the same since it started or was cut; a session that was not is given as it is
+a task when it ends       a uniform sample of at most `keep` of the samples since it started, of the first epoch in which it saw
+                          each session; there are no test samples
+a session that was cut    when it ends, the same since it started or was cut; when it starts, and where it was not cut, the session
+                          as it is delivered
 epochs                    count from the cut
 
 A shift is seen some batches late: the end of a task, and the session that is cut there, hold these samples of the next one. A
-strategy that reads the task of a batch or session is refused: a detected task says nothing about which task it is. When the run
-ends, the last task ends.
+strategy that reads the task of a batch or session is refused, and one that hears evaluations: a detected task says nothing about
+which task it is. Of the stream it is told what `StreamView` says, and it is not told the task of a question, unless the stream is
+task-incremental. When the run ends, the last task ends.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +40,7 @@ from clstream.events import (
     BatchReady,
     EpochEnded,
     EpochStarted,
+    Evaluated,
     Event,
     RunEnded,
     RunStarted,
@@ -46,7 +51,7 @@ from clstream.events import (
 )  # fmt: skip
 from clstream.memory import Reservoir
 from clstream.stacking import Stacked
-from clstream.strategy import Strategy, needs
+from clstream.strategy import Regulariser, Strategy, needs
 from clstream.stream import Batch, Epoch, Samples, Session, Task
 from clstream.wrapper import Wrapper
 
@@ -76,13 +81,12 @@ class WithDetectedBoundaries(Wrapper):
     ) -> None:
         super().__init__(base)
         self.parts = ()  # all that the base hears, it hears from here
-        if reason := needs(base).get("task ids"):
-            raise ValueError(
-                f"WithDetectedBoundaries finds boundaries, not which task it is, and {type(base).__name__} needs that ({reason})"
-            )
+        self.check()
         self.keep = keep
+        self.task_told = False  # whether the stream is task-incremental
         self.detector = ShiftDetector(alpha, window, deviations, floor, warmup)
         self.of_task, self.of_session = Reservoir(keep), Reservoir(keep)
+        self.guess = 0.0  # the loss of a guess
         self.tasks = 0  # that began
         self.running: Session | None = None  # that the stream is in
         self.opened = False  # whether the base was told of it
@@ -90,6 +94,23 @@ class WithDetectedBoundaries(Wrapper):
         self.cut = False
         self.calls: list[tuple[type[Event], Handler]] = []  # what the base hears, from here
         self.asked: Stacked | None = None  # the model, to be asked in evaluation mode
+
+    def check(self) -> None:
+        """Refuse a base that needs what can't be detected."""
+        name = type(self.base).__name__
+        if reason := needs(self.base).get("task ids"):
+            raise ValueError(f"WithDetectedBoundaries finds boundaries, not which task it is, and {name} needs that ({reason})")
+        for event, handler in subscriptions(self.base):
+            if issubclass(event, Evaluated):
+                raise ValueError(
+                    f"WithDetectedBoundaries tells nothing of evaluations, which say what was taught, and {name} needs them "
+                    f"({handler.__qualname__} handles Evaluated)"
+                )
+
+    def carry(self, *regularisers: Regulariser) -> None:
+        """Have the wrapped strategy carry them. Raises ValueError for one that needs what can't be detected."""
+        super().carry(*regularisers)
+        self.check()
 
     def tell(self, event: Event) -> None:
         """Tell the wrapped strategy of an event."""
@@ -100,10 +121,10 @@ class WithDetectedBoundaries(Wrapper):
     @on(Event)
     def pass_on(self, event: Event) -> None:
         """Pass an event on to the wrapped strategy, true boundaries left out, with the detected ones before their batch."""
-        if isinstance(event, (TaskStarted, TaskEnded)):
+        if isinstance(event, (TaskStarted, TaskEnded, Evaluated)):
             return
         if isinstance(event, RunStarted):
-            self.begin(event)
+            event = self.begin(event)
         elif isinstance(event, SessionStarted):
             self.running, self.first, self.cut = event.session, 0, False
             return  # the base is told when its first batch comes, since that may be a shift
@@ -119,19 +140,28 @@ class WithDetectedBoundaries(Wrapper):
             self.cross(event.batch)
             event = BatchReady(self.batch(event.batch))
         elif isinstance(event, BatchLearned):
-            seen = Samples(event.batch.samples.x, event.batch.samples.y)
-            self.of_task.add(seen)
-            self.of_session.add(seen)
+            if event.batch.epoch == self.first:  # in later ones the samples come again
+                seen = Samples(event.batch.samples.x, event.batch.samples.y)
+                self.of_task.add(seen)
+                self.of_session.add(seen)
             event = BatchLearned(self.batch(event.batch), event.loss)
         elif isinstance(event, RunEnded) and event.error is None and self.tasks:
             self.tell(TaskEnded(self.task(self.of_task.all())))
         self.tell(event)
 
-    def begin(self, event: RunStarted) -> None:
-        """Start anew; what the base carries by now hears with it."""
+    def begin(self, event: RunStarted) -> RunStarted:
+        """Start anew; what the base carries by now hears with it. Return what it is told."""
         self.calls = list(subscriptions(self.base))
-        self.detector.start(math.log(event.stream.classes))
+        self.guess, self.task_told = math.log(event.stream.classes), event.stream.scenario == "task"
+        self.detector.start(self.guess)
+        self.detector.step = 0
         self.tasks, self.running, self.opened = 0, None, False
+        stream: Any = event.stream
+        return event if self.task_told else replace(event, stream=getattr(stream, "view", stream), run=None)
+
+    @on(SessionStarted)
+    def grow_head(self, event: SessionStarted) -> None:
+        """The wrapped strategy grows its head when it is told of the session: after a task that ends there."""
 
     def cross(self, batch: Batch) -> None:
         """Before a batch: look whether it is a shift, and tell the wrapped strategy what begins and ends."""
@@ -155,11 +185,15 @@ class WithDetectedBoundaries(Wrapper):
 
     @torch.no_grad()
     def loss_before(self, samples: Samples) -> float:
-        """Return the cross-entropy of a batch, in evaluation mode; it waits for the device."""
+        """Return the cross-entropy of a batch, in evaluation mode, that of a guess where no output is of the label yet.
+
+        It waits for the device.
+        """
         if self.asked is None or self.asked.models[0] is not self.model:
             self.asked = Stacked([self.model])
         outputs = Strategy.own_heads(self, self.asked.one(0, samples.x), samples.y)
-        return float(F.cross_entropy(outputs, samples.y))
+        losses = F.cross_entropy(outputs, samples.y, reduction="none")
+        return float(torch.where(losses.isposinf(), self.guess, losses).mean())
 
     def task(self, samples: Samples) -> Task:
         """Return the task that runs, with what is known of it."""
@@ -183,3 +217,17 @@ class WithDetectedBoundaries(Wrapper):
     def learn(self, batch: Batch) -> Tensor:
         """Learn as the wrapped strategy does."""
         return self.base.learn(self.batch(batch))
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does, which is not told the task."""
+        return self.base.scores(x, task if self.task_told else None)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does; with a task that it is not told, by the highest of its scores among the task's."""
+        return self.base.predict(x, task) if task is None or self.task_told else Strategy.predict(self, x, task)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the wrapped strategy does."""
+        return self.base.answers_once

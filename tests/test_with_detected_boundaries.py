@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from clstream.strategies import AGEM, Finetune, L2Penalty, Refresh, WithDetectedBoundaries
@@ -12,9 +14,10 @@ from clstream.checkpoint import difference
 from clstream.checks import HIDDEN, LETTERS, SHOWN, Checkpoints, Trace, example_model
 from clstream.detection import Detection
 from clstream.detectors import ShiftDetected, ShiftDetector
-from clstream.events import BatchReady, EpochStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted
+from clstream.events import BatchReady, EpochStarted, Evaluated, RunStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import Mlp
 from clstream.strategy import needs
+from clstream.stream import StreamView
 
 
 def swapping(schedule: list[int], epochs: int = 4, boundaries: bool = False) -> Stream:
@@ -36,6 +39,8 @@ def hidden(delivered: Batch | Session) -> bool:
 
 class Needy(Strategy):
     """Writes down what it hears, and needs boundaries."""
+
+    room = 100
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -68,7 +73,7 @@ class Needy(Strategy):
     def learn(self, batch: Batch) -> Tensor:
         assert hidden(batch) and batch.epoch == self.epochs[-1]
         self.learned += 1
-        self.since += 1
+        self.since += batch.epoch == 0  # in later ones its samples come again
         self.inside += 1
         return super().learn(batch)
 
@@ -79,7 +84,7 @@ class Needy(Strategy):
     @on(TaskEnded)
     def close(self, event: TaskEnded) -> None:
         self.sizes.append(len(event.task.train))
-        assert event.task.id == self.tasks[-1][0] and self.sizes[-1] == min(10 * self.since, 100)
+        assert event.task.id == self.tasks[-1][0] and self.sizes[-1] == min(10 * self.since, self.room)
 
 
 class At(ShiftDetector):
@@ -126,6 +131,110 @@ def test_a_session_is_cut_where_the_shift_is_and_its_epochs_count_from_there() -
     assert after == [100, 64 - delay]  # what was seen since the cut, as much as is kept
     assert base.epochs == [0, 1, 2, 3, 0, 0, 1, 2, 3]
     assert base.sizes == [100, 100]
+
+
+def test_the_session_after_one_that_was_cut_is_whole_again() -> None:
+    class Roomy(Needy):
+        room = 500
+
+    strategy = wrapped(Roomy(Mlp(10, 4, hidden=(32,))), keep=500)
+    strategy.detector = At(32 + 54)  # in the last epoch of the second session
+    run(strategy, swapping([0, 1, 0]))
+    base = strategy.base
+    assert base.sessions == [[80, 32], [160, 54], [100, 10], [80, 32]]  # each sample once, however many epochs there were
+    assert base.epochs == [0, 1, 2, 3, 0, 1, 2, 3, 0, 0, 1, 2, 3]
+    assert base.sizes == [240, 180]
+
+
+def test_what_ended_a_run_ends_no_task_and_another_run_starts_anew() -> None:
+    class Failing(Needy):
+        fails = True
+
+        def learn(self, batch: Batch) -> Tensor:
+            if self.fails and self.learned == 40:
+                raise RuntimeError("enough")
+            return super().learn(batch)
+
+    strategy, shifts = wrapped(Failing(Mlp(10, 4, hidden=(32,)))), []
+
+    class Ear:
+        @on(ShiftDetected)
+        def hear(self, event: ShiftDetected) -> None:
+            shifts.append(event.step)
+
+    with pytest.raises(RuntimeError, match="enough"):
+        run(strategy, swapping([0, 1]))
+    assert "t" not in strategy.base.word and strategy.base.tasks == [[0, 0]]
+    strategy.base.fails, strategy.base.tasks = False, []
+    detection = Detection()
+    run(strategy, swapping([0, 1]), Ear(), detection)
+    assert [number for number, _ in strategy.base.tasks] == list(range(len(shifts) + 1)) and shifts == detection.alarms
+    run(strategy, swapping([0, 1]), again := Detection())
+    assert len(again.alarms) >= 1
+
+
+def test_a_head_grows_after_the_task_that_ends_there() -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def samples(task: int) -> Samples:
+        y = 2 * task + torch.arange(2).repeat_interleave(40)
+        return Samples(2.0 * y[:, None] + 0.3 * torch.randn(80, 10, generator=draw), y)
+
+    tasks = [Task(number, (2 * number, 2 * number + 1), samples(number), samples(number)) for number in range(2)]
+    stream, outputs, losses = Stream("growing", tasks, [0, 1], 4, 10, boundaries=False), [], []
+
+    class Growing(Needy):
+        @on(TaskEnded)
+        def look(self, event: TaskEnded) -> None:
+            outputs.append(len(self.model.head.weight))
+
+    class Listening(At):
+        def detect(self, loss: float) -> bool:
+            losses.append(loss)
+            return super().detect(loss)
+
+    strategy = wrapped(Growing(Mlp(10, 4, hidden=(32,), head="growing")))
+    strategy.detector = Listening(32)
+    run(strategy, stream)
+    assert outputs == [2, 4]
+    assert losses[0] == losses[32] == pytest.approx(math.log(4))  # no output is of a label of these batches yet
+
+
+def test_true_boundaries_are_kept_from_the_wrapped_strategy() -> None:
+    class Curious(Needy):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__(model)
+            self.told: list[RunStarted] = []
+            self.asked: set[Task | None] = set()
+
+        @on(RunStarted)
+        def meet(self, event: RunStarted) -> None:
+            self.told.append(event)
+
+        def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+            self.asked.add(task)
+            return super().scores(x, task)
+
+    strategy = wrapped(Curious(Mlp(10, 4, hidden=(32,))))
+    result = run(strategy, swapping([0, 1], boundaries=True))
+    (told,) = strategy.base.told
+    assert isinstance(told.stream, StreamView) and told.run is None and strategy.base.asked == {None}
+    assert "V" not in strategy.base.word and result.task_accuracy.shape == (2, 2)
+
+    class Evaluating(Needy):
+        @on(Evaluated)
+        def look(self, event: Evaluated) -> None:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"evaluations, which say what was taught.*\(.*Evaluating.look handles Evaluated\)"):
+        wrapped(Evaluating(Mlp(10, 4)))
+
+    class Asking(L2Penalty):
+        def penalty(self, samples: Samples) -> Tensor:
+            return super().penalty(samples if self.batch.task is None else samples[:0])
+
+    with pytest.raises(ValueError, match="finds boundaries, not which task it is"):
+        wrapped(Finetune(Mlp(10, 4))).carry(Asking())
 
 
 def test_a_shift_at_the_first_batch_of_a_session_cuts_nothing() -> None:
