@@ -28,14 +28,15 @@ paper, 500 in the code. What is said of the paper is from summaries of it, not v
 comes back with S = A. Then losses that it had while others learned raise no alarm, and only the active expert has to be scored at
 each batch, so the cost doesn't grow with the experts.
 
-Deviations: the memory of the selector is balanced over pairs (expert, label), with shares as equal as can be; the code has heaps by
-global class, which for permuted images tell of the task. A session is offered in its first epoch (code: each sample once, by its
-number in the data set, which no stream gives). Each expert has a pruning memory of its own, filled while it is active (code: one,
-which goes on where an old expert comes back). The first batch is never a shift. An alarm after which the same expert is chosen
-again is no `ShiftDetected`. No learning rate schedule: the code's are not reached on MNIST. l_k is measured without augmentation.
-Answers are taken before the sigmoid, which rounds large outputs to ties. At the code's learning rate the sigmoids of a selector may
-saturate for good (on permuted MNIST in 3 of 9 trainings): one that sends its whole memory to one expert is trained anew, from other
-weights, up to four times. Batches are shuffled, and none spans two sessions of the stream, unless the stream has it so.
+Deviations: the memory of the selector is balanced over pairs (expert, label), with shares as equal as can be; the code has heaps
+by global class, which for permuted images tell of the task. A session is offered in its first epoch, or from a switch on in the
+epoch of that (code: each sample once, by its number in the data set, which no stream gives). Each expert has a pruning memory of
+its own, filled while it is active (code: one, which goes on where an old expert comes back). The first batch is never a shift. An
+alarm after which the same expert is chosen again is no `ShiftDetected`. No learning rate schedule: the code's are not reached on
+MNIST. l_k is measured without augmentation. Answers are taken before the sigmoid, which rounds large outputs to ties. At the
+code's learning rate the sigmoids of a selector may saturate for good (on permuted MNIST in 3 of 9 trainings): one that sends its
+whole memory to one expert is trained anew, from other weights, up to four times. Batches are shuffled, and none spans two sessions
+of the stream, unless the stream has it so.
 
 Measured: see `docs/tame.md` (anchors `tame-split-mnist`, `tame-recurring`, `tame-permuted-mnist-10`).
 """
@@ -43,6 +44,7 @@ Measured: see `docs/tame.md` (anchors `tame-split-mnist`, `tame-recurring`, `tam
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -57,7 +59,7 @@ from torch.optim import SGD, Optimizer
 from clstream.bus import ObserverError, on
 from clstream.detectors import LossWindow, ShiftDetected, check_detection, smooth
 from clstream.evaluation import CHUNK, evaluating
-from clstream.events import BatchLearned, Event, RunStarted, SessionEnded, SessionStarted
+from clstream.events import BatchLearned, Event, RunEnded, RunStarted, SessionEnded, SessionStarted
 from clstream.memory import ClassBalanced, Reservoir
 from clstream.models import GrowingHead, Mlp
 from clstream.params import Recorded, check_whole
@@ -131,12 +133,15 @@ class TAME(Strategy):
         pruning_capacity: samples in each expert's pruning memory.
         retrain_epochs: passes over a memory after pruning; the learning rate falls to a tenth at 1/2 and 3/4 of them.
 
+    With `sigmoid` and batches of few samples, momentum of 0.9 at a rate of 0.1 may saturate an expert for good: it warns of that.
+
     Raises:
-        ValueError: for options out of range, a growing head, or a model whose weights can't be drawn anew.
+        ValueError: for options out of range, a growing head, or a model whose weights can't be drawn anew; where a run starts, for
+            a model that no selector can be made of, and for another number of classes than it has learned.
 
     """
 
-    not_state: tuple[str, ...] = ("stacked", "selected", "pruned")
+    not_state: tuple[str, ...] = ("stacked", "selected", "pruned", "stuck", "slope", "newest", "warned")
     exempt = {"grows": "all experts have the same outputs from the start"}  # noqa: RUF012  # as the base has it
 
     def __init__(
@@ -163,6 +168,9 @@ class TAME(Strategy):
         super().__init__(model, optimizer)
         check_detection(alpha, window, deviations, floor)
         check_whole(1, selector_epochs=selector_epochs, retrain_epochs=retrain_epochs, pruning_capacity=pruning_capacity)
+        for name, number in (("window", window), ("selector_epochs", selector_epochs), ("retrain_epochs", retrain_epochs)):
+            if number is None:
+                raise ValueError(f"{name} must be a whole number of at least 1, not None")
         for name, share in (("sparsity", sparsity), ("selector_sparsity", selector_sparsity)):
             if not 0 <= share < 1:
                 raise ValueError(f"{name} is the share of weights that is pruned, from 0 to below 1, not {share}")
@@ -173,9 +181,11 @@ class TAME(Strategy):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
-        if not selector_retrain_lr > 0:
-            raise ValueError(f"selector_retrain_lr must be above 0, not {selector_retrain_lr}")
+        if not 0 < selector_retrain_lr < math.inf:
+            raise ValueError(f"selector_retrain_lr must be a number above 0, not {selector_retrain_lr}")
         check_redrawable(model, initial == "new", selector == "expert")
+        if pruning != "none" or (selector_sparsity and selector == "expert"):
+            magnitude_masks(model, 0.5)  # refuses one with nothing to prune
         self.make_optimizer = optimizer
         self.alpha, self.window, self.deviations, self.floor = alpha, window, deviations, floor
         self.sigmoid, self.settle, self.selector = sigmoid, settle, selector
@@ -184,11 +194,16 @@ class TAME(Strategy):
         self.pruning, self.sparsity, self.pruning_capacity = pruning, sparsity, pruning_capacity
         self.given = deepcopy(model) if initial == "given" else None
         self.classes, self.seed, self.step, self.active = 1, 0, 0, 0
+        self.first = 0  # the epoch of the session in which the active expert took over
+        self.slope: Tensor | None = None  # the largest derivative of a sigmoid in the newest batch
+        self.newest = 0.0  # its loss
+        self.warned = False
         self.memory = ClassBalanced(selector_capacity)  # its labels are expert * classes + label
         self.random = torch.Generator()
         self.experts = [self.expert(model, self.optimizer)]
         self.stacked: Stacked | None = None  # the experts, to be scored together
         self.selected: tuple[tuple[int, int], Fitted] | None = None  # the selector, and what it was made from
+        self.stuck = False  # whether the selector sends all that it was trained on to one expert
         self.pruned: dict[int, tuple[tuple[int, int], Fitted]] = {}  # pruned copies of experts, and what they were made from
 
     def expert(self, model: nn.Module, optimizer: Optimizer) -> Expert:
@@ -199,20 +214,66 @@ class TAME(Strategy):
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
         """Learn how many classes there are, which says what the loss of a guess is."""
-        self.classes, self.seed = event.stream.classes, event.seed
-        if not self.step:
-            self.experts[0].known = LossWindow(math.log(self.classes), self.window)
+        classes, fresh = event.stream.classes, not self.experts[0].steps
+        if not fresh and classes != self.classes:
+            raise ValueError(
+                f"this TAME has learned {self.classes} classes, and {event.stream.name} has {classes}: make another one"
+            )
+        self.classes, self.seed, self.step = classes, event.seed, 0
+        if fresh:
+            self.experts[0].known = LossWindow(math.log(classes), self.window)
         self.stacked, self.selected, self.pruned = None, None, {}
+        if self.selector == "expert":
+            self.check_selector(event.stream.input_shape)
+
+    def check_selector(self, shape: tuple[int, ...]) -> None:
+        """Refuse a model that no selector of the same architecture can be made of, before anything is learned."""
+        first = self.experts[0].model
+        with isolated(0, "check"), torch.no_grad():
+            try:
+                selector = with_outputs(first, 2).to(self.device).eval()
+                found = tuple(selector(torch.zeros(1, *shape, device=self.device)).shape)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                found = str(error).splitlines()[0]
+        if found != (1, 2):
+            raise ValueError(
+                f"TAME can't make a selector of {type(first).__name__}: with two outputs it answers one sample with {found}; give "
+                "TAME selector='mlp', or the model a parameter `classes`"
+            )
 
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
-        """Heads are fixed here."""
+        """Heads are fixed here; the session's samples are new to the expert."""
+        self.first = 0
+
+    @on(SessionEnded)
+    def look_for_saturation(self, event: SessionEnded) -> None:
+        """Warn of an active expert that can learn no more, at the first session that ends so."""
+        if self.slope is not None and float(self.slope) < 1e-3 and self.newest > math.log(self.classes) and not self.warned:
+            self.warned = True
+            warnings.warn(
+                "the sigmoids of TAME's active expert are saturated, so it answers no better than a guess and learns nothing: take "
+                "a smaller learning rate, less momentum, larger batches, or sigmoid=False",
+                stacklevel=2,
+            )
+
+    @on(RunEnded)
+    def look_at_selector(self, event: RunEnded) -> None:
+        """Warn of a selector that never learned to tell the experts apart."""
+        if self.stuck and event.error is None:
+            warnings.warn(
+                f"TAME's selector sends all that it was trained on to one expert, after {TRIES} trainings: take selector='mlp', or "
+                "another number of selector_epochs",
+                stacklevel=2,
+            )
 
     # Learning
 
     def outputs(self, samples: Samples) -> Tensor:
         """Return the active expert's outputs for samples to learn: augmented, and bounded."""
-        return self.bounded(super().outputs(samples))
+        outputs = self.bounded(super().outputs(samples))
+        self.slope = (outputs * (1 - outputs)).detach().amax() if self.sigmoid else None
+        return outputs
 
     def bounded(self, outputs: Tensor) -> Tensor:
         """Return outputs between 0 and 1, if they are to be."""
@@ -220,7 +281,10 @@ class TAME(Strategy):
 
     def learn(self, batch: Batch) -> Tensor:
         """Choose the expert, have it take one step, and offer the batch to the memories."""
-        before = self.choose(batch.samples)
+        active = self.active
+        before = self.newest = self.choose(batch.samples)
+        if self.active != active:
+            self.first = batch.epoch
         loss = super().learn(batch)
         expert = self.experts[self.active]
         if expert.masks:
@@ -228,7 +292,7 @@ class TAME(Strategy):
         expert.known.take(before, self.alpha)
         expert.steps += 1
         self.step += 1
-        if batch.epoch == 0:
+        if batch.epoch == self.first:
             samples = batch.samples
             self.memory.add(Samples(samples.x, samples.y + self.active * self.classes))
             if expert.memory is not None:
@@ -302,6 +366,8 @@ class TAME(Strategy):
 
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Return for each sample the outputs of the expert that the selector sends it to."""
+        if not len(x):
+            return torch.zeros(0, self.classes, device=x.device)
         sent = self.route(x)
         parts = [(rows, model(x[rows])) for number, (model, _) in enumerate(self.answering()) if len(rows := where(sent, number))]
         answers: Tensor = torch.cat([part for _, part in parts])
@@ -334,7 +400,8 @@ class TAME(Strategy):
             for again in range(TRIES):
                 with torch.enable_grad(), isolated(self.seed, "selector", *made_from, *range(again), device=self.device):
                     found = self.train_selector(samples)
-                if len(samples.y.unique()) == 1 or not collapsed(found[0], samples.x):
+                self.stuck = len(samples.y.unique()) > 1 and collapsed(found[0], samples.x)
+                if not self.stuck:
                     break
             self.selected = made_from, found
         return self.selected[1]
@@ -384,7 +451,7 @@ class TAME(Strategy):
         """Train a network on all of some samples; with masks, pruned weights stay at zero, and the learning rate falls."""
         model.train()
         for epoch in range(epochs):
-            if masks and epoch in (epochs // 2, 3 * epochs // 4):
+            if masks and epoch and epoch in (epochs // 2, 3 * epochs // 4):
                 optimizer.param_groups[0]["lr"] /= 10
             for rows in torch.randperm(len(samples)).to(samples.y.device).split(BATCH):
                 x, y = samples.x[rows], samples.y[rows]
@@ -463,7 +530,7 @@ def drawn_anew(model: nn.Module) -> nn.Module:
 
 def with_outputs(model: nn.Module, n: int) -> nn.Module:
     """Return a network of the same architecture, but for the number of its outputs, with weights drawn anew."""
-    if isinstance(model, Recorded):
+    if isinstance(model, Recorded) and "classes" in model.params:
         return type(model)(**model.params | {"classes": n})
     twin = drawn_anew(model)
     name, last = [(name, module) for name, module in twin.named_modules() if isinstance(module, nn.Linear)][-1]
