@@ -14,6 +14,7 @@ from typing import Any
 from clstream.bus import on
 from clstream.detectors import ShiftDetected
 from clstream.events import BatchLearned, Event, RunStarted, SessionEnded, SessionStarted
+from clstream.params import check_whole
 
 
 def delays(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> list[int | None]:
@@ -77,6 +78,7 @@ class Detection:
     """
 
     def __init__(self, within: int | None = None) -> None:
+        check_whole(0, within=within)
         self.within = within
         self.alarms: list[int] = []
         self.boundaries: list[int] = []

@@ -34,7 +34,9 @@ class Composition:
 def composition(stream: Stream, by: str | None = None, most: int = MOST) -> Composition:
     """Return what a stream delivers, by "class" or by "task"; None: by task if the tasks share their classes, else by class."""
     by = by or ("task" if stream.scenario == "domain" else "class")
-    sessions = torch.linspace(0, len(stream) - 1, min(len(stream), most)).round().long()
+    if by not in ("class", "task"):
+        raise ValueError(f"by must be class or task, not {by!r}")
+    sessions = torch.linspace(0, len(stream) - 1, min(len(stream), most), dtype=torch.float64).round().long()
     if by == "task":
         counts = torch.stack([stream.mix(number) for number in sessions.tolist()])
         return Composition(by, tuple(range(len(stream.tasks))), sessions, counts)

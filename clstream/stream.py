@@ -246,8 +246,6 @@ class Stream:
 
     def session(self, index: int) -> Session:
         """Return a session by number; each can be reached directly. Raises IndexError outside 0 to len(stream) - 1."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
         return self._session(index, self._delivered(index))
 
     def _session(self, index: int, samples: Samples | Subset) -> Session:
@@ -262,8 +260,10 @@ class Stream:
 
     def _delivered(self, index: int) -> Samples | Subset:
         """Return the samples of a session."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
         if isinstance(self.schedule, Mixture):
-            return self._mixed(self.schedule.draw(index))
+            return self._mixed(_checked(self.schedule.draw(index), int(self._ends[-1]), f"{self.name}: session {index}"))
         number, part, parts = self._visits[index]
         train, share = self.tasks[number].train, slice(part, None, parts)
         return train.take(share) if isinstance(train, Subset) else train[share]
@@ -462,6 +462,15 @@ class Stream:
         if len(self.tasks) > 20:
             lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def _checked(drawn: object, most: int, what: str) -> Tensor:
+    """Return what a mixture draws for a session. Raises ValueError for what are no numbers of training samples."""
+    if not isinstance(drawn, Tensor) or drawn.dtype != torch.int64 or drawn.dim() != 1 or not len(drawn):
+        raise ValueError(f"{what} must draw a tensor of one or more int64 numbers of training samples")
+    if int(drawn.min()) < 0 or int(drawn.max()) >= most:
+        raise ValueError(f"{what} draws training samples that there aren't: they are numbered from 0 to {most - 1}")
+    return drawn
 
 
 def _check(stream: Stream) -> None:

@@ -15,9 +15,11 @@ import torch
 from clstream.streams.schedules import Parts, Schedule
 from torch import Tensor
 
+from clstream.params import check_whole
 from clstream.seeds import derive
 from clstream.stream import Mixture, Samples, Stream, Subset, content_hash
 
+_MOST = 65536  # moments, at most, at which the weights of a stream that is drawn are checked before it is run
 _GRID = 4096  # moments, at least, at which the weights are looked at to give each sample its own
 
 
@@ -108,7 +110,8 @@ class Drawn:
             mean = self.delay / self.sessions
             at = at + mean * torch.log1p(-late * -torch.expm1(-at / mean))
         steady = not (self.straddle or self.delay)
-        ends = self.schedule.weights(at[:1] if steady else at, self.parts).cumsum(1).expand(self.size, -1).contiguous()
+        weights = weights_at("this stream", self.schedule, at[:1] if steady else at, self.parts)
+        ends = weights.cumsum(1).expand(self.size, -1).contiguous()
         part = torch.searchsorted(ends, which[:, None] * ends[:, -1:] * (1 - 1e-12), right=True).flatten()
         first = self.sizes.cumsum(0) - self.sizes
         return self.rows[first[part] + (place * self.sizes[part]).long()]
@@ -150,10 +153,14 @@ def drifting(
 
     """
     name = name or stream.name
-    if session_size is not None and session_size < 1:
-        raise ValueError(f"{name}: session_size must be at least 1, not {session_size}")
+    check_schedule(name, schedule)
+    check_whole(1, sessions=sessions, session_size=session_size)
     parts, rows, sizes = parts_of(stream)
     segments = schedule.segments(parts)
+    if not hasattr(segments, "__index__") or segments < 1:
+        raise ValueError(
+            f"{name}: the segments of {type(schedule).__name__} must be a whole number of at least 1, not {segments!r}"
+        )
     if sessions is None:
         sessions = 4 * segments if segments > 1 else 20
     _check_sessions(name, sessions, delay)
@@ -167,6 +174,8 @@ def drifting(
         moments = _moments(name, schedule, parts, rows, sizes, segments, seed)
         mixture = _dealt(name, schedule, moments, sessions, straddle, delay, seed)
     else:
+        looked_at = min(sessions, _MOST)
+        weights_at(name, schedule, (torch.arange(looked_at, dtype=torch.float64) + 0.5) / looked_at, parts)
         mixture = Drawn(schedule, parts, rows, sizes, sessions, session_size, seed, straddle, delay)
     return replace(stream, name=name, schedule=mixture, boundaries=False, shuffle=shuffle)
 
@@ -209,21 +218,46 @@ def parts_of(stream: Stream) -> tuple[Parts, Tensor, Tensor]:
     return Parts(keys // stream.classes, keys % stream.classes, len(stream.tasks)), part.argsort(stable=True), sizes
 
 
+def check_schedule(name: str, schedule: Schedule) -> None:
+    """Raise TypeError for what is no schedule, ValueError for one that doesn't say what it is."""
+    methods = (getattr(schedule, each, None) for each in ("weights", "segments"))
+    if isinstance(schedule, type) or not all(callable(each) for each in methods):
+        raise TypeError(f"{name}: the schedule must be an object such as Transitions(0.5), not {schedule!r}")
+    if " at 0x" in repr(schedule):
+        raise ValueError(f"{name}: fingerprints hold what a schedule is: make {type(schedule).__name__} a dataclass")
+
+
+def weights_at(name: str, schedule: Schedule, at: Tensor, parts: Parts, lasting: bool = True) -> Tensor:
+    """Return a schedule's weights at some moments: (moments, parts), float64.
+
+    Raises ValueError for what are none, or if `lasting` and nothing has a weight at some moment.
+    """
+    weights: object = schedule.weights(at, parts)
+    what, shape = f"{name}: the weights of {type(schedule).__name__}", (len(at), len(parts))
+    if not isinstance(weights, Tensor) or weights.shape != shape:
+        found = f"of {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"but a {type(weights).__name__}"
+        raise ValueError(f"{what} must be a tensor of (moments, parts), {shape}, not {found}")
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise ValueError(f"{what} must be finite numbers from 0 up")
+    if lasting and len(empty := (weights.sum(1) <= 0).nonzero()):
+        raise ValueError(f"{what} are all 0 at the moment {float(at[empty[0]]):.4f} of 1, so there is nothing to draw")
+    return weights.double()
+
+
 def _late(delay: float) -> str:
     return f", labels {delay:g} sessions late on average" if delay else ""
 
 
 def _check_sessions(name: str, sessions: int, delay: float) -> None:
-    if sessions < 1:
-        raise ValueError(f"{name}: there must be at least 1 session, not {sessions}")
-    if not 0 <= delay <= sessions:
+    check_whole(1, sessions=sessions)
+    if not isinstance(delay, (int, float)) or not 0 <= delay <= sessions:
         raise ValueError(f"{name}: delay must be from 0 to the number of sessions, {sessions}, not {delay}")
 
 
 def _moments(name: str, schedule: Schedule, parts: Parts, rows: Tensor, sizes: Tensor, segments: int, seed: int) -> Tensor:
     """Return when each training sample comes: those of a part are spread over time as its weights are, evenly but for chance."""
     cells = segments * -(-_GRID // segments)  # no jump falls within a cell
-    weights = schedule.weights((torch.arange(cells, dtype=torch.float64) + 0.5) / cells, parts)
+    weights = weights_at(name, schedule, (torch.arange(cells, dtype=torch.float64) + 0.5) / cells, parts, lasting=False)
     draw = torch.Generator().manual_seed(derive(seed, "moments"))
     moments = torch.empty(len(rows), dtype=torch.float64)
     first = 0
@@ -242,6 +276,8 @@ def _moments(name: str, schedule: Schedule, parts: Parts, rows: Tensor, sizes: T
 
 def _dealt(name: str, rule: Schedule | str, moments: Tensor, sessions: int, straddle: bool, delay: float, seed: int) -> Dealt:
     """Return the samples in the order of their moments, after their labels' delays."""
+    if sessions > len(moments):
+        raise ValueError(f"{name}: {sessions} sessions can't share {len(moments)} samples, each once: take fewer sessions")
     if delay:
         late = torch.empty_like(moments).exponential_(generator=torch.Generator().manual_seed(derive(seed, "delay")))
         moments = moments + delay / sessions * late

@@ -33,7 +33,7 @@ class Parts:
 
     def share(self, weights: Tensor) -> Tensor:
         """Return (moments, parts) from (moments, tasks): the parts of a task have equal shares of its weight."""
-        return (weights / self.tasks.bincount(minlength=self.count).clamp(min=1))[:, self.tasks]
+        return (weights / self.tasks.bincount(minlength=self.count))[:, self.tasks]
 
 
 class Schedule(Protocol):
@@ -91,7 +91,7 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Each part has its peak, in order, and comes and goes as a normal density does.
+    """Each part has its peak, in order, and comes and goes as a normal density does, next to those of all others.
 
     Args:
         width: standard deviation, in distances from one peak to the next.
@@ -159,9 +159,15 @@ class Blurry:
     def __post_init__(self) -> None:
         if not 0 <= self.blur <= 1:
             raise ValueError(f"blur is a share of the samples, from 0 to 1, not {self.blur}")
+        if self.shares and not (min(self.shares) >= 0 and math.isclose(math.fsum(self.shares), 1, abs_tol=1e-3)):
+            raise ValueError(f"shares are parts of a whole, from 0 up, with the sum 1, not {self.shares}")
 
     def segments(self, parts: Parts) -> int:
-        """Return the number of tasks."""
+        """Return the number of tasks. Raises ValueError for shares or labels that are not those of the parts."""
+        if self.shares and len(self.shares) != parts.count:
+            raise ValueError(f"there must be a share for each of the {parts.count} tasks, not {len(self.shares)}")
+        if unknown := set(self.blurry) - set(parts.labels.tolist()):
+            raise ValueError(f"blurry names labels that the stream hasn't: {sorted(unknown)}")
         return parts.count
 
     def weights(self, at: Tensor, parts: Parts) -> Tensor:

@@ -44,6 +44,43 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
+@dataclass(frozen=True)
+class Given:
+    """The weights that a function gives for moments and a number of parts."""
+
+    make: Callable[[Tensor, int], Any]
+    jumps: int = 1
+
+    def __repr__(self) -> str:
+        return "given"
+
+    def segments(self, parts: Parts) -> int:
+        return self.jumps
+
+    def weights(self, at: Tensor, parts: Parts) -> Tensor:
+        return self.make(at, len(parts))
+
+
+class Nameless(Transitions):
+    """A schedule that doesn't say what it is."""
+
+    __repr__ = object.__repr__
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A mixture of one session that draws what it is given."""
+
+    drawn: list[int]
+    once: bool = True
+
+    def __len__(self) -> int:
+        return 1
+
+    def draw(self, session: int) -> Tensor:
+        return torch.tensor(self.drawn, dtype=torch.int64)
+
+
 def numbered(each: int = 24, classes: int = 6, tasks: int = 3, **options: Any) -> Stream:
     """Return a stream whose inputs are their own row numbers; classes have from `each` samples on, each one more than the last."""
     y = torch.cat([torch.full((each + label,), label) for label in range(classes)])
@@ -334,6 +371,52 @@ def test_long_tails_and_few_shots_leave_what_they_say() -> None:
     assert sum(len(session.samples) for session in both) == sum(counts)
 
 
+def test_what_is_left_out_is_a_matter_of_the_seed_and_the_rest_keeps_its_order() -> None:
+    base = numbered(60)
+    one, two, same = (long_tailed(base, 4.0, seed=seed).tasks[0].train.x.flatten() for seed in (0, 1, 0))
+    assert torch.equal(one, same) and not torch.equal(one, two)
+    whole = base.tasks[0].train.x.flatten().tolist()
+    places = [whole.index(x) for x in one.tolist()]
+    assert places == sorted(places) and places != list(range(len(places)))
+    assert min(len(task.train) for task in long_tailed(numbered(2), 1e6, shuffled=False).tasks) >= 2  # one of each class, at least
+
+
+# The weights, in closed form -----------------------------------------------------------------------------------------------
+
+
+def test_weights_of_each_schedule_by_hand() -> None:
+    parts = Parts(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 2]), 2)  # label 0 comes in both tasks
+    at = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    likely = LabelShift(16.0).weights(at, parts)
+    by_label = torch.stack([likely[:, 0] + likely[:, 2], likely[:, 1], likely[:, 3]], 1)
+    expected = torch.tensor([[4, 1, 1 / 4], [2, 1, 1 / 2], [1, 1, 1], [1 / 4, 1, 4]], dtype=torch.float64)
+    torch.testing.assert_close(by_label, expected)
+    peaks = torch.tensor([0.125, 0.375, 0.625, 0.875], dtype=torch.float64)
+    comes = Gaussian(1.0).weights(peaks, parts)
+    assert comes.argmax(1).tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(comes[1] / comes[1, 1], torch.tensor([-0.5, 0, -0.5, -2], dtype=torch.float64).exp())
+    torch.testing.assert_close(
+        Transitions(0.5).weights(at, parts), torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0.5] * 4, [0, 0, 1, 1]]).double() / 2
+    )
+    blurred = Blurry((0,), 0.5, (0.25, 0.75)).weights(torch.tensor([0.1, 0.9], dtype=torch.float64), parts)
+    torch.testing.assert_close(blurred, torch.tensor([[0.625, 1, 0.125, 0], [0.375, 0, 0.875, 1]], dtype=torch.float64))
+    both = Both(Transitions(order=(0, 1, 0, 1)), Transitions(order=(0, 1, 1, 0, 1, 0)))
+    assert both.segments(parts) == 12
+
+
+def test_no_sample_crosses_a_jump() -> None:
+    y = torch.arange(3).repeat_interleave(40_000)
+    stream = drifting(from_tensors(y.float()[:, None], y, y[::40_000].float()[:, None], torch.arange(3), tasks=3), Transitions(), 3)
+    assert [session.samples.y.unique().tolist() for session in stream] == [[0], [1], [2]]
+
+
+def test_a_stream_has_four_sessions_for_each_segment_unless_told() -> None:
+    assert len(drifting(numbered(), Transitions())) == 12 and len(drifting(numbered(), Transitions(0.5))) == 20
+    assert len(drifting(numbered(), Transitions(0.5), 6, delay=6.0, straddle=True)) == 6
+    with pytest.raises(ValueError, match=r"delay must be from 0 to the number of sessions, 6, not 6\.1"):
+        drifting(numbered(), Transitions(0.5), 6, delay=6.1)
+
+
 # What a stream is --------------------------------------------------------------------------------------------------------
 
 
@@ -425,9 +508,33 @@ def test_a_run_learns_from_it_and_resumes() -> None:
         (lambda: Blurry((1,), 2.0), "blur is a share"),
         (lambda: drifting(numbered(), Transitions(order=(0, 1))), r"name each of the tasks 0 to 2, not \[0, 1\]"),
         (lambda: drifting(numbered(), Transitions(), 20), "don't divide evenly into the 3 segments of the schedule: take 18"),
-        (lambda: drifting(numbered(), Transitions(), 0), "at least 1 session"),
-        (lambda: drifting(numbered(), Transitions(0.5), 600), "would get none of the 159 samples: take fewer"),
-        (lambda: drifting(numbered(), Transitions(0.5), 6, 0), "session_size must be at least 1"),
+        (lambda: drifting(numbered(), Transitions(), 0), "sessions must be a whole number of at least 1, not 0"),
+        (lambda: drifting(numbered(), Transitions(), 2.5), "sessions must be a whole number"),
+        (lambda: drifting(numbered(), Transitions(0.5), 10**12), "1000000000000 sessions can't share 159 samples"),
+        (lambda: drifting(numbered(), Given(lambda at, n: torch.ones(len(at), 2))), r"must be a tensor of \(moments, parts\), "),
+        (lambda: drifting(numbered(), Given(lambda at, n: None), 6, 20), "not but a NoneType"),
+        (lambda: drifting(numbered(), Given(lambda at, n: at[:, None].expand(-1, n) - 0.5), 6, 20), "finite numbers from 0 up"),
+        (lambda: drifting(numbered(), Given(lambda at, n: (at[:, None] / 0).expand(-1, n)), 6), "finite numbers from 0 up"),
+        (
+            lambda: drifting(numbered(), Given(lambda at, n: (at < 0.7)[:, None].expand(-1, n) * 1.0), 10, 20),
+            "all 0 at the moment 0.75",
+        ),
+        (lambda: drifting(numbered(), Given(lambda at, n: torch.ones(len(at), n), 0)), "segments of Given must be a whole number"),
+        (lambda: drifting(numbered(), Nameless()), "make Nameless a dataclass"),
+        (
+            lambda: drifting(numbered(), Both(Transitions(order=(0, 1, 2)), Transitions(order=(1, 2, 0))), 3, 20),
+            "all 0 at the moment",
+        ),
+        (lambda: drifting(numbered(), Blurry((1,), 0.1, (0.5, 0.5))), "a share for each of the 3 tasks, not 2"),
+        (lambda: Blurry((1,), 0.1, (-1.0, 1.0, 1.0)), "shares are parts of a whole"),
+        (lambda: drifting(numbered(), Blurry((77,))), r"labels that the stream hasn't: \[77\]"),
+        (lambda: Stream("own", numbered().tasks, Numbers([-1]), boundaries=False).session(0), "numbered from 0 to 158"),
+        (
+            lambda: Stream("own", numbered().tasks, Numbers([]), boundaries=False).session(0),
+            "session 0 must draw a tensor of one or more",
+        ),
+        (lambda: drifting(numbered(), Transitions(0.5), 150), "would get none of the 159 samples: take fewer"),
+        (lambda: drifting(numbered(), Transitions(0.5), 6, 0), "session_size must be a whole number of at least 1"),
         (lambda: drifting(numbered(), Transitions(0.5), 6, delay=-1.0), "delay must be from 0 to the number of sessions, 6"),
         (lambda: drifting(numbered(), Both(Gaussian(), Blurry((), 0.0)), 3) and None, ""),
         (lambda: drifting(numbered(scenario="task"), Transitions(0.5), 6), "can't hide its boundaries"),
