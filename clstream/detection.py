@@ -7,6 +7,7 @@ the first alarm from b on, before the next boundary and at most `within` steps l
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,11 @@ from clstream.params import check_whole
 def delays(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> list[int | None]:
     """Return for each boundary the steps until it is detected; None for one that is not."""
     found: list[int | None] = []
-    ordered = sorted(boundaries)
+    heard, ordered = sorted(alarms), sorted(boundaries)
     for first, end in zip(ordered, [*ordered[1:], math.inf][: len(ordered)], strict=True):
         last = end if within is None else min(end, first + within + 1)
-        found.append(next((alarm - first for alarm in sorted(alarms) if first <= alarm < last), None))
+        place = bisect_left(heard, first)
+        found.append(heard[place] - first if place < len(heard) and heard[place] < last else None)
     return found
 
 

@@ -48,6 +48,7 @@ class Prequential:
         self.hits: list[Tensor] = []
         self.sizes: list[int] = []
         self.first = 0  # of this session's, among them
+        self.before = torch.zeros(2, dtype=torch.int64)  # hits and samples of the sessions before
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
@@ -72,10 +73,15 @@ class Prequential:
         hits = torch.stack(self.hits).cpu() if self.hits else torch.zeros(0, dtype=torch.int64)
         return hits, torch.tensor(self.sizes, dtype=torch.int64)
 
+    def _sums(self, first: int) -> Tensor:
+        """Return hits and samples since some batch: (2,), int64."""
+        hits = int(torch.stack(self.hits[first:]).sum()) if self.hits[first:] else 0
+        return torch.tensor([hits, sum(self.sizes[first:])])
+
     @property
     def accuracy(self) -> float:
         """The accuracy on all samples so far; NaN if there are none."""
-        return _accuracy(*self.counts)
+        return _share(self._sums(0))
 
     def curve(self, window: int = 100) -> Tensor:
         """Return the accuracy over the newest `window` batches that were asked, at each of them: (batches,), float64."""
@@ -87,9 +93,9 @@ class Prequential:
     @on(SessionEnded)
     def tell(self, event: SessionEnded) -> None:
         """Tell everyone."""
-        hits, sizes = self.counts
-        measured = PrequentialMeasured(_accuracy(hits[self.first :], sizes[self.first :]), _accuracy(hits, sizes))
-        self.first = len(sizes)
+        session = self._sums(self.first)
+        self.first, self.before = len(self.sizes), self.before + session
+        measured = PrequentialMeasured(_share(session), _share(self.before))
         if self.started.run is not None:
             self.started.run.watching.emit(measured)
 
@@ -102,7 +108,9 @@ class Prequential:
         device = self.started.stream.device or "cpu"
         self.hits = list(state["hits"].to(device).unbind())
         self.sizes, self.first = list(state["sizes"]), state["first"]
+        self.before = torch.stack([state["hits"][: self.first].sum(), torch.tensor(sum(self.sizes[: self.first]))])
 
 
-def _accuracy(hits: Tensor, sizes: Tensor) -> float:
-    return float(hits.sum()) / int(sizes.sum()) if len(sizes) else math.nan
+def _share(sums: Tensor) -> float:
+    hits, samples = sums.tolist()
+    return hits / samples if samples else math.nan

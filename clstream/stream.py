@@ -367,7 +367,7 @@ class Stream:
     def _like(self, **changes: object) -> Stream:
         """Return a copy with attributes that need no check; what was found out about the data stays known."""
         twin = copy(self)
-        for name in ("_pool", "_view"):  # these hold where the data is
+        for name in ("_pool", "view"):  # these hold where the data is
             vars(twin).pop(name, None)
         for name, value in changes.items():
             object.__setattr__(twin, name, value)

@@ -232,7 +232,7 @@ class TAME(Strategy):
         with isolated(0, "check"), torch.no_grad():
             try:
                 selector = with_outputs(first, 2).to(self.device).eval()
-                found = tuple(selector(torch.zeros(1, *shape, device=self.device)).shape)
+                found: object = tuple(selector(torch.zeros(1, *shape, device=self.device)).shape)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 found = str(error).splitlines()[0]
         if found != (1, 2):

@@ -277,6 +277,8 @@ def sorted_by(
     """Soft-sort samples of one's own by a feature: see `feature_drift`."""
     _check_share(name, softness, "softness")
     values, test_values = (_feature(name, part, feature) for part in (train, test))
+    if not bool(torch.cat([values, test_values]).isfinite().all()):
+        raise ValueError(f"{name}: the feature that samples are sorted by must be finite")
     rank = torch.empty_like(values)
     rank[values.argsort(stable=True)] = torch.arange(len(values), dtype=values.dtype)  # ties in the order of the data
     if not 1 <= tasks <= len(values):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clstream.bus import Bus, on
-from clstream.detection import delays, mean_delay, precision, recall
+from clstream.detection import Detection, delays, mean_delay, precision, recall
 from clstream.detectors import ShiftDetected, ShiftDetector
 
 LN2 = math.log(2)
@@ -88,6 +88,31 @@ def test_it_starts_anew_after_a_shift_and_waits_for_its_warmup() -> None:
     assert alarms.count(True) == 1 and alarms[20]
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("warmup", [0, 12])
+def test_alarms_and_thresholds_are_those_of_the_formulas_through_many_shifts(seed: int, warmup: int) -> None:
+    draw = np.random.default_rng(seed)
+    losses = [float(0.3 + 0.6 * math.exp(-t / 9) + 0.02 * draw.random()) for _ in range(8) for t in range(draw.integers(8, 60))]
+    made, ear = detector(start=LN2, window=15, warmup=warmup)
+    expected, window, smoothed, taken = [], [LN2], None, 0
+    for step, loss in enumerate(losses):
+        smoothed = loss if smoothed is None else 0.2 * loss + 0.8 * smoothed
+        threshold = np.mean(window) + 3 * max(np.std(window), 0.005)
+        if taken >= warmup and smoothed > threshold:
+            expected.append((step, smoothed, threshold))
+            window, smoothed, taken = [LN2], loss, 0
+        window, taken = [*window, loss][-15:], taken + 1
+        made.detect(loss)
+    assert len(expected) >= 3 and [event.step for event in ear.heard] == [step for step, _, _ in expected]
+    for event, (_, smoothed, threshold) in zip(ear.heard, expected, strict=True):
+        assert (event.smoothed, event.threshold) == (pytest.approx(smoothed), pytest.approx(threshold))
+
+
+def test_a_loss_right_at_the_threshold_is_no_shift() -> None:
+    made, ear = detector(start=0.5, window=5, alpha=1.0, deviations=0.0, floor=0.0)
+    assert not made.detect(0.5) and not ear.heard
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -111,6 +136,14 @@ def test_measures_of_detection_by_hand() -> None:
     assert recall(alarms, boundaries) == 2 / 3
     assert mean_delay(alarms, boundaries) == 27
     assert delays(alarms, boundaries, within=49) == [4, None, None]
+    assert delays(alarms, boundaries, within=50) == [4, None, 50]
+    observer = Detection(within=49)
+    observer.alarms, observer.boundaries = alarms, boundaries
+    assert observer.delays == [4, None, None]
+    assert (observer.measured.precision, observer.measured.recall, observer.measured.delay) == (1 / 4, 1 / 3, 4)
+    assert observer.measured.false_alarms == 3
+    with pytest.raises(ValueError, match="within must be a whole number of at least 0, not -1"):
+        Detection(within=-1)
     assert delays([100, 199, 200], [100, 200]) == [0, 0]
     assert math.isnan(precision([], [3])) and math.isnan(recall([3], [])) and math.isnan(mean_delay([1], [2]))
 

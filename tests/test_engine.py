@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from clstream.strategies import Finetune, Joint, Replay
+from clstream.strategies import Finetune, Joint, Refresh, Replay
 from clstream.streams import blobs, split_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -307,6 +307,7 @@ def test_refuses_what_does_not_fit() -> None:
         Finetune(Mlp((1, 8, 8), 4)),
         stream,
     )
+    refused(ValueError, r"Mlp can't take the inputs of example, \(1, 8, 8\)", Refresh(Finetune(Mlp(20, 6))), stream)
     refused(ValueError, r"Mlp can't take the inputs of example, \(1, 8, 8\)", Finetune(Mlp(20, 6)), stream)
     refused(ValueError, "there is no device 'warp'", good, stream, device="warp")
     refused(ValueError, "there is no device 'cuda:99'", good, stream, device="cuda:99")

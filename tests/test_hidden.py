@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from clstream import Batch, Event, RunStarted, Samples, SessionStarted, Strategy, Stream, Subset, Task, on, run
 from clstream.bus import Bus
 from clstream.checks import Checkpoints, Trace, difference, example_model, example_stream
+from clstream.detection import Detection, DetectionMeasured
 from clstream.evaluation import Evaluation
 from clstream.events import Evaluated
 from clstream.models import Mlp
+from clstream.prequential import Prequential, PrequentialMeasured
 from clstream.recording import RecordedStream, record
 from clstream.running import Run
 from clstream.strategy import needs
@@ -165,13 +167,45 @@ def model_for(stream: Stream) -> nn.Module:
 def test_nothing_that_a_strategy_is_given_leads_to_the_tasks(name: str) -> None:
     stream = HIDDEN[name]()
     strategy = Greedy(model_for(stream))
-    run(strategy, stream)
+    run(strategy, stream, Detection(), Prequential())  # observers measure against the truth, and tell observers
     kinds = {type(each) for each in strategy.given}
+    assert not {DetectionMeasured, PrequentialMeasured} & kinds
     assert {RunStarted, SessionStarted, Batch} <= kinds and Evaluated not in kinds and strategy.asked  # it was given what there is
     assert isinstance(strategy.given[0], RunStarted) and isinstance(strategy.given[0].stream, StreamView)
     assert strategy.given[0].run is None
     assert len(strategy.parts[0].heard) > len(stream)
     assert leaks(strategy, stream) == []
+
+
+def test_questions_are_mixed_over_tasks_and_answered_as_they_would_be_one_by_one() -> None:
+    class Asked(Strategy):
+        """Answers in a way of its own, and keeps what it is asked."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__(model)
+            self.questions: list[Tensor] = []
+
+        def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+            assert task is None
+            self.questions.append(x)
+            return super().scores(x)
+
+    y = torch.arange(6).repeat(700)
+    x = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(0)) + 3 * y[:, None]
+    stream = from_tensors(x, y, x, y, tasks=3, boundaries=False)
+    strategy = Asked(model_for(stream))
+    result = run(strategy, stream)
+    task_of = {tuple(row): task.id for task in stream.tasks for row in task.test.x.tolist()}
+    for asked in strategy.questions[1:]:  # the first is a single sample, of which only the shape of the answer counts
+        tasks = [task_of[tuple(row)] for row in asked.tolist()]
+        counts = torch.tensor(tasks).bincount(minlength=3)
+        assert int(counts.max() - counts.min()) <= 1 and tasks != sorted(tasks)
+    with torch.no_grad():
+        for task in stream.tasks:
+            answers = strategy.model(task.test.x)
+            inside = torch.full((6,), float("-inf")).index_fill(0, torch.tensor(task.classes), 0.0)
+            right = [float((each.argmax(1) == task.test.y).double().mean()) for each in (answers, answers + inside)]
+            assert [result.accuracy[-1, task.id].item(), result.task_accuracy[-1, task.id].item()] == right
 
 
 def test_the_search_finds_what_is_there() -> None:
