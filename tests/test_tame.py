@@ -25,6 +25,7 @@ from clstream.comparing import digest
 from clstream.detection import Detection
 from clstream.detectors import ShiftDetected
 from clstream.models import GrowingHead, LeNet, Mlp
+from clstream.params import Recorded
 from clstream.prequential import Prequential
 from clstream.pruning import magnitude_masks, parameter_counts, prunable
 from clstream.seeds import isolated
@@ -561,6 +562,37 @@ def test_saturated_sigmoids_are_said() -> None:
 def test_a_selector_that_tells_nothing_apart_is_said() -> None:
     with pytest.warns(UserWarning, match="selector sends all that it was trained on to one expert, after 5 trainings"):
         run(tame(selector_retrain_lr=1e6), moving([0, 1]))
+
+
+def test_a_model_that_no_selector_can_be_made_of_is_refused_before_anything_is_learned() -> None:
+    class HeadFirst(nn.Module):
+        """Its head is not the last of its linear layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(8, 4), nn.Linear(14, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).relu())
+
+    with pytest.raises(ValueError, match="can't make a selector of HeadFirst: with two outputs it answers one sample with mat1"):
+        run(TAME(HeadFirst()), moving([0, 1]))
+    run(TAME(HeadFirst(), selector="mlp"), moving([0]), max_sessions=1)
+
+    class Sized(Recorded, nn.Module):
+        """Knows how it was built, by other names than the models of clstream."""
+
+        def __init__(self, width: int = 8, outputs: int = 4) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(14, width), nn.ReLU(), nn.Linear(width, outputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    with isolated(0, "model"):
+        strategy = TAME(Sized(), partial(SGD, lr=0.1, momentum=0.9), window=20, selector_epochs=30, retrain_epochs=8)
+    run(strategy, moving([0, 1]))
+    assert len(strategy.experts) == 2 and strategy.selecting()[0].net[2].out_features == 2
 
 
 def test_a_strategy_that_has_learned_keeps_its_classes() -> None:
