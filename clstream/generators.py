@@ -36,7 +36,7 @@ class ChunkGenerator(nn.Module):
     def __init__(self, size: int, chunk: int, task_size: int, chunk_size: int, chunk_std: float | None = 1.0) -> None:
         super().__init__()
         check_whole(1, size=size, chunk=chunk, task_size=task_size, chunk_size=chunk_size)
-        self.size, self.number, self.into = size, -(-size // chunk), task_size + chunk_size
+        self.size, self.chunk, self.number, self.into = size, chunk, -(-size // chunk), task_size + chunk_size
         drawn = None if chunk_std is None else nn.Parameter(chunk_std * torch.randn(self.number, chunk_size))
         self.register_parameter("chunks", drawn)
 
@@ -105,23 +105,27 @@ class LstmGenerator(ChunkGenerator):
     ) -> None:
         super().__init__(size, chunk, task_size, chunk_size, chunk_std)
         check_whole(1, hidden=hidden)
-        self.lstm = nn.LSTM(self.into, hidden)
+        self.weight_ih, self.weight_hh = (nn.Parameter(torch.empty(4 * hidden, into)) for into in (self.into, hidden))
+        self.bias_ih, self.bias_hh = (nn.Parameter(torch.zeros(4 * hidden)) for _ in range(2))
         self.output = nn.Linear(hidden, chunk)
         with torch.no_grad():
-            for gate in (*self.lstm.weight_ih_l0.split(hidden), *self.lstm.weight_hh_l0.split(hidden), self.output.weight):
+            for gate in (*self.weight_ih.split(hidden), *self.weight_hh.split(hidden), self.output.weight):
                 nn.init.xavier_uniform_(gate)
-            for bias in (self.lstm.bias_ih_l0, self.lstm.bias_hh_l0, self.output.bias):
-                nn.init.zeros_(bias)
+            nn.init.zeros_(self.output.bias)
 
     def forward(self, embeddings: Tensor, chunks: Tensor | None = None) -> Tensor:
         """Map (tasks, task_size) embeddings to (tasks, size) weights; chunks: (tasks, number, chunk_size), or None for its own."""
-        states, _ = self.lstm(self.inputs(embeddings, chunks).transpose(0, 1))
+        # what nn.LSTM calls; that module has a list of its weights where those of a functional_call stay, also in a checkpoint
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        start = embeddings.new_zeros(1, len(embeddings), self.weight_hh.shape[1])
+        inputs = self.inputs(embeddings, chunks).transpose(0, 1)
+        states: Tensor = torch.lstm(inputs, (start, start), weights, True, 1, 0.0, self.training, False, False)[0]
         made: Tensor = self.output(states.transpose(0, 1))
         return made.flatten(1)[:, : self.size]
 
     def recurrent(self) -> dict[str, nn.Parameter]:
         """Return the weights and biases from state to state, by name."""
-        return {name: weight for name, weight in self.named_parameters() if "_hh_" in name}
+        return {name: weight for name, weight in self.named_parameters() if name.endswith("_hh")}
 
 
 class Target:

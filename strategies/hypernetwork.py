@@ -346,7 +346,7 @@ class Hypernetwork(Strategy):
         squares = errors.square()
         if self.weighing is not None:
             squares = squares * (self.weighing if rows is None else self.weighing[rows.to(errors.device)])
-        penalty = self.beta / len(held) * squares.sum()
+        penalty: Tensor = self.beta / len(held) * squares.sum()
         moving = [vector for each in held for vector in vectors(each)] if self.moving else []
         slopes = torch.autograd.grad(penalty, [*theta.values(), *moving])
         for weight, slope in zip([*here.values(), *moving], slopes, strict=True):
@@ -356,8 +356,9 @@ class Hypernetwork(Strategy):
     @torch.no_grad()
     def before(self, rows: Tensor | None) -> Tensor:
         """Return (old tasks, weights), or some rows of it: what was made for old tasks when this one began."""
-        if self.goals is not None:
-            return self.goals if rows is None else self.goals[rows.to(self.goals.device)]
+        goals = self.goals
+        if goals is not None:
+            return goals if rows is None else goals[rows.to(goals.device)]
         assert self.past is not None
         embeddings, chunks = (each if each is None or rows is None else each[rows.to(each.device)] for each in self.past_inputs)
         made: Tensor = self.past(embeddings, chunks)
