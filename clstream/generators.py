@@ -22,6 +22,10 @@ from clstream.params import check_whole
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
+Made = tuple[Tensor, Tensor, Tensor]
+"""What weights are made of: (tasks, number, width) states, and weight and bias of the last layer."""
+
+
 class ChunkGenerator(nn.Module):
     """What both have: the chunks' embeddings, and the way from embeddings to rows and from chunks to weights.
 
@@ -32,6 +36,8 @@ class ChunkGenerator(nn.Module):
         chunk_std: of the normal that the chunks' embeddings are drawn from. None: there are none, each call brings its own.
 
     """
+
+    output: nn.Linear
 
     def __init__(self, size: int, chunk: int, task_size: int, chunk_size: int, chunk_std: float | None = 1.0) -> None:
         super().__init__()
@@ -47,6 +53,32 @@ class ChunkGenerator(nn.Module):
             assert shared is not None
             chunks = shared.expand(len(embeddings), -1, -1)
         return torch.cat([embeddings[:, None].expand(-1, self.number, -1), chunks], 2)
+
+    def made(self, states: Tensor) -> Tensor:
+        """Return (tasks, size) weights from (tasks, number, width) states."""
+        chunks: Tensor = self.output(states)
+        return chunks.flatten(1)[:, : self.size]
+
+
+def squared_distance(one: Made, two: Made, size: int) -> Tensor:
+    """Return the sum of squares of the differences between two sets of weights, which are not made for it.
+
+    They are linear in a few states: the difference of two chunks is (A - A') s + (b - b') + A' (s - s'), a matrix times a vector.
+    The sum of its squares needs no more of the matrix than the products of its columns, and those don't depend on how many chunks
+    are made. Nothing large is subtracted from something large.
+
+    Args:
+        one, two: (tasks, number, width) states, and weight and bias of the last layer.
+        size: how many weights there are of each task: the last chunk counts as far as it is used.
+
+    """
+    (states, weight, bias), (before, old_weight, old_bias) = one, two
+    columns = torch.cat([weight - old_weight, (bias - old_bias)[:, None], old_weight], 1)
+    rows = torch.cat([states, torch.ones_like(states[..., :1]), states - before], 2)
+    used, left = columns.tensor_split([size - (states.shape[1] - 1) * len(weight)])
+    last = used.T @ used
+    full = last + left.T @ left
+    return (rows @ full).mul(rows)[:, :-1].sum() + (rows[:, -1] @ last).mul(rows[:, -1]).sum()
 
 
 class MlpGenerator(ChunkGenerator):
@@ -83,10 +115,13 @@ class MlpGenerator(ChunkGenerator):
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, embeddings: Tensor, chunks: Tensor | None = None) -> Tensor:
-        """Map (tasks, task_size) embeddings to (tasks, size) weights; chunks: (tasks, number, chunk_size), or None for its own."""
-        made: Tensor = self.output(self.hidden(self.inputs(embeddings, chunks)))
-        return made.flatten(1)[:, : self.size]
+    def forward(self, embeddings: Tensor, chunks: Tensor | None = None, made: bool = True) -> Tensor:
+        """Map (tasks, task_size) embeddings, and (tasks, number, chunk_size) or its own, to (tasks, size) weights.
+
+        If they are not to be made, to (tasks, number, width) states: what the last layer makes them of.
+        """
+        states: Tensor = self.hidden(self.inputs(embeddings, chunks))
+        return self.made(states) if made else states
 
 
 class LstmGenerator(ChunkGenerator):
@@ -113,15 +148,17 @@ class LstmGenerator(ChunkGenerator):
                 nn.init.xavier_uniform_(gate)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, embeddings: Tensor, chunks: Tensor | None = None) -> Tensor:
-        """Map (tasks, task_size) embeddings to (tasks, size) weights; chunks: (tasks, number, chunk_size), or None for its own."""
+    def forward(self, embeddings: Tensor, chunks: Tensor | None = None, made: bool = True) -> Tensor:
+        """Map (tasks, task_size) embeddings, and (tasks, number, chunk_size) or its own, to (tasks, size) weights.
+
+        If they are not to be made, to (tasks, number, width) states: what the last layer makes them of.
+        """
         # what nn.LSTM calls; that module has a list of its weights where those of a functional_call stay, also in a checkpoint
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         start = embeddings.new_zeros(1, len(embeddings), self.weight_hh.shape[1])
         inputs = self.inputs(embeddings, chunks).transpose(0, 1)
-        states: Tensor = torch.lstm(inputs, (start, start), weights, True, 1, 0.0, self.training, False, False)[0]
-        made: Tensor = self.output(states.transpose(0, 1))
-        return made.flatten(1)[:, : self.size]
+        states: Tensor = torch.lstm(inputs, (start, start), weights, True, 1, 0.0, self.training, False, False)[0].transpose(0, 1)
+        return self.made(states) if made else states
 
     def recurrent(self) -> dict[str, nn.Parameter]:
         """Return the weights and biases from state to state, by name."""

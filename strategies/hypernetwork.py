@@ -15,7 +15,9 @@ hold        L_reg = beta / (t - 1) sum over old tasks j of |W*_j - h(e_j; Theta 
 step        on the gradients of both; that of L_reg passes through Theta + dTheta as through Theta, and e_t has that of L_task alone
 
 The optimizers of Theta and of e_t are made anew for each task. e_t is frozen when its task is over. All old tasks go through the
-generator in one batch. Batch norm has running statistics for each task. The number of tasks is not needed beforehand.
+generator in one batch; where they are many, L_reg comes from their states before its last layer, which is linear
+(`squared_distance`): the same sum, at a cost that hardly grows with their number. Batch norm has running statistics for each
+task. The number of tasks is not needed beforehand.
 
 Answers: with the task given, its network and its own classes. Without (HNET+ENT), each sample is put to the networks of all tasks
 so far, and the one whose answer has the least entropy answers. A task of one class has no entropy, and takes every sample.
@@ -42,7 +44,6 @@ Measured: see `docs/hypernetworks.md` (anchors `hnet-split-mnist`, `hnet-split-m
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -55,7 +56,7 @@ from torch.optim import Adam
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, TaskEnded, TaskStarted
 from clstream.fisher import diagonal_fisher
-from clstream.generators import LstmGenerator, MlpGenerator, Target
+from clstream.generators import LstmGenerator, Made, MlpGenerator, Target, squared_distance
 from clstream.params import check_whole
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
@@ -96,7 +97,8 @@ class Hypernetwork(Strategy):
         old_tasks: how many old tasks are held at each step, drawn anew. None: all.
         old_embeddings: "frozen" or "learned": whether embeddings of old tasks move with the regulariser.
         held_heads: "all" or "own": whether outputs of other tasks' classes are held in an old task's network.
-        targets: "cached" (the weights of each old task) or "recomputed" (at each step, from a copy of the generator).
+        targets: "recomputed" (at each step, from what they are made of; where they are many and nothing is weighed, distances are
+            had without them) or "cached" (the weights of each old task).
         importance: "none", "fisher" or "normalised": what the squares of the regulariser are weighed by.
         fisher_samples: samples of each session that the Fisher is over, drawn at random. None: all.
         growth: store the generator with each task, but for the LSTM's recurrent weights; only for "lstm", without regulariser.
@@ -131,7 +133,7 @@ class Hypernetwork(Strategy):
         old_tasks: int | None = None,
         old_embeddings: str = "frozen",
         held_heads: str = "all",
-        targets: str = "cached",
+        targets: str = "recomputed",
         importance: str = "none",
         fisher_samples: int | None = None,
         growth: bool = False,
@@ -144,7 +146,7 @@ class Hypernetwork(Strategy):
             chunks=(chunks, ("shared", "own")),
             old_embeddings=(old_embeddings, ("frozen", "learned")),
             held_heads=(held_heads, ("all", "own")),
-            targets=(targets, ("cached", "recomputed")),
+            targets=(targets, ("recomputed", "cached")),
             importance=(importance, ("none", "fisher", "normalised")),
             head=(head, ("own", "shared")),
         )
@@ -181,9 +183,8 @@ class Hypernetwork(Strategy):
         self.tasks: dict[int, Known] = {}  # by id
         self.current: Known | None = None
         self.old: list[Known] = []  # those that are held
-        self.past: nn.Module | None = None  # the generator when the task began, and what it was given
-        self.past_inputs: tuple[Tensor | None, ...] = ()
-        self.goals: Tensor | None = None  # (old tasks, weights), what it made then
+        self.past: Made | None = None  # what old tasks' weights were made of when the task began
+        self.goals: Tensor | None = None  # or (old tasks, weights), themselves
         self.weighing: Tensor | None = None  # (old tasks, weights), how much each counts; None: 1
         self.made: dict[int, dict[str, Tensor]] = {}  # the networks that answer, by task; made when they are asked
 
@@ -275,12 +276,12 @@ class Hypernetwork(Strategy):
 
     @torch.no_grad()
     def look_back(self) -> None:
-        """Keep what is made for old tasks as it is now, or what makes it, and how much each weight of it counts."""
+        """Keep what is made for old tasks as it is now, or what it is made of, and how much each weight of it counts."""
         if self.targets == "cached":
             self.goals = self.weights(self.old)
         else:
-            self.past = deepcopy(self.generator).requires_grad_(False)
-            self.past_inputs = tuple(each if each is None else each.detach().clone() for each in self.inputs(self.old))
+            output = self.generator.output
+            self.past = self.generator(*self.inputs(self.old), False), output.weight.clone(), output.bias.clone()
         rows: list[Tensor] = []
         if self.importance != "none":
             rows = [each.fisher for each in self.old if each.fisher is not None]
@@ -332,7 +333,7 @@ class Hypernetwork(Strategy):
         return total
 
     def hold(self) -> Tensor:
-        """Add the gradients of the regulariser, and return it, detached."""
+        """Add the gradients of the regulariser, and return it."""
         here = dict(self.generator.named_parameters())
         theta = self.ahead() if self.lookahead else {name: weight.detach().clone() for name, weight in here.items()}
         for weight in theta.values():
@@ -341,28 +342,38 @@ class Hypernetwork(Strategy):
         if self.old_tasks is not None and self.old_tasks < len(self.old):
             rows = torch.randperm(len(self.old), generator=self.random)[: self.old_tasks]
         held = self.old if rows is None else [self.old[row] for row in rows.tolist()]
-        embeddings, chunks = self.inputs(held)
-        errors = functional_call(self.generator, theta, (embeddings, chunks)) - self.before(rows)
-        squares = errors.square()
-        if self.weighing is not None:
-            squares = squares * (self.weighing if rows is None else self.weighing[rows.to(errors.device)])
-        penalty: Tensor = self.beta / len(held) * squares.sum()
-        moving = [vector for each in held for vector in vectors(each)] if self.moving else []
-        slopes = torch.autograd.grad(penalty, [*theta.values(), *moving])
-        for weight, slope in zip([*here.values(), *moving], slopes, strict=True):
-            weight.grad = slope if weight.grad is None else weight.grad.add_(slope)
+        wanted = [*here.values(), *(vector for each in held for vector in vectors(each) if self.moving)]
+        places = [*theta.values(), *wanted[len(theta) :]]
+        penalty: Tensor
+        weight = self.beta / len(held)
+        if self.past is not None and self.weighing is None and len(held) * self.generator.number > 4 * self.past[0].shape[2]:
+            states = functional_call(self.generator, theta, (*self.inputs(held), False))
+            now = states, theta["output.weight"], theta["output.bias"]
+            penalty = weight * squared_distance(now, self.before(rows), self.target.size)
+            slopes = torch.autograd.grad(penalty, places)
+        else:
+            made = functional_call(self.generator, theta, self.inputs(held))
+            errors = made.detach() - self.goals_of(rows)
+            weighed = errors if self.weighing is None else errors * chosen(self.weighing, rows)
+            penalty = weight * (errors * weighed).sum()
+            slopes = torch.autograd.grad(made, places, 2 * weight * weighed)
+        for parameter, slope in zip(wanted, slopes, strict=True):
+            parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
         return penalty.detach()
 
-    @torch.no_grad()
-    def before(self, rows: Tensor | None) -> Tensor:
-        """Return (old tasks, weights), or some rows of it: what was made for old tasks when this one began."""
-        goals = self.goals
-        if goals is not None:
-            return goals if rows is None else goals[rows.to(goals.device)]
+    def before(self, rows: Tensor | None) -> Made:
+        """Return what old tasks' weights, or those of some rows, were made of when this task began."""
         assert self.past is not None
-        embeddings, chunks = (each if each is None or rows is None else each[rows.to(each.device)] for each in self.past_inputs)
-        made: Tensor = self.past(embeddings, chunks)
-        return made
+        states, weight, bias = self.past
+        return chosen(states, rows), weight, bias
+
+    @torch.no_grad()
+    def goals_of(self, rows: Tensor | None) -> Tensor:
+        """Return (old tasks, weights), or some rows of it: what was made for old tasks when this one began."""
+        if self.goals is not None:
+            return chosen(self.goals, rows)
+        states, weight, bias = self.before(rows)
+        return F.linear(states, weight, bias).flatten(1)[:, : self.target.size]
 
     @torch.no_grad()
     def ahead(self) -> dict[str, Tensor]:
@@ -454,7 +465,7 @@ class Hypernetwork(Strategy):
             "embeddings": count(vector for each in tasks for vector in vectors(each)),
             "statistics": count(buffer for each in tasks for buffer in each.statistics.values()),
             "copies": count(value for each in tasks for value in each.copy.values()),
-            "targets": count([self.goals, *([] if self.past is None else [*self.past.parameters(), *self.past_inputs])]),
+            "targets": count([self.goals, *(self.past or ())]),
             "importance": count([self.weighing, *(each.fisher for each in tasks)]),
             "optimizers": count(value for value in states if isinstance(value, Tensor)),
             "unused": self.target.size,
@@ -470,6 +481,11 @@ def entropy(logits: Tensor) -> Tensor:
     """Return (n,), the entropy of the softmax of each row, also where a probability is too small for a float."""
     logs = logits.log_softmax(1)
     return -(logs.exp() * logs).sum(1)
+
+
+def chosen(rows: Tensor, which: Tensor | None) -> Tensor:
+    """Return some rows of a tensor, or all."""
+    return rows if which is None else rows[which.to(rows.device)]
 
 
 def vectors(known: Known) -> list[nn.Parameter]:

@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam
 from clstream import BatchReady, Samples, Stream, TaskEnded, TaskStarted, metrics, on, run
 from clstream.checks import check_strategy, example_model, example_stream
 from clstream.evaluation import evaluating
-from clstream.generators import LstmGenerator, MlpGenerator, Target
+from clstream.generators import LstmGenerator, MlpGenerator, Target, squared_distance
 from clstream.models import Mlp
 from clstream.seeds import isolated
 
@@ -154,6 +154,19 @@ def test_tasks_are_made_together_as_each_by_itself(kind: Any) -> None:
     assert one.number == 1 and one(embeddings).shape == (4, 95)
 
 
+@pytest.mark.parametrize("size", [81, 95, 100])
+@pytest.mark.parametrize("far", [1.0, 1e-5])
+def test_distances_without_making_weights(size: int, far: float) -> None:
+    """Between weights that are far from each other, and between some that are nearly the same, where roundings would show."""
+    torch.manual_seed(0)
+    states, weight, bias = torch.randn(3, 5, 6), torch.randn(20, 6), torch.randn(20)
+    moved = tuple(each + far * torch.randn_like(each) for each in (states, weight, bias))
+    one, two = (F.linear(*(part.double() for part in made)).flatten(1)[:, :size] for made in (moved, (states, weight, bias)))
+    expected = (one - two).square().sum().item()
+    found = squared_distance(moved, (states, weight, bias), size).item()
+    assert found == pytest.approx(expected, rel=1e-4 if far == 1.0 else 0.02)
+
+
 def test_initial_weights() -> None:
     """Xavier's uniform in all matrices, the output's too, biases of zero, normal embeddings: what the target's weights rest on."""
     torch.manual_seed(0)
@@ -226,8 +239,12 @@ def test_looking_ahead_is_what_the_optimizer_would_do_and_moves_nothing(batches:
         {"importance": "normalised"},
         {"old_embeddings": "learned"},
         {"chunks": "own", "old_embeddings": "learned"},
-        {"targets": "recomputed"},
+        {"targets": "cached"},
+        {"importance": "fisher", "beta": 100.0, "targets": "cached"},
         {"generator": "lstm", "hidden": (16,)},
+        {"hidden": (2,)},  # narrow ones: no weights are made for the distances
+        {"hidden": (2,), "chunks": "own", "old_embeddings": "learned"},
+        {"generator": "lstm", "hidden": (2,)},
     ],
     ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()) or "default",
 )
@@ -244,7 +261,7 @@ def test_a_step_by_hand(options: dict[str, Any], lookahead: bool) -> None:
         chunks = None if known.chunks is None else known.chunks[None]
         return functional_call(generator, dict(zip(names, weights, strict=True)), (known.embedding[None], chunks))[0]
 
-    goals = strategy.goals if strategy.goals is not None else strategy.past(*strategy.past_inputs)
+    goals = strategy.goals_of(None)
     network = twin.target.named(made(now, theta))
     outputs = functional_call(twin.model, network, (batch.samples.x,))
     task_loss = F.cross_entropy(outputs[:, [4, 5]], batch.samples.y - 4)
@@ -288,11 +305,11 @@ def test_a_step_by_hand(options: dict[str, Any], lookahead: bool) -> None:
 
 def test_a_subset_of_old_tasks_is_drawn_anew_and_divided_by_its_number() -> None:
     strategy, _ = at_second_task(task=2, old_tasks=1, lookahead=False, beta=3.0)
-    errors = (strategy.weights(strategy.old) - strategy.goals).square().sum(1).mul(3.0).tolist()
+    errors = (strategy.weights(strategy.old) - strategy.goals_of(None)).square().sum(1).mul(3.0).tolist()
     found = {round(strategy.hold().item(), 9) for _ in range(40)}
     assert sorted(found) == pytest.approx(sorted(errors), rel=1e-5) and len(found) == 2
     more = at_second_task(task=2, old_tasks=7, lookahead=False, beta=3.0)[0]
-    assert more.hold().item() == pytest.approx((more.weights(more.old) - more.goals).square().sum().item() * 1.5)
+    assert more.hold().item() == pytest.approx((more.weights(more.old) - more.goals_of(None)).square().sum().item() * 1.5)
 
 
 def test_gradients_are_clipped_all_together() -> None:
@@ -332,32 +349,31 @@ def test_old_embeddings_move_where_they_are_learned() -> None:
     assert torch.equal(kept[2], strategy.tasks[2].embedding)
 
 
-def test_goals_are_the_weights_that_answered_when_the_last_task_ended_and_stay_for_a_task() -> None:
+@pytest.mark.parametrize("targets", ["cached", "recomputed"])
+def test_goals_are_the_weights_that_answered_when_the_last_task_ended_and_stay_for_a_task(targets: str) -> None:
     ended: dict[int, Tensor] = {}
-    strategy = built()
+    strategy = built(targets=targets)
 
     def note(number: int) -> None:
-        if number:
-            assert strategy.goals is not None and torch.equal(strategy.goals[: len(ended)], ended[number - 1])
+        look(number)
         ended[number] = strategy.weights(list(strategy.tasks.values())).detach()
 
     def look(number: int) -> None:
         if number:
-            assert strategy.goals is not None and len(strategy.goals) == number
-            assert torch.equal(strategy.goals, ended[number - 1])
+            assert torch.equal(strategy.goals_of(None), ended[number - 1])
 
     run(strategy, example_stream(), Watching(start=look, end=note))
     assert len(ended) == 3
 
 
 def test_recomputed_goals_give_the_same_run() -> None:
-    cached, again = built(beta=1.0), built(beta=1.0, targets="recomputed")
+    cached, again = (built(beta=1.0, hidden=(2,), targets=targets) for targets in ("cached", "recomputed"))
     for strategy in (cached, again):
         run(strategy, example_stream())
     for one, two in zip(cached.generator.parameters(), again.generator.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-4)
     assert cached.memory()["targets"] == 2 * 2278
-    assert again.memory()["targets"] == count(again.generator) + 2 * 8
+    assert again.memory()["targets"] == 2 * 5 * 2 + 500 * 3
 
 
 def test_both_optimizers_are_new_for_each_task() -> None:
@@ -593,7 +609,7 @@ def test_growth_keeps_old_answers_bit_for_bit() -> None:
     with evaluating(strategy):
         for task in stream.tasks[1:]:
             assert torch.equal(answers[task.id], strategy.scores(task.test.x, task))
-    assert strategy.goals is None and not strategy.memory()["targets"]
+    assert not strategy.memory()["targets"]
 
 
 def test_a_grown_task_that_comes_again_goes_on_with_its_copy() -> None:
@@ -618,7 +634,7 @@ def test_memory_counts_what_is_held() -> None:
         "embeddings": 3 * (8 + 8 * number),
         "statistics": 0,
         "copies": 0,
-        "targets": 2 * 2278,
+        "targets": 2 * 10 * number + 500 * 11,
         "importance": 0,
         "optimizers": 2 * (generator + 8 + 8 * number) + len(list(strategy.generator.parameters())) + 2,
         "unused": 2278,
@@ -651,8 +667,8 @@ def test_a_task_that_comes_again_is_not_held_and_the_others_are() -> None:
     [
         LSTM | {"importance": "fisher", "beta": 10.0, "fisher_samples": 20},
         LSTM | {"growth": True},
-        {"targets": "recomputed", "old_tasks": 1, "old_embeddings": "learned", "chunks": "own", "held_heads": "own", "clip": 1.0},
-        {"lookahead": False, "optimizer": partial(SGD, lr=0.01, momentum=0.9)},
+        {"targets": "cached", "old_tasks": 1, "old_embeddings": "learned", "chunks": "own", "held_heads": "own", "clip": 1.0},
+        {"lookahead": False, "hidden": (2,), "optimizer": partial(SGD, lr=0.01, momentum=0.9)},
     ],
     ids=["lstm, fisher", "lstm, growth", "all at once", "no lookahead, SGD"],
 )
@@ -677,7 +693,7 @@ def test_the_contract_with_batch_norm(check: str) -> None:
         ({"chunks": "none"}, "chunks must be shared or own"),
         ({"old_embeddings": "moving"}, "old_embeddings must be frozen or learned"),
         ({"held_heads": "none"}, "held_heads must be all or own"),
-        ({"targets": "kept"}, "targets must be cached or recomputed"),
+        ({"targets": "kept"}, "targets must be recomputed or cached"),
         ({"importance": "si"}, "importance must be none, fisher or normalised"),
         ({"head": "growing"}, "head must be own or shared"),
         ({"activation": "gelu"}, "activation must be one of relu, elu"),
