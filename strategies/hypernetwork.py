@@ -344,7 +344,6 @@ class Hypernetwork(Strategy):
         held = self.old if rows is None else [self.old[row] for row in rows.tolist()]
         wanted = [*here.values(), *(vector for each in held for vector in vectors(each) if self.moving)]
         places = [*theta.values(), *wanted[len(theta) :]]
-        penalty: Tensor
         weight = self.beta / len(held)
         if self.past is not None and self.weighing is None and len(held) * self.generator.number > 4 * self.past[0].shape[2]:
             states = functional_call(self.generator, theta, (*self.inputs(held), False))
@@ -352,7 +351,7 @@ class Hypernetwork(Strategy):
             penalty = weight * squared_distance(now, self.before(rows), self.target.size)
             slopes = torch.autograd.grad(penalty, places)
         else:
-            made = functional_call(self.generator, theta, self.inputs(held))
+            made: Tensor = functional_call(self.generator, theta, self.inputs(held))
             errors = made.detach() - self.goals_of(rows)
             weighed = errors if self.weighing is None else errors * chosen(self.weighing, rows)
             penalty = weight * (errors * weighed).sum()
