@@ -335,7 +335,7 @@ class Hypernetwork(Strategy):
     def hold(self) -> Tensor:
         """Add the gradients of the regulariser, and return it."""
         here = dict(self.generator.named_parameters())
-        theta = self.ahead() if self.lookahead else {name: weight.detach().clone() for name, weight in here.items()}
+        theta = self.ahead() if self.lookahead else {name: weight.detach() for name, weight in here.items()}
         for weight in theta.values():
             weight.requires_grad_()
         rows = None
@@ -344,18 +344,18 @@ class Hypernetwork(Strategy):
         held = self.old if rows is None else [self.old[row] for row in rows.tolist()]
         wanted = [*here.values(), *(vector for each in held for vector in vectors(each) if self.moving)]
         places = [*theta.values(), *wanted[len(theta) :]]
-        weight = self.beta / len(held)
+        factor = self.beta / len(held)
         if self.past is not None and self.weighing is None and len(held) * self.generator.number > 4 * self.past[0].shape[2]:
             states = functional_call(self.generator, theta, (*self.inputs(held), False))
             now = states, theta["output.weight"], theta["output.bias"]
-            penalty = weight * squared_distance(now, self.before(rows), self.target.size)
+            penalty = factor * squared_distance(now, self.before(rows), self.target.size)
             slopes = torch.autograd.grad(penalty, places)
         else:
             made: Tensor = functional_call(self.generator, theta, self.inputs(held))
             errors = made.detach() - self.goals_of(rows)
             weighed = errors if self.weighing is None else errors * chosen(self.weighing, rows)
-            penalty = weight * (errors * weighed).sum()
-            slopes = torch.autograd.grad(made, places, 2 * weight * weighed)
+            penalty = factor * (errors * weighed).sum()
+            slopes = torch.autograd.grad(made, places, 2 * factor * weighed)
         for parameter, slope in zip(wanted, slopes, strict=True):
             parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
         return penalty.detach()
