@@ -285,7 +285,7 @@ class Hypernetwork(Strategy):
         rows: list[Tensor] = []
         if self.importance != "none":
             rows = [each.fisher for each in self.old if each.fisher is not None]
-            rows = [row / row.mean() for row in rows] if self.importance == "normalised" else rows
+            rows = [row / row.mean().clamp(min=1e-30) for row in rows] if self.importance == "normalised" else rows
         elif self.held_heads == "own" and self.own_head:
             rows = [self.target.own(each.columns) for each in self.old]
         self.weighing = torch.stack(rows) if rows else None
@@ -473,6 +473,8 @@ class Hypernetwork(Strategy):
 
 def own_losses(known: Known, outputs: Tensor, y: Tensor) -> Tensor:
     """Return (n,), the cross-entropy of a task's own classes, from (n, outputs) and labels."""
+    if outputs.shape[1] < len(known.columns):
+        raise ValueError(f"the network has {outputs.shape[1]} outputs, too few for a task of {len(known.columns)} classes")
     return F.cross_entropy(outputs[:, known.columns], (y[:, None] == known.classes).long().argmax(1), reduction="none")
 
 

@@ -581,6 +581,18 @@ def test_the_fisher_of_some_samples() -> None:
     assert not torch.allclose(few, whole, rtol=1e-2, atol=1e-9)
 
 
+@pytest.mark.parametrize("importance", ["fisher", "normalised"])
+def test_a_task_of_one_class_has_no_fisher(importance: str) -> None:
+    """Its loss is 0 whatever the weights are: what was made for it isn't held, and nothing is divided by 0."""
+    base = example_stream()
+    only = base.tasks[0].train[base.tasks[0].train.y == 0]
+    first = type(base.tasks[0])(0, (0,), only, only)
+    second = type(base.tasks[0])(1, (2, 3), base.tasks[1].train, base.tasks[1].test)
+    strategy = learned(Stream("one class", [first, second], batch_size=8), importance=importance)
+    assert strategy.tasks[0].fisher is not None and not bool(strategy.tasks[0].fisher.any())
+    assert bool(strategy.tasks[1].fisher.any())
+
+
 # Growth
 
 
@@ -723,5 +735,7 @@ def test_models_are_refused() -> None:
         built(example_model().requires_grad_(False))
     with pytest.raises(ValueError, match="Conv1d has none"):
         built(nn.Conv1d(1, 6, 1), held_heads="own")
+    with pytest.raises(ValueError, match="the network has 1 outputs, too few for a task of 2 classes"):
+        run(built(Mlp((1, 8, 8), 1), head="shared"), example_stream())
     with pytest.raises(TypeError, match="can't carry regularisers"):
         built().carry(EWCPenalty(1.0))
