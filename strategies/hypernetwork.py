@@ -455,7 +455,11 @@ class Hypernetwork(Strategy):
         return made[0]
 
     def memory(self) -> dict[str, int]:
-        """Return how many numbers are held, by what for: to answer (the first four), to learn on, and unused."""
+        """Return how many numbers are held, by what for: to answer (the first four), to learn on, and beside.
+
+        `made` are the networks of all tasks, from when answers are asked for until something is learned; `unused` is the model
+        that was given.
+        """
         tasks = list(self.tasks.values())
         optimizers = (self.optimizer, *([self.embedding_optimizer] if tasks else []))
         states = [value for each in optimizers for held in each.state.values() for value in held.values()]
@@ -467,6 +471,7 @@ class Hypernetwork(Strategy):
             "targets": count([self.goals, *(self.past or ())]),
             "importance": count([self.weighing, *(each.fisher for each in tasks)]),
             "optimizers": count(value for value in states if isinstance(value, Tensor)),
+            "made": count(weight for each in self.made.values() for weight in each.values()),
             "unused": self.target.size,
         }
 

@@ -574,6 +574,27 @@ def test_the_fisher_of_what_was_made(sessions: int) -> None:
         assert strategy.tasks[0].samples == 60
 
 
+def test_the_fisher_is_of_the_network_with_the_statistics_of_its_task() -> None:
+    stream = example_stream((0,), epochs=3, batch_size=20)
+    strategy = built(Normed(), importance="fisher")
+    run(strategy, stream)
+    known, samples, total = strategy.tasks[0], stream.tasks[0].train[:], torch.zeros(strategy.target.size)
+    with evaluating(strategy), torch.enable_grad():
+        for x, y in zip(samples.x.split(1), samples.y.split(1), strict=True):
+            row = strategy.weights([known])[0].detach().requires_grad_()
+            outputs = functional_call(strategy.model, {**strategy.target.named(row), **known.statistics}, (x,))
+            F.cross_entropy(outputs[:, :2], y).backward()
+            total += row.grad.square()
+    assert torch.allclose(known.fisher, total / len(samples), rtol=1e-3, atol=1e-8)
+
+
+def test_the_fisher_of_a_task_that_comes_again_is_anew() -> None:
+    counts: list[int] = []
+    strategy = built(importance="fisher", beta=1.0)
+    run(strategy, example_stream((0, 1, 0)), Watching(end=lambda number: counts.append(strategy.tasks[number].samples)))
+    assert counts == [30, 60, 30]
+
+
 def test_the_fisher_of_some_samples() -> None:
     draws = [learned(example_stream((0,)), importance="fisher", fisher_samples=number) for number in (5, 60, None)]
     few, all_drawn, whole = [each.tasks[0].fisher for each in draws]
@@ -649,8 +670,11 @@ def test_memory_counts_what_is_held() -> None:
         "targets": 2 * 10 * number + 500 * 11,
         "importance": 0,
         "optimizers": 2 * (generator + 8 + 8 * number) + len(list(strategy.generator.parameters())) + 2,
+        "made": 3 * 2278,
         "unused": 2278,
     }
+    strategy.learn(next(iter(next(iter(example_stream().session(2))))))
+    assert not strategy.memory()["made"]
     grown = learned(example_stream(), **LSTM, growth=True)
     recurrent = 4 * 16 * 16 + 4 * 16
     assert grown.memory()["copies"] == 3 * (count(grown.generator) - recurrent)
