@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from clstream.strategies import SHARP, Finetune, Replay
+from clstream.strategies import SHARP, Finetune, Hypernetwork, Replay
 from clstream.strategies.sharp import UnitsFrozen
 from clstream.streams import (
     feature_drift,
@@ -25,11 +26,13 @@ from clstream.streams import (
     split_mnist,
 )
 from matplotlib import image
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import nn
 
-from clstream import Result, Strategy, Stream, on, run
+from clstream import Result, Samples, Strategy, Stream, Task, TaskEnded, TaskStarted, on, run
 from clstream.figures import composition_figure, forgetting_curves
 from clstream.models import Mlp, MnistLike
 from clstream.seeds import isolated
@@ -120,7 +123,99 @@ def drifts() -> np.ndarray:
     return np.vstack([np.hstack(panels[row : row + 2]) for row in range(0, len(panels), 2)])
 
 
-PICTURES = {"forgetting-curves": curves, "sharp-units": units, "drift": drifts}
+BLUES, GREENS, ORANGE, GRAY = ("#c6dbef", "#6baed6", "#2171b5"), ("#e5f5e0", "#a1d99b", "#41ab5d"), "#fd8d3c", "#777777"
+
+
+def box(axes: Axes, corner: tuple[float, float], width: float, height: float, colour: str, text: str = "", size: int = 9) -> None:
+    """Draw a rectangle with a text in it."""
+    axes.add_patch(Rectangle(corner, width, height, facecolor=colour, edgecolor="black", linewidth=0.7))
+    axes.text(corner[0] + width / 2, corner[1] + height / 2, text, ha="center", va="center", fontsize=size)
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], style: str = "-", colour: str = "black") -> None:
+    """Draw an arrow."""
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "linestyle": style, "color": colour, "shrinkA": 0, "shrinkB": 0})
+
+
+def making(axes: Axes) -> None:
+    """Draw how the weights of a network are made."""
+    axes.set(xlim=(0, 10), ylim=(0, 8.4))
+    axes.axis("off")
+    axes.set_title("how the weights of a task's network are made", fontsize=10)
+    box(axes, (0.1, 7.0), 1.5, 0.8, ORANGE, "$e_t$: task")
+    for place in range(4):
+        y = 5.7 - 1.45 * place
+        name = ("$c_1$", "$c_2$", "...", "$c_N$")[place]
+        box(axes, (0.1, y), 1.5, 0.8, BLUES[0], f"{name}: chunk" if place != 2 else "...")
+        box(axes, (2.9, y), 1.7, 0.8, BLUES[1], "generator")
+        arrow(axes, (1.6, y + 0.4), (2.9, y + 0.4))
+        arrow(axes, (2.1, 7.4), (2.9, y + 0.62), colour=ORANGE)
+        arrow(axes, (4.6, y + 0.4), (5.5, y + 0.4))
+        if place:
+            arrow(axes, (3.75, y + 1.45), (3.75, y + 0.8), "--", GRAY)
+    axes.plot((1.6, 2.1), (7.4, 7.4), color=ORANGE, linewidth=1.2)
+    axes.text(4.0, 5.3, "LSTM only", fontsize=7.5, color=GRAY, va="center")
+    for place, name in enumerate(("chunk 1", "chunk 2", "...", "chunk N")):
+        box(axes, (5.5, 5.7 - 1.45 * place), 1.3, 0.8, "white", name, 8)
+        arrow(axes, (6.8, 6.1 - 1.45 * place), (7.4, 5.95 - 1.3 * place))
+    top, heights = 6.6, (3.3, 1.75, 0.25)
+    for number, height in enumerate(heights):
+        box(axes, (7.4, top - height), 0.45, height, GREENS[number])
+        axes.text(7.98, top - height / 2, ("784 to 400", "400 to 400", "400 to 10")[number], fontsize=8, va="center")
+        top -= height
+    box(axes, (7.4, top - 0.35), 0.45, 0.35, "#eeeeee")
+    axes.text(7.98, top - 0.18, "surplus, dropped", fontsize=8, va="center", color=GRAY)
+    axes.text(7.4, 7.1, "$W_t$, the weights of\nthe target network", fontsize=9, va="center")
+    axes.text(0.1, 0.35, "blue: shared by all tasks.  orange: one for each task.  green: made, not kept", fontsize=8.5, va="center")
+
+
+def held(tasks: int, **options: Any) -> dict[str, np.ndarray]:
+    """Return what a strategy for Split MNIST holds while the last of 1, 2, ... tasks is learned, in millions of numbers."""
+    strategy = Hypernetwork(Mlp((1, 28, 28), 10, hidden=(400, 400)), **options)
+    samples = Samples(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.arange(2))
+    found = []
+    for number in range(tasks):
+        task = Task(number, (0, 1), samples, samples)
+        strategy.open_task(TaskStarted(task))
+        strategy.close_task(TaskEnded(task))
+        found.append(strategy.memory())
+    return {name: np.array([each[name] for each in found]) / 1e6 for name in found[0]}
+
+
+def hypernetworks() -> np.ndarray:
+    """Draw how weights are made, and what is held to answer and to learn, counted on strategies that met so many tasks."""
+    figure = Figure(layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    making(left)
+    lstm: dict[str, Any] = {"generator": "lstm", "hidden": (16,), "chunk": 27_000, "task_size": 32, "chunk_size": 32}
+    tasks = np.arange(1, 11)
+    right.plot(tasks, 0.47841 * tasks, color="#cccccc", linewidth=5, label="a network for each task")
+    for name, options, colour in (
+        ("mlp", {}, BLUES[2]),
+        ("lstm", lstm, ORANGE),
+        ("lstm, growth", lstm | {"growth": True}, "#a63603"),
+    ):
+        found = held(10, **options)
+        answering = found["generator"] + found["embeddings"] + found["copies"]
+        right.plot(
+            tasks, answering, color=colour, label=f"{name}: to answer", linewidth=2, linestyle=":" if name == "lstm" else "-"
+        )
+    for name, options, colour in (("recomputed", {}, BLUES[1]), ("cached", {"targets": "cached"}, "#6a51a3")):
+        found = held(10, **options)
+        right.plot(
+            tasks,
+            found["generator"] + found["embeddings"] + found["targets"],
+            "--",
+            color=colour,
+            label=f"mlp: with targets, {name}",
+        )
+    right.set(title="numbers held, in millions", xlabel="tasks", xlim=(1, 10), ylim=(0, None))
+    right.title.set_fontsize(10)
+    right.legend(fontsize=8, frameon=False)
+    return drawn(figure, 10.5, 4.2)
+
+
+PICTURES = {"forgetting-curves": curves, "sharp-units": units, "drift": drifts, "hypernetworks": hypernetworks}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from clstream.strategies.ewc import EWC
 from clstream.strategies.ewc import EWCPenalty as EWCPenalty
 from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
 from clstream.strategies.finetune import Finetune
+from clstream.strategies.hypernetwork import Hypernetwork
 from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
@@ -28,6 +29,7 @@ __all__ = [
     "ERACE",
     "EWC",
     "Finetune",
+    "Hypernetwork",
     "Joint",
     "L2",
     "LwF",

@@ -19,6 +19,7 @@ LEAVES = (
     "params",
     "state",
     "models",
+    "generators",
     "memory",
     "metrics",
     "losses",
