@@ -159,7 +159,7 @@ class Hypernetwork(Strategy):
         if generator == "lstm" and len(hidden) != 1:
             raise ValueError(f"an LSTM has one state: hidden must be one width, as (64,), not {hidden}")
         if growth and (generator != "lstm" or importance != "none"):
-            raise ValueError("growth stores what is around an LSTM's recurrent weights: take generator='lstm' and importance='none'")
+            raise ValueError("growth stores what is around an LSTM's recurrent weights: generator='lstm', importance='none'")
         self.target = Target(model)
         if held_heads == "own":
             self.target.head  # noqa: B018  # refuses what has none
