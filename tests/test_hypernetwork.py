@@ -743,7 +743,7 @@ def test_the_contract_with_batch_norm(check: str) -> None:
         ({"chunk_std": float("inf")}, "chunk_std must be a number from 0 up"),
         ({"clip": 0.0}, "clip must be a number above 0"),
         ({"generator": "lstm"}, "hidden must be one width"),
-        ({"growth": True}, "growth stores what an LSTM has"),
+        ({"growth": True}, "growth stores what is around an LSTM"),
         (LSTM | {"growth": True, "importance": "fisher"}, "holds nothing by importance"),
     ],
 )
