@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import clstream.strategies as zoo
 import pytest
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from clstream import Strategy
+from clstream import Strategy, optional
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
@@ -39,6 +41,14 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         short = {"window": 10, "selector_epochs": 20, "retrain_epochs": 10, "selector_sparsity": 0.2}
         return lambda model: zoo.TAME(model, partial(SGD, lr=0.1), **short)  # with momentum, batches of 8 saturate the sigmoid
     return getattr(zoo, name)
+
+
+@pytest.fixture(scope="session")
+def avalanche() -> Callable[[str], ModuleType]:
+    """What returns a module of Avalanche by name; the tests that need it are left out where it is not installed."""
+    if importlib.util.find_spec("avalanche") is None:
+        pytest.skip("avalanche-lib is not installed")
+    return optional.avalanche
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ LEAVES = (
     "samples",
     "mixing",
     "augmenting",
+    "optional",
 )
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (
@@ -204,8 +205,19 @@ def test_only_the_store_imports_mlflow():
     assert users <= {"clstream.store"}
 
 
-def test_nothing_imports_avalanche():
+def test_only_what_imports_it_on_demand_names_avalanche():
+    """Not by an import statement, anywhere: `clstream.optional` imports it, quietly, when one of its bridges asks."""
     assert not [name for name in modules() if any(other.partition(".")[0] == "avalanche" for other in imports(name))]
+    users = {name for name in modules() if "clstream.optional" in imports(name)}
+    assert users <= {"clstream.streams.avalanche", "clstream.strategies.avalanche", "clstream.strategies.avalanche_metrics"}
+
+
+def test_the_collections_load_no_avalanche(tmp_path):
+    script = "import sys, clstream, clstream.strategies, clstream.streams; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"clstream.streams.avalanche", "clstream.strategies.finetune"} <= loaded
+    assert not {name for name in loaded if name.partition(".")[0] in ("avalanche", "wandb", "torchmetrics", "GPUtil")}
 
 
 def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path):
