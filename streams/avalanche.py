@@ -175,7 +175,7 @@ def with_test(stream: Stream, benchmark: Any, test: str, workers: int = 0, progr
 def streams_of(benchmark: Any) -> dict[str, Any]:
     """Return a benchmark's streams by name. Raises TypeError for what is none."""
     avalanche("benchmarks")
-    streams = getattr(benchmark, "streams", None)
+    streams: Any = getattr(benchmark, "streams", None)
     if isinstance(benchmark, type) or not hasattr(streams, "items"):
         raise TypeError(f"from_avalanche takes a benchmark of Avalanche, such as SplitMNIST(5), not {type(benchmark).__name__}")
     return dict(streams.items())

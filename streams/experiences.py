@@ -73,7 +73,10 @@ def gathered(
     stream: Any, what: str, group: str, lazy: bool, file: Path | None, workers: int, progress: bool
 ) -> tuple[Experiences, Callable[[Tensor], Tensor] | None]:
     """Read all experiences of one of a benchmark's streams; return what is random in their transforms apart."""
-    parts, ends, labels, origins, shown = [], [], [], [], True
+    parts: list[Dataset[Any]] = []
+    ends: list[int] = []
+    labels: list[Tensor] = []
+    origins, shown = [], True
     augments: dict[str, Callable[[Tensor], Tensor] | None] = {}
     known: dict[tuple[int, ...], Lifted] = {}
     for number, experience in enumerate(stream):

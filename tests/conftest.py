@@ -31,6 +31,12 @@ def has_mnist() -> bool:
 
 def make(name: str) -> Callable[[nn.Module], Strategy]:
     """Return what builds a strategy of ours from a model: the class, or one with what it needs."""
+    if name == "AvalancheStrategy":
+        if importlib.util.find_spec("avalanche") is None:
+            pytest.skip("avalanche-lib is not installed")
+        from clstream.strategies.avalanche import named
+
+        return named("Naive")
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
     if name == "Regularised":
