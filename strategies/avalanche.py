@@ -88,6 +88,7 @@ class AvalancheStrategy(Strategy):
         self.classes, self.tells_tasks = 0, False  # of the stream
         self.sizes: list[int] | None = None  # number of classes of each session, where the stream shows them
         self.seen: set[int] = set()
+        self.by_label: dict[int, list[int]] = {}  # the classes that came with each task label
         self.own = False  # whether their loader would go over the session's own samples
         self.stopped = False  # whether a plugin has ended the training of this session
         self.loader: Any = None
@@ -127,7 +128,7 @@ class AvalancheStrategy(Strategy):
         """Learn how many classes there are, and where the run takes place."""
         stream: Any = event.stream
         self.theirs.device = torch.device(stream.device or "cpu")
-        self.classes, self.tells_tasks, self.seen = stream.classes, stream.scenario == "task", set()
+        self.classes, self.tells_tasks, self.seen, self.by_label = stream.classes, stream.scenario == "task", set(), {}
         self.sizes = [len(stream.labels(number).unique()) for number in range(len(stream))] if stream.boundaries else None
 
     @on(SessionStarted)
@@ -249,6 +250,8 @@ class AvalancheStrategy(Strategy):
         experience.task_labels = sorted(set(labels)) if isinstance(labels, list) else [labels]
         if len(experience.task_labels) == 1:
             experience.task_label = experience.task_labels[0]
+        for each in experience.task_labels:
+            self.by_label[each] = sorted({*self.by_label.get(each, ()), *classes})
         experience.benchmark = SimpleNamespace(n_classes_per_exp=self.sizes, n_classes=self.classes)
         return experience, delivery
 
@@ -279,13 +282,20 @@ class AvalancheStrategy(Strategy):
             raise RuntimeError(f"{type(model).__name__} gets its outputs in a run: it can't be asked before")
         if not is_multi_task(model):
             return self.padded(self.outputs_for(x, torch.zeros(len(x), dtype=torch.int64, device=x.device)))
-        known = sorted(model.known_train_tasks_labels)
         label = self.label_of(task)
-        if (task is not None or not self.tells_tasks) and label not in known:
-            return torch.zeros(len(x), self.classes, device=x.device)
-        asked = known if task is None and self.tells_tasks else [label]
-        answers = [self.padded(self.outputs_for(x, torch.full((len(x),), each, device=x.device))) for each in asked]
+        asked = list(self.by_label) if task is None and self.tells_tasks else [label] if label in self.by_label else []
+        answers = [self.head(x, each) for each in asked]
         return torch.stack(answers).amax(0) if answers else torch.zeros(len(x), self.classes, device=x.device)
+
+    def head(self, x: Tensor, label: int) -> Tensor:
+        """Return (n, classes), what the head of a task label says of its classes; the lowest number for all others.
+
+        A head of theirs that is narrower than another one says 0 for the rest, which would often win.
+        """
+        answers = self.padded(self.outputs_for(x, torch.full((len(x),), label, device=x.device)))
+        other = torch.ones(answers.shape[1], dtype=torch.bool, device=x.device)
+        other[self.by_label[label]] = False
+        return answers.masked_fill(other, torch.finfo(answers.dtype).min)
 
     def padded(self, outputs: Tensor) -> Tensor:
         """Return outputs with the lowest number for classes that they lack."""
@@ -495,9 +505,9 @@ OURS = ("self", "model", "optimizer", "criterion", "device", "plugins", "evaluat
 """Parameters of theirs that come from us, or from the stream."""
 
 
-def _options_of(cls: type) -> list[inspect.Parameter]:
+def _options_of(cls: Any) -> list[inspect.Parameter]:
     """Return the parameters of a strategy of theirs that a command line asks for."""
-    construct: Any = cls.__init__
+    construct = cls.__init__
     hints = get_type_hints(inspect.unwrap(construct))
     found = []
     for each in inspect.signature(construct).parameters.values():

@@ -25,6 +25,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+HAS_AVALANCHE = importlib.util.find_spec("avalanche") is not None
+STRATEGIES = [name for name in zoo.__all__ if HAS_AVALANCHE or name != "AvalancheStrategy"]
+"""The names of those that can be made here."""
+
+
 def has_mnist() -> bool:
     return (Path(os.environ.get("CLSTREAM_DATA", "missing")) / "MNIST" / "raw").is_dir()
 
@@ -32,8 +37,6 @@ def has_mnist() -> bool:
 def make(name: str) -> Callable[[nn.Module], Strategy]:
     """Return what builds a strategy of ours from a model: the class, or one with what it needs."""
     if name == "AvalancheStrategy":
-        if importlib.util.find_spec("avalanche") is None:
-            pytest.skip("avalanche-lib is not installed")
         from clstream.strategies.avalanche import named
 
         return named("Naive")
@@ -52,7 +55,7 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
 @pytest.fixture(scope="session")
 def avalanche() -> Callable[[str], ModuleType]:
     """What returns a module of Avalanche by name; the tests that need it are left out where it is not installed."""
-    if importlib.util.find_spec("avalanche") is None:
+    if not HAS_AVALANCHE:
         pytest.skip("avalanche-lib is not installed")
     return optional.avalanche
 

@@ -27,7 +27,7 @@ from clstream.seeds import isolated
 
 Import = Callable[[str], ModuleType]
 Make = Callable[[], Any]
-pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:.*positional", "ignore:Plugin")
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:Using a non-tuple sequence")
 
 
 class Labelled(TensorDataset):
@@ -129,13 +129,13 @@ def test_it_learns_the_weights_that_avalanche_s_own_loop_learns(avalanche: Impor
         labels = torch.full((len(task.test),), experience.task_label if how else 0)
         with torch.no_grad():
             scores = avalanche("models").avalanche_forward(alone.model.eval(), task.test.x, labels)
-        hits = (scores[:, : found_classes(scores)].argmax(1) == task.test.y).double().mean()
+        if how:  # with the task given, its classes compete
+            scores = scores.index_fill(
+                1, torch.tensor([*{*range(scores.shape[1])} - {*task.classes}], dtype=torch.int64), -torch.inf
+            )
+        hits = (scores.argmax(1) == task.test.y).double().mean()
         row = result.task_accuracy if how else result.accuracy
         assert float(row[-1, task.id]) == pytest.approx(float(hits), abs=1e-12)
-
-
-def found_classes(scores: Tensor) -> int:
-    return scores.shape[1]
 
 
 def test_a_shuffled_stream_of_one_experience_at_a_time_is_as_random_as_theirs(avalanche: Import) -> None:
@@ -179,14 +179,14 @@ def test_plugins_hear_what_they_hear_in_avalanche_in_its_order(avalanche: Import
     assert [name for name in heard if "eval" not in name] == told
     told.clear()
     alone.eval(next(iter(given.test_stream)))
-    first = [name for name in heard if "eval" in name][: heard.index("after_eval") + 1]
-    one = told[: 5 + told[5:].index("before_eval_iteration")] if told.count("before_eval_iteration") > 1 else told
-    assert first[:4] == told[:4] and set(first) == set(told)
-    assert first[: first.index("after_eval") + 1] == [
-        "before_eval", "before_eval_dataset_adaptation", "after_eval_dataset_adaptation", "before_eval_exp", "before_eval_iteration",
-        "before_eval_forward", "after_eval_forward", "after_eval_iteration", "after_eval_exp", "after_eval",
-    ]  # fmt: skip
-    assert one
+    told[:] = [name for name in told if name not in ("before_eval_dataset_adaptation", "after_eval_dataset_adaptation")]
+    asked = [name for name in heard if "eval" in name]
+    one = asked[: asked.index("after_eval") + 1]
+    assert sorted(one) == sorted(set(one)) and len(one) == 10
+    order = sorted(set(told), key=told.index)  # of each callback's first call: theirs has many batches
+    last = order.index("after_eval_iteration") + 1
+    assert [name for name in one if "dataset" not in name][:last] == order[:last]
+    assert one[1:3] == ["before_eval_dataset_adaptation", "after_eval_dataset_adaptation"]
 
 
 def test_batches_of_another_loader_are_spread_over_ours(avalanche: Import) -> None:
@@ -275,8 +275,9 @@ def test_a_plugin_of_ours_to_add_comes_first_and_their_evaluator_goes(
 ) -> None:
     plugins = avalanche("training.plugins")
     theirs = avalanche("training.supervised").Replay(
-        model=(net := Mlp((1, 8, 8), 10, hidden=(20,))), optimizer=SGD(net.parameters(), 0.05), mem_size=20
-    )
+        model=(net := Mlp((1, 8, 8), 10, hidden=(20,))), optimizer=SGD(net.parameters(), 0.05), criterion=nn.CrossEntropyLoss(),
+        mem_size=20,
+    )  # fmt: skip
     lwf = plugins.LwFPlugin()
     strategy = AvalancheStrategy(theirs, plugins=[lwf])
     assert [type(each).__name__ for each in theirs.plugins] == ["LwFPlugin", "ReplayPlugin", "PeriodicEval", "Clock"]
@@ -303,9 +304,8 @@ def test_the_head_of_a_task_answers_for_it_and_none_grows_by_being_asked(avalanc
     task = stream.tasks[1]
     with evaluating(strategy):
         scores = strategy.scores(task.test.x, task)
-        assert torch.equal(scores[:, :10], torch.nn.functional.pad(
-            theirs.model(task.test.x, torch.ones(len(task.test), dtype=torch.int64)), (0, 0)
-        )[:, :10] if scores.shape[1] == 10 else scores)  # fmt: skip
+        theirs_say = theirs.model(task.test.x, torch.ones(len(task.test), dtype=torch.int64))
+        assert torch.equal(scores[:, list(task.classes)], theirs_say[:, list(task.classes)])
         assert set(strategy.predict(task.test.x, task).tolist()) <= set(task.classes)
         assert set(strategy.predict(task.test.x).tolist()) <= set(task.classes) | set(stream.tasks[0].classes)
         unknown = stream.tasks[4]
@@ -316,10 +316,10 @@ def test_the_head_of_a_task_answers_for_it_and_none_grows_by_being_asked(avalanc
 
 
 def test_a_head_that_grows_can_be_asked_for_classes_to_come(avalanche: Import) -> None:
-    stream = from_avalanche(benchmark(avalanche), epochs=2, batch_size=10)
+    stream = from_avalanche(benchmark(avalanche), epochs=10, batch_size=10)
     strategy = AvalancheStrategy(maker(avalanche, "Naive", net="growing")())
     result = run(strategy, stream)
-    assert float(result.accuracy.diagonal().min()) > 0.5
+    assert float(result.accuracy.diagonal().min()) > 0.8
     with pytest.raises(RuntimeError, match="gets its outputs in a run"):
         AvalancheStrategy(maker(avalanche, "Naive", net="growing")()).scores(stream.tasks[0].test.x)
 
@@ -373,7 +373,7 @@ def test_what_cannot_be_played_is_refused(avalanche: Import) -> None:
         AvalancheStrategy(supervised.EWC)
     with pytest.raises(TypeError, match="not a Mlp"):
         AvalancheStrategy(Mlp((1, 8, 8), 10))
-    with pytest.raises(ValueError, match="JointTraining has a train of its own.*Cumulative, or clstream's Joint, can be"):
+    with pytest.raises(ValueError, match=r"JointTraining has a train of its own.*Cumulative, or clstream's Joint"):
         AvalancheStrategy(maker(avalanche, "JointTraining")())
     with pytest.raises(ValueError, match=r"Naive is to evaluate by itself \(eval_every=1\)"):
         AvalancheStrategy(maker(avalanche, "Naive", eval_every=1)())
