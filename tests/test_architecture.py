@@ -49,7 +49,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
     ("events",),
     ("bus",),
     ("strategy", "detectors"),
-    ("evaluation", "regulariser", "rehearsal_free", "wrapper"),
+    ("evaluation", "regulariser", "rehearsal_free", "wrapper", "avalanche_names"),
     ("fits", "running", "engine"),
     ("__init__",),
     (
