@@ -199,7 +199,8 @@ def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     return difference, float(t.ppf(0.975, freedom)) * error, float(2 * t.sf(abs(difference) / error, freedom))
 
 
-COLUMNS = ("method", "accuracy: ours", "theirs", "difference", "p", "forgetting: ours", "theirs", "difference", "p",
+MEASURES = {"accuracy": "accuracy", "task_accuracy": "with the task given", "forgetting": "forgetting"}
+COLUMNS = ("method", *(cell for what in MEASURES.values() for cell in (f"{what}: ours", "theirs", "difference (p)")),
            "seconds: ours", "theirs", "ratio", "")  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
@@ -207,19 +208,15 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 def row(method: Method, runs: Sequence[Measured]) -> str:
     """Return a method's row of the table."""
     cells, agrees = [method.name], True
-    for what in ("accuracy", "forgetting"):
+    for what in MEASURES:
         ours, theirs = ([getattr(each, what) for each in runs if each.kind == kind] for kind in KINDS[:2])
         difference, half, p = welch(ours, theirs)
         agrees &= p >= LEVEL
         cells += [f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}" for each in (ours, theirs)]
-        cells += [f"{difference:+.3f} ± {half:.3f}", f"{p:.3f}"]
+        cells.append(f"{difference:+.3f} ± {half:.3f} ({p:.2f})")
     own, loop = (statistics.median(each.seconds for each in runs if each.kind == kind) for kind in ("ours", "their loop"))
-    cells += [
-        f"{own:.1f}",
-        f"{loop:.1f}",
-        f"{loop / own:.1f}x",
-        "agree" if agrees else "differ, as known" if method.apart else "DIFFER",
-    ]
+    cells += [f"{own:.2f}", f"{loop:.2f}", f"{loop / own:.1f}"]
+    cells.append("agree" if agrees else "differ, as known" if method.apart else "DIFFER")
     return f"| {' | '.join(cells)} |"
 
 
