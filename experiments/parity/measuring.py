@@ -210,6 +210,11 @@ def row(method: Method, runs: Sequence[Measured]) -> str:
     cells, agrees = [method.name], True
     for what in MEASURES:
         ours, theirs = ([getattr(each, what) for each in runs if each.kind == kind] for kind in KINDS[:2])
+        if any(map(math.isnan, ours + theirs)):
+            cells += ["diverged" if any(map(math.isnan, each)) else f"{statistics.mean(each):.3f}" for each in (ours, theirs)]
+            cells.append("")
+            agrees = False
+            continue
         difference, half, p = welch(ours, theirs)
         agrees &= p >= LEVEL
         cells += [f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}" for each in (ours, theirs)]

@@ -12,7 +12,7 @@ A-GEM: theirs takes the reference gradient on sample_size // (past experiences) 
     draws from all of them together. The rest is the same.
 EWC: their importance is the mean over batches of the squared gradient of a batch's mean loss, without the batch size as a factor
     (ours: fisher="empirical", fisher_batch=BATCH, and a BATCH-th of the strength). It goes over the samples as they lie in the
-    experience. `nc_benchmark` lays them class by class, so the gradients of a batch agree, and it is about twice as large.
+    experience. `nc_benchmark` lays them class by class, so the gradients of a batch agree, and it is up to twice as large.
 SI: theirs follows the gradient of the loss with its own penalty, cuts importance off at 0.001, and halves the penalty (ours:
     gradient="objective", most=0.001, half of the strength). On the CPU it does nothing at all: the weights that it notes before a
     step are views of the weights, so no step moves them. It is measured as it is, and with copies in their place.
