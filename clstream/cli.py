@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -308,7 +309,7 @@ def parity_command(arguments: list[str]) -> int:
     parser.add_argument("--data_root", "--data-root", help="folder with the data sets, in torchvision's layout")
     parser.add_argument("--threads", type=int, default=1, help="threads that torch uses")
     options = parser.parse_args(arguments)
-    seeds = seeds_of(options)
+    seeds = seeds_of(Namespace(seed=0, seeds=options.seeds))
     if len(seeds) < 2:
         raise UsageError("clstream parity compares samples of runs: give at least two --seeds")
     if options.per_task < 0 or options.threads < 1:

@@ -529,8 +529,8 @@ def _can_be_given(parameter: inspect.Parameter) -> bool:
 
 def __getattr__(name: str) -> Any:
     """Return the class for one of Avalanche's strategies by name."""
-    if name.startswith("_"):
-        raise AttributeError(name)
+    if not name[:1].isupper():  # whoever looks this module over is not to have Avalanche imported
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return named(name.removeprefix("Avalanche"))  # as the class itself is called, which is not to be taken for one of ours
 
 

@@ -203,14 +203,10 @@ def tasks_of(name: str, learned: Experiences, asked: Experiences) -> list[Tensor
 
     experiences = range(len(learned))
     if all(each is not None for each in learned.origins):
-        found: list[Any] = []  # what the experiences were cut from, in order
-        places = []
-        for origin in learned.origins:
-            if not any(origin is each for each in found):
-                found.append(origin)
-            places.append(next(place for place, each in enumerate(found) if each is origin))
-        if len(asked) in (1, len(found)):
-            return [whole(number, places[number]) for number in experiences]
+        places = [int(each.current_experience) for each in learned.origins]  # in the stream that they were cut from
+        if len(asked) == 1 or max(places) < len(asked):
+            order = sorted(set(places)) if len(asked) == 1 else list(range(len(asked)))
+            return [whole(number, order.index(places[number])) for number in experiences]
     elif len(asked) in (1, len(learned)):
         return [whole(number, number) for number in experiences]
     groups = [asked.classes(number) for number in range(len(asked))]
@@ -237,7 +233,7 @@ def dealt(
 ) -> tuple[list[Task], Deliveries | None]:
     """Return the tasks and, unless each is one experience after the other, what each experience delivers."""
     of = torch.cat(numbers)
-    count = 1 + int(of.max())
+    count = 1 + int(of.max()) if len(asked) == 1 else len(asked)
     if held is not None and len(held) not in (1, count):
         raise ValueError(f"{name}: {len(held)} experiences to validate on don't go with {count} tasks: one each, or one for all")
     tell = _says_more(learned, of)
@@ -245,7 +241,7 @@ def dealt(
     for task in range(count):
         rows = (of == task).nonzero().flatten()
         if not len(rows):
-            raise ValueError(f"{name}: no training experience has the classes of test experience {task}")
+            raise ValueError(f"{name}: nothing to train on belongs to test experience {task}: leave it out of the benchmark")
         known = set(learned.samples.y[rows].unique().tolist())
         test = questions(name, asked, task, known)
         made.append(
@@ -311,8 +307,8 @@ def known() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Return the function that makes the stream of one of Avalanche's classic benchmarks."""
-    if name.startswith("_") or name in ("path", "paths"):
-        raise AttributeError(name)
+    if not name[:1].isupper():  # whoever looks this module over is not to have Avalanche imported
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return named(name)
 
 
@@ -336,7 +332,7 @@ def named(name: str) -> Callable[..., Stream]:
     root = inspect.Parameter("root", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
 
     def stream(**options: Any) -> Stream:
-        given = {key: value for key, value in options.items() if key in taken and value is not inspect.Parameter.empty}
+        given = {key: value for key, value in options.items() if key in taken}
         folder = data_root(options.get("root"))
         folder = folder if name in IN_ROOT else folder / name
         try:
@@ -357,14 +353,19 @@ def named(name: str) -> Callable[..., Stream]:
     return stream
 
 
+UNTYPED = {"fixed_class_order": list[int] | None, "seed": int | None, "n_experiences": int}
+"""Parameters that some of Avalanche's functions have without a type, or a default that tells it."""
+
+
 def _options_of(build: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters of one of Avalanche's functions, with their types as objects."""
     hints = get_type_hints(build)
-    return [
-        each.replace(annotation=hints.get(each.name, type(each.default) if each.default not in (None, each.empty) else int | None))
-        for each in inspect.signature(build).parameters.values()
-        if not each.name.startswith("dataset_root")
-    ]
+    found = []
+    for each in inspect.signature(build).parameters.values():
+        if not each.name.startswith("dataset_root"):
+            untyped = UNTYPED.get(each.name, Any if each.default in (None, each.empty) else type(each.default))
+            found.append(each.replace(annotation=hints.get(each.name, untyped)))
+    return found
 
 
 def _plain_option(parameter: inspect.Parameter) -> inspect.Parameter | None:

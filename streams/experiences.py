@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from clstream.streams.tensors import as_samples, collate, read
-from clstream.streams.transforms import Steps, batched, chain_of, draws, is_random, per_sample, without
+from clstream.streams.transforms import Steps, batched, chain_of, is_random, per_sample, varies, without
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
@@ -120,6 +120,12 @@ def plain(
     if taken:
         dataset = copy(dataset)
         dataset._flat_data = stripped(dataset._flat_data, group, taken)
+        reads = []
+        for seed in range(2):
+            with isolated(seed, "transforms"):
+                reads.append(collate([dataset[0][:2]])[0])
+        if not torch.equal(*reads):
+            raise ValueError(f"{what}: something random in its transforms could not be taken out: build the benchmark without it")
     return dataset, found[0].augment
 
 
@@ -130,9 +136,9 @@ def lifted(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> Li
         raw.transform = None
         if hasattr(raw, "transforms"):  # torchvision's pair of both
             raw.transforms = None
-    if draws(lambda: raw[0]):
+    if varies(lambda: raw[0][0]):
         raise ValueError(
-            f"{what}: reading {type(leaf).__name__} draws random numbers, so its samples can't be read once: take what is random "
+            f"{what}: what {type(leaf).__name__} gives is random, so its samples can't be read once: take what is random "
             "out of it, and pass it as augment=..., a function of a batch"
         )
     sample = raw[0][0]

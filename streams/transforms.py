@@ -167,9 +167,9 @@ def without(transform: Any, taken: Sequence[Any]) -> Any:
     if not inner or inner[0] is transform:
         return transform
     changed = copy(transform)
-    if hasattr(transform, "transform"):
+    if type(transform).__name__ == "MultiParamTransformCallable":
         changed.transform = without(transform.transform, taken)
-    else:
+    else:  # a Compose, or one of Avalanche's own kinds
         changed.transforms = [without(each, taken) for each in transform.transforms]
     return changed
 
@@ -180,22 +180,25 @@ def unchanged(x: Any) -> Any:
 
 
 def is_random(transform: Any, sample: Any) -> bool:
-    """Return whether a transform is random: by what torchvision calls it, or by whether it draws a number for a sample."""
+    """Return whether a transform is random: by what torchvision calls it, or by what it does with a sample."""
     name = name_of(transform)
     if name == "RandomRotation" and len(set(transform.degrees)) == 1:
         return False
     if name.startswith("Random") or name in RANDOM:
         return True
-    return False if name else draws(lambda: transform(sample))
+    return False if name else varies(lambda: transform(sample))
 
 
-def draws(call: Callable[[], object]) -> bool:
-    """Return whether a call draws from the global generators; they are left as they were."""
+def varies(call: Callable[[], Any]) -> bool:
+    """Return whether a call draws from the global generators, or gives another answer the second time; they stay as they were."""
     with isolated(0, "transforms"):
         before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-        call()
+        one = call()
         after = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-    return not torch.equal(before[0], after[0]) or before[1:] != after[1:]
+        two = call()
+    if not torch.equal(before[0], after[0]) or before[1:] != after[1:]:
+        return True
+    return not np.array_equal(np.asarray(one), np.asarray(two))
 
 
 def batched(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
@@ -239,6 +242,8 @@ def _crop(transform: Any, later: list[Any], sample: Any, read: Tensor) -> Crop |
     given = transform.padding
     sides = [given] if isinstance(given, int) else list(given or [0])
     left, top, right, bottom = sides * (4 // len(sides))
+    if ".v2." in type(transform).__module__:  # it keeps left, right, top, bottom
+        left, right, top, bottom = sides * (4 // len(sides))
     fill = transform.fill if not isinstance(transform.fill, dict) else 0
     constant = _filled(sample, fill)
     for each in later:

@@ -252,9 +252,35 @@ def halved(image: Any) -> Any:
     return Image.new("RGB", image.size) if random.random() < 0.5 else image
 
 
+class Speckle:
+    """Noise from a generator of its own, which no look at the global ones would show."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self.random.normal()
+
+
+def test_transforms_of_the_second_version(avalanche: Import) -> None:
+    from torchvision.transforms import v2
+
+    scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])]
+    chain = [v2.ToImage(), v2.RandomCrop(6, padding=[1, 0], fill=9), v2.RandomVerticalFlip(), *scale]
+    benchmark = images(avalanche, v2.Compose(chain), v2.Compose([v2.ToImage(), *scale]))
+    stream = from_avalanche(benchmark)
+    assert stream.augment is not None
+    torch.manual_seed(1)
+    drawn = stream.augment(stream.tasks[0].train[:1].x.expand(200, -1, -1, -1))
+    ours = {(each * 1000).round().to(torch.int32).numpy().tobytes() for each in drawn}
+    dataset = benchmark.train_stream[0].dataset.train()
+    assert len(ours) == 6 and ours == outcomes(lambda: torch.as_tensor(dataset[0][0]).as_subclass(Tensor), 200)
+
+
 @pytest.mark.parametrize(
     ("chain", "sentence"),
     [
+        ([*NORMAL, Speckle()], "Speckle is random, and is not known to act on whole batches"),
         ([tv.ColorJitter(0.5), *NORMAL], "ColorJitter is random, and is not known to act on whole batches"),
         ([halved, *NORMAL], "halved is random, and is not known to act on whole batches"),
         ([tv.RandomCrop(4), *NORMAL], "RandomCrop changes the size of the images"),
@@ -285,7 +311,7 @@ def test_what_is_tested_must_not_be_random(avalanche: Import) -> None:
     random_eval = tv.Compose([tv.RandomHorizontalFlip(), *NORMAL])
     with pytest.raises(ValueError, match="RandomHorizontalFlip is random, and what is tested must stay the same"):
         from_avalanche(images(avalanche, tv.Compose(list(NORMAL)), random_eval))
-    with pytest.raises(ValueError, match="reading Images draws random numbers"):
+    with pytest.raises(ValueError, match="what Images gives is random"):
         from_avalanche(images(avalanche, tv.Compose(list(NORMAL)), noisy=True), lazy=True)
 
 
@@ -308,6 +334,20 @@ def test_what_is_no_benchmark_is_refused(avalanche: Import) -> None:
     crops = images(avalanche, tv.Compose([tv.RandomHorizontalFlip(), *NORMAL]))
     with pytest.raises(ValueError, match="has random transforms already"):
         from_avalanche(crops, augment=torch.neg)
+
+
+def test_an_online_stream_of_some_experiences_goes_with_their_own_tests(avalanche: Import) -> None:
+    """The experiences 1 and 0 of a benchmark, in this order: each is tested on its own test experience, not on the next one."""
+    made, given = avalanche("benchmarks"), classic(avalanche, task_labels=False)
+    two = [given.train_stream[1], given.train_stream[0]]
+    stream = from_avalanche(
+        made.CLScenario([made.split_online_stream(two, 50, seed=0), given.test_stream[:2]]), train="train_online"
+    )
+    assert [stream.task_of(number) for number in (0, len(stream) - 1)] == [1, 0]
+    for task, experience in zip(stream.tasks, given.test_stream[:2], strict=True):
+        assert set(task.classes) == set(experience.classes_in_this_experience)
+    with pytest.raises(ValueError, match="nothing to train on belongs to test experience 2"):
+        from_avalanche(made.CLScenario([made.split_online_stream(two, 50, seed=0), given.test_stream]))
 
 
 def test_experiences_that_cannot_be_told_apart_are_refused(avalanche: Import) -> None:
