@@ -119,7 +119,7 @@ def test_it_learns_the_weights_that_avalanche_s_own_loop_learns(avalanche: Impor
     with isolated(0, "run"):
         for experience in given.train_stream:
             alone.train(experience, shuffle=False)
-    result = run(AvalancheStrategy(ours), from_avalanche(given, epochs=2, batch_size=10, shuffle=False), seed=0)
+    result = run(AvalancheStrategy(ours), from_avalanche(given, epochs=2, batch_size=10, shuffle=False), seed=0, evaluate_every=3)
     expected, found = alone.model.state_dict(), ours.model.state_dict()
     assert expected.keys() == found.keys()
     for key in expected:
@@ -176,6 +176,7 @@ def test_plugins_hear_what_they_hear_in_avalanche_in_its_order(avalanche: Import
         alone.train(experience, shuffle=False)
     strategy = AvalancheStrategy(maker(avalanche, "Replay", mem_size=60)(), plugins=[listener(avalanche, heard)])
     run(strategy, from_avalanche(given, epochs=2, batch_size=10, shuffle=False))
+    assert heard[0] == "before_training"  # who has learned nothing yet is asked without its plugins
     assert [name for name in heard if "eval" not in name] == told
     told.clear()
     alone.eval(next(iter(given.test_stream)))
@@ -308,6 +309,9 @@ def test_the_head_of_a_task_answers_for_it_and_none_grows_by_being_asked(avalanc
         assert torch.equal(scores[:, list(task.classes)], theirs_say[:, list(task.classes)])
         assert set(strategy.predict(task.test.x, task).tolist()) <= set(task.classes)
         assert set(strategy.predict(task.test.x).tolist()) <= set(task.classes) | set(stream.tasks[0].classes)
+        zero = [label for label in range(10) if label not in {*task.classes, *stream.tasks[0].classes}]
+        assert float(strategy.scores(task.test.x)[:, zero].max()) < -1e30  # of no head, though a narrower one says 0 for some
+        assert float(strategy.scores(task.test.x, task)[:, list(stream.tasks[0].classes)].max()) < -1e30
         unknown = stream.tasks[4]
         assert float(strategy.scores(unknown.test.x, unknown).abs().max()) == 0
     assert sorted(theirs.model.heads.classifiers) == ["0", "1"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -321,6 +323,12 @@ def test_the_caller_s_generators_stay_as_they_were(avalanche: Import) -> None:
     from_avalanche(benchmark)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_avalanche_is_imported_in_silence(avalanche: Import) -> None:
+    script = "from clstream.optional import avalanche; avalanche('training.supervised'); avalanche('benchmarks')"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 def test_what_is_no_benchmark_is_refused(avalanche: Import) -> None:
