@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_tasks_have_labels_of_their_own_where_they_are_given() -> None:
     assert "Top1_Acc_Stream/eval_phase/test_stream/Task002" in found
     assert len(found["ExperienceForgetting/eval_phase/test_stream/Task001/Exp001"][1]) == 1
     again = blobs(tasks=3, schedule=[0, 1, 0, 2])
-    result = run(Strategy(Mlp(again.input_shape, again.classes)), again)
+    result = replace(run(Strategy(Mlp(again.input_shape, again.classes)), again), accuracy=torch.rand(4, 3, dtype=torch.float64))
     since = as_avalanche(result, again)["ExperienceForgetting/eval_phase/test_stream/Task000/Exp000"][1]
     assert since == pytest.approx((result.accuracy[0, 0] - result.accuracy[1:, 0]).tolist())  # since it was *first* trained
     with pytest.raises(ValueError, match="the result is on 3 tasks, and blobs has 2"):
