@@ -1,4 +1,4 @@
-"""The command `clstream`: run, resume, compare, verify, prove-resume, pretrain, show, record, log, sync, list, ui."""
+"""The command `clstream`: run, resume, compare, verify, prove-resume, parity, pretrain, show, record, log, sync, list, ui."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -40,6 +41,7 @@ from clstream.config import (
 from clstream.engine import Result, check_fits, run
 from clstream.figures import composition_figure, composition_lines, sparklines
 from clstream.folders import claimed
+from clstream.optional import avalanche
 from clstream.playing import MEASURES, Failure, Played, play, said
 from clstream.pretraining import joined, save_weights
 from clstream.progress import ProgressBar
@@ -58,6 +60,7 @@ usage: clstream COMMAND [options]
   compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
   verify        rerun a known result:         clstream verify er-split-mnist
   prove-resume  kill a run again and again:   clstream prove-resume --strategy my_file.MyStrategy --kills 20
+  parity        hold our methods against Avalanche's:  clstream parity --methods EWC,Replay --seeds 0,1,2,3,4
   pretrain      train a model to start from:  clstream pretrain --stream split_mnist --model VitTiny --out vit.pt
   show          draw a stream before running:  clstream show fuzzy_tasks --stream.width 0.8
   record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
@@ -77,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "verify": verify_command, "pretrain": pretrain_command, "show": show_command, "record": record_command,
-        "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
+        "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "show": show_command,
+        "record": record_command, "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -288,6 +291,52 @@ def prove_command(arguments: list[str]) -> int:
         if few:
             console.print(f"NOT PROVED: it was to be killed {own.kills} times; give a longer run, or fewer kills")
     return 0 if proof.difference is None and not few else 1
+
+
+def parity_command(arguments: list[str]) -> int:
+    """`clstream parity`: run our strategies and Avalanche's on the same stream; return 1 if they differ where they should not."""
+    parser = argparse.ArgumentParser(
+        prog="clstream parity",
+        allow_abbrev=False,
+        description="Run strategies of ours and of Avalanche 0.6.0 on the same stream, from the same weights, and print whether "
+        "accuracy and forgetting agree within the noise of seeds (Welch's test at 0.01), and the time of both.",
+    )
+    parser.add_argument("--methods", help="those whose names begin so, with commas; by default all")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="at least two")
+    parser.add_argument("--data", default="mnist", choices=("mnist", "digits"), help="five tasks of two classes of it")
+    parser.add_argument("--per_task", "--per-task", type=int, default=2000, help="training samples of each task; 0 for all")
+    parser.add_argument("--out", help="a CSV file for each run's numbers")
+    parser.add_argument("--data_root", "--data-root", help="folder with the data sets, in torchvision's layout")
+    parser.add_argument("--threads", type=int, default=1, help="threads that torch uses")
+    options = parser.parse_args(arguments)
+    seeds = seeds_of(Namespace(seed=0, seeds=options.seeds))
+    if len(seeds) < 2:
+        raise UsageError("clstream parity compares samples of runs: give at least two --seeds")
+    if options.per_task < 0 or options.threads < 1:
+        raise UsageError("--per_task takes a whole number from 0 up, --threads one from 1 up")
+    if options.out is not None and not Path(options.out).absolute().parent.is_dir():
+        raise UsageError(f"there is no folder for {options.out}")
+    if options.data_root:
+        os.environ["CLSTREAM_DATA"] = options.data_root
+    parity = importlib.import_module("clstream.experiments.parity.measuring")
+    try:
+        methods = parity.chosen(options.methods)
+    except ValueError as error:
+        raise UsageError(f"--methods: {error}") from None
+    torch.set_num_threads(options.threads)
+    with said(ValueError, TypeError, OSError, ImportError):
+        avalanche("benchmarks")
+        stream = parity.stream_of(options.data, options.per_task or None)
+        print(f"{stream}\n", flush=True)
+        out = None if options.out is None else Path(options.out)
+        lines: list[str] = []
+
+        def say(line: str) -> None:
+            lines.append(line)
+            print(line, flush=True)
+
+        parity.compare(methods, seeds, stream, out, say)
+    return int(any(line.endswith("DIFFER |") for line in lines))
 
 
 def pretrain_command(arguments: list[str]) -> int:

@@ -86,10 +86,28 @@ def qualified(kind: str, name: str) -> str:
 
 
 def named(kind: str, name: str) -> tuple[str, dict[str, Any]]:
-    """Return the import path of a name, and the options that come with it: `recorded:FILE` names a file too."""
+    """Return the import path of a name, and the options that come with it: `recorded:FILE` names a file too.
+
+    `avalanche:NAME` is one of Avalanche's own streams or strategies, in the module of that name beside ours.
+    """
     if kind == "stream" and name.startswith("recorded:"):
         return qualified(kind, "recorded"), {"file": name.removeprefix("recorded:")}
+    if name.startswith("avalanche:") and kind in ("stream", "strategy"):
+        return of_avalanche(kind, name.removeprefix("avalanche:")), {}
     return qualified(kind, name), {}
+
+
+def of_avalanche(kind: str, name: str) -> str:
+    """Return the import path of one of Avalanche's streams or strategies. Raises UsageError if it, or Avalanche, isn't there."""
+    path = f"{PLACES[kind]}.avalanche"
+    try:
+        known = importlib.import_module(path).known()
+    except ImportError as error:
+        raise UsageError(str(error)) from None
+    if name not in known:
+        near = nearest(name, known) or f": there are {', '.join(known)}"
+        raise UsageError(f"there is no {kind} {name!r} of Avalanche's that can be had by name{near}")
+    return f"{path}.{name}"
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -154,7 +172,7 @@ def options_of(path: str) -> list[str]:
 
 def option_help(kind: str, name: str) -> str:
     """Return the help on the options of one stream, strategy or model."""
-    module, _, attribute = qualified(kind, name).rpartition(".")
+    module, _, attribute = named(kind, name)[0].rpartition(".")
     found = getattr(importlib.import_module(module), attribute)
     parser = ArgumentParser(prog=f"clstream run --{kind} {name}", add_help=False)
     if isinstance(found, type):

@@ -195,7 +195,7 @@ class Stream:
         tasks: the tasks, numbered from 0; each has training and test samples with labels among its classes.
         schedule: for each session, the number of the task that it draws from. None: each task in one session. A task with
             several sessions is dealt out among them, so no sample comes in two sessions. Or a `Mixture`, whose sessions may
-            mix tasks; then `boundaries` must be False.
+            mix tasks; where one does, `boundaries` must be False.
         epochs: passes over a session.
         batch_size: samples of a step.
         scenario: "class" (all classes seen compete), "task" (the task is given at test: its classes compete, in training
@@ -487,8 +487,8 @@ def _check(stream: Stream) -> None:
     if not stream.schedule:
         raise ValueError(f"{name} has no sessions: its schedule is empty")
     mixes = isinstance(stream.schedule, Mixture)
-    if mixes and stream.boundaries:
-        raise ValueError(f"{name}: its sessions may mix tasks, so it has no boundaries to show: boundaries must be False")
+    if mixes and stream.boundaries and any(int((stream.mix(index) > 0).sum()) > 1 for index in range(len(stream))):
+        raise ValueError(f"{name}: its sessions mix tasks, so it has no boundaries to show: boundaries must be False")
     if stream.scenario == "task" and not stream.boundaries:
         raise ValueError(f"{name}: a task-incremental stream tells the task of each sample, so it can't hide its boundaries")
     for position, number in enumerate(() if isinstance(stream.schedule, Mixture) else stream.schedule):

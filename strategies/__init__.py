@@ -1,6 +1,7 @@
 """The methods: one file each, readable top to bottom against its paper; the regularisers that some are made of lie with them."""
 
 from clstream.strategies.agem import AGEM
+from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.der import DER, DERpp
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
@@ -24,6 +25,7 @@ from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
 __all__ = [
     "AGEM",
+    "AvalancheStrategy",
     "DER",
     "DERpp",
     "ERACE",

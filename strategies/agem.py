@@ -7,7 +7,7 @@ samples, taken in when it ends: it needs task boundaries, as in the paper. A tas
 it left before is part of its past. g and r are taken over all parameters that have a gradient g, together.
 
 Measured (class-IL Split MNIST, 1 epoch, batch 10, 250 a task, 60 drawn, SGD 0.03, Mlp 100-100): accuracy 0.405 ± 0.017 over 5
-seeds, Avalanche's A-GEM 0.377 ± 0.025 (p = 0.08; `experiments/oracle_avalanche.py`).
+seeds, Avalanche's A-GEM 0.377 ± 0.025 (p = 0.08); see `docs/avalanche.md`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Measured, DER++ (anchor `derpp-split-mnist`: class-IL, batch 10 + 10, capacity 5
 0.912 ± 0.003 over 5 seeds; a loop by hand gives 0.912 ± 0.008 over 10, the code of a Mammoth fork 0.903 ± 0.018 over 3. Anchor
 `derpp-rotated-mnist` (20 tasks, batch 128 + 128, SGD 0.2, alpha 0.5, beta 1): 0.923 ± 0.002 over 5 seeds, by hand 0.921 ± 0.004
 over 10; with other angles for each seed 0.928 ± 0.011. Avalanche's DER fills its memory after a task, and draws once: made to do
-the same, this one agrees with it (`experiments/oracle_avalanche.py`).
+the same, this one agrees with it (`docs/avalanche.md`).
 """
 
 from __future__ import annotations

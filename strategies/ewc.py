@@ -20,7 +20,7 @@ fisher_batch  a number: squares of the mean gradient of batches of so many sampl
 F is of the strategy's own classification loss: over the outputs that compete, and in its form; with `LwF`'s forms of sigmoids, over
 the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave while it was there.
 
-Measured: see `docs/rehearsal-free.md`; against Avalanche's EWC: `experiments/oracle_avalanche.py`.
+Measured: see `docs/rehearsal-free.md`; against Avalanche's EWC: `docs/avalanche.md`.
 """
 
 from __future__ import annotations

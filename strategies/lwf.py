@@ -20,7 +20,7 @@ group has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=
 it, so their strengths belong to a scale. Own choice: a class that is old and new (domain-IL, recurring tasks) counts in both parts,
 and K is K_old + K_new. On a task-incremental stream each past task is a head of softmax_kd, and the sum is over them (Li & Hoiem).
 
-Measured: see `docs/rehearsal-free.md`; against Avalanche's LwF: `experiments/oracle_avalanche.py`.
+Measured: see `docs/rehearsal-free.md`; against Avalanche's LwF: `docs/avalanche.md`.
 """
 
 from __future__ import annotations

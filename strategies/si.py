@@ -14,7 +14,7 @@ negative where noise led uphill; it is left so, as in these codes. Penalties of 
 
 Hsu et al.'s strengths on Split MNIST are 300 / 3000 / 600 (task- / domain- / class-IL), damping 0.1.
 
-Measured: see `docs/rehearsal-free.md`; against Avalanche's SI: `experiments/oracle_avalanche.py`.
+Measured: see `docs/rehearsal-free.md`; against Avalanche's SI: `docs/avalanche.md`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The benchmarks: functions that return a Stream, and data loading."""
 
+from clstream.streams.avalanche import from_avalanche, with_test
 from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
@@ -29,6 +30,7 @@ __all__ = [
     "feature_drift",
     "few_shot",
     "few_shot_tasks",
+    "from_avalanche",
     "from_dataset",
     "from_tensors",
     "fuzzy_tasks",
@@ -47,4 +49,5 @@ __all__ = [
     "split_digits",
     "split_fashion_mnist",
     "split_mnist",
+    "with_test",
 ]

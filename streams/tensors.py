@@ -223,7 +223,7 @@ def read(dataset: Dataset[Any], what: str, file: Path | None, workers: int = 0, 
         raise ValueError(f"{what} set is empty")
     x: Tensor | None = None
     y = torch.empty(total, dtype=torch.int64)
-    loader = DataLoader(dataset, batch_size=256, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
+    loader = DataLoader(dataset, batch_size=256, num_workers=workers, collate_fn=collate, generator=torch.Generator())
     done = 0
     console = Console(stderr=True)
     for inputs, labels in track(loader, f"reading {what}", console=console, disable=not (progress and console.is_terminal)):
@@ -255,7 +255,7 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tens
         raise OSError(f"can't make the memory-mapped file {file}: {error}") from None
 
 
-def _collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+def collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     """Join samples as they are: PIL images become (channels, height, width), float64 becomes float32."""
     inputs = []
     for x, _ in samples:

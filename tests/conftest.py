@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import clstream.strategies as zoo
 import pytest
@@ -15,12 +17,17 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from clstream import Strategy
+from clstream import Strategy, optional
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; the processes of tests are to hear theirs
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+HAS_AVALANCHE = importlib.util.find_spec("avalanche") is not None
+STRATEGIES = [name for name in zoo.__all__ if HAS_AVALANCHE or name != "AvalancheStrategy"]
+"""The names of those that can be made here."""
 
 
 def has_mnist() -> bool:
@@ -29,6 +36,10 @@ def has_mnist() -> bool:
 
 def make(name: str) -> Callable[[nn.Module], Strategy]:
     """Return what builds a strategy of ours from a model: the class, or one with what it needs."""
+    if name == "AvalancheStrategy":
+        from clstream.strategies.avalanche import named
+
+        return named("Naive")
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
     if name == "Regularised":
@@ -41,6 +52,14 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     return getattr(zoo, name)
+
+
+@pytest.fixture(scope="session")
+def avalanche() -> Callable[[str], ModuleType]:
+    """What returns a module of Avalanche by name; the tests that need it are left out where it is not installed."""
+    if not HAS_AVALANCHE:
+        pytest.skip("avalanche-lib is not installed")
+    return optional.avalanche
 
 
 @pytest.fixture(scope="session")

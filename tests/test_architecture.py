@@ -28,6 +28,7 @@ LEAVES = (
     "samples",
     "mixing",
     "augmenting",
+    "optional",
 )
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (
@@ -48,7 +49,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
     ("events",),
     ("bus",),
     ("strategy", "detectors"),
-    ("evaluation", "regulariser", "rehearsal_free", "wrapper"),
+    ("evaluation", "regulariser", "rehearsal_free", "wrapper", "avalanche_names"),
     ("fits", "running", "engine"),
     ("__init__",),
     (
@@ -204,8 +205,43 @@ def test_only_the_store_imports_mlflow():
     assert users <= {"clstream.store"}
 
 
-def test_nothing_imports_avalanche():
+def test_only_what_imports_it_on_demand_names_avalanche():
+    """Not by an import statement, anywhere: `clstream.optional` imports it, quietly, when one of its bridges asks."""
     assert not [name for name in modules() if any(other.partition(".")[0] == "avalanche" for other in imports(name))]
+    users = {name for name in modules() if "clstream.optional" in imports(name)}
+    assert users <= {"clstream.streams.avalanche", "clstream.strategies.avalanche", "clstream.cli"}
+
+
+def test_the_collections_load_no_avalanche(tmp_path):
+    script = (
+        "import sys, clstream, clstream.strategies.avalanche as a, clstream.streams.avalanche as b;"
+        "[hasattr(module, name) for module in (a, b) for name in ('pytest_plugins', '__all__')];"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"clstream.streams.avalanche", "clstream.strategies.finetune"} <= loaded
+    assert not {name for name in loaded if name.partition(".")[0] in ("avalanche", "wandb", "torchmetrics", "GPUtil")}
+
+
+@pytest.mark.parametrize(
+    ("version", "sentence"),
+    [
+        ((3, 11), "the bridge needs Avalanche, which is not installed: pip install 'clstream[avalanche]'"),
+        ((3, 13), "avalanche-lib 0.6.0 supports Python up to 3.12, and this is 3.13: use its bridge from an older Python"),
+    ],
+)
+def test_without_avalanche_one_sentence_says_what_to_do(tmp_path, version, sentence):
+    script = (
+        "import sys; from collections import namedtuple; import clstream.cli;"
+        "sys.modules['avalanche'] = None;"  # it can't be imported then
+        f"sys.version_info = namedtuple('V', 'major minor')(*{version});"
+        "print([clstream.cli.main(['run', '--track', 'false', *given]) for given in"
+        " (['--stream', 'avalanche:SplitMNIST'], ['--strategy', 'avalanche:EWC'])], clstream.cli.main(['parity']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[2,", "2]", "1"]
+    assert done.stderr.splitlines() == [f"clstream: error: {sentence}"] * 3
 
 
 def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path):

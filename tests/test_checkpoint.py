@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import clstream.strategies as zoo
 import pytest
 import torch
 from clstream.strategies import Finetune, Joint, Replay
-from conftest import make
+from conftest import STRATEGIES, make
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -167,7 +166,7 @@ def play_and_die(name: str, folder: str) -> None:
 KILLS = 8
 
 
-@pytest.mark.parametrize("name", zoo.__all__)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_killed_at_random_it_ends_the_same(name: str, tmp_path: Path) -> None:
     whole = Checkpoints(every=False)
     begin = time.monotonic()

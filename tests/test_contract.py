@@ -9,7 +9,7 @@ from types import MappingProxyType
 import clstream.strategies as zoo
 import pytest
 import torch
-from conftest import has_mnist, make
+from conftest import STRATEGIES, has_mnist, make
 from torch import Tensor, nn
 
 from clstream import Batch, BatchLearned, Strategy, Stream, TaskEnded, on, streams
@@ -46,7 +46,7 @@ if has_mnist():
 
 
 @pytest.mark.filterwarnings("ignore:SHARP. after episode")  # its layers are small here
-@pytest.mark.parametrize("name", zoo.__all__)
+@pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("check", [check.name for check in check_strategy(Strategy)])
 def test_strategy_contract(name: str, check: str) -> None:
     checks = {each.name: each for each in check_strategy(make(name))}

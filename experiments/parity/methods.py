@@ -1,0 +1,168 @@
+"""What is compared: for each method a strategy of ours and one of Avalanche's, with the same hyper-parameters.
+
+Avalanche 0.6.0, read, differs from the papers and from clstream in this. Where an option of ours does what theirs does, it is set;
+where theirs is wrong, or only different, both are measured: as it is, and made the same ("as Avalanche's").
+
+Replay: theirs fills its memory when an experience is over, as many samples of each, and goes over it in shuffled passes; an
+    experience is learned with no replay of its own samples. Ours takes in each batch when it was learned, and draws independently.
+DER++: theirs (DER with beta > 0) fills its memory in the same way, with the outputs of the model at the end of the experience, in
+    evaluation mode. Paper, ours: those at the step that learned the sample. Theirs takes both replay terms on one draw, in one
+    forward pass with the batch; paper, ours: two.
+A-GEM: theirs takes the reference gradient on sample_size // (past experiences) samples of each past one, in shuffled passes; ours
+    draws from all of them together. The rest is the same.
+EWC: their importance is the mean over batches of the squared gradient of a batch's mean loss, without the batch size as a factor
+    (ours: fisher="empirical", fisher_batch=BATCH, and a BATCH-th of the strength). It goes over the samples as they lie in the
+    experience. `nc_benchmark` lays them class by class, so the gradients of a batch agree, and it is up to twice as large.
+SI: theirs follows the gradient of the loss with its own penalty, cuts importance off at 0.001, and halves the penalty (ours:
+    gradient="objective", most=0.001, half of the strength). On the CPU it does nothing at all: the weights that it notes before a
+    step are views of the weights, so no step moves them. It is measured as it is, and with copies in their place.
+LwF: theirs distils by a divergence over the classes seen so far, without T^2: the same gradient as the cross-entropy.
+Cumulative: theirs is our Joint(restart=False).
+
+All learn the cross-entropy over all outputs, from the start (form="softmax_all", "softmax_all_kd").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from clstream.strategies import AGEM, EWC, SI, DERpp, Finetune, Joint, LwF, Replay
+from torch import nn
+
+from clstream import BatchLearned, Strategy, TaskEnded, on
+from clstream.memory import ClassBalanced
+from clstream.optional import avalanche
+
+LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
+EWC_LAMBDA, SI_LAMBDA, SI_EPSILON, LWF_ALPHA, TEMPERATURE = 100.0, 2000.0, 0.1, 2.0, 2.0
+
+Make = Callable[[nn.Module], Any]
+SGD = partial(torch.optim.SGD, lr=LR)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One comparison.
+
+    Args:
+        name: of the method, and what is special about this comparison.
+        ours, theirs: make a strategy of clstream, and one of Avalanche, of a net.
+        within: what theirs is made and run in.
+        by_class: whether theirs is given the samples class by class.
+        apart: whether both are known to differ, for the reason given in the module; then the row says how much.
+
+    """
+
+    name: str
+    ours: Make
+    theirs: Make
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
+    by_class: bool = False
+    apart: bool = False
+
+
+class ReplayFilledAfterwards(Replay):
+    """Replay whose memory is filled as Avalanche's: when a task is over, class by class."""
+
+    def __init__(self, model: nn.Module, optimizer: Callable[..., Any], capacity: int) -> None:
+        super().__init__(model, optimizer, capacity, memory="class_balanced")
+
+    @on(BatchLearned)
+    def remember(self, event: BatchLearned) -> None:
+        """Keep nothing yet."""
+
+    @on(TaskEnded)
+    def fill(self, event: TaskEnded) -> None:
+        """Offer the whole task."""
+        self.memory.add(event.task.train[:])
+
+
+class DERppFilledAfterwards(DERpp):
+    """DER++ whose memory is filled as Avalanche's: class by class when a task is over, with the outputs that it then has."""
+
+    def __init__(self, model: nn.Module, optimizer: Callable[..., Any], capacity: int, alpha: float, beta: float) -> None:
+        super().__init__(model, optimizer, capacity, None, alpha, beta, draws=1)
+        self.memory = ClassBalanced(capacity)  # type: ignore[assignment]
+
+    @on(BatchLearned)
+    def remember(self, event: BatchLearned) -> None:
+        """Keep nothing yet."""
+
+    @on(TaskEnded)
+    @torch.no_grad()
+    def fill(self, event: TaskEnded) -> None:
+        """Offer the whole task, with the outputs of the model as it is now."""
+        samples = event.task.train[:]
+        self.memory.add(type(samples)(samples.x, samples.y, {"logits": self.outputs(samples)}))
+
+
+@contextmanager
+def copies() -> Any:
+    """Have Avalanche's SI note copies of the weights, as it does where the weights are not on the CPU."""
+    plugin = avalanche("training.plugins").SynapticIntelligencePlugin
+    noted = plugin.extract_weights
+
+    def extract_weights(model: nn.Module, target: dict[str, Any], excluded: set[str]) -> None:
+        noted(model, target, excluded)
+        for each in target.values():
+            each.data = each.data.clone()
+
+    plugin.extract_weights = staticmethod(extract_weights)
+    try:
+        yield
+    finally:
+        plugin.extract_weights = staticmethod(noted)
+
+
+def their(name: str, **options: Any) -> Make:
+    """Return what makes a strategy of Avalanche by name."""
+
+    def make(net: nn.Module) -> Any:
+        return getattr(avalanche("training.supervised"), name)(
+            model=net, optimizer=SGD(net.parameters()), criterion=nn.CrossEntropyLoss(), train_mb_size=BATCH, train_epochs=1,
+            eval_mb_size=2048, evaluator=None, **options,
+        )  # fmt: skip
+
+    return make
+
+
+def our_ewc(net: nn.Module) -> Strategy:
+    """Return EWC with Avalanche's importance."""
+    return EWC(net, SGD, EWC_LAMBDA / BATCH, fisher="empirical", fisher_batch=BATCH, form="softmax_all")
+
+
+def our_si(net: nn.Module) -> Strategy:
+    """Return SI with Avalanche's importance."""
+    return SI(net, SGD, SI_LAMBDA / 2, damping=SI_EPSILON, gradient="objective", most=0.001, form="softmax_all")
+
+
+THEIR_REPLAY = their("Replay", mem_size=CAPACITY)
+THEIR_DER = their("DER", mem_size=CAPACITY, batch_size_mem=BATCH, alpha=ALPHA, beta=BETA)
+THEIR_EWC = their("EWC", ewc_lambda=EWC_LAMBDA)
+THEIR_SI = their("SynapticIntelligence", si_lambda=SI_LAMBDA, eps=SI_EPSILON)
+
+METHODS = (
+    Method("Replay", lambda net: Replay(net, SGD, CAPACITY, BATCH), THEIR_REPLAY, apart=True),
+    Method("Replay, memory filled as Avalanche's", lambda net: ReplayFilledAfterwards(net, SGD, CAPACITY), THEIR_REPLAY),
+    Method("EWC", our_ewc, THEIR_EWC),
+    Method("EWC, theirs class by class", our_ewc, THEIR_EWC, by_class=True, apart=True),
+    Method("SI", our_si, THEIR_SI, apart=True),
+    Method("SI, theirs with copies", our_si, THEIR_SI, within=copies),
+    Method(
+        "LwF",
+        lambda net: LwF(net, SGD, "softmax_all_kd", LWF_ALPHA, temperature=TEMPERATURE),
+        their("LwF", alpha=LWF_ALPHA, temperature=TEMPERATURE),
+    ),
+    Method("A-GEM", lambda net: AGEM(net, SGD, PER_TASK, SAMPLE), their("AGEM", patterns_per_exp=PER_TASK, sample_size=SAMPLE)),
+    Method("DER++", lambda net: DERpp(net, SGD, CAPACITY, BATCH, ALPHA, BETA), THEIR_DER, apart=True),
+    Method(
+        "DER++, memory filled as Avalanche's", lambda net: DERppFilledAfterwards(net, SGD, CAPACITY, ALPHA, BETA), THEIR_DER
+    ),
+    Method("Cumulative", lambda net: Joint(net, SGD, restart=False), their("Cumulative")),
+    Method("Fine-tuning", lambda net: Finetune(net, SGD), their("Naive")),
+)  # fmt: skip

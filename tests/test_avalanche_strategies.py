@@ -1,0 +1,416 @@
+"""Avalanche's strategies on our engine, against Avalanche's own loop on the same batches: the same weights, to the bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from clstream.strategies import EWCPenalty, WithDetectedBoundaries
+from clstream.strategies.avalanche import AvalancheStrategy, named, needs_boundaries
+from clstream.streams import blobs, from_avalanche, split_digits
+from clstream.streams.data import digits
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.data import TensorDataset
+
+from clstream import EpochStarted, Stream, on, run
+from clstream.checks import check_strategy
+from clstream.cli import main
+from clstream.evaluation import evaluate, evaluating
+from clstream.forms import CaptureError
+from clstream.models import Mlp
+from clstream.seeds import isolated
+
+Import = Callable[[str], ModuleType]
+Make = Callable[[], Any]
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:Using a non-tuple sequence")
+
+
+class Labelled(TensorDataset):
+    """A TensorDataset with the `targets` that Avalanche asks for."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__(x, y)
+        self.targets = y.tolist()
+
+
+def benchmark(avalanche: Import, **options: Any) -> Any:
+    train, test = digits()
+    kept = torch.arange(len(train.y)) % 3 == 0
+    made = Labelled(train.x[kept], train.y[kept]), Labelled(test.x, test.y)
+    return avalanche("benchmarks").nc_benchmark(*made, 5, seed=3, **{"task_labels": False, **options})
+
+
+def features() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU())
+
+
+def single(avalanche: Import) -> nn.Module:
+    return Mlp((1, 8, 8), 10, hidden=(20,))
+
+
+def growing(avalanche: Import) -> nn.Module:
+    return nn.Sequential(features(), avalanche("models").IncrementalClassifier(20))
+
+
+def headed(avalanche: Import) -> nn.Module:
+    models = avalanche("models")
+
+    class Headed(models.MultiTaskModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.heads = features(), models.MultiHeadClassifier(20)
+
+        def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
+            return self.heads(self.features(x), task_labels)
+
+    return Headed()
+
+
+NETS = {"single": single, "growing": growing, "headed": headed}
+
+
+def maker(avalanche: Import, name: str, net: str = "single", momentum: float = 0.0, **options: Any) -> Make:
+    def make() -> Any:
+        torch.manual_seed(0)
+        model = NETS[net](avalanche)
+        optimizer = SGD(model.parameters(), 0.05, momentum=momentum)
+        return getattr(avalanche("training.supervised"), name)(
+            model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), train_mb_size=10, train_epochs=2,
+            **{"evaluator": None, **options},
+        )  # fmt: skip
+
+    return make
+
+
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Naive": ("Naive", {"momentum": 0.9}, {}),
+    "EWC": ("EWC", {"ewc_lambda": 0.4}, {}),
+    "EWC, online": ("EWC", {"ewc_lambda": 0.4, "mode": "online", "decay_factor": 0.5}, {}),
+    "Replay": ("Replay", {"mem_size": 60}, {}),
+    "SI": ("SynapticIntelligence", {"si_lambda": 100.0}, {}),
+    "LwF": ("LwF", {"alpha": 1.0, "temperature": 2.0}, {}),
+    "GEM": ("GEM", {"patterns_per_exp": 20}, {}),
+    "A-GEM": ("AGEM", {"patterns_per_exp": 20, "sample_size": 20}, {}),
+    "DER++": ("DER", {"mem_size": 60, "batch_size_mem": 10, "alpha": 0.5, "beta": 0.5}, {}),
+    "ER-ACE": ("ER_ACE", {"mem_size": 60, "batch_size_mem": 10}, {}),
+    "MIR": ("MIR", {"mem_size": 60, "subsample": 20, "batch_size_mem": 10}, {}),
+    "GDumb": ("GDumb", {"mem_size": 60}, {}),
+    "Cumulative": ("Cumulative", {}, {}),
+    "growing head, Naive": ("Naive", {"net": "growing", "momentum": 0.9}, {}),
+    "growing head, Replay": ("Replay", {"net": "growing", "mem_size": 60}, {}),
+    "head of each task, EWC": ("EWC", {"net": "headed", "ewc_lambda": 0.4}, {"task_labels": True}),
+    "head of each task, LwF": ("LwF", {"net": "headed", "alpha": 1.0, "temperature": 2.0}, {"task_labels": True}),
+    "head of each task, classes from 0": (
+        "Replay", {"net": "headed", "mem_size": 60}, {"task_labels": True, "class_ids_from_zero_in_each_exp": True}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_learns_the_weights_that_avalanche_s_own_loop_learns(avalanche: Import, case: str) -> None:
+    name, options, how = CASES[case]
+    make, given = maker(avalanche, name, **options), benchmark(avalanche, **how)
+    alone, ours = make(), make()
+    with isolated(0, "run"):
+        for experience in given.train_stream:
+            alone.train(experience, shuffle=False)
+    result = run(AvalancheStrategy(ours), from_avalanche(given, epochs=2, batch_size=10, shuffle=False), seed=0, evaluate_every=3)
+    expected, found = alone.model.state_dict(), ours.model.state_dict()
+    assert expected.keys() == found.keys()
+    for key in expected:
+        assert torch.equal(expected[key], found[key]), key
+    assert ours.clock.train_iterations == alone.clock.train_iterations > 0
+    for task, experience in zip(from_avalanche(given).tasks, given.test_stream, strict=True):  # and answers alike
+        labels = torch.full((len(task.test),), experience.task_label if how else 0)
+        with torch.no_grad():
+            scores = avalanche("models").avalanche_forward(alone.model.eval(), task.test.x, labels)
+        if how:  # with the task given, its classes compete
+            scores = scores.index_fill(
+                1, torch.tensor([*{*range(scores.shape[1])} - {*task.classes}], dtype=torch.int64), -torch.inf
+            )
+        hits = (scores.argmax(1) == task.test.y).double().mean()
+        row = result.task_accuracy if how else result.accuracy
+        assert float(row[-1, task.id]) == pytest.approx(float(hits), abs=1e-12)
+
+
+def test_a_shuffled_stream_of_one_experience_at_a_time_is_as_random_as_theirs(avalanche: Import) -> None:
+    """The batches of replay are drawn by Avalanche, from the second experience on: with one first batch, all is the same."""
+    given = benchmark(avalanche)
+    make = maker(avalanche, "Replay", mem_size=60)
+    alone, ours = make(), make()
+    stream = from_avalanche(given, epochs=1, batch_size=1000)
+    alone.train_mb_size, alone.train_epochs = 1000, 1
+    with isolated(0, "run"):
+        for experience in given.train_stream:
+            alone.train(experience)
+    run(AvalancheStrategy(ours), stream, seed=0)
+    for one, two in zip(alone.model.parameters(), ours.model.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)  # the first batch has its samples in another order
+
+
+TRAINING = ("training", "train_dataset_adaptation", "training_exp", "training_epoch", "training_iteration", "forward", "backward",
+            "update")  # fmt: skip
+EVALUATION = ("eval", "eval_dataset_adaptation", "eval_exp", "eval_iteration", "eval_forward")
+
+
+def listener(avalanche: Import, heard: list[str]) -> Any:
+    """A plugin that hears all 26 callbacks."""
+
+    def hearing(name: str) -> Callable[..., None]:
+        return lambda self, strategy, **given: heard.append(name)
+
+    names = [f"{side}_{what}" for what in (*TRAINING, *EVALUATION) for side in ("before", "after")]
+    assert len(names) == 26
+    return type("Listener", (avalanche("training.plugins").SupervisedPlugin,), {name: hearing(name) for name in names})()
+
+
+def test_plugins_hear_what_they_hear_in_avalanche_in_its_order(avalanche: Import) -> None:
+    given, told, heard = benchmark(avalanche), list[str](), list[str]()
+    alone = maker(avalanche, "Replay", mem_size=60, plugins=[listener(avalanche, told)])()
+    for experience in given.train_stream:
+        alone.train(experience, shuffle=False)
+    strategy = AvalancheStrategy(maker(avalanche, "Replay", mem_size=60)(), plugins=[listener(avalanche, heard)])
+    run(strategy, from_avalanche(given, epochs=2, batch_size=10, shuffle=False))
+    assert heard[0] == "before_training"  # who has learned nothing yet is asked without its plugins
+    assert [name for name in heard if "eval" not in name] == told
+    told.clear()
+    alone.eval(next(iter(given.test_stream)))
+    told[:] = [name for name in told if name not in ("before_eval_dataset_adaptation", "after_eval_dataset_adaptation")]
+    asked = [name for name in heard if "eval" in name]
+    one = asked[: asked.index("after_eval") + 1]
+    assert sorted(one) == sorted(set(one)) and len(one) == 10
+    order = sorted(set(told), key=told.index)  # of each callback's first call: theirs has many batches
+    last = order.index("after_eval_iteration") + 1
+    assert [name for name in one if "dataset" not in name][:last] == order[:last]
+    assert one[1:3] == ["before_eval_dataset_adaptation", "after_eval_dataset_adaptation"]
+
+
+def test_batches_of_another_loader_are_spread_over_ours(avalanche: Import) -> None:
+    """Cumulative training takes more steps in each session; each epoch has them all, and each of our batches its share."""
+    taken: list[int] = []
+
+    class Steps:
+        @on(EpochStarted)
+        def note(self, event: EpochStarted) -> None:
+            taken.append(strategy.theirs.clock.train_iterations)
+
+    stream = from_avalanche(benchmark(avalanche), epochs=2, batch_size=10)
+    strategy = AvalancheStrategy(maker(avalanche, "Cumulative")())
+    run(strategy, stream, Steps())
+    sizes = torch.tensor([len(task.train) for task in stream.tasks]).cumsum(0)
+    expected = [-(-int(size) // 10) for size in sizes for _ in range(2)]
+    assert torch.tensor([*taken, strategy.theirs.clock.train_iterations]).diff().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("EWC", {"ewc_lambda": 0.4}),
+        ("Replay", {"mem_size": 30}),
+        ("SynapticIntelligence", {"si_lambda": 1.0}),
+        ("LwF", {"alpha": 1.0, "temperature": 2.0}),
+        ("GEM", {"patterns_per_exp": 10}),
+        ("Cumulative", {}),
+    ],
+)
+def test_a_run_of_theirs_resumes_exactly(avalanche: Import, name: str, options: dict[str, Any]) -> None:
+    checks = {each.name: each for each in check_strategy(lambda model: named(name)(model, **options))}
+    checks["resumes_exactly"]()
+    checks["evaluates_without_trace"]()
+    checks["leaves_the_caller_alone"]()
+
+
+def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
+    """A head that came to be within the run is there again, with what the optimizer knows of it."""
+    from clstream.checks import Checkpoints
+
+    stream = from_avalanche(benchmark(avalanche, task_labels=True), epochs=1, batch_size=30)
+    make = maker(avalanche, "Replay", net="headed", momentum=0.9, mem_size=30)
+    whole, state = Checkpoints(), None
+    expected = run(AvalancheStrategy(make()), stream, whole, evaluate_every=2)
+    for number in range(0, len(whole.written), 3):
+        state = whole.load(number)
+        result = run(AvalancheStrategy(make()), stream, Checkpoints(every=False), evaluate_every=2, resume=state)
+        assert torch.equal(result.accuracy, expected.accuracy) and torch.equal(result.task_accuracy, expected.task_accuracy)
+
+
+def test_what_cannot_be_captured_is_said(avalanche: Import, tmp_path: Any) -> None:
+    from clstream.checkpoint import Checkpointer
+
+    strategy = named("AGEM")(Mlp((1, 8, 8), 10, hidden=(20,)), patterns_per_exp=20, sample_size=20)
+    with pytest.raises(CaptureError, match=r"theirs\.plugins\[0\]\.buffer_dliter is a .*iterator.*--checkpoint_every 0"):
+        run(strategy, split_digits(epochs=1), Checkpointer(tmp_path / "run"))
+
+
+HIDDEN = {"boundaries": False, "batch_size": 10}
+
+
+def test_boundaries_are_needed_where_something_is_consolidated(avalanche: Import) -> None:
+    net = Mlp((1, 8, 8), 10, hidden=(20,))
+    for name, options in (("EWC", {"ewc_lambda": 0.4}), ("AGEM", {"patterns_per_exp": 20, "sample_size": 20})):
+        with pytest.raises(ValueError, match="needs boundaries, which split_digits hides"):
+            run(named(name)(net, **options), split_digits(epochs=1, boundaries=False))
+    result = run(named("Replay")(net, mem_size=100), split_digits(epochs=5, boundaries=False))
+    assert result.average_accuracy > 0.5
+    plain = AvalancheStrategy(maker(avalanche, "EWC", ewc_lambda=0.1)(), boundaries=False)
+    assert run(plain, split_digits(epochs=1, boundaries=False)).average_accuracy < 0.5
+    plugins = avalanche("training.plugins")
+    assert needs_boundaries(maker(avalanche, "Naive", plugins=[plugins.MASPlugin()])())
+    assert not needs_boundaries(maker(avalanche, "Naive", plugins=[plugins.ReplayPlugin(20)])())
+    assert not needs_boundaries(maker(avalanche, "Naive")())
+
+
+def test_detected_boundaries_do_for_theirs_too(avalanche: Import) -> None:
+    base = AvalancheStrategy(maker(avalanche, "EWC", ewc_lambda=0.4)())
+    run(WithDetectedBoundaries(base, warmup=4, window=10), split_digits(epochs=2, boundaries=False))
+    assert base.theirs.clock.train_exp_counter > 1
+
+
+def test_a_plugin_of_ours_to_add_comes_first_and_their_evaluator_goes(
+    avalanche: Import, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugins = avalanche("training.plugins")
+    theirs = avalanche("training.supervised").Replay(
+        model=(net := Mlp((1, 8, 8), 10, hidden=(20,))), optimizer=SGD(net.parameters(), 0.05), criterion=nn.CrossEntropyLoss(),
+        mem_size=20,
+    )  # fmt: skip
+    lwf = plugins.LwFPlugin()
+    strategy = AvalancheStrategy(theirs, plugins=[lwf])
+    assert [type(each).__name__ for each in theirs.plugins] == ["LwFPlugin", "ReplayPlugin", "PeriodicEval", "Clock"]
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(strategy, blobs_of_digits())
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Deprecat" not in captured.err
+    assert lwf.lwf.expcount == 5
+
+
+def blobs_of_digits() -> Stream:
+    return split_digits(epochs=1)
+
+
+def test_the_head_of_a_task_answers_for_it_and_none_grows_by_being_asked(avalanche: Import) -> None:
+    given = benchmark(avalanche, task_labels=True)
+    stream = from_avalanche(given, epochs=2, batch_size=10)
+    theirs = maker(avalanche, "Naive", net="headed")()
+    strategy = AvalancheStrategy(theirs)
+    run(strategy, stream, max_sessions=2)
+    assert sorted(theirs.model.heads.classifiers) == ["0", "1"]
+    task = stream.tasks[1]
+    with evaluating(strategy):
+        scores = strategy.scores(task.test.x, task)
+        theirs_say = theirs.model(task.test.x, torch.ones(len(task.test), dtype=torch.int64))
+        assert torch.equal(scores[:, list(task.classes)], theirs_say[:, list(task.classes)])
+        assert set(strategy.predict(task.test.x, task).tolist()) <= set(task.classes)
+        assert set(strategy.predict(task.test.x).tolist()) <= set(task.classes) | set(stream.tasks[0].classes)
+        zero = [label for label in range(10) if label not in {*task.classes, *stream.tasks[0].classes}]
+        assert float(strategy.scores(task.test.x)[:, zero].max()) < -1e30  # of no head, though a narrower one says 0 for some
+        assert float(strategy.scores(task.test.x, task)[:, list(stream.tasks[0].classes)].max()) < -1e30
+        unknown = stream.tasks[4]
+        assert float(strategy.scores(unknown.test.x, unknown).abs().max()) == 0
+    assert sorted(theirs.model.heads.classifiers) == ["0", "1"]
+    rows = evaluate(strategy, stream.to("cpu"))
+    assert float(rows[1][1]) > 0.8  # the newest task, given at test
+
+
+def test_a_head_that_grows_can_be_asked_for_classes_to_come(avalanche: Import) -> None:
+    stream = from_avalanche(benchmark(avalanche), epochs=10, batch_size=10)
+    strategy = AvalancheStrategy(maker(avalanche, "Naive", net="growing")())
+    result = run(strategy, stream)
+    assert float(result.accuracy.diagonal().min()) > 0.8
+    with pytest.raises(RuntimeError, match="gets its outputs in a run"):
+        AvalancheStrategy(maker(avalanche, "Naive", net="growing")()).scores(stream.tasks[0].test.x)
+
+
+def test_the_stream_s_augmentation_is_learned(avalanche: Import) -> None:
+    seen: list[Tensor] = []
+
+    def dark(x: Tensor) -> Tensor:
+        seen.append(x)
+        return 0 * x
+
+    train, test = digits()
+    from clstream.streams import from_tensors
+
+    stream = from_tensors(train.x, train.y, test.x, test.y, augment=dark, batch_size=100)
+    for name in ("Naive", "Replay"):
+        seen.clear()
+        strategy = named(name)(Mlp((1, 8, 8), 10, hidden=(20,)))
+        before = [weight.clone() for weight in strategy.model.parameters()]
+        run(strategy, stream)
+        assert torch.equal(before[0], next(iter(strategy.model.parameters())))  # no input, no slope for the first weights
+        assert len(seen) >= 15
+
+
+def test_a_plugin_can_stop_a_session(avalanche: Import) -> None:
+    class Stops(avalanche("training.plugins").SupervisedPlugin):  # type: ignore[misc,name-defined]
+        def after_training_iteration(self, strategy: Any, **given: Any) -> None:
+            if strategy.clock.train_exp_iterations == 7:
+                strategy.stop_training()
+
+    def steps(play: Callable[[Any], None]) -> int:
+        theirs = maker(avalanche, "Naive", plugins=[Stops()])()
+        play(theirs)
+        return int(theirs.clock.train_iterations)
+
+    given = benchmark(avalanche)
+
+    def alone(theirs: Any) -> None:
+        for experience in given.train_stream:
+            theirs.train(experience)
+
+    ours = steps(lambda theirs: run(AvalancheStrategy(theirs), from_avalanche(given, epochs=2, batch_size=10)) and None)
+    assert ours == steps(alone)
+
+
+def test_what_cannot_be_played_is_refused(avalanche: Import) -> None:
+    supervised, plugins = avalanche("training.supervised"), avalanche("training.plugins")
+    with pytest.raises(
+        TypeError, match=r"an object of a supervised strategy of Avalanche, such as Naive\(\.\.\.\), not the class EWC"
+    ):
+        AvalancheStrategy(supervised.EWC)
+    with pytest.raises(TypeError, match="not a Mlp"):
+        AvalancheStrategy(Mlp((1, 8, 8), 10))
+    with pytest.raises(ValueError, match=r"JointTraining has a train of its own.*Cumulative, or clstream's Joint"):
+        AvalancheStrategy(maker(avalanche, "JointTraining")())
+    with pytest.raises(ValueError, match=r"Naive is to evaluate by itself \(eval_every=1\)"):
+        AvalancheStrategy(maker(avalanche, "Naive", eval_every=1)())
+    with pytest.raises(TypeError, match="plugins must be plugins of Avalanche"):
+        AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[EWCPenalty()])
+    with pytest.raises(ValueError, match="EarlyStoppingPlugin looks at what Avalanche's evaluation measured"):
+        AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[plugins.EarlyStoppingPlugin(2, "test_stream")])
+    with pytest.raises(TypeError, match="can't carry regularisers"):
+        named("Naive")(Mlp((1, 8, 8), 10)).carry(EWCPenalty())
+
+
+def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["run", "--stream", "blobs", "--stream.train_per_class", "20", "--model.hidden", "[16]", "--track", "false"]
+    ewc = ["--strategy", "avalanche:EWC", "--strategy.ewc_lambda", "0.4", "--strategy.optimizer.lr", "0.05"]
+    assert main([*given, *ewc]) == 0
+    assert "AvalancheEWC on blobs" in capsys.readouterr().out
+    assert main([*given, *ewc, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    assert "class_path: clstream.strategies.avalanche.EWC" in text and "ewc_lambda: 0.4" in text and "lr: 0.05" in text
+    refresh = ["--strategy", "Refresh", "--strategy.base", "clstream.strategies.avalanche.Replay"]
+    assert main([*given, *refresh, "--checkpoint_every", "0"]) == 0  # found by its path, also within another strategy
+    capsys.readouterr()
+    for wrong, sentence in (
+        (["--strategy", "avalanche:EWCC"], "no strategy 'EWCC' of Avalanche's that can be had by name: did you mean EWC?"),
+        (["--strategy", "avalanche:EWC"], "--strategy needs ewc_lambda: give --strategy.ewc_lambda"),
+        (["--strategy", "avalanche:EWC", "--strategy.ewc_lamda", "1"], "EWC has no option 'ewc_lamda': did you mean ewc_lambda?"),
+    ):
+        assert main([*given, *wrong]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_theirs_run_on_a_recurring_and_on_a_domain_stream(avalanche: Import) -> None:
+    for stream in (blobs(tasks=3, schedule=[0, 1, 0, 2]), blobs(scenario="domain"), blobs(scenario="task")):
+        strategy = named("Replay")(Mlp(stream.input_shape, stream.classes, hidden=(20,)), mem_size=50)
+        assert run(strategy, stream).average_accuracy > 0.5
+        assert strategy.theirs.clock.train_exp_counter == len(stream)

@@ -1,0 +1,426 @@
+"""Avalanche's benchmarks as streams, against what Avalanche itself delivers from the same benchmarks."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clstream.streams import from_avalanche, with_test
+from clstream.streams.data import digits
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+from torchvision import transforms as tv
+
+from clstream import Strategy, run
+from clstream.checks import check_stream
+from clstream.cli import main
+from clstream.evaluation import evaluate
+from clstream.models import Mlp
+from clstream.stream import Stream
+
+Import = Callable[[str], ModuleType]
+pytestmark = pytest.mark.filterwarnings("ignore:stream generator", "ignore:No loggers")
+
+
+class Labelled(TensorDataset):
+    """A TensorDataset with the `targets` that Avalanche asks for."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__(x, y)
+        self.targets = y.tolist()
+
+
+class Images(Dataset[Any]):
+    """Small images of PIL's, all pixels different, and a transform, as torchvision's data sets are."""
+
+    def __init__(self, n: int = 12, size: int = 6, transform: Any = None, noisy: bool = False) -> None:
+        self.data = np.random.default_rng(0).permutation(n * size * size * 3).reshape(n, size, size, 3) % 251
+        self.targets, self.transform, self.noisy = [index % 4 for index in range(n)], transform, noisy
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image: Any = Image.fromarray(self.data[index].astype(np.uint8))
+        if self.noisy:
+            image = tv.functional.hflip(image) if random.random() < 0.5 else image
+        return image if self.transform is None else self.transform(image), self.targets[index]
+
+
+def pair() -> tuple[Labelled, Labelled]:
+    train, test = digits()
+    return Labelled(train.x, train.y), Labelled(test.x, test.y)
+
+
+def classic(avalanche: Import, **options: Any) -> Any:
+    return avalanche("benchmarks").nc_benchmark(*pair(), 5, seed=3, **options)
+
+
+def incremental(avalanche: Import) -> Any:
+    wrap = avalanche("benchmarks.utils").as_classification_dataset
+    train, test = pair()
+    return avalanche("benchmarks").class_incremental_benchmark(
+        {"train": wrap(train), "test": wrap(test)}, num_experiences=5, class_order=[4, 1, 0, 9, 3, 2, 8, 7, 6, 5]
+    )
+
+
+def online(avalanche: Import, told: bool) -> Any:
+    made = avalanche("benchmarks")
+    benchmark = classic(avalanche, task_labels=False)
+    stream = made.split_online_stream(benchmark.train_stream, 50, access_task_boundaries=told, seed=0)
+    return made.CLScenario([stream, benchmark.test_stream])
+
+
+def blurred(avalanche: Import) -> Any:
+    made = avalanche("benchmarks")
+    benchmark = classic(avalanche, task_labels=False)
+    stream = made.split_continuous_linear_decay_stream(benchmark.train_stream, 50, 8, 0.5, True)
+    return made.CLScenario([stream, benchmark.test_stream])
+
+
+BENCHMARKS: dict[str, Callable[[Import], Any]] = {
+    "classic": lambda a: classic(a, task_labels=False),
+    "classic, task labels": lambda a: classic(a, task_labels=True),
+    "classic, task labels, classes from 0": lambda a: classic(a, task_labels=True, class_ids_from_zero_in_each_exp=True),
+    "classic, classes from 0": lambda a: classic(a, task_labels=False, class_ids_from_zero_in_each_exp=True),
+    "new instances": lambda a: a("benchmarks").ni_benchmark(*pair(), 4, seed=1, balance_experiences=True),
+    "class-incremental": incremental,
+    "task-incremental": lambda a: a("benchmarks").task_incremental_benchmark(incremental(a), reset_task_labels=True),
+    "validation": lambda a: a("benchmarks").benchmark_with_validation_stream(incremental(a), 0.2),
+    "online": lambda a: online(a, told=True),
+    "online, hidden": lambda a: online(a, told=False),
+    "online, mixed": blurred,
+}
+SCENARIOS = {
+    "classic, task labels": "task", "classic, task labels, classes from 0": "task", "task-incremental": "task",
+    "classic, classes from 0": "domain", "new instances": "domain",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=BENCHMARKS)
+def both(request: pytest.FixtureRequest, avalanche: Import) -> tuple[str, Any, Stream]:
+    torch.manual_seed(0)
+    benchmark = BENCHMARKS[request.param](avalanche)
+    return request.param, benchmark, from_avalanche(benchmark, shuffle=False)
+
+
+def joined(dataset: Any) -> tuple[Tensor, list[int], list[int]]:
+    items = [dataset[index] for index in range(len(dataset))]
+    return torch.stack([item[0] for item in items]), [int(item[1]) for item in items], [int(item[-1]) for item in items]
+
+
+def test_each_experience_is_a_session(both: tuple[str, Any, Stream]) -> None:
+    _, benchmark, stream = both
+    train = next(each for name, each in benchmark.streams.items() if name.startswith("train"))
+    sessions = iter(stream)
+    for experience in train:
+        x, y, _ = joined(experience.dataset.train())
+        samples = next(sessions).samples[:]
+        assert torch.equal(samples.x, x) and samples.y.tolist() == y
+    assert next(sessions, None) is None
+
+
+def test_each_test_experience_is_a_task(both: tuple[str, Any, Stream]) -> None:
+    name, benchmark, stream = both
+    for task in stream.tasks:
+        experience = list(benchmark.streams["test"])[0 if name == "new instances" else task.id]
+        x, y, _ = joined(experience.dataset.eval())
+        assert torch.equal(task.test.x, x) and task.test.y.tolist() == y
+    assert len(stream.tasks) == (4 if name == "new instances" else 5)
+
+
+def test_scenario_order_and_boundaries_are_kept(both: tuple[str, Any, Stream]) -> None:
+    name, benchmark, stream = both
+    assert stream.scenario == SCENARIOS.get(name, "class")
+    assert stream.boundaries == (name not in ("online, hidden", "online, mixed"))
+    if name in ("class-incremental", "task-incremental"):
+        assert [set(task.classes) for task in stream.tasks] == [{4, 1}, {0, 9}, {3, 2}, {8, 7}, {6, 5}]
+    if name == "validation":
+        for task, experience in zip(stream.tasks, benchmark.streams["valid"], strict=True):
+            assert task.validation is not None
+            assert torch.equal(task.validation.x, joined(experience.dataset.eval())[0])
+    else:
+        assert all(task.validation is None for task in stream.tasks)
+
+
+def test_it_is_a_good_stream(both: tuple[str, Any, Stream]) -> None:
+    for check in check_stream(both[2]):
+        check()
+
+
+def test_it_is_played_without_avalanche_s_data(avalanche: Import) -> None:
+    benchmark = classic(avalanche, task_labels=True)
+    result = run(Strategy(Mlp((1, 8, 8), 10, hidden=(50,))), from_avalanche(benchmark, epochs=3, batch_size=10))
+    assert result.average_accuracy > 0.8
+
+
+def test_task_labels_that_are_not_the_number_of_the_task_are_kept(avalanche: Import) -> None:
+    wrap = avalanche("benchmarks.utils")._make_taskaware_classification_dataset
+    train, test = digits()
+    rows = [(train.y == label).nonzero().flatten() for label in range(3)]
+    parts = [wrap(Labelled(train.x[each], train.y[each]), task_labels=7 * (number % 2)) for number, each in enumerate(rows)]
+    asked = [wrap(Labelled(test.x[test.y == label], test.y[test.y == label]), task_labels=7 * (label % 2)) for label in range(3)]
+    stream = from_avalanche(avalanche("benchmarks").benchmark_from_datasets(train=parts, test=asked))
+    assert [set(task.train[:].extra["task_label"].tolist()) for task in stream.tasks] == [{0}, {7}, {0}]
+    assert [set(task.test[:].extra["task_label"].tolist()) for task in stream.tasks] == [{0}, {7}, {0}]
+
+
+def test_one_test_experience_for_all_and_another_test_stream(avalanche: Import) -> None:
+    wrap = avalanche("benchmarks.utils").as_classification_dataset
+    train, test = digits()
+    halves = [train.y < 5, train.y >= 5]
+    benchmark = avalanche("benchmarks").benchmark_from_datasets(
+        train=[wrap(Labelled(train.x[half], train.y[half])) for half in halves],
+        test=[wrap(Labelled(test.x, test.y))],
+        dark=[wrap(Labelled(0 * train.x[half][:5], train.y[half][:5])) for half in halves],
+    )
+    stream = from_avalanche(benchmark)
+    assert [task.classes for task in stream.tasks] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
+    assert torch.equal(stream.tasks[1].test.x, test.x[test.y >= 5])
+    assert any("with_test(stream, benchmark, 'dark')" in note for note in stream.notes)
+    dark = with_test(stream, benchmark, "dark")
+    assert float(dark.tasks[1].test.x.abs().max()) == 0 and dark.tasks[1].train is stream.tasks[1].train
+    assert evaluate(Strategy(Mlp((1, 8, 8), 10, hidden=(5,))), dark)[0].shape == (2,)
+    with pytest.raises(ValueError, match="no stream 'drak' to test on: did you mean 'dark'"):
+        with_test(stream, benchmark, "drak")
+    with pytest.raises(ValueError, match="no stream 'tset' to test on: did you mean 'test'"):
+        from_avalanche(benchmark, test="tset")
+
+
+def images(avalanche: Import, train: Any, evaluation: Any = None, **kept: Any) -> Any:
+    evaluation = evaluation or tv.Compose([tv.ToTensor(), tv.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))])
+    return avalanche("benchmarks").nc_benchmark(
+        Images(**kept), Images(8), 2, task_labels=False, shuffle=False, train_transform=train, eval_transform=evaluation
+    )
+
+
+NORMAL = (tv.ToTensor(), tv.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)))
+
+
+def outcomes(call: Callable[[], Tensor], draws: int) -> set[bytes]:
+    torch.manual_seed(0)
+    return {(call() * 1000).round().to(torch.int32).numpy().tobytes() for _ in range(draws)}
+
+
+@pytest.mark.parametrize("fill", [0, 128])
+def test_random_crops_and_flips_become_an_augmentation_that_gives_the_same_images(avalanche: Import, fill: int) -> None:
+    """9 crops x 2 flips x 2: in 600 draws each of 36 outcomes comes up, in theirs and in ours, and no others."""
+    chain = [tv.RandomCrop(6, padding=1, fill=fill), tv.RandomHorizontalFlip(), tv.RandomVerticalFlip(), *NORMAL]
+    benchmark = images(avalanche, tv.Compose(chain))
+    stream = from_avalanche(benchmark)
+    assert stream.augment is not None
+    dataset = benchmark.train_stream[0].dataset.train()
+    whole = stream.tasks[0].train[:1].x.expand(600, -1, -1, -1)
+    torch.manual_seed(1)
+    ours = {(each * 1000).round().to(torch.int32).numpy().tobytes() for each in stream.augment(whole)}
+    assert len(ours) == 36 and ours == outcomes(lambda: dataset[0][0], 600)
+    plain = tv.Compose(list(NORMAL))(Images()[0][0])
+    assert torch.equal(stream.tasks[0].train[:1].x[0], plain)  # read without what is random
+    assert torch.equal(stream.tasks[0].test[:1].x[0], tv.Compose(list(NORMAL))(Images(8)[0][0]))
+
+
+def test_flips_are_as_likely_as_they_were(avalanche: Import) -> None:
+    stream = from_avalanche(images(avalanche, tv.Compose([tv.RandomHorizontalFlip(0.2), *NORMAL])))
+    x = stream.tasks[0].train[:1].x.expand(4000, -1, -1, -1)
+    torch.manual_seed(0)
+    assert stream.augment is not None
+    assert float((stream.augment(x) != x).flatten(1).any(1).double().mean()) == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_random_transform_inside_the_data_set_is_found(avalanche: Import) -> None:
+    stream = from_avalanche(images(avalanche, tv.Compose(list(NORMAL)), transform=tv.RandomHorizontalFlip()))
+    assert "Flip(probability=0.5" in repr(stream.augment)
+    assert torch.equal(stream.tasks[0].train[:1].x[0], tv.Compose(list(NORMAL))(Images()[0][0]))
+
+
+def test_a_rotation_by_one_angle_is_no_random_one(avalanche: Import) -> None:
+    benchmark = images(avalanche, tv.Compose([tv.RandomRotation((90, 90)), *NORMAL]))
+    stream = from_avalanche(benchmark)
+    assert stream.augment is None
+    assert torch.equal(stream.tasks[0].train[:1].x[0], benchmark.train_stream[0].dataset.train()[0][0])
+
+
+def halved(image: Any) -> Any:
+    """Half the time, nothing: random, without saying so."""
+    return Image.new("RGB", image.size) if random.random() < 0.5 else image
+
+
+class Speckle:
+    """Noise from a generator of its own, which no look at the global ones would show."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self.random.normal()
+
+
+def test_transforms_of_the_second_version(avalanche: Import) -> None:
+    from torchvision.transforms import v2
+
+    scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])]
+    chain = [v2.ToImage(), v2.RandomCrop(6, padding=[1, 0], fill=9), v2.RandomVerticalFlip(), *scale]
+    benchmark = images(avalanche, v2.Compose(chain), v2.Compose([v2.ToImage(), *scale]))
+    stream = from_avalanche(benchmark)
+    assert stream.augment is not None
+    torch.manual_seed(1)
+    drawn = stream.augment(stream.tasks[0].train[:1].x.expand(200, -1, -1, -1))
+    ours = {(each * 1000).round().to(torch.int32).numpy().tobytes() for each in drawn}
+    dataset = benchmark.train_stream[0].dataset.train()
+    assert len(ours) == 6 and ours == outcomes(lambda: torch.as_tensor(dataset[0][0]).as_subclass(Tensor), 200)
+
+
+@pytest.mark.parametrize(
+    ("chain", "sentence"),
+    [
+        ([*NORMAL, Speckle()], "Speckle is random, and is not known to act on whole batches"),
+        ([tv.ColorJitter(0.5), *NORMAL], "ColorJitter is random, and is not known to act on whole batches"),
+        ([halved, *NORMAL], "halved is random, and is not known to act on whole batches"),
+        ([tv.RandomCrop(4), *NORMAL], "RandomCrop changes the size of the images"),
+        ([tv.RandomHorizontalFlip(), tv.Pad(1), *NORMAL], "Pad comes after a random one and moves pixels"),
+        ([tv.RandomCrop(6, padding=1, padding_mode="reflect"), *NORMAL], "pads in another way"),
+    ],
+)
+def test_other_random_transforms_are_refused(avalanche: Import, chain: list[Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        from_avalanche(images(avalanche, tv.Compose(chain)))
+    assert "augment=..." in str(refusal.value) and "lazy=True" in str(refusal.value)
+
+
+def test_lazily_they_are_done_sample_by_sample(avalanche: Import) -> None:
+    """At the start of the chain the images are what PIL had, to the bit: a chain that negates them at random shows it."""
+    benchmark = images(avalanche, tv.Compose([tv.RandomInvert(), tv.RandomVerticalFlip(), *NORMAL]))
+    stream = from_avalanche(benchmark, lazy=True)
+    assert stream.augment is not None
+    dataset = benchmark.train_stream[0].dataset.train()
+    x = stream.tasks[0].train[:1].x
+    assert len(outcomes(lambda: dataset[0][0], 60)) == 4
+    assert outcomes(lambda: stream.augment(x)[0], 60) == outcomes(lambda: dataset[0][0], 60)
+    with pytest.raises(ValueError, match="Resize can't be undone"):
+        from_avalanche(images(avalanche, tv.Compose([tv.ColorJitter(0.5), tv.Resize(6), *NORMAL])), lazy=True)
+
+
+def test_what_is_tested_must_not_be_random(avalanche: Import) -> None:
+    random_eval = tv.Compose([tv.RandomHorizontalFlip(), *NORMAL])
+    with pytest.raises(ValueError, match="RandomHorizontalFlip is random, and what is tested must stay the same"):
+        from_avalanche(images(avalanche, tv.Compose(list(NORMAL)), random_eval))
+    with pytest.raises(ValueError, match="what Images gives is random"):
+        from_avalanche(images(avalanche, tv.Compose(list(NORMAL)), noisy=True), lazy=True)
+
+
+def test_the_caller_s_generators_stay_as_they_were(avalanche: Import) -> None:
+    benchmark = images(avalanche, tv.Compose([tv.RandomCrop(6, padding=1), *NORMAL]))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    from_avalanche(benchmark)
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_avalanche_is_imported_in_silence(avalanche: Import) -> None:
+    script = "from clstream.optional import avalanche; avalanche('training.supervised'); avalanche('benchmarks')"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+
+
+def test_what_is_no_benchmark_is_refused(avalanche: Import) -> None:
+    benchmark = classic(avalanche, task_labels=False)
+    with pytest.raises(TypeError, match="takes a benchmark of Avalanche"):
+        from_avalanche(benchmark.train_stream)
+    with pytest.raises(ValueError, match="epochs must be a whole number"):
+        from_avalanche(benchmark, epochs=0)
+    with pytest.raises(ValueError, match="not 'tarin': name it"):
+        from_avalanche(benchmark, train="tarin")
+    crops = images(avalanche, tv.Compose([tv.RandomHorizontalFlip(), *NORMAL]))
+    with pytest.raises(ValueError, match="has random transforms already"):
+        from_avalanche(crops, augment=torch.neg)
+
+
+def test_an_online_stream_of_some_experiences_goes_with_their_own_tests(avalanche: Import) -> None:
+    """The experiences 1 and 0 of a benchmark, in this order: each is tested on its own test experience, not on the next one."""
+    made, given = avalanche("benchmarks"), classic(avalanche, task_labels=False)
+    two = [given.train_stream[1], given.train_stream[0]]
+    stream = from_avalanche(
+        made.CLScenario([made.split_online_stream(two, 50, seed=0), given.test_stream[:2]]), train="train_online"
+    )
+    assert [stream.task_of(number) for number in (0, len(stream) - 1)] == [1, 0]
+    for task, experience in zip(stream.tasks, given.test_stream[:2], strict=True):
+        assert set(task.classes) == set(experience.classes_in_this_experience)
+    with pytest.raises(ValueError, match="nothing to train on belongs to test experience 2"):
+        from_avalanche(made.CLScenario([made.split_online_stream(two, 50, seed=0), given.test_stream]))
+
+
+def test_experiences_that_cannot_be_told_apart_are_refused(avalanche: Import) -> None:
+    wrap = avalanche("benchmarks.utils").as_classification_dataset
+    train, test = digits()
+    thirds = [wrap(Labelled(train.x[part::3], train.y[part::3])) for part in range(3)]
+    asked = [wrap(Labelled(test.x[part::2], test.y[part::2])) for part in range(2)]
+    with pytest.raises(ValueError, match="which of 3 training experiences belongs to which of 2 to test on"):
+        from_avalanche(avalanche("benchmarks").benchmark_from_datasets(train=thirds, test=asked))
+
+
+def write_mnist(folder: Path) -> None:
+    """Write 200 + 100 images of noise in MNIST's format."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for kind, n in (("train", 200), ("t10k", 100)):
+        for what, sizes, type_ in (("images", (n, 28, 28), 3), ("labels", (n,), 1)):
+            body = draw.integers(0, 256, sizes).astype(np.uint8) if what == "images" else (np.arange(n) % 10).astype(np.uint8)
+            head = bytes([0, 0, 8, type_]) + b"".join(int(size).to_bytes(4, "big") for size in sizes)
+            (raw / f"{kind}-{what}-idx{type_}-ubyte").write_bytes(head + body.tobytes())
+
+
+def test_a_classic_benchmark_on_the_command_line(
+    avalanche: Import, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mnist(tmp_path)
+    options = ("--stream.n_experiences", "5", "--stream.seed", "4", "--stream.epochs", "2", "--data_root", str(tmp_path))
+    assert main(["show", "avalanche:SplitMNIST", *options]) == 0
+    card = capsys.readouterr().out
+    assert "SplitMNIST: class-incremental" in card and "5, 2 epochs each" in card
+    given = avalanche("benchmarks").SplitMNIST(5, seed=4, dataset_root=tmp_path)
+    for number, experience in enumerate(given.train_stream):
+        classes = ", ".join(map(str, sorted(experience.classes_in_this_experience)))
+        assert f"task {number}       classes {classes};" in card
+    run_it = ["run", "--stream", "avalanche:SplitMNIST", *options, "--strategy", "Finetune", "--track", "false"]
+    assert main([*run_it, "--checkpoint_every", "0"]) == 0
+    assert "Finetune on SplitMNIST" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (
+            ["--stream", "avalanche:SplitMNITS"],
+            2,
+            "no stream 'SplitMNITS' of Avalanche's that can be had by name: did you mean Spl",
+        ),
+        (["--stream", "avalanche:SplitMNIST", "--stream.n_experience", "5"], 2, "has no option 'n_experience': did you mean n_exp"),
+        (["--stream", "avalanche:SplitMNIST"], 2, "--stream needs n_experiences: give --stream.n_experiences"),
+        (
+            ["--stream", "avalanche:SplitMNIST", "--stream.n_experiences", "5", "--data_root", "nowhere"],
+            1,
+            "could not be downloaded",
+        ),
+    ],
+)
+def test_what_is_asked_wrongly(
+    avalanche: Import, store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str],
+    status: int, sentence: str,
+) -> None:  # fmt: skip
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("there is no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    assert main(["run", *arguments, "--track", "false"]) == status
+    captured = capsys.readouterr()
+    assert sentence in " ".join(captured.err.split())

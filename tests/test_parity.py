@@ -1,0 +1,130 @@
+"""`clstream parity`: what it compares is run on the same stream from the same weights, and what it says of it is so."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from clstream.experiments.parity.measuring import KINDS, Measured, by_class, chosen, measure, net_of, row, stream_of, welch
+from clstream.experiments.parity.methods import METHODS, Method, copies, their
+from clstream.strategies import Finetune
+
+from clstream.cli import main
+
+Import = Callable[[str], ModuleType]
+
+
+def test_seven_methods_are_compared() -> None:
+    names = {method.name.partition(",")[0] for method in METHODS}
+    assert {"Replay", "EWC", "SI", "LwF", "A-GEM", "DER++", "Cumulative"} <= names
+    plain = {method.name.partition(",")[0] for method in METHODS if not method.apart}
+    assert plain == names  # each has a comparison in which both are to agree
+
+
+def test_fine_tuning_is_the_same_to_the_last_sample(avalanche: Import) -> None:
+    """On our engine theirs learns our batches from the same weights: nothing is left that could differ."""
+    stream = stream_of("digits", None)
+    ours, theirs, loop = measure(chosen("Fine-tuning")[0], stream, 3)
+    assert (ours.kind, theirs.kind, loop.kind) == KINDS
+    assert (ours.accuracy, ours.task_accuracy, ours.forgetting) == (theirs.accuracy, theirs.task_accuracy, theirs.forgetting)
+    assert loop.accuracy == pytest.approx(ours.accuracy, abs=0.1) and min(ours.seconds, theirs.seconds, loop.seconds) > 0
+
+
+def test_nets_differ_by_seed_only() -> None:
+    stream = stream_of("digits", 20)
+    first, again, other = (next(net_of(stream, seed).parameters()) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_samples_class_by_class() -> None:
+    stream = stream_of("digits", 30)
+    for task, laid in zip(stream.tasks, by_class(stream).tasks, strict=True):
+        y = laid.train[:].y
+        assert torch.equal(y, y.sort().values)
+        assert torch.equal(task.train[:].x.sum(0), laid.train[:].x.sum(0)) or torch.allclose(
+            task.train.x.sum(0), laid.train.x.sum(0)
+        )
+
+
+def test_their_si_does_nothing_on_the_cpu_but_with_copies_it_does(avalanche: Import) -> None:
+    """The finding in the documentation: without copies its results are those of fine-tuning, to the bit."""
+    stream, si = stream_of("digits", None), their("SynapticIntelligence", si_lambda=2000.0, eps=0.1)
+    asis, copied = Method("as it is", Finetune, si), Method("with copies", Finetune, si, within=copies)
+    plain = Method("plain", Finetune, their("Naive"))
+    results = [next(each for each in measure(method, stream, 0) if each.kind == "theirs") for method in (plain, asis, copied)]
+    same = [(each.accuracy, each.task_accuracy, each.forgetting) for each in results]
+    assert same[0] == same[1] != same[2]
+
+
+def test_welch_is_scipy_s() -> None:
+    from scipy.stats import ttest_ind
+
+    a, b = [0.81, 0.84, 0.79, 0.86, 0.83], [0.88, 0.87, 0.91, 0.85, 0.9]
+    test = ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    difference, half, p = welch(a, b)
+    assert p == pytest.approx(test.pvalue) and difference - half == pytest.approx(low) and difference + half == pytest.approx(high)
+    assert welch([0.5, 0.5], [0.5, 0.5]) == (0.0, 0.0, 1.0)
+    assert welch([0.5, 0.5], [0.6, 0.6])[2] == 0.0
+
+
+def of(kind: str, values: list[float], seconds: float) -> list[Measured]:
+    return [Measured("m", kind, seed, value, value, value, seconds) for seed, value in enumerate(values)]
+
+
+def test_a_row_says_whether_they_agree() -> None:
+    near, far = [0.50, 0.51, 0.52], [0.80, 0.81, 0.82]
+    plain = Method("m", Finetune, their("Naive"))
+    same = of("ours", near, 2.0) + of("theirs", [0.51, 0.52, 0.50], 9.0) + of("their loop", far, 5.0)
+    assert row(plain, same).endswith("| 2.00 | 5.00 | 2.5 | agree |")
+    other = of("ours", near, 2.0) + of("theirs", far, 9.0) + of("their loop", near, 5.0)
+    assert row(plain, other).endswith("| DIFFER |")
+    assert row(Method("m", Finetune, their("Naive"), apart=True), other).endswith("| differ, as known |")
+    diverged = of("ours", near, 2.0) + of("theirs", [float("nan")] * 3, 9.0) + of("their loop", near, 5.0)
+    assert row(plain, diverged).endswith("| DIFFER |")
+
+
+def test_the_command_prints_the_table_and_writes_each_run(
+    avalanche: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "parity",
+        "--data",
+        "digits",
+        "--per_task",
+        "60",
+        "--seeds",
+        "0,1",
+        "--methods",
+        "Fine-tuning,LwF",
+        "--out",
+        "runs.csv",
+    ]
+    assert main(given) == 0
+    text = capsys.readouterr().out
+    assert "| LwF |" in text and "| Fine-tuning |" in text and "| EWC |" not in text and "fingerprint" in text
+    with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    assert [(run["method"], run["kind"], run["seed"]) for run in runs] == [
+        (method, kind, seed) for method in ("LwF", "Fine-tuning") for seed in "01" for kind in KINDS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods", "EWCC"], "there is no method 'EWCC': there are Replay"),
+        (["--seeds", "3"], "give at least two --seeds"),
+        (["--seeds", "a,b"], "--seeds takes whole numbers"),
+        (["--per_task", "-1"], "--per_task takes a whole number from 0 up"),
+        (["--out", "no/where.csv"], "there is no folder for no/where.csv"),
+    ],
+)
+def test_what_is_asked_wrongly(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+    assert main(["parity", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
