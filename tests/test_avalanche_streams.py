@@ -407,7 +407,7 @@ def test_a_classic_benchmark_on_the_command_line(
         (["--stream", "avalanche:SplitMNIST", "--stream.n_experience", "5"], 2, "has no option 'n_experience': did you mean n_exp"),
         (["--stream", "avalanche:SplitMNIST"], 2, "--stream needs n_experiences: give --stream.n_experiences"),
         (
-            ["--stream", "avalanche:SplitMNIST", "--stream.n_experiences", "5", "--data_root", "nowhere"],
+            ["--stream", "avalanche:SplitMNIST", "--stream.n_experiences", "5", "--data_root", "absent"],
             1,
             "could not be downloaded",
         ),

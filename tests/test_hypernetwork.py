@@ -744,7 +744,7 @@ def test_the_contract_with_batch_norm(check: str) -> None:
         ({"clip": 0.0}, "clip must be a number above 0"),
         ({"generator": "lstm"}, "hidden must be one width"),
         ({"growth": True}, "growth stores what is around an LSTM"),
-        (LSTM | {"growth": True, "importance": "fisher"}, "holds nothing by importance"),
+        (LSTM | {"growth": True, "importance": "fisher"}, "importance='none'"),
     ],
 )
 def test_options_are_refused(options: dict[str, Any], sentence: str) -> None:

@@ -253,12 +253,17 @@ def test_it_follows_its_base_to_another_model_and_says_early_what_cannot_be() ->
         run(Refresh(Finetune(normed)), example_stream())
     run(Refresh(Finetune(normed), fisher_weight=0), example_stream())
     with pytest.raises(ValueError, match="needs parameters of float32"):
-        run(Refresh(Finetune(nn.Sequential(nn.Flatten(), Floats(), nn.Linear(64, 6).half()))), example_stream())
+        run(Refresh(Finetune(nn.Sequential(nn.Flatten(), Floats(), Halves(), nn.Linear(64, 6).half()))), example_stream())
 
 
 class Floats(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.float() / 255
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.half()
 
 
 @pytest.mark.parametrize("net", ["recurrent", "scalar"])

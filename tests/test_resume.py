@@ -247,7 +247,7 @@ def test_too_short_a_run_proves_nothing(own: Path, capsys: pytest.CaptureFixture
 def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     die(0.005, 1000)
     options = [option.replace("Dies", "Forgets") for option in OPTIONS]
-    text = said(capsys, 1, "prove-resume", *options, "--stream.epochs", "4", "--kills", "2", "--out", "proof", "--track", "false")
+    text = said(capsys, 1, "prove-resume", *options, "--stream.epochs", "4", "--kills", "4", "--out", "proof", "--track", "false")
     assert "DIFFERENT: Forgets." in text
     one, other = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
     assert differing(one, other) is not None
