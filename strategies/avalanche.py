@@ -86,6 +86,8 @@ class AvalancheStrategy(Strategy):
         needy = needs_boundaries(theirs) if boundaries is None else boundaries
         self.parts = (AtBoundaries(),) if needy else ()
         self.classes, self.tells_tasks = 0, False  # of the stream
+        der = avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other
+        self.memory_batch = isinstance(strategy, der) and strategy.batch_size_mem == strategy.train_mb_size
         self.sizes: list[int] | None = None  # number of classes of each session, where the stream shows them
         self.seen: set[int] = set()
         self.by_label: dict[int, list[int]] = {}  # the classes that came with each task label
@@ -137,6 +139,8 @@ class AvalancheStrategy(Strategy):
         theirs, session = self.theirs, event.session
         experience, delivery = self.experience_of(session)
         theirs.train_epochs, theirs.train_mb_size = session.epochs, session.batch_size
+        if self.memory_batch:
+            theirs.batch_size_mem = session.batch_size
         theirs.is_training, theirs._stop_training, self.stopped, theirs._eval_streams = True, False, False, []
         self.told = {} if session.shuffle else {"shuffle": False}
         theirs.model.train()
@@ -236,7 +240,7 @@ class AvalancheStrategy(Strategy):
         samples = session.samples[:]
         label = self.label_of(getattr(session, "task", None) if self.tells_tasks else None)
         delivery = Delivery(session, samples)
-        labels = samples.extra["task_label"].tolist() if "task_label" in samples.extra else label
+        labels = samples.extra["task_label"].tolist() if self.tells_tasks and "task_label" in samples.extra else label
         dataset = avalanche("benchmarks.utils")._make_taskaware_classification_dataset(
             delivery, task_labels=labels, collate_fn=collate
         )
@@ -264,7 +268,7 @@ class AvalancheStrategy(Strategy):
 
     def labels_of(self, samples: Samples) -> Tensor:
         """Return the task label of each sample of a batch: (n,), int64."""
-        if "task_label" in samples.extra:
+        if self.tells_tasks and "task_label" in samples.extra:
             return samples.extra["task_label"]
         label = getattr(self.theirs.experience, "task_label", 0)
         return torch.full_like(samples.y, int(label))
@@ -344,7 +348,7 @@ class AtBoundaries:
 
     @on(TaskEnded)
     def consolidate(self, event: TaskEnded) -> None:
-        """Their own callbacks do, when the task's last session ends."""
+        """Their own callbacks do, whenever a session ends."""
 
 
 class Delivery(Dataset[Any]):
@@ -411,10 +415,11 @@ def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
         raise ValueError(
             f"{name} is to evaluate by itself (eval_every={strategy.eval_every}): leave that out, run(...) evaluates it"
         )
+    stopping = avalanche("training.plugins").EarlyStoppingPlugin
     for each in (*plugins, *strategy.plugins):
-        if type(each).__name__ == "EarlyStoppingPlugin":
+        if isinstance(each, stopping) or getattr(each, "metric", None) == "val_loss":
             raise ValueError(
-                "EarlyStoppingPlugin looks at what Avalanche's evaluation measured, which there is none of: leave it out"
+                f"{type(each).__name__} looks at what Avalanche's evaluation measured, which there is none of: leave it out"
             )
 
 
@@ -433,14 +438,17 @@ def _nothing(strategy: object) -> None:
 
 def needs_boundaries(strategy: Any) -> bool:
     """Return whether one of a strategy's plugins, or itself, does something between experiences that is not about samples alone."""
-    moments = ("before_training_exp", "after_training_exp")
-    for each in strategy.plugins:
-        own = [cls for cls in type(each).__mro__ if any(moment in vars(cls) for moment in moments)]
-        if type(each).__name__ not in FREE and any(not cls.__module__.startswith("avalanche.core") for cls in own):
-            return True
-    kinds = [cls for cls in type(strategy).__mro__ if not _is_template(cls)]
-    between = any(f"_{moment}" in vars(cls) for cls in kinds for moment in moments)
-    return between and type(strategy).__name__ not in FREE
+    return any(_works_between(each, "") for each in strategy.plugins) or _works_between(strategy, "_")
+
+
+def _works_between(worker: Any, prefix: str) -> bool:
+    """Return whether a plugin or strategy handles the begin or the end of experiences, and is none of `FREE`."""
+    names = [f"{prefix}{moment}" for moment in ("before_training_exp", "after_training_exp")]
+    shared = ("avalanche.core", "avalanche.training.templates")  # what all have
+    kinds = [cls for cls in type(worker).__mro__ if not cls.__module__.startswith(shared)]
+    handling = [cls for cls in kinds if any(name in vars(cls) for name in names)]
+    theirs = next((cls.__name__ for cls in kinds if cls.__module__.startswith("avalanche.")), "")
+    return any(theirs not in FREE or not cls.__module__.startswith("avalanche.") for cls in handling)
 
 
 def is_multi_task(model: nn.Module) -> bool:
@@ -485,8 +493,10 @@ def _torch_loader(loader: Any) -> DataLoader[Any] | None:
     return None
 
 
-UNFIT = ("AR1", "JointTraining", "AETraining", "VAETraining")
-"""Those whose loops can't be played batch by batch, and those that don't classify."""
+UNFIT = (
+    "AR1", "JointTraining", "AETraining", "VAETraining", "BiC", "FeatureReplay", "LFL", "LearningToPrompt", "PNNStrategy",
+)  # fmt: skip
+"""Those whose loops can't be played batch by batch, that don't classify, or that need a model or data of a kind of their own."""
 
 
 @cache
@@ -516,6 +526,8 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
         type_ = hints.get(each.name, Any if each.default in (None, each.empty) else type(each.default))
         if each.default is None and type(None) not in get_args(type_):
             type_ = type_ | None
+        if type_ is int and isinstance(each.default, float):  # as SCR's temperature
+            type_ = float
         found.append(each.replace(kind=each.KEYWORD_ONLY, annotation=type_))
     return found
 
@@ -550,7 +562,10 @@ def named(name: str) -> type[AvalancheStrategy]:
         built = {"criterion": nn.CrossEntropyLoss()} if "criterion" in inspect.signature(theirs.__init__).parameters else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own arguments
-            strategy = theirs(model=model, optimizer=optimizer(model.parameters()), **built, **given)
+            try:
+                strategy = theirs(model=model, optimizer=optimizer(model.parameters()), **built, **given)
+            except Exception as error:  # they check by assertions, or not at all
+                raise ValueError(f"Avalanche's {name} can't be built so: {type(error).__name__}: {error}") from error
         AvalancheStrategy.__init__(self, strategy)
 
     first = list(inspect.signature(__init__).parameters.values())[:3]

@@ -123,15 +123,19 @@ def from_avalanche(
 
     if test not in streams:
         raise ValueError(f"{name}: the benchmark has no stream {test!r} to test on{_near(test, list(streams))}")
+    if validation not in (None, "valid", *streams):
+        raise ValueError(f"{name}: there is no stream {validation!r} to validate on{_near(str(validation), list(streams))}")
+    if augment is not None and not callable(augment):
+        raise TypeError(f"{name}: augment must be a function of a batch of inputs, not {augment!r}")
     learned, found = taken(train, "train")
     if augment is not None and found is not None:
         raise ValueError(f"{name}: the benchmark has random transforms already: build it without them, or leave augment out")
     asked, _ = taken(test, "eval")
     held = taken(validation, "eval")[0] if validation in streams and validation is not None else None
     numbers = tasks_of(name, learned, asked)
-    tasks, deliveries = dealt(name, learned, asked, held, numbers)
     pure = all(len(each.unique()) == 1 for each in numbers)
     tells = boundaries if boundaries is not None else pure and learned.shown
+    tasks, deliveries = dealt(name, learned, asked, held, numbers, tells)
     own = {int(label) for each in learned.labels for label in each.unique()}
     one_each = all(len(each.unique()) == 1 for each in learned.labels)
     if scenario is None:
@@ -167,7 +171,8 @@ def with_test(stream: Stream, benchmark: Any, test: str, workers: int = 0, progr
     tasks = []
     for task in stream.tasks:
         known = set(task.classes)
-        subset = questions(stream.name, asked, task.id, known)
+        tell = "task_label" in task.test[:1].extra
+        subset = Subset(labelled(asked, tell), questions(stream.name, asked, task.id, known).index)
         tasks.append(replace(task, test=subset, classes=tuple(sorted(known | set(subset.y.unique().tolist())))))
     return replace(stream, name=f"{stream.name} ({test})", tasks=tasks)
 
@@ -229,21 +234,25 @@ def tasks_of(name: str, learned: Experiences, asked: Experiences) -> list[Tensor
 
 
 def dealt(
-    name: str, learned: Experiences, asked: Experiences, held: Experiences | None, numbers: list[Tensor]
+    name: str, learned: Experiences, asked: Experiences, held: Experiences | None, numbers: list[Tensor], tells: bool
 ) -> tuple[list[Task], Deliveries | None]:
     """Return the tasks and, unless each is one experience after the other, what each experience delivers."""
     of = torch.cat(numbers)
     count = 1 + int(of.max()) if len(asked) == 1 else len(asked)
     if held is not None and len(held) not in (1, count):
         raise ValueError(f"{name}: {len(held)} experiences to validate on don't go with {count} tasks: one each, or one for all")
-    tell = _says_more(learned, of)
-    made = []
+    tell = tells and _says_more(learned, of)  # where tasks are hidden, their labels are too
+    labels, made = torch.cat(learned.labels), []
     for task in range(count):
         rows = (of == task).nonzero().flatten()
         if not len(rows):
             raise ValueError(f"{name}: nothing to train on belongs to test experience {task}: leave it out of the benchmark")
         known = set(learned.samples.y[rows].unique().tolist())
         test = questions(name, asked, task, known)
+        if not known & set(test.y.unique().tolist()):
+            raise ValueError(f"{name}: test experience {task} has none of the classes of training experience {task}")
+        if tell and set(labels[rows].tolist()) != set(torch.cat(asked.labels)[test.index].tolist()):
+            raise ValueError(f"{name}: the test samples of task {task} have other task labels than its training samples")
         made.append(
             Task(
                 task,

@@ -186,7 +186,7 @@ def is_random(transform: Any, sample: Any) -> bool:
         return False
     if name.startswith("Random") or name in RANDOM:
         return True
-    return False if name else varies(lambda: transform(sample))
+    return name in ("", "Lambda") and varies(lambda: transform(sample))
 
 
 def varies(call: Callable[[], Any]) -> bool:
@@ -195,10 +195,16 @@ def varies(call: Callable[[], Any]) -> bool:
         before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
         one = call()
         after = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-        two = call()
+        others = [call() for _ in range(7)]  # one that draws by itself may do nothing at first
     if not torch.equal(before[0], after[0]) or before[1:] != after[1:]:
         return True
-    return not np.array_equal(np.asarray(one), np.asarray(two))
+    return any(not same(one, other) for other in others)
+
+
+def same(one: Any, two: Any) -> bool:
+    """Return whether two samples are equal, also where they hold NaN."""
+    one, two = np.asarray(one), np.asarray(two)
+    return bool(np.array_equal(one, two, equal_nan=one.dtype.kind == "f"))
 
 
 def batched(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
