@@ -65,7 +65,7 @@ def squared_distance(one: Made, two: Made, size: int) -> Tensor:
 
     They are linear in a few states: the difference of two chunks is (A - A') s + (b - b') + A' (s - s'), a matrix times a vector.
     The sum of its squares needs no more of the matrix than the products of its columns, and those don't depend on how many chunks
-    are made. Nothing large is subtracted from something large.
+    are made. No large square is subtracted from another.
 
     Args:
         one, two: (tasks, number, width) states, and weight and bias of the last layer.
@@ -172,12 +172,18 @@ class Target:
         model: gives the shapes, and the way from inputs to outputs.
 
     Raises:
-        ValueError: for a model without such weights, or with a head that grows.
+        ValueError: for a model without such weights, with others than float32, or with a head that grows.
 
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.head: str | None = None  # the linear layer that gives the outputs, once it was looked for
+        for name, weight in model.named_parameters():
+            if isinstance(weight, nn.parameter.UninitializedParameter):
+                raise ValueError(f"{name} has no shape yet: ask the model once before it is given")
+            if weight.requires_grad and weight.dtype != torch.float32:
+                raise ValueError(f"the weights that are made are float32, and {name} is {weight.dtype}: call model.float()")
         self.shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
         self.size = sum(shape.numel() for shape in self.shapes.values())
         if not self.shapes:
@@ -208,20 +214,28 @@ class Target:
             model.get_buffer(name).copy_(buffer)
         return model
 
-    @property
-    def head(self) -> str:
-        """The name of the linear layer with the outputs: `head`, or the last one. ValueError if there is none."""
-        linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise ValueError(f"held_heads='own' is about the outputs of a linear layer, and {type(self.model).__name__} has none")
-        return "head" if "head" in linear else linear[-1]
+    def find_head(self, x: Tensor) -> int:
+        """Ask for an input, to see which linear layer gives the outputs, and return how many these are."""
+        given: dict[int, str] = {}
+        hooks = [
+            module.register_forward_hook(lambda _, __, output, name=name: given.update({id(output): name}))
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        try:
+            outputs: Tensor = self.model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.head = given.get(id(outputs))
+        return outputs.shape[1]
 
     def own(self, columns: Tensor) -> Tensor:
         """Return (size,): 0 for the weights of outputs that are not among `columns`, 1 for all others."""
-        head, parts = self.head, []
+        parts = []
         for name, shape in self.shapes.items():
             part = torch.ones(shape, device=columns.device)
-            if name.rpartition(".")[0] == head:
+            if name.rpartition(".")[0] == self.head:
                 part = torch.zeros_like(part).index_fill(0, columns, 1.0)
             parts.append(part.flatten())
         return torch.cat(parts)

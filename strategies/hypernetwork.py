@@ -54,10 +54,12 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from clstream.bus import on
+from clstream.evaluation import evaluating
 from clstream.events import RunStarted, SessionEnded, TaskEnded, TaskStarted
 from clstream.fisher import diagonal_fisher
 from clstream.generators import LstmGenerator, Made, MlpGenerator, Target, squared_distance
 from clstream.params import check_whole
+from clstream.seeds import isolated
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
 
@@ -92,16 +94,19 @@ class Hypernetwork(Strategy):
         task_size, chunk_size: of the embeddings of tasks and chunks.
         task_std, chunk_std: of the normals that these are drawn from.
         chunks: "shared" (embeddings of chunks are the generator's) or "own" (each task has its own, frozen with its embedding).
-        beta: weight of the regulariser; 0 leaves it out.
+        beta: weight of the regulariser; 0 leaves it out. The loss of the task is a mean: for the authors' later code, which
+            multiplies it by the task's number of samples, divide theirs by that.
         lookahead: whether the regulariser looks at Theta + dTheta, or at Theta.
         old_tasks: how many old tasks are held at each step, drawn anew. None: all.
         old_embeddings: "frozen" or "learned": whether embeddings of old tasks move with the regulariser.
-        held_heads: "all" or "own": whether outputs of other tasks' classes are held in an old task's network.
+        held_heads: "all" or "own": whether outputs of other tasks' classes are held in an old task's network. "own" has no effect
+            where outputs are shared or the head is not made, or with `importance`.
         targets: "recomputed" (at each step, from what they are made of; where they are many and nothing is weighed, distances are
             had without them) or "cached" (the weights of each old task).
         importance: "none", "fisher" or "normalised": what the squares of the regulariser are weighed by.
         fisher_samples: samples of each session that the Fisher is over, drawn at random. None: all.
-        growth: store the generator with each task, but for the LSTM's recurrent weights; only for "lstm", without regulariser.
+        growth: store the generator with each task, but for the LSTM's recurrent weights; only for "lstm". Then there is no
+            regulariser, so `beta` and what else belongs to it has no effect.
         head: "own" (each class has an output of the network) or "shared" (each task's classes take the first outputs in turn: the
             network may have as few as the largest task has classes).
         clip: norm that the gradients are clipped to, all together. None: they aren't.
@@ -152,17 +157,17 @@ class Hypernetwork(Strategy):
         )
         check_whole(1, old_tasks=old_tasks, fisher_samples=fisher_samples)
         for name, value in (("beta", beta), ("task_std", task_std), ("chunk_std", chunk_std)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number from 0 up, not {value}")
-        if clip is not None and not 0 < clip < float("inf"):
-            raise ValueError(f"clip must be a number above 0, or None, not {clip}")
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number from 0 up, not {value!r}")
+        if clip is not None and (not isinstance(clip, (int, float)) or not 0 < clip < float("inf")):
+            raise ValueError(f"clip must be a number above 0, or None, not {clip!r}")
+        if not isinstance(hidden, (tuple, list)):
+            raise ValueError(f"hidden must be the widths of layers, as (10, 10), not {hidden!r}")
         if generator == "lstm" and len(hidden) != 1:
             raise ValueError(f"an LSTM has one state: hidden must be one width, as (64,), not {hidden}")
         if growth and (generator != "lstm" or importance != "none"):
             raise ValueError("growth stores what is around an LSTM's recurrent weights: generator='lstm', importance='none'")
         self.target = Target(model)
-        if held_heads == "own":
-            self.target.head  # noqa: B018  # refuses what has none
         size, std = self.target.size, chunk_std if chunks == "shared" else None
         self.generator: MlpGenerator | LstmGenerator
         if generator == "lstm":
@@ -192,9 +197,20 @@ class Hypernetwork(Strategy):
 
     @on(RunStarted)
     def meet(self, event: RunStarted) -> None:
-        """Learn how many classes there are."""
-        self.classes = event.stream.classes
+        """Learn how many classes there are, and refuse a network that they don't fit."""
+        stream = event.stream
+        self.classes, tasks = stream.classes, getattr(stream, "tasks", ())
         self.begin()
+        x = tasks[0].test[:1].x if tasks else torch.zeros(1, *stream.input_shape)
+        with isolated(0, "check"), evaluating(self):
+            outputs = self.target.find_head(x.to(next(self.model.parameters()).device))
+        most, name = max((len(task.classes) for task in tasks), default=0), type(self.model).__name__
+        if outputs < most:
+            raise ValueError(f"{name} has {outputs} outputs, too few for a task of {most} classes")
+        if self.held_heads == "own" and self.target.head is None:
+            raise ValueError(
+                f"held_heads='own' is about the rows of a linear layer, and none gives the outputs of {name}: take 'all'"
+            )
 
     @on(TaskStarted)
     def open_task(self, event: TaskStarted) -> None:
@@ -327,7 +343,8 @@ class Hypernetwork(Strategy):
             total = total + self.hold()
         if self.clip is not None:
             optimizers = (self.optimizer, self.embedding_optimizer)
-            nn.utils.clip_grad_norm_([weight for each in optimizers for weight in each.param_groups[0]["params"]], self.clip)
+            groups = [group for each in optimizers for group in each.param_groups]
+            nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.clip)
         self.optimizer.step()
         self.embedding_optimizer.step()
         return total
@@ -383,12 +400,15 @@ class Hypernetwork(Strategy):
             weight: {name: value.clone() if isinstance(value, Tensor) else value for name, value in held.items()}
             for weight, held in self.optimizer.state.items()
         }
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         self.optimizer.step()
         found = {name: weight.clone() for name, weight in here.items()}
         for weight, value in zip(here.values(), before, strict=True):
             weight.copy_(value)
         self.optimizer.state.clear()
         self.optimizer.state.update(state)
+        for group, kept in zip(self.optimizer.param_groups, groups, strict=True):  # some count steps there
+            group.update(kept)
         return found
 
     # Answering
@@ -480,7 +500,9 @@ def own_losses(known: Known, outputs: Tensor, y: Tensor) -> Tensor:
     """Return (n,), the cross-entropy of a task's own classes, from (n, outputs) and labels."""
     if outputs.shape[1] < len(known.columns):
         raise ValueError(f"the network has {outputs.shape[1]} outputs, too few for a task of {len(known.columns)} classes")
-    return F.cross_entropy(outputs[:, known.columns], (y[:, None] == known.classes).long().argmax(1), reduction="none")
+    own = y[:, None] == known.classes
+    losses = F.cross_entropy(outputs[:, known.columns], own.long().argmax(1), reduction="none")
+    return torch.where(own.any(1), losses, float("nan"))  # a label of another task has no loss here, and the run ends
 
 
 def entropy(logits: Tensor) -> Tensor:

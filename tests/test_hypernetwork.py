@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
-from clstream import BatchReady, Samples, Stream, TaskEnded, TaskStarted, metrics, on, run
+from clstream import BatchLearned, BatchReady, Samples, Stream, TaskEnded, TaskStarted, metrics, on, run
 from clstream.checks import check_strategy, example_model, example_stream
 from clstream.evaluation import evaluating
 from clstream.generators import LstmGenerator, MlpGenerator, Target, squared_distance
@@ -752,14 +752,109 @@ def test_options_are_refused(options: dict[str, Any], sentence: str) -> None:
         built(**options)
 
 
+class Raw(nn.Module):
+    """Raw images as rows of floats."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).float() / 255
+
+
+class OutFirst(nn.Module):
+    """Its output layer is registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.raw, self.into = nn.Linear(16, 6), Raw(), nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.into(self.raw(x)).relu())
+
+
+def test_the_head_is_the_layer_that_gives_the_outputs() -> None:
+    strategy = built(OutFirst(), held_heads="own")
+    run(strategy, example_stream())
+    assert strategy.target.head == "out"
+    own = strategy.target.named(strategy.target.own(torch.tensor([0, 1])))
+    assert own["out.weight"].sum(1).tolist() == [16, 16, 0, 0, 0, 0] and own["out.bias"].tolist() == [1, 1, 0, 0, 0, 0]
+    assert own["into.weight"].all() and own["into.bias"].all()
+
+
+class Counting(SGD):
+    """Counts its steps where some optimizers do: in its groups, of which it has two."""
+
+    def __init__(self, parameters: Any, lr: float = 1.0) -> None:
+        parameters = list(parameters)
+        groups = [[each for each in parameters if each.dim() < 2], [each for each in parameters if each.dim() >= 2]]
+        super().__init__([{"params": group} for group in groups if group], lr=lr)
+        for group in self.param_groups:
+            group["steps"] = 0
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["steps"] += 1
+        return super().step(closure)
+
+
+def test_any_optimizer_is_looked_ahead_with_and_clipped_by_all_of_its_groups() -> None:
+    strategy = built(optimizer=Counting, clip=1e-3)
+    moved: list[float] = []
+
+    class Moves:
+        @on(BatchReady)
+        def ready(self, event: BatchReady) -> None:
+            self.before = [weight.detach().clone() for weight in strategy.generator.parameters()]
+
+        @on(BatchLearned)
+        def learned(self, event: BatchLearned) -> None:
+            pairs = zip(self.before, strategy.generator.parameters(), strict=True)
+            moved.append(sum((one - two).square().sum().item() for one, two in pairs) ** 0.5)
+
+    run(strategy, example_stream(), Moves())
+    assert 5e-4 < max(moved) < 1.001e-3  # at a rate of 1, a step is as long as the gradient, that of the embedding apart
+    steps = [group["steps"] for group in strategy.optimizer.param_groups]
+    assert steps == [strategy.embedding_optimizer.param_groups[0]["steps"]] * 2
+
+
+@pytest.mark.parametrize("targets", ["cached", "recomputed"])
+@pytest.mark.parametrize("options", [{}, {"importance": "fisher"}, {"held_heads": "own"}], ids=str)
+def test_a_subset_of_old_tasks_is_held_each_to_its_own(targets: str, options: dict[str, Any]) -> None:
+    """The mean over draws of one old task is what all together give: so what is drawn has its own goal and its own weights."""
+    strategy, _ = at_second_task(task=2, targets=targets, old_tasks=1, lookahead=False, **options)
+    assert len(strategy.old) == 2
+    drawn = {round(strategy.hold().item(), 9) for _ in range(24)}
+    each = []
+    for row in range(2):
+        known, goals = strategy.old[row], strategy.goals_of(None)[row]
+        squares = (strategy.weights([known])[0] - goals).square()
+        if strategy.weighing is not None:
+            squares = squares * strategy.weighing[row]
+        each.append(strategy.beta * squares.sum().item())
+    assert len(drawn) == 2
+    for one, two in zip(sorted(drawn), sorted(each), strict=True):
+        assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_a_label_of_another_task_ends_the_run() -> None:
+    strategy, batch = at_second_task()
+    assert strategy.loss(batch.samples).isfinite()
+    assert strategy.loss(batch.samples + example_stream().tasks[0].train[:1]).isnan()
+
+
 def test_models_are_refused() -> None:
     with pytest.raises(ValueError, match="its head can't grow"):
         built(example_model(head="growing"))
     with pytest.raises(ValueError, match="no weights that require a gradient"):
         built(example_model().requires_grad_(False))
-    with pytest.raises(ValueError, match="Conv1d has none"):
-        built(nn.Conv1d(1, 6, 1), held_heads="own")
-    with pytest.raises(ValueError, match="the network has 1 outputs, too few for a task of 2 classes"):
+    flat = nn.Sequential(Raw(), nn.Unflatten(1, (64, 1)), nn.Conv1d(64, 6, 1), nn.Flatten())
+    with pytest.raises(ValueError, match="is about the rows of a linear layer, and none gives the outputs of Sequential"):
+        run(built(flat, held_heads="own"), example_stream())
+    with pytest.raises(ValueError, match="Mlp has 1 outputs, too few for a task of 2 classes"):
         run(built(Mlp((1, 8, 8), 1), head="shared"), example_stream())
+    model = Mlp((1, 8, 8), 6)
+    model.head.double()
+    with pytest.raises(ValueError, match=r"head\.weight is torch\.float64: call model\.float"):
+        built(model)
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet: ask the model once"):
+        built(nn.Sequential(nn.LazyLinear(6)))
     with pytest.raises(TypeError, match="can't carry regularisers"):
         built().carry(EWCPenalty(1.0))
