@@ -564,8 +564,8 @@ def named(name: str) -> type[AvalancheStrategy]:
             warnings.simplefilter("ignore")  # of its own arguments
             try:
                 strategy = theirs(model=model, optimizer=optimizer(model.parameters()), **built, **given)
-            except Exception as error:  # they check by assertions, or not at all
-                raise ValueError(f"Avalanche's {name} can't be built so: {type(error).__name__}: {error}") from error
+            except Exception as error:  # noqa: BLE001  # they check by assertions, or not at all
+                raise ValueError(f"Avalanche's {name} can't be built so: {type(error).__name__}: {error}") from None
         AvalancheStrategy.__init__(self, strategy)
 
     first = list(inspect.signature(__init__).parameters.values())[:3]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
-from clstream import EpochStarted, Stream, on, run
+from clstream import EpochStarted, Samples, Stream, Task, on, run
 from clstream.checks import check_strategy
 from clstream.cli import main
 from clstream.evaluation import evaluate, evaluating
@@ -414,3 +414,88 @@ def test_theirs_run_on_a_recurring_and_on_a_domain_stream(avalanche: Import) -> 
         strategy = named("Replay")(Mlp(stream.input_shape, stream.classes, hidden=(20,)), mem_size=50)
         assert run(strategy, stream).average_accuracy > 0.5
         assert strategy.theirs.clock.train_exp_counter == len(stream)
+
+
+def test_heads_of_task_labels_that_are_no_numbers_of_tasks(avalanche: Import) -> None:
+    """The head that answers is the one that was trained, of each question, and none of them where tasks are hidden."""
+    y = torch.arange(4).repeat_interleave(20)
+    x = torch.randn(80, 64, generator=torch.Generator().manual_seed(0)) + 4 * nn.functional.one_hot(y, 64)
+    labels = torch.tensor([7, 3])[y // 2]
+    whole = Samples(x, y, {"task_label": labels})
+    tasks = [Task(task, (2 * task, 2 * task + 1), whole[y // 2 == task], whole[y // 2 == task]) for task in range(2)]
+
+    def play(scenario: str, boundaries: bool) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        theirs = maker(avalanche, "Naive", net="headed")()
+        strategy = AvalancheStrategy(theirs)
+        return run(strategy, Stream("labelled", tasks, [0, 1], 10, 10, scenario, boundaries=boundaries)), strategy
+
+    told, strategy = play("task", True)
+    assert sorted(strategy.by_label) == [3, 7] and told.task_accuracy[-1].min() > 0.9
+    for boundaries in (True, False):
+        result, strategy = play("class", boundaries)
+        assert sorted(strategy.by_label) == [0] and result.accuracy[0, 0] > 0.9
+
+
+def test_der_replays_as_many_as_the_streams_batch_holds(avalanche: Import) -> None:
+    torch.manual_seed(0)
+    strategy = named("DER")(Mlp((1, 8, 8), 10, hidden=(20,)))
+    run(strategy, split_digits(tasks=5, epochs=1, batch_size=16))
+    assert strategy.theirs.batch_size_mem == 16
+    torch.manual_seed(0)
+    der = avalanche("training.supervised").DER
+    model = Mlp((1, 8, 8), 10, hidden=(20,))
+    own = der(model=model, optimizer=SGD(model.parameters(), lr=0.1), batch_size_mem=7)
+    run(AvalancheStrategy(own), split_digits(tasks=5, epochs=1, batch_size=16))
+    assert own.batch_size_mem == 7
+
+
+def test_what_waits_for_their_evaluation_is_refused(avalanche: Import) -> None:
+    model = Mlp((1, 8, 8), 10, hidden=(20,))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    plugins = avalanche("training.plugins")
+    plugin = plugins.LRSchedulerPlugin(scheduler, metric="val_loss")
+    naive = avalanche("training.supervised").Naive(model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="LRSchedulerPlugin looks at what Avalanche's evaluation measured"):
+        AvalancheStrategy(naive, plugins=[plugin])
+
+
+def test_what_works_between_experiences_needs_boundaries_whoever_wrote_it(avalanche: Import) -> None:
+    supervised, plugins = avalanche("training.supervised"), avalanche("training.plugins")
+
+    class Naive(supervised.Naive):
+        def _after_training_exp(self, **options: Any) -> None:
+            super()._after_training_exp(**options)
+
+    class MyReplay(plugins.ReplayPlugin):
+        pass
+
+    class Mine(plugins.SupervisedPlugin):
+        def before_training_exp(self, strategy: Any, **options: Any) -> None:
+            pass
+
+    def needy(cls: Any, *more: Any) -> bool:
+        model = Mlp((1, 8, 8), 10, hidden=(20,))
+        built = cls(model=model, optimizer=SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(), plugins=list(more))
+        return needs_boundaries(built)
+
+    assert not needy(supervised.Naive) and needy(Naive)
+    assert not needy(supervised.Naive, MyReplay(mem_size=10)) and needy(supervised.Naive, Mine())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["avalanche:EWC", "--strategy.ewc_lambda", "1", "--strategy.mode", "onlin"],
+            "Avalanche's EWC can't be built so: Assertion",
+        ),
+        (["avalanche:BiC"], "there is no strategy 'BiC' of Avalanche's that can be had by name"),
+    ],
+)
+def test_what_they_assert_is_a_sentence(
+    avalanche: Import, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert main(["run", "--track", "false", "--checkpoint_every", "0", "--strategy", *arguments]) in (1, 2)
+    assert sentence in " ".join(capsys.readouterr().err.split())

@@ -424,3 +424,69 @@ def test_what_is_asked_wrongly(
     assert main(["run", *arguments, "--track", "false"]) == status
     captured = capsys.readouterr()
     assert sentence in " ".join(captured.err.split())
+
+
+def noise(x: Tensor) -> Tensor:
+    return x + torch.randn_like(x)
+
+
+class Rarely:
+    """A transform with a generator of its own, which mostly does nothing."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + 1 if self.random.random() < 0.4 else x
+
+
+@pytest.mark.parametrize("transform", [tv.Lambda(noise), Rarely()], ids=["Lambda", "a generator of its own"])
+def test_noise_of_ones_own_is_not_frozen_into_the_data(avalanche: Import, transform: Any) -> None:
+    given = tv.Compose([tv.ToTensor(), transform])
+    images = Images()
+    for group in ("train", "eval"):
+        options = {"train_transform": None, "eval_transform": None, f"{group}_transform": given}
+        options = {name: each or tv.ToTensor() for name, each in options.items()}
+        benchmark = avalanche("benchmarks").nc_benchmark(images, images, 2, task_labels=False, **options)
+        with pytest.raises(ValueError, match="random"):
+            from_avalanche(benchmark)
+
+
+def with_labels(avalanche: Import, train: list[int], test: list[int], order: list[int] | None = None) -> Any:
+    """Return a benchmark of two tasks of two classes with these task labels, and a stream `dark` that is `test` again."""
+    wrap = avalanche("benchmarks.utils")._make_taskaware_classification_dataset
+    made = avalanche("benchmarks")
+    y = torch.arange(4).repeat_interleave(20)
+    x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0)) + 4 * torch.nn.functional.one_hot(y, 6)
+
+    def stream(name: str, labels: list[int], order: list[int]) -> Any:
+        parts = [
+            wrap(Labelled(x[y // 2 == task], y[y // 2 == task]), task_labels=label)
+            for task, label in zip(order, labels, strict=True)
+        ]
+        return made.benchmark_from_datasets(**{name: parts}).streams[name]
+
+    asked = order or [0, 1]
+    return made.CLScenario([stream("train", train, [0, 1]), stream("test", test, asked), stream("dark", test, asked)])
+
+
+def test_task_labels_that_are_no_numbers_of_tasks(avalanche: Import) -> None:
+    benchmark = with_labels(avalanche, [7, 3], [7, 3])
+    stream = from_avalanche(benchmark, epochs=10, batch_size=10)
+    assert stream.scenario == "task" and stream.tasks[0].train[:1].extra["task_label"].tolist() == [7]
+    other = with_test(stream, benchmark, "dark")
+    assert [task.test[:1].extra["task_label"].tolist() for task in other.tasks] == [[7], [3]]
+    hidden = from_avalanche(benchmark, boundaries=False, scenario="class")
+    assert all(not session.samples.extra for session in hidden)  # they would tell of tasks
+
+
+def test_experiences_that_do_not_belong_together_are_refused(avalanche: Import) -> None:
+    with pytest.raises(ValueError, match="test experience 0 has none of the classes of training experience 0"):
+        from_avalanche(with_labels(avalanche, [0, 0], [0, 0], [1, 0]))
+    with pytest.raises(ValueError, match="the test samples of task 0 have other task labels than its training samples"):
+        from_avalanche(with_labels(avalanche, [7, 3], [3, 7]))
+    good = with_labels(avalanche, [0, 0], [0, 0])
+    with pytest.raises(ValueError, match="there is no stream 'vaild' to validate on"):
+        from_avalanche(good, validation="vaild")
+    with pytest.raises(TypeError, match="augment must be a function of a batch of inputs, not 3"):
+        from_avalanche(good, augment=3)
