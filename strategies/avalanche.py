@@ -402,6 +402,8 @@ def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
         raise TypeError(f"AvalancheStrategy takes an object of a supervised strategy of Avalanche, such as Naive(...), not {what}")
     name = type(strategy).__name__
     callbacks = avalanche("core").BasePlugin
+    if not isinstance(plugins, (list, tuple)):
+        raise TypeError(f"plugins must be a list of Avalanche's plugins, not a {type(plugins).__name__}")
     for each in plugins:
         if not isinstance(each, callbacks):
             raise TypeError(f"plugins must be plugins of Avalanche, not {each!r}")

@@ -459,6 +459,8 @@ def test_what_waits_for_their_evaluation_is_refused(avalanche: Import) -> None:
     naive = avalanche("training.supervised").Naive(model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="LRSchedulerPlugin looks at what Avalanche's evaluation measured"):
         AvalancheStrategy(naive, plugins=[plugin])
+    with pytest.raises(TypeError, match="plugins must be a list of Avalanche's plugins, not a LRSchedulerPlugin"):
+        AvalancheStrategy(naive, plugins=plugin)
 
 
 def test_what_works_between_experiences_needs_boundaries_whoever_wrote_it(avalanche: Import) -> None:
