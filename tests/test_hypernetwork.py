@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -832,6 +833,31 @@ def test_a_subset_of_old_tasks_is_held_each_to_its_own(targets: str, options: di
     assert len(drawn) == 2
     for one, two in zip(sorted(drawn), sorted(each), strict=True):
         assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_embeddings_are_drawn_each_with_its_own_spread() -> None:
+    strategy = built(chunks="own", task_size=2000, chunk_size=400, task_std=3.0, chunk_std=0.1)
+    known = strategy.drawn(example_stream().tasks[0])
+    assert known.embedding.std().item() == pytest.approx(3.0, rel=0.1)
+    assert known.chunks is not None and known.chunks.std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_another_run_begins_without_tasks() -> None:
+    strategy = built()
+    run(strategy, example_stream())
+    assert list(strategy.tasks) == [0, 1, 2]
+    run(strategy, example_stream(), max_sessions=1)
+    assert list(strategy.tasks) == [0] and not strategy.old
+
+
+def test_what_is_learned_and_weighed_is_augmented() -> None:
+    stream = replace(example_stream(), augment=torch.zeros_like)
+    strategy, batch = at_second_task(stream, importance="fisher")
+    outputs = strategy.outputs(batch.samples)
+    assert torch.equal(outputs, outputs[:1].expand_as(outputs))
+    fisher = strategy.target.named(strategy.tasks[0].fisher)
+    first, *_, last = fisher.values()
+    assert not first.any() and last.any()  # nothing goes into the first layer
 
 
 def test_a_label_of_another_task_ends_the_run() -> None:
