@@ -170,8 +170,8 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     rows = values.flatten(1)
     least, greatest = rows.aminmax(dim=1)
-    scale = 255 / torch.where(greatest > least, greatest - least, 1)
-    codes = ((rows - least[:, None]) * scale[:, None]).round().to(torch.uint8)
+    width = torch.where(greatest > least, greatest - least, 1)
+    codes = ((rows - least[:, None]) / width[:, None] * 255).round().to(torch.uint8)
     return codes.view(values.shape), least, greatest
 
 

@@ -198,7 +198,14 @@ def test_quantising_loses_half_a_step_at_most(classes: int, n: int, least: float
     assert codes.dtype == torch.uint8 and codes.shape == values.shape
     off = (dequantise(codes, low, high) - values).abs().flatten(1).amax(1)
     bound = (high - low) / 510
-    assert bool((off <= bound * 1.001 + 4e-7 * (abs(least) + width)).all())  # and the rounding of float32
+    assert bool((off <= bound * 1.001 + 4e-7 * (abs(least) + width) + 1e-42).all())  # and the rounding of float32
+
+
+@pytest.mark.parametrize("width", [1e-30, 1e-37, 3.5e-39])
+def test_quantising_a_range_next_to_nothing(width: float) -> None:
+    values = torch.tensor([[[0.0, 0.5 * width, width]]])
+    codes, _, _ = quantise(values)
+    assert codes.flatten().tolist() == [0, 128, 255]
 
 
 @given(st.integers(1, 40), st.floats(1, 100), st.floats(1e-3, 1e3), st.integers(0, 999))
