@@ -58,7 +58,7 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
 def avalanche() -> Callable[[str], ModuleType]:
     """What returns a module of Avalanche by name; the tests that need it are left out where it is not installed."""
     if not HAS_AVALANCHE:
-        pytest.skip("avalanche-lib is not installed")
+        pytest.skip("avalanche-lib is not installed: the extra `test` brings it, up to Python 3.12; there is none for newer ones")
     return optional.avalanche
 
 

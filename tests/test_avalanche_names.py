@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from clstream.experiments.parity.measuring import Labelled
 from clstream.strategies import AvalancheStrategy
 from clstream.streams import blobs, from_avalanche
 from clstream.streams.data import digits
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD
-from torch.utils.data import TensorDataset
 
 from clstream import Strategy, run
 from clstream.avalanche_names import as_avalanche
@@ -23,14 +23,6 @@ from clstream.models import Mlp
 from clstream.seeds import isolated
 
 Import = Callable[[str], ModuleType]
-
-
-class Labelled(TensorDataset):
-    """A TensorDataset with the `targets` that Avalanche asks for."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        super().__init__(x, y)
-        self.targets = y.tolist()
 
 
 def naive(avalanche: Import, evaluator: Any) -> Any:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from clstream.experiments.parity.measuring import Labelled
 from clstream.strategies import EWCPenalty, WithDetectedBoundaries
 from clstream.strategies.avalanche import AvalancheStrategy, named, needs_boundaries
 from clstream.streams import blobs, from_avalanche, split_digits
 from clstream.streams.data import digits
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.utils.data import TensorDataset
 
 from clstream import EpochStarted, Samples, Stream, Task, on, run
 from clstream.checks import check_strategy
@@ -28,14 +28,6 @@ from clstream.seeds import isolated
 Import = Callable[[str], ModuleType]
 Make = Callable[[], Any]
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:Using a non-tuple sequence")
-
-
-class Labelled(TensorDataset):
-    """A TensorDataset with the `targets` that Avalanche asks for."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        super().__init__(x, y)
-        self.targets = y.tolist()
 
 
 def benchmark(avalanche: Import, **options: Any) -> Any:

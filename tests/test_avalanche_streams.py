@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clstream.experiments.parity.measuring import Labelled
 from clstream.streams import from_avalanche, with_test
 from clstream.streams.data import digits
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 from torchvision import transforms as tv
 
 from clstream import Strategy, run
@@ -29,14 +30,6 @@ from clstream.stream import Stream
 
 Import = Callable[[str], ModuleType]
 pytestmark = pytest.mark.filterwarnings("ignore:stream generator", "ignore:No loggers")
-
-
-class Labelled(TensorDataset):
-    """A TensorDataset with the `targets` that Avalanche asks for."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        super().__init__(x, y)
-        self.targets = y.tolist()
 
 
 class Images(Dataset[Any]):
