@@ -8,7 +8,7 @@ only the abstract is certain; what is here is from a fragment of code that may b
 The target network f(x; W) has no weights of its own: W_t = h(e_t; Theta). e_t is an embedding of the task; Theta has the
 generator's weights and the embeddings of the chunks that W is made in (`clstream.generators`). A step of task t:
 
-task        L_task = cross-entropy of f(x; h(e_t)) over the outputs of the task's own classes
+task        L_task = mean cross-entropy of f(x; h(e_t)) over the outputs of the task's own classes
 look ahead  dTheta = how the optimizer would change Theta now, by the gradients of L_task alone; it stays as it is
 hold        L_reg = beta / (t - 1) sum over old tasks j of |W*_j - h(e_j; Theta + dTheta)|^2, W*_j as they were when t began: a sum
             over all weights, no mean
@@ -25,6 +25,8 @@ so far, and the one whose answer has the least entropy answers. A task of one cl
 `lookahead`, `old_embeddings`, `held_heads`, `chunks`, `clip` and `old_tasks` are there for the authors' later code
 (chrhenning/posterior_replay_cl): no look-ahead, of which they found little gain; one Adam over everything, so that old e_j move
 too; outputs of other tasks left out of L_reg.
+
+That code also multiplies L_task by the task's number of samples; divide its beta, its norm of clipping and Adam's eps by that.
 
 `importance="fisher"` weighs the squares of L_reg by F_j, the diagonal empirical Fisher of the weights made for task j, over its
 samples one by one, as its sessions end. F is tiny: beta with it is another by orders of magnitude, unless F is divided by its

@@ -29,6 +29,7 @@ from clstream.models import Mlp
 from clstream.prequential import Prequential, PrequentialMeasured
 from clstream.recording import RecordedStream, record
 from clstream.running import Run
+from clstream.samples import apart
 from clstream.strategy import needs
 from clstream.stream import Data, Mixture, StreamView
 
@@ -177,6 +178,15 @@ def test_nothing_that_a_strategy_is_given_leads_to_the_tasks(name: str) -> None:
     assert strategy.given[0].run is None
     assert len(strategy.parts[0].heard) > len(stream)
     assert leaks(strategy, stream) == []
+
+
+def test_samples_apart_hold_nothing_but_themselves() -> None:
+    with torch.inference_mode():
+        whole = torch.arange(40.0).view(10, 4)
+        views = Samples(whole[2:4], torch.arange(10)[2:4], {"more": whole[2:4, 0]})
+    for one, two in ((apart(views), views), (apart(apart(views)), views)):
+        for own, given in ((one.x, two.x), (one.y, two.y), (one.extra["more"], two.extra["more"])):
+            assert torch.equal(own, given) and own.untyped_storage().nbytes() == own.nbytes
 
 
 def test_questions_are_mixed_over_tasks_and_answered_as_they_would_be_one_by_one() -> None:

@@ -238,6 +238,18 @@ def test_a_stream_where_one_task_comes_again_ends_with_as_many_experts_as_there_
     assert not needs(strategy)
 
 
+def test_where_samples_were_sent_is_not_told_to_the_strategy() -> None:
+    class Curious(TAME):
+        @on(Event)
+        def hear(self, event: Event) -> None:
+            assert not isinstance(event, RoutingMeasured)
+
+    with isolated(0, "model"):
+        strategy = Curious(Mlp(14, 4, hidden=(32,)), partial(SGD, lr=0.1), window=20, selector_epochs=5, retrain_epochs=2)
+    run(strategy, moving([0, 1]), routing := Routing(), ear := Ear())
+    assert ear.of(RoutingMeasured) == routing.measured and len(routing.measured) == 2
+
+
 def test_experts_need_not_be_tasks() -> None:
     """A stream whose task is split in two, and one that is learned in two sessions."""
     strategy, routing = tame(), Routing()
