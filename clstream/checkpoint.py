@@ -33,7 +33,7 @@ from clstream.bus import on
 from clstream.comparing import differing
 from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
 from clstream.folders import FolderError, claimed
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.running import OtherRunError, Run
 
 FORMAT = 1
@@ -79,7 +79,8 @@ class Checkpointer:
         share: float = 0.02,
         signals: bool = True,
     ) -> None:
-        check_whole(1, every_batches=every_batches, keep=keep)
+        check_integer(1, none=True, every_batches=every_batches)
+        check_integer(1, keep=keep)
         if every_seconds is not None and not every_seconds > 0:
             raise ValueError(f"every_seconds must be above 0, or None for never, not {every_seconds!r}")
         if not 0 < share <= 1:

@@ -15,7 +15,7 @@ from typing import Any
 from clstream.bus import on
 from clstream.detectors import ShiftDetected
 from clstream.events import BatchLearned, Event, RunStarted, SessionEnded, SessionStarted
-from clstream.params import check_whole
+from clstream.params import check_integer
 
 
 def delays(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> list[int | None]:
@@ -80,7 +80,7 @@ class Detection:
     """
 
     def __init__(self, within: int | None = None) -> None:
-        check_whole(0, within=within)
+        check_integer(0, none=True, within=within)
         self.within = within
         self.alarms: list[int] = []
         self.boundaries: list[int] = []

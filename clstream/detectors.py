@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from clstream.bus import Emitter
 from clstream.events import Event
-from clstream.params import check_whole
+from clstream.params import check_integer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +70,7 @@ def smooth(before: float | None, loss: float, alpha: float) -> float:
 
 def check_detection(alpha: float, window: int, deviations: float, floor: float) -> None:
     """Raise ValueError for settings of a detector that can't be."""
-    check_whole(1, window=window)
+    check_integer(1, window=window)
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is the weight of a new loss, above 0 and at most 1, not {alpha}")
     if not (0 <= deviations < math.inf and 0 <= floor < math.inf):
@@ -93,7 +93,7 @@ class ShiftDetector(Emitter):
         self, alpha: float = 0.2, window: int = 100, deviations: float = 3.0, floor: float = 0.005, warmup: int = 0
     ) -> None:
         check_detection(alpha, window, deviations, floor)
-        check_whole(0, warmup=warmup)
+        check_integer(0, warmup=warmup)
         self.alpha, self.length, self.deviations, self.floor, self.warmup = alpha, window, deviations, floor, warmup
         self.step = 0
         self.start(0.0)

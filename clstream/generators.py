@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clstream.models import GrowingHead
-from clstream.params import check_whole
+from clstream.params import check_integer, check_integers
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
@@ -41,7 +41,7 @@ class ChunkGenerator(nn.Module):
 
     def __init__(self, size: int, chunk: int, task_size: int, chunk_size: int, chunk_std: float | None = 1.0) -> None:
         super().__init__()
-        check_whole(1, size=size, chunk=chunk, task_size=task_size, chunk_size=chunk_size)
+        check_integer(1, size=size, chunk=chunk, task_size=task_size, chunk_size=chunk_size)
         self.size, self.chunk, self.number, self.into = size, chunk, -(-size // chunk), task_size + chunk_size
         drawn = None if chunk_std is None else nn.Parameter(chunk_std * torch.randn(self.number, chunk_size))
         self.register_parameter("chunks", drawn)
@@ -102,7 +102,7 @@ class MlpGenerator(ChunkGenerator):
         activation: str = "relu",
     ) -> None:
         super().__init__(size, chunk, task_size, chunk_size, chunk_std)
-        check_whole(1, **{f"hidden[{number}]": width for number, width in enumerate(hidden)})
+        check_integers(1, hidden=hidden)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         layers: list[nn.Module] = []
@@ -139,7 +139,7 @@ class LstmGenerator(ChunkGenerator):
         self, size: int, chunk: int, task_size: int, chunk_size: int, chunk_std: float | None = 1.0, hidden: int = 64
     ) -> None:
         super().__init__(size, chunk, task_size, chunk_size, chunk_std)
-        check_whole(1, hidden=hidden)
+        check_integer(1, hidden=hidden)
         self.weight_ih, self.weight_hh = (nn.Parameter(torch.empty(4 * hidden, into)) for into in (self.into, hidden))
         self.bias_ih, self.bias_hh = (nn.Parameter(torch.zeros(4 * hidden)) for _ in range(2))
         self.output = nn.Linear(hidden, chunk)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.stream import Samples
 
 Ints = npt.NDArray[np.int64]
@@ -150,7 +150,7 @@ class ClassBalanced(Memory):
 
     def __init__(self, capacity: int, per_class: int | None = None) -> None:
         super().__init__(capacity)
-        check_whole(1, per_class=per_class)
+        check_integer(1, none=True, per_class=per_class)
         self.per_class = per_class
         self._keys = np.full(capacity, np.inf)
         self._labels = np.full(capacity, -1, dtype=np.int64)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from clstream.params import Recorded, check_whole
+from clstream.params import Recorded, check_integer
 
 __all__ = ["ConvNet", "LeNet", "MnistLike", "Mlp", "ResNet18", "SlimResNet18", "Timm", "VggSmall", "VitTiny"]
 
@@ -599,7 +599,7 @@ class VitTiny(Classifier):
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
-        check_whole(1, patch=patch, width=width, depth=depth, heads=heads)
+        check_integer(1, patch=patch, width=width, depth=depth, heads=heads)
         into, height, breadth = _image_shape("VitTiny", input_shape, patch)
         if height % patch or breadth % patch:
             raise ValueError(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial, wraps
+from numbers import Real
+from operator import index
 from pathlib import PurePath
 from typing import Any
 
@@ -44,11 +48,79 @@ def _recording(construct: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def check_whole(least: int, **values: object) -> None:
-    """Raise ValueError for a value that is no whole number of at least `least`; None is let through."""
-    for name, value in values.items():
-        if value is not None and (not hasattr(value, "__index__") or value < least):  # type: ignore[operator]  # it is a number
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+def check_integer(least: int, most: int | None = None, /, *, none: bool = False, **options: object) -> None:
+    """Raise ValueError for an option that is not a whole number from `least` to `most`; `none` says whether None is taken too.
+
+    A bool is refused, and a float such as 2.0; an integer of numpy is taken.
+    """
+    upto = f"of at least {least}" if most is None else f"from {least} to {most}"
+    for name, value in options.items():
+        try:
+            number = least - 1 if isinstance(value, (bool, np.bool_)) else index(value)  # type: ignore[arg-type]  # that is asked
+        except (TypeError, RuntimeError):  # torch's own, for a tensor of several numbers
+            number = least - 1
+        if not (none and value is None) and (number < least or (most is not None and number > most)):
+            raise ValueError(f"{name} must be a whole number {upto}{' or None' * none}, not {_shown(value)}")
+
+
+def check_integers(least: int, /, **options: object) -> None:
+    """Raise ValueError for an option that is not a list or tuple of whole numbers of at least `least`."""
+    for name, value in options.items():
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name} must be a list of whole numbers of at least {least}, not {_shown(value)}")
+        for position, number in enumerate(value):
+            try:
+                check_integer(least, number=number)
+            except ValueError as error:
+                raise ValueError(f"{name}[{position}]{str(error).removeprefix('number')}") from None
+
+
+def check_number(low: float = -math.inf, high: float = math.inf, /, *, none: bool = False, **options: object) -> None:
+    """Raise ValueError for an option that is not a finite number from `low` to `high`; `none`: whether None is taken too."""
+    bounds = (
+        ""
+        if (low, high) == (-math.inf, math.inf)
+        else f" of at least {low:g}"
+        if high == math.inf
+        else f" from {low:g} to {high:g}"
+    )
+    for name, value in options.items():
+        if not (none and value is None) and not (_is_finite(value) and low <= value <= high):  # type: ignore[operator]  # a number
+            raise ValueError(f"{name} must be a finite number{bounds}{' or None' * none}, not {_shown(value)}")
+
+
+def check_positive(*, none: bool = False, **options: object) -> None:
+    """Raise ValueError for an option that is not a finite number above 0; `none`: whether None is taken too."""
+    for name, value in options.items():
+        if not (none and value is None) and not (_is_finite(value) and value > 0):  # type: ignore[operator]  # it is a number
+            raise ValueError(f"{name} must be a finite number above 0{' or None' * none}, not {_shown(value)}")
+
+
+def check_choice(choices: Iterable[str], /, *, none: bool = False, **options: object) -> None:
+    """Raise ValueError for an option that is not one of the choices, naming the nearest; `none`: whether None is taken too."""
+    allowed = list(choices)
+    for name, value in options.items():
+        if not (none and value is None) and not (isinstance(value, str) and value in allowed):
+            near = get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
+            meant = f": did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}{' or None' * none}, not {_shown(value)}{meant}")
+
+
+def check_bool(*, none: bool = False, **options: object) -> None:
+    """Raise ValueError for an option that is not True or False; `none`: whether None is taken too."""
+    for name, value in options.items():
+        if not (none and value is None) and not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False{' or None' * none}, not {_shown(value)}")
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (Real, np.floating)) and math.isfinite(value)
+
+
+def _shown(value: object) -> str:
+    """Return a value as errors show it, in one line of bounded length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def describe(value: object) -> str | int | float | bool | None:

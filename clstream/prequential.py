@@ -13,7 +13,7 @@ from torch import Tensor
 from clstream.bus import on
 from clstream.evaluation import evaluating
 from clstream.events import BatchReady, Event, RunStarted, SessionEnded
-from clstream.params import check_whole
+from clstream.params import check_integer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class Prequential:
     """
 
     def __init__(self, every: int = 1) -> None:
-        check_whole(1, every=every)
+        check_integer(1, every=every)
         self.every = every
         self._begin()
 
@@ -85,7 +85,7 @@ class Prequential:
 
     def curve(self, window: int = 100) -> Tensor:
         """Return the accuracy over the newest `window` batches that were asked, at each of them: (batches,), float64."""
-        check_whole(1, window=window)
+        check_integer(1, window=window)
         sums = [each.cumsum(0).double() for each in self.counts]
         late = [total - torch.cat([total.new_zeros(min(window, len(total))), total[:-window]]) for total in sums]
         return late[0] / late[1]

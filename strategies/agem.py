@@ -21,7 +21,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import BatchLearned, TaskEnded, TaskStarted
 from clstream.memory import Reservoir
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples
 
@@ -45,7 +45,7 @@ class AGEM(Strategy):
         sample: int = 256,
     ) -> None:
         super().__init__(model, optimizer)
-        check_whole(1, per_task=per_task, sample=sample)
+        check_integer(1, per_task=per_task, sample=sample)
         self.per_task, self.sample = per_task, sample
         self.kept: dict[int, Reservoir] = {}  # by task
         self.past: Samples | None = None  # what they had when the last task ended

@@ -32,7 +32,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import BatchLearned
 from clstream.memory import Reservoir
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -64,7 +64,7 @@ class DER(Strategy):
         draws: int = 2,
     ) -> None:
         super().__init__(model, optimizer)
-        check_whole(1, replay_batch=replay_batch)
+        check_integer(1, none=True, replay_batch=replay_batch)
         if not (alpha >= 0 and beta >= 0):
             raise ValueError(f"alpha and beta must not be below 0; they are {alpha} and {beta}")
         if draws not in (1, 2):

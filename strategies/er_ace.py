@@ -25,7 +25,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import BatchLearned
 from clstream.memory import Reservoir
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -49,7 +49,7 @@ class ERACE(Strategy):
         replay_batch: int | None = None,
     ) -> None:
         super().__init__(model, optimizer)
-        check_whole(1, replay_batch=replay_batch)
+        check_integer(1, none=True, replay_batch=replay_batch)
         self.memory, self.replay_batch = Reservoir(capacity), replay_batch
 
     def loss(self, samples: Samples) -> Tensor:

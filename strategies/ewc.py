@@ -36,7 +36,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, TaskEnded
 from clstream.fisher import batch_fisher, diagonal_fisher
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.regulariser import Quadratic, padded
 from clstream.rehearsal_free import RehearsalFree
 from clstream.strategy import OptimizerFactory
@@ -68,7 +68,7 @@ class EWCPenalty(Quadratic):
             raise ValueError(f"fisher must be predicted, sampled or empirical, not {fisher!r}")
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must be from 0 to 1, not {decay}")
-        check_whole(1, fisher_batch=fisher_batch)
+        check_integer(1, none=True, fisher_batch=fisher_batch)
         self.online, self.decay, self.fisher, self.fisher_batch = online, decay, fisher, fisher_batch
         self.random = torch.Generator()
         self.begin()

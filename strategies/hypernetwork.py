@@ -60,7 +60,7 @@ from clstream.evaluation import evaluating
 from clstream.events import RunStarted, SessionEnded, TaskEnded, TaskStarted
 from clstream.fisher import diagonal_fisher
 from clstream.generators import LstmGenerator, Made, MlpGenerator, Target, squared_distance
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.seeds import isolated
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
@@ -157,7 +157,7 @@ class Hypernetwork(Strategy):
             importance=(importance, ("none", "fisher", "normalised")),
             head=(head, ("own", "shared")),
         )
-        check_whole(1, old_tasks=old_tasks, fisher_samples=fisher_samples)
+        check_integer(1, none=True, old_tasks=old_tasks, fisher_samples=fisher_samples)
         for name, value in (("beta", beta), ("task_std", task_std), ("chunk_std", chunk_std)):
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number from 0 up, not {value!r}")

@@ -52,7 +52,7 @@ from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.losses import supervised_contrastive
 from clstream.models import GrowingHead, grow_heads
-from clstream.params import check_whole
+from clstream.params import check_integer, check_integers
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
 
@@ -120,8 +120,8 @@ class PRD(Strategy):
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a number above 0, not {value}")
         hidden, out = projection
-        check_whole(1, first_task_steps=first_task_steps, hidden=hidden, out=out)
-        check_whole(0, **{f"milestones[{number}]": each for number, each in enumerate(milestones)})
+        check_integer(1, first_task_steps=first_task_steps, hidden=hidden, out=out)
+        check_integers(0, milestones=milestones)
         width, classes = widths(model)
         self.projection = nn.Sequential(
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out)

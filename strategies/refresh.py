@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import diagonal_fisher
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.strategy import Strategy
 from clstream.stream import Batch, Samples, Subset
 from clstream.wrapper import Wrapper
@@ -87,7 +87,7 @@ class Refresh(Wrapper):
         for name, value in given.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number from 0 up, not {value}")
-        check_whole(1, steps=steps)
+        check_integer(1, steps=steps)
         if not damping > 0:
             raise ValueError(f"damping must be above 0, not {damping}")
         self.delta, self.steps, self.noise, self.fisher_weight, self.tau = delta, steps, noise, fisher_weight, tau

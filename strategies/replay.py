@@ -29,7 +29,7 @@ from clstream.bus import on
 from clstream.events import BatchLearned, RunStarted
 from clstream.memory import ClassBalanced, Memory, Reservoir
 from clstream.mixing import check_mix, mix
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -64,7 +64,8 @@ class Replay(Strategy):
         mix: str | None = None,
     ) -> None:
         super().__init__(model, optimizer)
-        check_whole(1, replay_batch=replay_batch, per_class=per_class, candidates=candidates)
+        check_integer(1, none=True, replay_batch=replay_batch, per_class=per_class)
+        check_integer(1, candidates=candidates)
         if memory not in ("reservoir", "class_balanced"):
             raise ValueError(f"memory must be reservoir or class_balanced, not {memory!r}")
         if retrieval not in ("random", "mir"):

@@ -54,7 +54,7 @@ from clstream.bus import on
 from clstream.chain import Chain, Path
 from clstream.events import EpochStarted, Event, RunStarted, SessionEnded, SessionStarted
 from clstream.losses import supervised_contrastive
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Subset, Task
 
@@ -230,11 +230,11 @@ class SHARP(Strategy):
         redraw: bool = True,
     ) -> None:
         super().__init__(model, optimizer)
-        check_whole(0, window=window)
-        check_whole(
-            1, phase_epochs=phase_epochs, replay_batch=replay_batch, short_term=short_term, long_term=long_term,
-            neighbours=neighbours,
+        check_integer(0, window=window)
+        check_integer(
+            1, phase_epochs=phase_epochs, short_term=short_term, long_term=long_term, neighbours=neighbours,
         )  # fmt: skip
+        check_integer(1, none=True, replay_batch=replay_batch)
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity is the share of connections left out, from 0 to below 1, not {sparsity}")
         if not 0 <= least_quota <= 100:

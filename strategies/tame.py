@@ -62,7 +62,7 @@ from clstream.evaluation import CHUNK, evaluating
 from clstream.events import BatchLearned, Event, RunEnded, RunStarted, SessionEnded, SessionStarted
 from clstream.memory import ClassBalanced, Reservoir
 from clstream.models import GrowingHead, Mlp
-from clstream.params import Recorded, check_whole
+from clstream.params import Recorded, check_integer
 from clstream.pruning import Masks, cut, magnitude_masks, parameter_counts
 from clstream.seeds import isolated
 from clstream.stacking import Stacked
@@ -167,10 +167,9 @@ class TAME(Strategy):
     ) -> None:
         super().__init__(model, optimizer)
         check_detection(alpha, window, deviations, floor)
-        check_whole(1, selector_epochs=selector_epochs, retrain_epochs=retrain_epochs, pruning_capacity=pruning_capacity)
-        for name, number in (("window", window), ("selector_epochs", selector_epochs), ("retrain_epochs", retrain_epochs)):
-            if number is None:
-                raise ValueError(f"{name} must be a whole number of at least 1, not None")
+        check_integer(
+            1, window=window, selector_epochs=selector_epochs, retrain_epochs=retrain_epochs, pruning_capacity=pruning_capacity
+        )
         for name, share in (("sparsity", sparsity), ("selector_sparsity", selector_sparsity)):
             if not 0 <= share < 1:
                 raise ValueError(f"{name} is the share of weights that is pruned, from 0 to below 1, not {share}")

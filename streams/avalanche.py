@@ -30,7 +30,7 @@ from clstream.streams.experiences import Experiences, gathered
 from torch import Tensor
 
 from clstream.optional import avalanche
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.seeds import isolated
 from clstream.stream import Data, Samples, Stream, Subset, Task, content_hash
 
@@ -112,7 +112,7 @@ def from_avalanche(
         ImportError: if Avalanche is not there.
 
     """
-    check_whole(1, epochs=epochs, batch_size=batch_size)
+    check_integer(1, epochs=epochs, batch_size=batch_size)
     streams = streams_of(benchmark)
     train = the_training_stream(streams, train)
     folder = None if memory_map is None else Path(memory_map)

@@ -15,7 +15,7 @@ import torch
 from clstream.streams.schedules import Parts, Schedule
 from torch import Tensor
 
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.seeds import derive
 from clstream.stream import Mixture, Samples, Stream, Subset, content_hash
 
@@ -154,7 +154,7 @@ def drifting(
     """
     name = name or stream.name
     check_schedule(name, schedule)
-    check_whole(1, sessions=sessions, session_size=session_size)
+    check_integer(1, none=True, sessions=sessions, session_size=session_size)
     parts, rows, sizes = parts_of(stream)
     segments = schedule.segments(parts)
     if not hasattr(segments, "__index__") or segments < 1:
@@ -249,7 +249,7 @@ def _late(delay: float) -> str:
 
 
 def _check_sessions(name: str, sessions: int, delay: float) -> None:
-    check_whole(1, sessions=sessions)
+    check_integer(1, sessions=sessions)
     if not isinstance(delay, (int, float)) or not 0 <= delay <= sessions:
         raise ValueError(f"{name}: delay must be from 0 to the number of sessions, {sessions}, not {delay}")
 

@@ -13,7 +13,7 @@ from clstream.streams.domains import Pad
 from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
-from clstream.params import check_whole
+from clstream.params import check_integer
 from clstream.stream import Data, Samples, Stream, Subset, Task
 
 
@@ -134,7 +134,7 @@ def split_cifar100(
 def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     """Build the stream of a data set from the options of the function that was called."""
     known = ("tasks", "scenario", "epochs", "batch_size", "class_order", "sessions_per_task", "validation", "boundaries")
-    check_whole(0, pad=options.get("pad"))
+    check_integer(0, pad=options.get("pad", 0))
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
     train, test = digits() if data == "digits" else load(data, options["root"])
     chosen = {key: options[key] for key in known} | {"schedule": options.get("schedule")}
