@@ -311,7 +311,8 @@ def check_stream(stream: Stream) -> Iterator[Check]:
                     f"{epoch} is not one pass over its session"
                 )
                 sizes = [len(batch.samples) for batch in epoch]
-                assert sum(sizes) == len(session.samples) and len(sizes) == len(epoch), (
+                dropped = len(session.samples) % stream.batch_size if stream.drop_last else 0
+                assert sum(sizes) == len(session.samples) - dropped and len(sizes) == len(epoch), (
                     f"the batches of session {session.index} are {sizes}"
                 )
                 assert set(sizes[:-1]) <= {stream.batch_size}, f"the batches of session {session.index} are {sizes}"

@@ -98,11 +98,12 @@ class Origin:
             return False
         other = self.stream.session(session.index)
         one, two = session.samples, other.samples
-        same = (session.task, session.epochs, session.batch_size, session.seed) == (
+        same = (session.task, session.epochs, session.batch_size, session.seed, session.drop_last) == (
             other.task,
             other.epochs,
             other.batch_size,
             other.seed,
+            other.drop_last,
         )
         if isinstance(one, Subset) and isinstance(two, Subset):
             return same and one.source is two.source and torch.equal(one.index, two.index) and one.transform is two.transform

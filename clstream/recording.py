@@ -28,8 +28,8 @@ from torch import Tensor
 
 from clstream.stream import Data, Mixture, Samples, Session, Stream, Subset, Task, content_hash
 
-FORMAT = 2
-"""Number of the newest format; files of a greater one are refused. What the first one can say is written in that."""
+FORMAT = 3
+"""Number of the newest format; files of a greater one are refused. What an older one can say is written in that."""
 
 STREAM = "stream.json"
 PROBE = 8  # rows of a transform that are compared at replay
@@ -170,7 +170,7 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
     mixture = stream.schedule if isinstance(stream.schedule, Mixture) else None
     drift = {"drift": {"what": repr(mixture), "once": mixture.once}} if mixture else {}
     about = {
-        "format": 2 if drift or not stream.shuffle else 1,
+        "format": 3 if stream.drop_last else 2 if drift or not stream.shuffle else 1,
         "clstream": _version("clstream"),
         "torch": _version("torch"),
         "name": stream.name,
@@ -181,6 +181,7 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
         "boundaries": bool(stream.boundaries),
         "resident": bool(stream.resident),
         **({} if stream.shuffle else {"shuffle": False}),
+        **({"drop_last": True} if stream.drop_last else {}),
         **drift,
         "notes": list(stream.notes),
         "fingerprint": stream.fingerprint,
@@ -316,7 +317,7 @@ def _positions(stream: Stream) -> list[Tensor]:
             samples = stream.tasks[stream.task_of(number)].train[positions]
             same = torch.equal(session.samples.y, samples.y) and torch.equal(session.samples.x, samples.x)
             same &= not isinstance(stream.schedule, Mixture)  # its positions are over all tasks
-            same &= all(getattr(session, name) == getattr(stream, name) for name in ("epochs", "batch_size", "seed"))
+            same &= all(getattr(session, name) == getattr(stream, name) for name in ("epochs", "batch_size", "seed", "drop_last"))
         except Exception:  # noqa: BLE001  # whatever the user's class does with samples that are not its own
             same = False
         if not same:
@@ -442,6 +443,7 @@ class Recording:
             notes=tuple(about["notes"]),
             data=Data({name: parts[name] for name in about["parts"]}, about["loader"], about["options"]),
             shuffle=about.get("shuffle", True),
+            drop_last=about.get("drop_last", False),
             dealt=dealt,
         )
         if _order(stream) != about["order"]:

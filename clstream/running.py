@@ -250,6 +250,7 @@ def described(
         "stream.epochs": stream.epochs,
         "stream.batch_size": stream.batch_size,
         "stream.boundaries": stream.boundaries,
+        **({"stream.drop_last": True} if stream.drop_last else {}),
         "seed": seed,
         "device": str(device),
     }

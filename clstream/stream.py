@@ -72,7 +72,8 @@ class Epoch:
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-len(self.session.samples) // self.session.batch_size)
+        samples, size = len(self.session.samples), self.session.batch_size
+        return samples // size if self.session.drop_last else -(-samples // size)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -86,9 +87,14 @@ class Epoch:
         return torch.randperm(len(session.samples), generator=shuffle)
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of this pass, from number `first` on; the last one holds what is left."""
+        """Yield the batches of this pass, from number `first` on.
+
+        The last one holds what is left; if the session is to drop that, each pass leaves out other samples.
+        """
         session, number = self.session, self.index
         samples, order = session.samples, self.order()
+        if session.drop_last:
+            order = order[: len(self) * session.batch_size]
         if isinstance(samples, Subset) and samples.transform is None:  # straight from the source: one gather a batch
             order = samples.index[order.to(samples.index.device)]
             samples = samples.source
@@ -107,7 +113,8 @@ class Session:
     """One delivery of training samples; they may be passed over `epochs` times, then they are gone.
 
     `task` is None where the stream hides its boundaries. `device` is where the batches go, if not where the samples lie. Each
-    pass has an order of its own if `shuffle`; if not, the samples come in the order that they have here.
+    pass has an order of its own if `shuffle`; if not, the samples come in the order that they have here. `drop_last` leaves
+    out what a pass has left for a last batch that is not full; `samples` and `classes` are of all samples nevertheless.
     """
 
     index: int
@@ -118,6 +125,7 @@ class Session:
     seed: int
     device: torch.device | None = None
     shuffle: bool = True
+    drop_last: bool = False
 
     def __len__(self) -> int:
         """Return the number of epochs."""
@@ -181,6 +189,7 @@ class StreamView:
     resident: bool
     device: torch.device | None
     boundaries: bool = False
+    drop_last: bool = False
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
@@ -209,6 +218,8 @@ class Stream:
         resident: whether the samples are moved to the run's device whole; if not, batch by batch (memory-mapped data).
         notes: what the user should know, shown on the card.
         data: where the samples come from, for recordings. None: the samples of the tasks are all that is known.
+        drop_last: whether each pass leaves out what is left for a last batch that is not full, as torch's DataLoader does. If
+            not, that batch is a smaller one.
 
     Raises:
         ValueError, TypeError: for an empty task or schedule, labels outside the classes, values that are not finite, ...
@@ -228,6 +239,7 @@ class Stream:
     notes: tuple[str, ...] = ()
     data: Data | None = None
     shuffle: bool = True
+    drop_last: bool = False
     device: torch.device | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -256,7 +268,7 @@ class Stream:
             samples = samples[:]  # a domain is made once a session, not once a batch
         task = self.tasks[self.task_of(index)] if self.boundaries else None
         device = None if self.resident else self.device
-        return Session(index, task, samples, self.epochs, self.batch_size, self.seed, device, self.shuffle)
+        return Session(index, task, samples, self.epochs, self.batch_size, self.seed, device, self.shuffle, self.drop_last)
 
     def _delivered(self, index: int) -> Samples | Subset:
         """Return the samples of a session."""
@@ -328,6 +340,10 @@ class Stream:
         """Return the labels that a session delivers, without its inputs: (n,), int64, on the CPU."""
         return self._delivered(session).y.cpu()
 
+    def size_of(self, session: int) -> int:
+        """Return how many samples a session delivers."""
+        return len(self.schedule.draw(session)) if isinstance(self.schedule, Mixture) else len(self._delivered(session))
+
     def task_of(self, session: int) -> int:
         """Return the number of the task that a session draws from, or draws most from, also where strategies are not told."""
         return int(self.mix(session).argmax()) if isinstance(self.schedule, Mixture) else self._visits[session][0]
@@ -342,7 +358,7 @@ class Stream:
         """What is told of this stream where its boundaries are hidden."""
         return StreamView(
             self.name, self.classes, self.input_shape, self.scenario, self.epochs, self.batch_size, self.augment, self.resident,
-            self.device,
+            self.device, drop_last=self.drop_last,
         )  # fmt: skip
 
     @cached_property
@@ -445,13 +461,14 @@ class Stream:
         """Return the stream's card."""
         hidden = "" if self.boundaries else ", boundaries hidden"
         passes = f"{self.epochs} epoch{'s' * (self.epochs != 1)} each"
+        batches = f"batches of {self.batch_size}{', the last one dropped if it is not full' * self.drop_last}"
         lines = [
             f"{self.name}: {self.scenario}-incremental{hidden}",
             f"  tasks        {len(self.tasks)}",
             f"  classes      {self.classes}",
             f"  inputs       {tuple(self.input_shape)} {str(self.tasks[0].test[:1].x.dtype).removeprefix('torch.')}",
             f"  train/test   {sum(len(t.train) for t in self.tasks):,} / {sum(len(t.test) for t in self.tasks):,} samples",
-            f"  sessions     {len(self)}, {passes}, batches of {self.batch_size}{'' if self.shuffle else ', not shuffled'}",
+            f"  sessions     {len(self)}, {passes}, {batches}{'' if self.shuffle else ', not shuffled'}",
             f"  fingerprint  {self.fingerprint}",
         ]
         if isinstance(self.schedule, Mixture):
@@ -516,4 +533,11 @@ def _check(stream: Stream) -> None:
         if parts > len(stream.tasks[number].train):
             raise ValueError(
                 f"{name}: task {number} has {len(stream.tasks[number].train)} training samples, too few for {parts} sessions"
+            )
+    if stream.drop_last:
+        short = next((index for index in range(len(stream)) if stream.size_of(index) < stream.batch_size), None)
+        if short is not None:
+            raise ValueError(
+                f"{name}: session {short} has {stream.size_of(short)} samples, too few for a batch of {stream.batch_size}, and "
+                "drop_last=True leaves out batches that are not full: take a smaller batch_size, or drop_last=False"
             )

@@ -142,12 +142,12 @@ class AvalancheStrategy(Strategy):
         if self.memory_batch:
             theirs.batch_size_mem = session.batch_size
         theirs.is_training, theirs._stop_training, self.stopped, theirs._eval_streams = True, False, False, []
-        self.told = {} if session.shuffle else {"shuffle": False}
+        self.told = ({} if session.shuffle else {"shuffle": False}) | ({"drop_last": True} if session.drop_last else {})
         theirs.model.train()
         theirs._before_training(**self.told)
         theirs.experience = experience
         make, self.own = theirs.make_train_dataloader, False
-        ours = Batches(delivery, session.batch_size)
+        ours = Batches(delivery, session.batch_size, session.drop_last)
 
         def make_train_dataloader(**options: Any) -> None:
             plain = not any("make_train_dataloader" in vars(cls) for cls in type(theirs).__mro__ if not _is_template(cls))
@@ -377,11 +377,11 @@ def collate(samples: Sequence[Sequence[Any]]) -> list[Tensor]:
 class Batches:
     """Stands for a loader of our batches."""
 
-    def __init__(self, delivery: Delivery, batch_size: int) -> None:
-        self.delivery, self.batch_size = delivery, batch_size
+    def __init__(self, delivery: Delivery, batch_size: int, drop_last: bool) -> None:
+        self.delivery, self.batch_size, self.drop_last = delivery, batch_size, drop_last
 
     def __len__(self) -> int:
-        return -(-len(self.delivery) // self.batch_size)
+        return (len(self.delivery) if self.drop_last else len(self.delivery) + self.batch_size - 1) // self.batch_size
 
 
 @contextmanager

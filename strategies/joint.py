@@ -79,7 +79,10 @@ class Joint(Strategy):
         """Put everything in a new order, in steps of the stream's batch size."""
         seen = self.everything()
         order = torch.randperm(len(seen), generator=self.random).to(seen.y.device)
-        self.steps = order.split(event.epoch.session.batch_size)
+        size = event.epoch.session.batch_size
+        self.steps = order.split(size)
+        if event.epoch.session.drop_last and len(self.steps[-1]) < size:
+            self.steps = self.steps[:-1]
         self.batches = len(event.epoch)
 
     def learn(self, batch: Batch) -> Tensor:

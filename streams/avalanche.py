@@ -80,6 +80,7 @@ def from_avalanche(
     memory_map: str | Path | None = None,
     workers: int = 0,
     progress: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """Read a benchmark of Avalanche, once, into a stream.
 
@@ -101,6 +102,7 @@ def from_avalanche(
         memory_map: a folder for the inputs of data larger than memory.
         workers: processes that read.
         progress: whether to show a bar, in a terminal.
+        drop_last: whether each pass leaves out the last batch if it is not full.
 
     Returns:
         The stream, inputs as the benchmark gives them: uint8 if they are, else float32.
@@ -151,7 +153,7 @@ def from_avalanche(
     )
     return Stream(
         name, tasks, deliveries, epochs, batch_size, scenario, boundaries=tells, augment=found or augment, resident=folder is None,
-        notes=tuple(notes), data=Data(parts), shuffle=shuffle,
+        notes=tuple(notes), data=Data(parts), shuffle=shuffle, drop_last=drop_last,
     )  # fmt: skip
 
 
@@ -299,7 +301,7 @@ def _near(word: str, known: list[str]) -> str:
 IN_ROOT = ("SplitMNIST", "PermutedMNIST", "RotatedMNIST", "SplitFMNIST", "SplitCIFAR10", "SplitCIFAR100")
 """Those whose data lies in torchvision's layout, right in the folder for data; others get a folder of their own there."""
 
-OWN = ("epochs", "batch_size", "boundaries", "shuffle", "lazy")
+OWN = ("epochs", "batch_size", "boundaries", "shuffle", "lazy", "drop_last")
 """Options of `from_avalanche` that can be given beside a benchmark's."""
 
 

@@ -26,12 +26,13 @@ def blobs(
     seed: int = 0,
     schedule: Sequence[int] | None = None,
     boundaries: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """Points around one centre for each class, split by class.
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, schedule, boundaries: see
-            `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, schedule, boundaries,
+            drop_last: see `from_tensors`.
         classes: number of classes.
         features: dimensions of a point; the centres are drawn with standard deviation 2 in each.
         train_per_class, test_per_class: points of each class.
@@ -52,6 +53,7 @@ def blobs(
         train.x, train.y, test.x, test.y,
         name="blobs", tasks=tasks, scenario=scenario, epochs=epochs, batch_size=batch_size, class_order=class_order,
         sessions_per_task=sessions_per_task, validation=validation, seed=seed, schedule=schedule, boundaries=boundaries,
+        drop_last=drop_last,
     )  # fmt: skip
     options = {
         "classes": classes, "features": features, "train_per_class": train_per_class, "test_per_class": test_per_class,

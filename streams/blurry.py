@@ -22,6 +22,7 @@ def blurry_episodes(
     root: str | Path | None = None,
     seed: int = 0,
     boundaries: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """Episodes of a few classes each, most of which were taught before: the blurry scenario of SHARP (Gurbuz et al. 2023).
 
@@ -40,6 +41,7 @@ def blurry_episodes(
         root: the folder with the data, as in `split_mnist`.
         seed: of the classes, of the order of batches, and of what validation holds back.
         boundaries: whether strategies are told of tasks.
+        drop_last: whether each pass leaves out the last batch if it is not full.
 
     Raises:
         ValueError: for options out of range; FileNotFoundError: see `split_mnist`.
@@ -67,7 +69,7 @@ def blurry_episodes(
         )
     note = f"classes come again: {slots} in each episode, a slot has a new one with probability {new_class}"
     name = f"blurry_{data.lower()}"
-    stream = Stream(name, tasks, None, epochs, batch_size, seed=seed, boundaries=boundaries, notes=(note,))
+    stream = Stream(name, tasks, None, epochs, batch_size, seed=seed, boundaries=boundaries, notes=(note,), drop_last=drop_last)
     return stream.taken_from(Data({"train": train, "test": test}, data))
 
 

@@ -68,6 +68,7 @@ def permuted_mnist(
     seed: int = 0,
     pad: int = 0,
     boundaries: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """MNIST with its pixels in another order in each task; the first task is MNIST as it is (Goodfellow et al. 2014).
 
@@ -82,11 +83,14 @@ def permuted_mnist(
         seed: of the orders of the pixels.
         pad: zeros added to each side before, as 2 for 32 x 32.
         boundaries: whether strategies are told of tasks.
+        drop_last: whether each pass leaves out the last batch if it is not full.
 
     """
     first = Pad(pad) if pad else None
     changes = [first, *(Permute(derive(seed, "pixels", number), pad) for number in range(1, tasks))] if tasks > 0 else []
-    return _domains("permuted_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries)
+    return _domains(
+        "permuted_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries, drop_last
+    )
 
 
 def rotated_mnist(
@@ -101,12 +105,14 @@ def rotated_mnist(
     degrees: list[float] | None = None,
     bilinear: bool = False,
     boundaries: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """MNIST turned by an angle of its own in each task, drawn uniformly from 0 to 180 degrees (Buzzega et al. 2020).
 
     Args:
         tasks: how many angles.
-        scenario, epochs, batch_size, sessions_per_task, validation, root, boundaries: as in `permuted_mnist`.
+        scenario, epochs, batch_size, sessions_per_task, validation, root, boundaries, drop_last: as in
+            `permuted_mnist`.
         seed: of the angles.
         degrees: the angles, one for each task, in place of drawn ones.
         bilinear: interpolate between pixels; if not, take the nearest, as torchvision does unless told.
@@ -119,7 +125,9 @@ def rotated_mnist(
     if len(degrees) != tasks:
         raise ValueError(f"rotated_mnist: degrees must name an angle for each of {tasks} tasks, not {len(degrees)}")
     changes = [Rotate(angle, bilinear) for angle in degrees]
-    return _domains("rotated_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries)
+    return _domains(
+        "rotated_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries, drop_last
+    )
 
 
 def _domains(
@@ -133,6 +141,7 @@ def _domains(
     root: str | Path | None,
     seed: int,
     boundaries: bool,
+    drop_last: bool,
 ) -> Stream:
     """Build a stream of MNIST in as many versions as there are changes; the training images are changed session by session."""
     if not changes or sessions_per_task < 1:
@@ -150,4 +159,4 @@ def _domains(
         made.append(Task(number, tuple(range(shift, shift + 10)), Subset(own, kept, change), own_test, back))
     schedule = [number for number in range(len(made)) for _ in range(sessions_per_task)]
     data = Data({"train": train, "test": test}, "MNIST")
-    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, data=data)
+    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, data=data, drop_last=drop_last)

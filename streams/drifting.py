@@ -127,6 +127,7 @@ def drifting(
     shuffle: bool = True,
     seed: int = 0,
     name: str | None = None,
+    drop_last: bool | None = None,
 ) -> Stream:
     """Mix the training samples of a stream's tasks over time, as a schedule says; strategies are not told of tasks.
 
@@ -147,6 +148,7 @@ def drifting(
         shuffle: whether each pass over a session has an order of its own; if not, samples come in the order of the drift.
         seed: of which samples come when. A run's own seed moves the order within sessions only.
         name: how tables and MLflow call the stream. None: as the stream.
+        drop_last: whether each pass leaves out the last batch if it is not full. None: as the stream.
 
     Raises:
         ValueError: for options that don't fit, or a session that would be empty.
@@ -177,7 +179,8 @@ def drifting(
         looked_at = min(sessions, _MOST)
         weights_at(name, schedule, (torch.arange(looked_at, dtype=torch.float64) + 0.5) / looked_at, parts)
         mixture = Drawn(schedule, parts, rows, sizes, sessions, session_size, seed, straddle, delay)
-    return replace(stream, name=name, schedule=mixture, boundaries=False, shuffle=shuffle)
+    dropping = stream.drop_last if drop_last is None else drop_last
+    return replace(stream, name=name, schedule=mixture, boundaries=False, shuffle=shuffle, drop_last=dropping)
 
 
 def arriving(
@@ -189,6 +192,7 @@ def arriving(
     delay: float = 0.0,
     shuffle: bool = True,
     seed: int = 0,
+    drop_last: bool | None = None,
 ) -> Stream:
     """Deliver each training sample of a stream once, at a moment of its own; strategies are not told of tasks.
 
@@ -196,7 +200,7 @@ def arriving(
         stream: whose samples.
         moments: (samples,), from 0 to below 1, for the training samples of all tasks, those of task 0 first.
         what: the name of that order, for the card.
-        sessions, straddle, delay, shuffle, seed: see `drifting`.
+        sessions, straddle, delay, shuffle, seed, drop_last: see `drifting`.
 
     Raises:
         ValueError: for moments out of range, or a session that would be empty.
@@ -207,7 +211,8 @@ def arriving(
         raise ValueError(f"{stream.name}: there must be a moment from 0 to below 1 for each of the {count} training samples")
     _check_sessions(stream.name, sessions, delay)
     mixture = _dealt(stream.name, what, moments.double(), sessions, straddle, delay, seed)
-    return replace(stream, schedule=mixture, boundaries=False, shuffle=shuffle)
+    dropping = stream.drop_last if drop_last is None else drop_last
+    return replace(stream, schedule=mixture, boundaries=False, shuffle=shuffle, drop_last=dropping)
 
 
 def parts_of(stream: Stream) -> tuple[Parts, Tensor, Tensor]:

@@ -26,13 +26,15 @@ def split_digits(
     sessions_per_task: int = 1,
     validation: float = 0.0,
     boundaries: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """scikit-learn's handwritten digits by class: 1,797 images of 8 x 8 that need no download.
 
     Every fourth image of each class is for the test. Inputs are float32 from 0 to 1, (1, 8, 8).
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, drop_last: see
+            `from_tensors`.
 
     """
     return _split("split_digits", "digits", locals())
@@ -50,12 +52,13 @@ def split_mnist(
     boundaries: bool = True,
     pad: int = 0,
     schedule: list[int] | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """MNIST by class: 60,000 + 10,000 images, uint8, (1, 28, 28).
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, schedule: see
-            `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, schedule,
+            drop_last: see `from_tensors`.
         root: the folder with the data, as torchvision lays it out. None: CLSTREAM_DATA, else a cache folder, to which
             torchvision downloads it.
         pad: zeros added to each side of the images, as 2 for 32 x 32.
@@ -74,11 +77,13 @@ def split_fashion_mnist(
     validation: float = 0.0,
     root: str | Path | None = None,
     boundaries: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """Fashion-MNIST by class: 60,000 + 10,000 images, uint8, (1, 28, 28).
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, drop_last: see
+            `from_tensors`.
         root: as in `split_mnist`.
 
     """
@@ -96,11 +101,13 @@ def split_cifar10(
     root: str | Path | None = None,
     boundaries: bool = True,
     augment: bool = False,
+    drop_last: bool = False,
 ) -> Stream:
     """CIFAR-10 by class: 50,000 + 10,000 images, uint8, (3, 32, 32).
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, drop_last: see
+            `from_tensors`.
         root: as in `split_mnist`.
         augment: random crops (padding 4) and horizontal flips where samples are learned.
 
@@ -119,11 +126,13 @@ def split_cifar100(
     root: str | Path | None = None,
     boundaries: bool = True,
     augment: bool = False,
+    drop_last: bool = False,
 ) -> Stream:
     """CIFAR-100 by class: 50,000 + 10,000 images, uint8, (3, 32, 32).
 
     Args:
-        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries: see `from_tensors`.
+        tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, boundaries, drop_last: see
+            `from_tensors`.
         root: as in `split_mnist`.
         augment: random crops (padding 4) and horizontal flips where samples are learned.
 
@@ -133,7 +142,17 @@ def split_cifar100(
 
 def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     """Build the stream of a data set from the options of the function that was called."""
-    known = ("tasks", "scenario", "epochs", "batch_size", "class_order", "sessions_per_task", "validation", "boundaries")
+    known = (
+        "tasks",
+        "scenario",
+        "epochs",
+        "batch_size",
+        "class_order",
+        "sessions_per_task",
+        "validation",
+        "boundaries",
+        "drop_last",
+    )
     check_integer(0, pad=options.get("pad", 0))
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
     train, test = digits() if data == "digits" else load(data, options["root"])

@@ -34,6 +34,7 @@ def fuzzy_tasks(
     shuffle: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Fuzzy boundaries: each task fades linearly into the next one; each sample comes once.
 
@@ -49,10 +50,11 @@ def fuzzy_tasks(
         shuffle: whether each pass over a session has an order of its own; if not, samples come in the order of the drift.
         seed: of which samples come when.
         root: the folder with the data, as in `split_mnist`.
+        drop_last: whether each pass leaves out the last batch if it is not full.
 
     """
     stream = _split("fuzzy", data, root, tasks, epochs, batch_size, class_order, validation, seed)
-    return drifting(stream, Transitions(width), sessions, None, straddle, delay, shuffle, seed)
+    return drifting(stream, Transitions(width), sessions, None, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
 def recurring_tasks(
@@ -69,6 +71,7 @@ def recurring_tasks(
     shuffle: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Tasks that come again, their samples dealt out over their visits; boundaries are hidden, and sharp or fuzzy.
 
@@ -76,11 +79,12 @@ def recurring_tasks(
 
     Args:
         order: the tasks in the order in which they come, as [0,1,2,1,3]; the classes are dealt to as many tasks as it names.
-        data, width, sessions, epochs, batch_size, class_order, validation, straddle, delay, shuffle, seed, root: see `fuzzy_tasks`.
+        data, width, sessions, epochs, batch_size, class_order, validation, straddle, delay, shuffle, seed, root,
+            drop_last: see `fuzzy_tasks`.
 
     """
     stream = _split("recurring", data, root, 1 + max(order, default=0), epochs, batch_size, class_order, validation, seed)
-    return drifting(stream, Transitions(width, tuple(order)), sessions, None, straddle, delay, shuffle, seed)
+    return drifting(stream, Transitions(width, tuple(order)), sessions, None, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
 def blurry_tasks(
@@ -97,6 +101,7 @@ def blurry_tasks(
     shuffle: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Blurry(n, m): n of each task's classes are disjoint, and m of the samples of the others are spread over all tasks' time.
 
@@ -105,7 +110,8 @@ def blurry_tasks(
     Args:
         disjoint: share of each task's classes that come in its time only (N), rounded to whole classes.
         blur: share of the samples of the other classes that is spread evenly over the stream (M).
-        data, tasks, sessions, epochs, batch_size, class_order, validation, straddle, shuffle, seed, root: see `fuzzy_tasks`.
+        data, tasks, sessions, epochs, batch_size, class_order, validation, straddle, shuffle, seed, root,
+            drop_last: see `fuzzy_tasks`.
 
     """
     _check_share("blurry_tasks", disjoint)
@@ -115,7 +121,7 @@ def blurry_tasks(
     for task in stream.tasks:
         order = torch.randperm(len(task.classes), generator=draw).tolist()
         blurry += [task.classes[place] for place in order[round(disjoint * len(order)) :]]
-    return drifting(stream, Blurry(tuple(sorted(blurry)), blur), sessions, None, straddle, 0.0, shuffle, seed)
+    return drifting(stream, Blurry(tuple(sorted(blurry)), blur), sessions, None, straddle, 0.0, shuffle, seed, drop_last=drop_last)
 
 
 def si_blurry(
@@ -130,6 +136,7 @@ def si_blurry(
     shuffle: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Si-Blurry (Moon et al. 2023): as `blurry_tasks`, but chance says how many classes and blurred samples each task has.
 
@@ -141,7 +148,7 @@ def si_blurry(
         disjoint: share of all classes that come in their task's time only.
         blur: share of the samples of the other classes that is spread.
         seed: of all that is said to be random here, and of which samples come when.
-        data, tasks, sessions, epochs, batch_size, straddle, shuffle, root: see `fuzzy_tasks`.
+        data, tasks, sessions, epochs, batch_size, straddle, shuffle, root, drop_last: see `fuzzy_tasks`.
 
     """
     _check_share("si_blurry", disjoint)
@@ -165,7 +172,7 @@ def si_blurry(
         made.append(Task(number, tuple(own.tolist()), Subset(train, rows), Subset(test, test_rows)))
     stream = Stream(_named("si_blurry", data), made, None, epochs, batch_size, seed=seed, data=_data(data, train, test))
     schedule = Blurry(tuple(sorted(labels[first:].tolist())), blur, tuple(round(gap, 4) for gap in gaps.tolist()))
-    return drifting(stream, schedule, sessions, None, straddle, 0.0, shuffle, seed)
+    return drifting(stream, schedule, sessions, None, straddle, 0.0, shuffle, seed, drop_last=drop_last)
 
 
 def gaussian_schedule(
@@ -183,6 +190,7 @@ def gaussian_schedule(
     shuffle: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """A Gaussian schedule over the classes (Shanahan et al. 2021): each class has its peak, and they come and go one by one.
 
@@ -192,11 +200,12 @@ def gaussian_schedule(
         tasks: groups of classes that are tested together. Peaks are in the order of tasks, and by label within one.
         width: standard deviation of a class's peak, in distances from one peak to the next.
         session_size: samples of a session.
-        data, sessions, epochs, batch_size, class_order, validation, straddle, delay, shuffle, seed, root: see `fuzzy_tasks`.
+        data, sessions, epochs, batch_size, class_order, validation, straddle, delay, shuffle, seed, root,
+            drop_last: see `fuzzy_tasks`.
 
     """
     stream = _split("gaussian", data, root, tasks, epochs, batch_size, class_order, validation, seed)
-    return drifting(stream, Gaussian(width), sessions, session_size, straddle, delay, shuffle, seed)
+    return drifting(stream, Gaussian(width), sessions, session_size, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
 def label_shift(
@@ -212,6 +221,7 @@ def label_shift(
     shuffle: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Label shift: which classes are likely changes over time, from the first ones to the last ones; what they look like doesn't.
 
@@ -220,11 +230,11 @@ def label_shift(
     Args:
         ratio: how much likelier the first class is than the last one at the begin, and the last one than the first at the end.
         session_size: samples of a session.
-        data, sessions, epochs, batch_size, validation, straddle, delay, shuffle, seed, root: see `fuzzy_tasks`.
+        data, sessions, epochs, batch_size, validation, straddle, delay, shuffle, seed, root, drop_last: see `fuzzy_tasks`.
 
     """
     stream = _split("label_shift", data, root, None, epochs, batch_size, None, validation, seed)
-    return drifting(stream, LabelShift(ratio), sessions, session_size, straddle, delay, shuffle, seed)
+    return drifting(stream, LabelShift(ratio), sessions, session_size, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
 def feature_drift(
@@ -240,6 +250,7 @@ def feature_drift(
     shuffle: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Covariate drift made of real data: samples come soft-sorted by a feature, the small values first; each comes once.
 
@@ -251,12 +262,12 @@ def feature_drift(
             brightness.
         softness: 0 sorts strictly, 1 shuffles: a sample's moment is (1 - softness) times its rank plus softness times chance.
         tasks: how many ranges.
-        data, sessions, epochs, batch_size, straddle, delay, shuffle, seed, root: see `fuzzy_tasks`.
+        data, sessions, epochs, batch_size, straddle, delay, shuffle, seed, root, drop_last: see `fuzzy_tasks`.
 
     """
     train, test = source(data, root)
     return sorted_by(train, test, _named("feature_drift", data), feature, softness, tasks, sessions, epochs, batch_size, straddle,
-                     delay, shuffle, seed).taken_from(_data(data, train, test))  # fmt: skip
+                     delay, shuffle, seed, drop_last).taken_from(_data(data, train, test))  # fmt: skip
 
 
 def sorted_by(
@@ -273,8 +284,16 @@ def sorted_by(
     delay: float = 0.0,
     shuffle: bool = True,
     seed: int = 0,
+    drop_last: bool = False,
 ) -> Stream:
-    """Soft-sort samples of one's own by a feature: see `feature_drift`."""
+    """Soft-sort samples of one's own by a feature: see `feature_drift`.
+
+    Args:
+        train, test: the samples.
+        name: how tables and MLflow call the stream.
+        feature, softness, tasks, sessions, epochs, batch_size, straddle, delay, shuffle, seed, drop_last: see `feature_drift`.
+
+    """
     _check_share(name, softness, "softness")
     values, test_values = (_feature(name, part, feature) for part in (train, test))
     if not bool(torch.cat([values, test_values]).isfinite().all()):
@@ -297,7 +316,7 @@ def sorted_by(
     chance = torch.rand(len(values), generator=torch.Generator().manual_seed(derive(seed, "softness")), dtype=torch.float64)
     moments = ((1 - softness) * rank / len(values) + softness * chance)[torch.cat(rows)]
     what = f"sorted by {'the mean of the inputs' if feature is None else f'input {feature}'}, softness {softness:g}"
-    return arriving(stream, moments, what, sessions, straddle, delay, shuffle, seed)
+    return arriving(stream, moments, what, sessions, straddle, delay, shuffle, seed, drop_last)
 
 
 def imbalanced_tasks(
@@ -312,6 +331,7 @@ def imbalanced_tasks(
     boundaries: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """A long tail: task after task, with ever fewer training samples from class to class.
 
@@ -320,11 +340,11 @@ def imbalanced_tasks(
         shuffled: whether the classes become rare in a random order; if not, by label.
         boundaries: whether strategies are told of tasks.
         seed: of that order, and of which samples are left.
-        data, tasks, epochs, batch_size, class_order, validation, root: see `fuzzy_tasks`.
+        data, tasks, epochs, batch_size, class_order, validation, root, drop_last: see `fuzzy_tasks`.
 
     """
     stream = _split("imbalanced", data, root, tasks, epochs, batch_size, class_order, validation, seed)
-    return replace(long_tailed(stream, ratio, shuffled, seed), boundaries=boundaries)
+    return replace(long_tailed(stream, ratio, shuffled, seed), boundaries=boundaries, drop_last=drop_last)
 
 
 def few_shot_tasks(
@@ -339,6 +359,7 @@ def few_shot_tasks(
     boundaries: bool = True,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Few-shot class-incremental learning: the first tasks have all of their samples, the others a few of each class.
 
@@ -347,11 +368,11 @@ def few_shot_tasks(
         after: how many tasks keep all of theirs.
         boundaries: whether strategies are told of tasks.
         seed: of which samples are left.
-        data, tasks, epochs, batch_size, class_order, validation, root: see `fuzzy_tasks`.
+        data, tasks, epochs, batch_size, class_order, validation, root, drop_last: see `fuzzy_tasks`.
 
     """
     stream = _split("few_shot", data, root, tasks, epochs, batch_size, class_order, validation, seed)
-    return replace(few_shot(stream, shots, after, seed), boundaries=boundaries)
+    return replace(few_shot(stream, shots, after, seed), boundaries=boundaries, drop_last=drop_last)
 
 
 def _named(kind: str, data: str) -> str:

@@ -38,6 +38,7 @@ def from_tensors(
     boundaries: bool = True,
     augment: Callable[[Tensor], Tensor] | None = None,
     resident: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """Split labelled samples by class into tasks.
 
@@ -59,6 +60,7 @@ def from_tensors(
         boundaries: whether strategies are told of tasks.
         augment: a batched function of raw inputs, applied where samples are learned.
         resident: False keeps the samples where they are and moves each batch to the run's device.
+        drop_last: whether each pass leaves out the last batch if it is not full.
 
     Returns:
         The stream, with the samples ungathered: the tasks are views of one copy of the data.
@@ -95,7 +97,9 @@ def from_tensors(
         )
     if schedule is None:
         schedule = [number for number in range(tasks) for _ in range(sessions_per_task)]
-    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data)
+    return Stream(
+        name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data, drop_last=drop_last
+    )
 
 
 def places(y: Tensor, groups: list[list[int]]) -> Tensor:
@@ -182,14 +186,15 @@ def from_dataset(
     memory_map: str | Path | None = None,
     workers: int = 0,
     progress: bool = True,
+    drop_last: bool = False,
 ) -> Stream:
     """Split a torch data set by class: each sample is read once, here, and kept as a tensor.
 
     Args:
         train, test: map-style data sets of (input, label); inputs are tensors, arrays or PIL images of one shape.
         name, tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, seed, schedule, boundaries,
-            augment: see `from_tensors`. A random transform inside the data set would be drawn once, for good: leave it out
-            there, and pass it, batched, as `augment`.
+            augment, drop_last: see `from_tensors`. A random transform inside the data set would be drawn once, for good: leave it
+            out there, and pass it, batched, as `augment`.
         memory_map: a folder for the inputs of data larger than memory: two files, memory-mapped.
         workers: processes that read.
         progress: whether to show a bar, in a terminal.
@@ -207,7 +212,7 @@ def from_dataset(
         parts["train"].x, parts["train"].y, parts["test"].x, parts["test"].y,
         name=name, tasks=tasks, scenario=scenario, epochs=epochs, batch_size=batch_size, class_order=class_order,
         sessions_per_task=sessions_per_task, validation=validation, seed=seed, schedule=schedule, boundaries=boundaries,
-        augment=augment, resident=memory_map is None,
+        augment=augment, resident=memory_map is None, drop_last=drop_last,
     )  # fmt: skip
 
 
