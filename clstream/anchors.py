@@ -18,6 +18,7 @@ from clstream.engine import Result
 
 FOLDER = "clstream.experiments"
 KINDS = ("published", "reference run", "own")
+BOUNDS = ("both", "below")
 METRICS: dict[str, Callable[[Result], float]] = {
     "average_accuracy": lambda result: result.average_accuracy,
     "forgetting": lambda result: result.forgetting,
@@ -43,6 +44,10 @@ class Anchor:
         kind: "published", "reference run" (others' code, or a hand-written loop, run by us) or "own" (clstream, earlier).
         minutes: what it takes on one core, about.
         also: what the same runs give by other metrics: for each, [expected, spread].
+        spread_assumed: whether the source gives no spread, as one of a single run can't, and the one here is assumed.
+        bound: "both", or "below" where the source calls anything good that is not below what it reports.
+        seeded: options that take the seed of each run, such as stream.class_order: what the source draws anew for each run.
+        unknown: what the source doesn't say of its protocol. A mean outside the interval is then no failure.
 
     """
 
@@ -58,6 +63,10 @@ class Anchor:
     kind: str
     minutes: float
     also: dict[str, list[float]] = field(default_factory=dict)
+    spread_assumed: bool = False
+    bound: str = "both"
+    seeded: list[str] = field(default_factory=list)
+    unknown: str = ""
 
     def __iter__(self) -> Iterator[Anchor]:
         """Yield the anchor by each of its metrics, its own first."""
@@ -69,17 +78,33 @@ class Anchor:
         """Return where the mean of `n` more runs lies with 95 % confidence if they come from the source's distribution.
 
         The prediction interval of normal runs with unequal numbers: expected ± t spread sqrt(1/n + 1/runs), t with
-        runs - 1 degrees of freedom. For a source of one run, `spread` must be stated by the anchor, and t is taken as 1.96.
+        runs - 1 degrees of freedom; of a source of one run, normal. Bound from below, it goes from expected - t ..., t of
+        one side, to infinity.
         """
-        from scipy.stats import t
+        from scipy.stats import norm, t
 
-        factor = float(t.ppf(0.975, self.runs - 1)) if self.runs > 1 else 1.96
+        quantile = 0.975 if self.bound == "both" else 0.95
+        factor = float(t.ppf(quantile, self.runs - 1) if self.runs > 1 else norm.ppf(quantile))
         width = factor * self.spread * math.sqrt(1 / n + 1 / self.runs)
-        return self.expected - width, self.expected + width
+        return self.expected - width, self.expected + width if self.bound == "both" else math.inf
 
     def expectation(self) -> str:
         """Return what is expected, in words."""
-        return f"{self.metric} {self.expected:g} ± {self.spread:g} ({self.kind}, {self.runs} run{'s' * (self.runs != 1)})"
+        assumed = ", spread assumed" if self.spread_assumed else ""
+        least = "at least " if self.bound == "below" else ""
+        runs = f"{self.runs} run{'s' * (self.runs != 1)}"
+        return f"{self.metric} {least}{self.expected:g} ± {self.spread:g}{assumed} ({self.kind}, {runs})"
+
+    def verdict(self, mean: float, n: int) -> tuple[bool, str]:
+        """Return whether the mean of `n` runs is as it should be, and what is to be said of it."""
+        low, high = self.interval(n)
+        where = f"the interval {low:.4f} to {high:.4f}" if self.bound == "both" else f"what is above {low:.4f}"
+        where += f", for a mean of {n}"
+        if low <= mean <= high:
+            return True, f"INSIDE {where}"
+        if self.unknown:
+            return True, f"PROTOCOL UNKNOWN, {self.unknown}: outside {where}"
+        return False, f"OUTSIDE {where}"
 
     def measure(self, result: Result) -> float:
         """Return the anchor's metric of a run."""
@@ -114,4 +139,8 @@ def load_anchor(name: str) -> Anchor:
         raise UsageError(f"the anchor {name} can't be read: {error}") from None
     if anchor.kind not in KINDS or not {anchor.metric, *anchor.also} <= METRICS.keys():
         raise UsageError(f"the anchor {name} has an unknown kind or metric: {anchor.kind!r}, {[anchor.metric, *anchor.also]}")
+    if anchor.bound not in BOUNDS:
+        raise UsageError(f"the bound of the anchor {name} must be one of {', '.join(BOUNDS)}, not {anchor.bound!r}")
+    if anchor.runs == 1 and not anchor.spread_assumed:
+        raise UsageError(f"the anchor {name} is of one run, which has no spread: say spread_assumed: true, and where it is from")
     return anchor

@@ -233,8 +233,14 @@ def verify_command(arguments: list[str]) -> int:
     anchor = load_anchor(options.anchor)
     given = ["--config", str(anchor.config_file()), "--seeds", options.seeds or ",".join(map(str, anchor.seeds))]
     given += ["--threads", str(options.threads), "--track", str(options.track).lower(), "--checkpoint_every", "0"]
-    played = play(given + (["--data_root", options.data_root] if options.data_root else []))
-    return report(console, anchor, played.results)
+    given += ["--data_root", options.data_root] if options.data_root else []
+    if not anchor.seeded:
+        return report(console, anchor, play(given).results)
+    results: list[Result] = []
+    for seed in seeds_of(parse_run(given)[1]):  # what is drawn anew for each run is an option of that run
+        drawn = [word for option in anchor.seeded for word in (f"--{option}", str(seed))]
+        results += play([*given, "--seeds", str(seed), *drawn]).results
+    return report(console, anchor, results)
 
 
 def report(console: Console, anchor: Anchor, results: list[Result]) -> int:
@@ -247,13 +253,9 @@ def report(console: Console, anchor: Anchor, results: list[Result]) -> int:
         console.print(f"  each      {', '.join(f'{value:.4f}' for value in values)}")
         console.print(f"  expected  {figure.expectation()}", markup=False)
         console.print(f"  source    {anchor.kind}: {anchor.source}", markup=False)
-        low, high = figure.interval(len(values))
-        inside = low <= sum(values) / len(values) <= high
-        outside += not inside
-        console.print(
-            f"  {'INSIDE' if inside else 'OUTSIDE'} the interval {low:.4f} to {high:.4f} for a mean of {len(values)}; "
-            f"{sum(result.seconds for result in results):.0f} s"
-        )
+        good, verdict = figure.verdict(sum(values) / len(values), len(values))
+        outside += not good
+        console.print(f"  {verdict}; {sum(result.seconds for result in results):.0f} s", markup=False)
     return int(outside > 0)
 
 
