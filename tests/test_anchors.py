@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from clstream.streams import split_digits
 
 from clstream.anchors import Anchor, anchor_names, load_anchor
 from clstream.cli import main
 from clstream.config import UsageError, parse_run
-from clstream.streams import split_digits
 
 SMALL: dict[str, Any] = {
     "about": "a small one", "config": {"strategy": "Finetune", "model": {"class_path": "Mlp", "init_args": {"hidden": [20]}}},
@@ -55,7 +55,7 @@ def test_an_assumed_spread_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("bound", ["above", "Below", None])
 def test_other_bounds_are_refused(tmp_path: Path, bound: object) -> None:
-    with pytest.raises(UsageError, match="bound of the anchor .* must be one of both, below"):
+    with pytest.raises(UsageError, match=r"bound of the anchor .* must be one of both, below"):
         load_anchor(written(tmp_path, bound=bound))
 
 
