@@ -2,14 +2,19 @@
 
 The order is: base class first, then as defined in the class, then the handlers of `parts`; the strategy before the observers.
 There are no priorities. An exception in a handler ends the run.
+
+A strategy and its parts hear an event while they learn: what they ask themselves in a handler is run as it is written. All others
+are outside: see `clstream.answering`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, TypeVar
 
+from clstream.answering import AS_WRITTEN
 from clstream.events import Event
 
 E = TypeVar("E", bound=Event)
@@ -125,6 +130,7 @@ class Bus:
 
     Args:
         subscribers: objects with methods marked by `on`.
+        learner: the one of them that learns, if any: the strategy.
 
     Raises:
         TypeError: for a class in place of an object, and for an object that handles nothing.
@@ -132,10 +138,10 @@ class Bus:
 
     """
 
-    def __init__(self, *subscribers: object) -> None:
-        self._subscriptions: list[tuple[type[Event], Handler]] = []
+    def __init__(self, *subscribers: object, learner: object = None) -> None:
+        self._subscriptions: list[tuple[type[Event], Handler, bool]] = []  # with whether what hears learns
         for one in subscribers:
-            handlers = list(subscriptions(one))
+            handlers = [(event, call, one is learner) for event, call in subscriptions(one)]
             if not handlers:
                 raise TypeError(f"{type(one).__name__} would hear nothing: mark its methods with @on(some event)")
             self._subscriptions += handlers
@@ -144,33 +150,43 @@ class Bus:
             if id(each) in met:
                 raise ValueError(f"{type(each).__name__} would hear every event twice: pass it once")
             met.add(id(each))
-        self._table: dict[type[Event], tuple[Handler, ...]] = {}
+        self._table: dict[type[Event], tuple[tuple[bool, tuple[Handler, ...]], ...]] = {}
 
-    def _handlers(self, kind: type[Event]) -> tuple[Handler, ...]:
+    def _groups(self, kind: type[Event]) -> tuple[tuple[bool, tuple[Handler, ...]], ...]:
+        """Return the handlers of an event in their order, those of what learns apart from those of others."""
         if not issubclass(kind, Event):
             raise TypeError(f"{kind.__name__} is not an event: derive it from clstream.Event, and emit an object of it")
-        found = tuple(call for event, call in self._subscriptions if issubclass(kind, event))
-        self._table[kind] = found
-        return found
+        hearing = [(learns, call) for event, call, learns in self._subscriptions if issubclass(kind, event)]
+        groups = tuple((learns, tuple(call for _, call in calls)) for learns, calls in groupby(hearing, lambda each: each[0]))
+        self._table[kind] = groups
+        return groups
 
     def emit(self, event: Event) -> None:
         """Tell every handler of this type of event; an exception in one ends the run."""
         kind = type(event)
         try:
-            found = self._table[kind]
+            groups = self._table[kind]
         except KeyError:
-            found = self._handlers(kind)
-        for handler in found:
-            handler(event)
+            groups = self._groups(kind)
+        for learns, handlers in groups:
+            before = AS_WRITTEN.set(learns)
+            try:
+                for handler in handlers:
+                    handler(event)
+            finally:
+                AS_WRITTEN.reset(before)
 
     def close(self, event: Event) -> None:
         """Tell every handler, also after one has failed; then raise the first failure."""
         failure: BaseException | None = None
-        for handler in self._handlers(type(event)):
-            try:
-                handler(event)
-            except BaseException as error:  # noqa: BLE001  # the others have files and runs to close, whatever this one was
-                failure = failure or error
+        for learns, handlers in self._groups(type(event)):
+            before = AS_WRITTEN.set(learns)
+            for handler in handlers:
+                try:
+                    handler(event)
+                except BaseException as error:  # noqa: BLE001  # the others have files and runs to close, whatever this one was
+                    failure = failure or error
+            AS_WRITTEN.reset(before)
         if failure is not None:
             raise failure
 

@@ -137,6 +137,53 @@ def example_model(seed: int = 0, head: str = "fixed") -> nn.Module:
         return Mlp((1, 8, 8), 6, hidden=(32,), head=head)
 
 
+class NormedNet(nn.Module):
+    """A small model for `example_stream` that answers otherwise while it learns: a convolution, batch norm, dropout, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3))
+        self.head = nn.Linear(144, 6)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return (n, 144) features of (n, 1, 8, 8) bytes."""
+        features: Tensor = self.stages(x.float() / 255)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, 6) logits."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def normed_model() -> nn.Module:
+    """Return a model with batch norm and dropout for `example_stream`, always the same."""
+    with isolated(0, "model"):
+        return NormedNet()
+
+
+class Asking:
+    """An observer that asks whenever it can: before and within the first steps of a session, when it ends, after each evaluation.
+
+    What it was answered at the end is in `answers`.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Tensor] = []
+
+    @on(events.Event)
+    def ask(self, event: events.Event) -> None:
+        """Ask for everything there is to ask."""
+        if isinstance(event, events.RunStarted):  # some have nothing to answer with yet
+            self.strategy, self.task = event.strategy, event.stream.tasks[0]
+        early = isinstance(event, (events.BatchReady, events.BatchLearned)) and event.batch.index < 2
+        if not early and not isinstance(event, (events.SessionEnded, events.Evaluated, events.RunEnded)):
+            return
+        x, strategy = self.task.test[:].x, self.strategy
+        self.answers = [strategy.scores(x), strategy.predict(x), strategy.predict(x, self.task), strategy.anticipate(x)]
+        assert not any(answer.requires_grad for answer in self.answers), "an answer has the graph that it was computed by"
+
+
 def check_strategy(make: Make) -> Iterator[Check]:
     """Yield the checks of a strategy.
 
@@ -240,6 +287,28 @@ def check_strategy(make: Make) -> Iterator[Check]:
         assert torch.equal(plain.accuracy, often.accuracy), "evaluating more often changes what is learned"
         assert digest(one) == digest(two), "evaluating more often changes the state"
 
+    def answers_without_trace() -> None:
+        def go(*observers: object) -> tuple[Result, Strategy]:
+            with isolated(0, "strategy"):
+                try:
+                    strategy = make(normed_model())
+                except (TypeError, ValueError):  # a strategy for other networks
+                    strategy = make(example_model())
+            return run(strategy, example_stream(), *observers), strategy
+
+        (plain, one), (asked, two) = go(), go(asking := Asking())
+        assert torch.equal(plain.accuracy, asked.accuracy), "an observer that asks changes what is learned"
+        assert digest(one) == digest(two), "an observer that asks changes the state"
+        again = Asking()
+        again.strategy, again.task = two, asking.task
+        state, chance = digest(two), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
+        again.ask(events.RunEnded(None))
+        for answer, then in zip(again.answers, asking.answers, strict=True):
+            assert torch.equal(answer, then), "after the run it answers otherwise than when the run ended"
+        assert digest(two) == state, "an answer after the run changes the state"
+        now = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+        assert torch.equal(now[0], chance[0]) and now[1:] == chance[1:], "an answer moves the caller's random generators"
+
     def leaves_the_data_alone() -> None:
         stream = example_stream(epochs=2)
         before = stream.fingerprint
@@ -278,7 +347,8 @@ def check_strategy(make: Make) -> Iterator[Check]:
     exempt = built().exempt
     bodies = (
         records_params, follows_grammar, needs_what_it_says, is_deterministic, resumes_exactly, leaves_the_caller_alone,
-        learns, answers, answers_before_learning, evaluates_without_trace, leaves_the_data_alone, keeps_no_samples, takes_any_batch,
+        learns, answers, answers_before_learning, evaluates_without_trace, answers_without_trace,
+        leaves_the_data_alone, keeps_no_samples, takes_any_batch,
         learns_tasks_with_their_heads, grows, runs_on_every_device,
     )  # fmt: skip
     if unknown := set(exempt) - {body.__name__ for body in bodies}:

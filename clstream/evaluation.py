@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clstream.state import held
+from clstream.answering import evaluating as evaluating
 from clstream.strategy import Strategy, allowed
 from clstream.stream import Samples, Stream
 
@@ -77,20 +76,6 @@ class Evaluation:
     def main(self) -> Tensor:
         """The accuracy matrix that the scenario asks for: `task_accuracy` if it is task-incremental, else `accuracy`."""
         return self.task_accuracy if self.scenario == "task" else self.accuracy
-
-
-@contextmanager
-def evaluating(strategy: Strategy) -> Iterator[None]:
-    """Put every module that the strategy holds in evaluation mode, keep gradients off, and leave no trace of it afterwards."""
-    modules = [module for _, root in held(strategy, nn.Module) for module in root.modules() if module.training]
-    for module in modules:
-        module.training = False
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module in modules:
-            module.training = True
 
 
 def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:

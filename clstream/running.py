@@ -63,8 +63,11 @@ class Run:
         self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
         self.began = time.perf_counter()
-        self.bus = Bus(strategy, *observers)
-        self.learning, self.watching = Bus(strategy), Bus(*observers)  # its halves: they are not always told the same
+        self.bus = Bus(strategy, *observers, learner=strategy)
+        self.learning, self.watching = (
+            Bus(strategy, learner=strategy),
+            Bus(*observers),
+        )  # its halves: they are not always told the same
         self.placed = Placed(strategy, device, seed, self.bus)
         self.stream = stream.reseeded(seed).to(device)
         self.sessions = min(len(stream), max_sessions or len(stream))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
+from clstream.answering import answers, learns, wrap_methods
 from clstream.bus import Emitter, heard, on
 from clstream.events import Evaluated, RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import grow_heads
@@ -58,6 +59,11 @@ class Strategy(Emitter, Recorded):
     heads: Tensor | None = None
     """On a task-incremental stream, (classes, classes) bool: which outputs compete for a sample of each class."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the class's own methods answer without a trace, and learn, as `clstream.answering` says."""
+        super().__init_subclass__(**kwargs)
+        wrap_methods(cls)
+
     def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1)) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"{type(self).__name__} takes a torch module as its model, not {model!r}")
@@ -86,6 +92,7 @@ class Strategy(Emitter, Recorded):
         """Return the (n, classes) outputs that compete for samples to learn: augmented, other tasks' heads silenced."""
         return self.own_heads(self.outputs(samples), samples.y)
 
+    @learns
     def loss(self, samples: Samples) -> Tensor:
         """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
         return F.cross_entropy(self.logits(samples), samples.y)
@@ -107,6 +114,7 @@ class Strategy(Emitter, Recorded):
         self.regularisers = (*self.regularisers, *regularisers)
         self.parts = (*self.parts, *regularisers)
 
+    @learns
     def objective(self, samples: Samples) -> Tensor:
         """Return the loss, and the penalties of what is carried: what one step minimises."""
         loss = self.loss(samples)
@@ -114,6 +122,7 @@ class Strategy(Emitter, Recorded):
             loss = loss + each.penalty(samples)
         return loss
 
+    @learns
     def learn(self, batch: Batch) -> Tensor:
         """Take one step on a batch of the stream, and return its loss: a detached scalar."""
         loss = self.objective(batch.samples)
@@ -122,17 +131,20 @@ class Strategy(Emitter, Recorded):
         self.optimizer.step()
         return loss.detach()
 
+    @answers
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Return (n, classes), higher is likelier; `task` is given only where the question names it."""
         answer: Tensor = self.model(x)
         return answer
 
+    @answers
     @torch.no_grad()
     def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Return the label of each input: (n,), int64; with a task, only its classes compete."""
         scores = self.scores(x, task)
         return (scores if task is None else scores.masked_fill(~allowed(task, scores), float("-inf"))).argmax(dim=1)
 
+    @answers
     @torch.no_grad()
     def anticipate(self, x: Tensor) -> Tensor:
         """Label what the stream brings next, before it is learned: `predict`, unless the strategy knows better where it is."""

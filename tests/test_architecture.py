@@ -45,6 +45,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
         "showing",
         "pruning",
         "stacking",
+        "answering",
     ),
     ("events",),
     ("bus",),
