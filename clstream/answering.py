@@ -33,6 +33,16 @@ LEARNS = ("learn", "loss", "objective")
 _MARK = "__clstream_wrapper__"
 
 
+@contextmanager
+def as_written(whether: bool = True) -> Iterator[None]:
+    """Run the methods of strategies as they are written, or, where not, as for one who asks from outside."""
+    before = AS_WRITTEN.set(whether)
+    try:
+        yield
+    finally:
+        AS_WRITTEN.reset(before)
+
+
 def answers(method: F) -> F:
     """Wrap a method that answers, so that a call from outside is one within `evaluating`."""
 
@@ -51,13 +61,10 @@ def learns(method: F) -> F:
 
     @wraps(method)
     def learn(self: object, *args: Any, **kwargs: Any) -> Any:
-        if AS_WRITTEN.get():
+        if AS_WRITTEN.get():  # as in a run
             return method(self, *args, **kwargs)
-        before = AS_WRITTEN.set(True)
-        try:
+        with as_written():
             return method(self, *args, **kwargs)
-        finally:
-            AS_WRITTEN.reset(before)
 
     return cast("F", _marked(learn))
 
@@ -108,12 +115,10 @@ def evaluating(strategy: object) -> Iterator[None]:
     chance = random.getstate(), np.random.get_state()
     for module in modules:
         module.training = False
-    before = AS_WRITTEN.set(True)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(modules)):
+        with as_written(), torch.no_grad(), torch.random.fork_rng(devices=_devices(modules)):
             yield
     finally:
-        AS_WRITTEN.reset(before)
         for module, training in modules.items():
             module.training = training
         for module, name, buffer, version, copy in buffers:

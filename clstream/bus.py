@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, TypeVar
 
-from clstream.answering import AS_WRITTEN
+from clstream.answering import AS_WRITTEN, as_written
 from clstream.events import Event
 
 E = TypeVar("E", bound=Event)
@@ -169,24 +169,24 @@ class Bus:
         except KeyError:
             groups = self._groups(kind)
         for learns, handlers in groups:
-            before = AS_WRITTEN.set(learns)
-            try:
+            if AS_WRITTEN.get() is learns:
                 for handler in handlers:
                     handler(event)
-            finally:
-                AS_WRITTEN.reset(before)
+            else:
+                with as_written(learns):
+                    for handler in handlers:
+                        handler(event)
 
     def close(self, event: Event) -> None:
         """Tell every handler, also after one has failed; then raise the first failure."""
         failure: BaseException | None = None
         for learns, handlers in self._groups(type(event)):
-            before = AS_WRITTEN.set(learns)
-            for handler in handlers:
-                try:
-                    handler(event)
-                except BaseException as error:  # noqa: BLE001  # the others have files and runs to close, whatever this one was
-                    failure = failure or error
-            AS_WRITTEN.reset(before)
+            with as_written(learns):
+                for handler in handlers:
+                    try:
+                        handler(event)
+                    except BaseException as error:  # noqa: BLE001  # the others have files and runs to close, whatever this was
+                        failure = failure or error
         if failure is not None:
             raise failure
 

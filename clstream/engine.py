@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clstream import events, metrics
+from clstream.answering import as_written
 from clstream.evaluation import Evaluation
 from clstream.fits import check_fits as check_fits
 from clstream.running import Position, Run
@@ -77,7 +78,7 @@ def run(
     """
     check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
     error: BaseException | None = None
-    with isolated(index(seed), "run", device=device):
+    with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         going = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions)
         if resume is not None:
             going.check_same(resume)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from clstream import events
+from clstream.answering import as_written
 from clstream.bus import Bus, Emitter, members
 from clstream.evaluation import Evaluation, evaluate
 from clstream.forms import plain
@@ -100,8 +101,9 @@ class Run:
     def pause(self) -> None:
         """Do what was asked for."""
         asked, self.asked = self.asked, []
-        for call in asked:
-            call()
+        with as_written(False):
+            for call in asked:
+                call()
 
     def start(self, resume: Mapping[str, Any] | None) -> None:
         """Tell everyone, then ask the untrained strategy, or restore what a checkpoint holds."""
