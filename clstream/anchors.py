@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clstream import metrics
-from clstream.config import UsageError, nearest
 from clstream.engine import Result
+from clstream.errors import UsageError, nearest
+from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number
+from clstream.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 FOLDER = "clstream.experiments"
 KINDS = ("published", "reference run", "own")
@@ -113,7 +113,7 @@ class Anchor:
     def config_file(self) -> Path:
         """Write the config to a temporary file that `clstream run --config` takes, and return its path."""
         file = Path(tempfile.mkdtemp(prefix="clstream-")) / f"{self.name}.yaml"
-        file.write_text(yaml.safe_dump(self.config))
+        file.write_text(dump_yaml(self.config), encoding="utf-8")
         return file
 
 
@@ -126,21 +126,44 @@ def anchor_names() -> list[str]:
 def load_anchor(name: str) -> Anchor:
     """Return an anchor by its name, or from a YAML file. Raises UsageError for what is not one."""
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise UsageError(f"there is no anchor file {name}")
-        text = Path(name).read_text()
+        loaded = read_yaml(name, "anchor file")
     elif name in anchor_names():
-        text = (resources.files(FOLDER) / "anchors" / f"{name}.yaml").read_text()
+        loaded = parse_yaml((resources.files(FOLDER) / "anchors" / f"{name}.yaml").read_bytes(), name)
     else:
         raise UsageError(f"there is no anchor {name!r}{nearest(name, anchor_names())}; `clstream verify` lists them")
+    return _anchor(Path(name).stem, loaded)
+
+
+def _anchor(name: str, loaded: dict[str, Any]) -> Anchor:
+    """Return an anchor of what its file holds. Raises UsageError for keys that are missing, unknown or hold something else."""
+    given = [each.name for each in fields(Anchor) if each.name != "name"]
+    needed = [each.name for each in fields(Anchor) if each.default is MISSING and each.default_factory is MISSING]
+    if unknown := [key for key in loaded if key not in given]:
+        raise UsageError(f"the anchor {name} has an unknown key {unknown[0]!r}{nearest(unknown[0], given)}")
+    if missing := [key for key in needed if key not in loaded and key != "name"]:
+        raise UsageError(f"the anchor {name} lacks {', '.join(missing)}")
+    numbers = ("expected", "spread", "minutes")
+    also = loaded.get("also", {})
     try:
-        anchor = Anchor(name=Path(name).stem, **yaml.safe_load(text))
-    except (TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"the anchor {name} can't be read: {error}") from None
-    if anchor.kind not in KINDS or not {anchor.metric, *anchor.also} <= METRICS.keys():
-        raise UsageError(f"the anchor {name} has an unknown kind or metric: {anchor.kind!r}, {[anchor.metric, *anchor.also]}")
-    if anchor.bound not in BOUNDS:
-        raise UsageError(f"the bound of the anchor {name} must be one of {', '.join(BOUNDS)}, not {anchor.bound!r}")
-    if anchor.runs == 1 and not anchor.spread_assumed:
+        check_number(**{key: loaded[key] for key in numbers})
+        check_integer(1, runs=loaded["runs"])
+        check_integers(0, seeds=loaded["seeds"])
+        check_choice(KINDS, kind=loaded["kind"])
+        check_choice(METRICS, metric=loaded["metric"])
+        check_choice(BOUNDS, bound=loaded.get("bound", "both"))
+        check_bool(spread_assumed=loaded.get("spread_assumed", False))
+        for metric, pair in also.items():
+            check_choice(METRICS, also=metric)
+            expected, spread = pair
+            check_number(**{f"{metric}, expected": expected, f"{metric}, spread": spread})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"the anchor {name}: {error}") from None
+    if not loaded["seeds"] or len(set(loaded["seeds"])) < len(loaded["seeds"]):
+        raise UsageError(f"the anchor {name}: seeds must be distinct, and at least one")
+    if not isinstance(loaded["config"], dict):
+        raise UsageError(
+            f"the anchor {name}: config must hold what `clstream run --config` takes, not {str(loaded['config'])[:60]}"
+        )
+    if loaded["runs"] == 1 and not loaded.get("spread_assumed"):
         raise UsageError(f"the anchor {name} is of one run, which has no spread: say spread_assumed: true, and where it is from")
-    return anchor
+    return Anchor(name=name, **loaded)

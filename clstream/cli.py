@@ -14,43 +14,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-from jsonargparse import Namespace
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from clstream import __version__
+from clstream.errors import Failure, UsageError, nearest
+from clstream.settings import parse_seeds
 
-from clstream import __version__, eventlog, outbox
-from clstream.anchors import Anchor, anchor_names, load_anchor
-from clstream.checkpoint import Stopped
-from clstream.config import (
-    PLACES,
-    UsageError,
-    as_yaml,
-    build_strategy,
-    build_stream,
-    names,
-    nearest,
-    option_help,
-    parse_run,
-    run_parser,
-    seeds_of,
-)
-from clstream.engine import Result, check_fits, run
-from clstream.figures import composition_figure, composition_lines, sparklines
-from clstream.folders import claimed
-from clstream.optional import avalanche
-from clstream.playing import MEASURES, Failure, Played, play, said
-from clstream.pretraining import joined, save_weights
-from clstream.progress import ProgressBar
-from clstream.proof import prove
-from clstream.recording import record
-from clstream.showing import composition
-from clstream.strategy import needs
-from clstream.stream import Stream
-from clstream.tries import CONFIG, earlier
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from clstream.anchors import Anchor
+    from clstream.engine import Result
+    from clstream.playing import Played
+    from clstream.stream import Stream
+
+# What takes seconds to import, torch above all, is imported by the commands that need it: help and a wrong command answer at once.
 
 USAGE = """\
 usage: clstream COMMAND [options]
@@ -66,7 +45,7 @@ usage: clstream COMMAND [options]
   record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
   log           read what happened in a run:  clstream log runs/NAME
   sync          send what a tracking server did not take while it was away
-  list          the strategies, streams, models and anchors there are
+  list          the strategies, streams, models and anchors there are, or one kind:  clstream list strategies
   ui            open the MLflow UI on what was run
 
 clstream COMMAND --help says more.
@@ -91,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if given[0] not in commands:
-            raise UsageError(f"there is no command {given[0]!r}{nearest(given[0], list(commands))}")
+            raise UsageError(
+                f"there is no command {given[0]!r}{nearest(given[0], list(commands)) or ': clstream --help lists them'}"
+            )
         return commands[given[0]](given[1:])
     except UsageError as error:
         _complain(error)
@@ -99,16 +80,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failure as error:
         _complain(error)
         return 1
+    except SystemExit as end:  # after a help text
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Stopped as stop:
-        with suppress(OSError):  # whoever read it may be gone by the same signal
-            print(f"\nclstream: {stop}\nclstream: to go on: clstream resume {stop.folder.parent}", file=sys.stderr)
-        return 128 + stop.signal
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        from clstream.checkpoint import Stopped
+
+        if isinstance(stop, Stopped):
+            with suppress(OSError):  # whoever read it may be gone by the same signal
+                print(f"\nclstream: {stop}\nclstream: to go on: clstream resume {stop.folder.parent}", file=sys.stderr)
+            return 128 + stop.signal
         print("\nclstream: stopped; what was measured so far is kept, in an MLflow run marked KILLED", file=sys.stderr)
         return 130
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command's own options: each in full and once, and an error is one sentence."""
+
+    def __init__(self, command: str, description: str, usage: str | None = None, epilog: str | None = None) -> None:
+        super().__init__(prog=f"clstream {command}", description=description, usage=usage, epilog=epilog, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the options that it has. Raises UsageError for one that is given twice."""
+        own = [option for action in self._actions for option in action.option_strings]
+        given = [name.replace("-", "_") for word in args or () if (name := word.partition("=")[0]) in own]
+        if twice := next((name for name in given if given.count(name) > 1), None):
+            self.error(f"--{twice.lstrip('_')} is given twice: keep the right one")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with what argparse says, and the option that was probably meant."""
+        if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
+            options = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown option {unknown[1]}{nearest(unknown[1], options)}"
+            if not unknown[1].startswith("-"):
+                message = f"{unknown[1]!r} belongs to no option"
+        raise UsageError(f"{message}; {self.prog} --help says what it takes")
 
 
 def _complain(error: Exception) -> None:
@@ -117,6 +126,8 @@ def _complain(error: Exception) -> None:
 
 def run_command(arguments: list[str]) -> int:
     """`clstream run`."""
+    from clstream.playing import play
+
     if shown := shown_help(arguments):
         print(shown, end="")
         return 0
@@ -126,28 +137,37 @@ def run_command(arguments: list[str]) -> int:
 
 def shown_help(arguments: list[str]) -> str:
     """Return what is only to be shown: help, or the options as YAML; nothing if there is a run to be made."""
+    from clstream.config import PLACES, as_yaml, option_help, parse_run, run_parser
+    from clstream.playing import tell_notes
+
     if "-h" in arguments or "--help" in arguments:
         return str(run_parser().format_help()) + "\n"
     for option, name in zip(arguments, [*arguments[1:], ""], strict=True):
         if option.startswith("--") and option.endswith(".help") and option[2:-5] in PLACES:
             return option_help(option[2:-5], name) + "\n"
     parser, options = parse_run(arguments)
+    if options.print_config:
+        tell_notes(parser)
     return as_yaml(parser, options) if options.print_config else ""
 
 
 def resume_command(arguments: list[str]) -> int:
     """`clstream resume`: go on with a run from its newest checkpoint."""
-    parser = argparse.ArgumentParser(
-        prog="clstream resume",
+    parser = CommandParser(
+        "resume",
         description="Go on with a run from its newest checkpoint; it ends as it would have without the break.",
     )
     parser.add_argument("run", help="its folder, as runs/NAME, or the id of its MLflow run")
     parser.add_argument("--runs", default="runs", help="folder of the run folders")
     parser.add_argument("--data_root", "--data-root", help="folder with the data sets, if it lies elsewhere now")
     parser.add_argument("--tracking_uri", "--tracking-uri", help="the tracking server, if it has another address now")
+    parser.add_argument("--trust", help="packages of yours that its config may name, beside the files of this folder")
     options = parser.parse_args(arguments)
+    from clstream.playing import play
+    from clstream.tries import CONFIG, earlier
+
     folder = earlier(options.run, Path(options.runs))
-    moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri") if (value := getattr(options, name))]
+    moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri", "trust") if (value := getattr(options, name))]
     report_runs([play(["--config", str(folder / CONFIG), *moved], folder)])
     return 0
 
@@ -159,9 +179,8 @@ def compare_command(arguments: list[str]) -> int:
     if not files or {"-h", "--help"} & set(rest):
         print("usage: clstream compare CONFIG [CONFIG ...] [options of clstream run, for all of them]")
         return 0 if rest else 2
-    for file in files:
-        if not os.path.isfile(file):
-            raise UsageError(f"there is no config file {file}")
+    from clstream.playing import play
+
     if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
         print(shown, end="")
         return 0
@@ -171,6 +190,8 @@ def compare_command(arguments: list[str]) -> int:
 
 def report_runs(played: list[Played]) -> None:
     """Print a table, the accuracies over the sessions, and how to see more."""
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True)
     show_table(console, [(title(each.results), each.results) for each in played])
     for each in played:
@@ -189,12 +210,15 @@ def title(results: list[Result]) -> str:
 
 def spread(values: list[float], digits: int) -> str:
     """Return the mean of some values and, for several, their sample standard deviation."""
-    each = torch.tensor(values, dtype=torch.float64)
-    return f"{float(each.mean()):.{digits}f}" + (f" ± {float(each.std()):.{digits}f}" if len(values) > 1 else "")
+    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def show_table(console: Console, rows: list[tuple[str, list[Result]]]) -> None:
     """Print accuracy, forgetting and seconds of each row: the mean over its seeds, and their standard deviation."""
+    from rich.table import Table
+
+    from clstream.playing import MEASURES
+
     seeds = len(rows[0][1])
     table = Table(caption=f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else None, caption_justify="left")
     for column in ("run", "accuracy", "forgetting", "seconds"):
@@ -207,6 +231,8 @@ def show_table(console: Console, rows: list[tuple[str, list[Result]]]) -> None:
 
 def show_curves(console: Console, results: list[Result]) -> None:
     """Print how the accuracy on each task went over the sessions, for the first seed."""
+    from clstream.figures import sparklines
+
     result = results[0]
     console.print(f"\n{title(results)}, seed {result.params['seed']}: accuracy on each task, session by session", markup=False)
     for line in sparklines(result.main, result.taught):
@@ -215,15 +241,19 @@ def show_curves(console: Console, results: list[Result]) -> None:
 
 def verify_command(arguments: list[str]) -> int:
     """`clstream verify`: rerun an anchor, and say whether it is inside what was expected."""
-    parser = argparse.ArgumentParser(
-        prog="clstream verify", description="Rerun an anchor, and say whether it is inside what is expected."
-    )
+    parser = CommandParser("verify", description="Rerun an anchor, and say whether it is inside what is expected.")
     parser.add_argument("anchor", nargs="?", help="its name, or a YAML file; without it, the anchors are listed")
-    parser.add_argument("--seeds", help="in place of the anchor's own, as 0,1,2")
+    parser.add_argument("--seeds", help="in place of the anchor's own, as 0-2 or 0,1,2")
     parser.add_argument("--data_root", "--data-root", help="folder with the data sets, in torchvision's layout")
     parser.add_argument("--threads", type=int, default=1, help="threads that torch uses")
     parser.add_argument("--track", action="store_true", help="also write the runs to MLflow")
     options = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from clstream.anchors import anchor_names, load_anchor
+    from clstream.config import parse_run, seeds_of
+    from clstream.playing import play
+
     console = Console(highlight=False, soft_wrap=True)
     if options.anchor is None:
         for name in anchor_names():
@@ -231,13 +261,14 @@ def verify_command(arguments: list[str]) -> int:
             console.print(f"{name:32} {anchor.expectation()}; about {anchor.minutes:g} min", markup=False)
         return 0
     anchor = load_anchor(options.anchor)
-    given = ["--config", str(anchor.config_file()), "--seeds", options.seeds or ",".join(map(str, anchor.seeds))]
-    given += ["--threads", str(options.threads), "--track", str(options.track).lower(), "--checkpoint_every", "0"]
+    seeds = options.seeds or ",".join(map(str, anchor.seeds))
+    given = ["--config", str(anchor.config_file()), "--threads", str(options.threads)]
+    given += ["--track", str(options.track).lower(), "--checkpoint_every", "0"]
     given += ["--data_root", options.data_root] if options.data_root else []
     if not anchor.seeded:
-        return report(console, anchor, play(given).results)
+        return report(console, anchor, play([*given, "--seeds", seeds]).results)
     results: list[Result] = []
-    for seed in seeds_of(parse_run(given)[1]):  # what is drawn anew for each run is an option of that run
+    for seed in seeds_of(parse_run([*given, "--seeds", seeds])[1]):  # what is drawn anew for each run is an option of that run
         drawn = [word for option in anchor.seeded for word in (f"--{option}", str(seed))]
         results += play([*given, "--seeds", str(seed), *drawn]).results
     return report(console, anchor, results)
@@ -261,10 +292,9 @@ def report(console: Console, anchor: Anchor, results: list[Result]) -> int:
 
 def prove_command(arguments: list[str]) -> int:
     """`clstream prove-resume`: kill a run again and again, and show that it ends as if it had not been."""
-    parser = argparse.ArgumentParser(
-        prog="clstream prove-resume",
+    parser = CommandParser(
+        "prove-resume",
         usage="clstream prove-resume [--kills N] [--out FOLDER] [options of clstream run]",
-        allow_abbrev=False,
         description="Run once through, and once killed and resumed again and again; compare all weights, memories, generators and "
         "metrics bit for bit, the event logs, and what MLflow has.",
     )
@@ -274,6 +304,11 @@ def prove_command(arguments: list[str]) -> int:
     own, rest = parser.parse_known_args(arguments)
     if own.kills < 1:
         raise UsageError(f"--kills must be at least 1, not {own.kills}")
+    from rich.console import Console
+
+    from clstream.config import parse_run, seeds_of
+    from clstream.proof import prove
+
     if len(seeds_of(parse_run(rest)[1])) > 1:
         raise UsageError("clstream prove-resume runs one seed: give --seed")
     if own.out is not None and Path(own.out).exists() and any(Path(own.out).iterdir()):
@@ -297,27 +332,31 @@ def prove_command(arguments: list[str]) -> int:
 
 def parity_command(arguments: list[str]) -> int:
     """`clstream parity`: run our strategies and Avalanche's on the same stream; return 1 if they differ where they should not."""
-    parser = argparse.ArgumentParser(
-        prog="clstream parity",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "parity",
         description="Run strategies of ours and of Avalanche 0.6.0 on the same stream, from the same weights, and print whether "
         "accuracy and forgetting agree within the noise of seeds (Welch's test at 0.01), and the time of both.",
     )
     parser.add_argument("--methods", help="those whose names begin so, with commas; by default all")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="at least two")
+    parser.add_argument("--seeds", default="0-4", help="at least two")
     parser.add_argument("--data", default="mnist", choices=("mnist", "digits"), help="five tasks of two classes of it")
     parser.add_argument("--per_task", "--per-task", type=int, default=2000, help="training samples of each task; 0 for all")
     parser.add_argument("--out", help="a CSV file for each run's numbers")
     parser.add_argument("--data_root", "--data-root", help="folder with the data sets, in torchvision's layout")
     parser.add_argument("--threads", type=int, default=1, help="threads that torch uses")
     options = parser.parse_args(arguments)
-    seeds = seeds_of(Namespace(seed=0, seeds=options.seeds))
+    seeds = parse_seeds(options.seeds)
     if len(seeds) < 2:
         raise UsageError("clstream parity compares samples of runs: give at least two --seeds")
     if options.per_task < 0 or options.threads < 1:
         raise UsageError("--per_task takes a whole number from 0 up, --threads one from 1 up")
     if options.out is not None and not Path(options.out).absolute().parent.is_dir():
         raise UsageError(f"there is no folder for {options.out}")
+    import torch
+
+    from clstream.optional import avalanche
+    from clstream.playing import said
+
     if options.data_root:
         os.environ["CLSTREAM_DATA"] = options.data_root
     parity = importlib.import_module("clstream.experiments.parity.measuring")
@@ -343,10 +382,9 @@ def parity_command(arguments: list[str]) -> int:
 
 def pretrain_command(arguments: list[str]) -> int:
     """`clstream pretrain`: train a model on a stream's classes together, and write its weights to a file."""
-    parser = argparse.ArgumentParser(
-        prog="clstream pretrain",
+    parser = CommandParser(
+        "pretrain",
         usage="clstream pretrain --stream NAME --model NAME [options] --out FILE",
-        allow_abbrev=False,
         description="Train a model on all classes of a stream together, and write its weights: `clstream run --weights FILE` "
         "starts from them.",
         epilog="--stream NAME, --model NAME, --optimizer NAME and their options, --seed, --device, --threads and --data_root "
@@ -367,11 +405,20 @@ def pretrain_command(arguments: list[str]) -> int:
         classes = None if own.classes is None else [int(label) for label in own.classes.split(",")]
     except ValueError:
         raise UsageError(f"--classes takes whole numbers with commas, as 0,1,2, not {own.classes!r}") from None
+    import torch
+
+    from clstream.config import build_strategy, build_stream, parse_run
+    from clstream.engine import check_fits, run
+    from clstream.playing import said, tell_notes
+    from clstream.pretraining import joined, save_weights
+    from clstream.progress import ProgressBar
+
     out = Path(own.out)
     if not out.parent.is_dir() or (out.exists() and not (own.force and out.is_file())):
         raise Failure(f"{out} is there already: --force replaces it" if out.exists() else f"there is no folder {out.parent}")
     given = [re.sub("^--optimizer", "--strategy.optimizer", argument) for argument in rest]
     run_options, options = parse_run(["--strategy", "Finetune", *given])
+    tell_notes(run_options)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     with said(ValueError, TypeError, OSError, ImportError):
         whole = build_stream(run_options, options)
@@ -392,16 +439,20 @@ def pretrain_command(arguments: list[str]) -> int:
 
 def show_command(arguments: list[str]) -> int:
     """`clstream show`: print a stream's card and what it delivers over time, and draw that; nothing is run."""
-    parser = argparse.ArgumentParser(
-        prog="clstream show",
+    parser = CommandParser(
+        "show",
         usage="clstream show STREAM [--stream.OPTION VALUE ...] [--by {class,task}] [--out FILE.png]",
-        allow_abbrev=False,
         description="Draw what a stream delivers over time, without running anything.",
         epilog="STREAM and its options, --config FILE, --data_root FOLDER and --tune are as in clstream run.",
     )
     parser.add_argument("--by", choices=("class", "task"), help="what is counted; by default tasks where they share their classes")
     parser.add_argument("--out", help="a picture to write, as stream.png, .svg or .pdf")
     own, rest = parser.parse_known_args(arguments)
+    from rich.console import Console
+
+    from clstream.figures import composition_figure, composition_lines
+    from clstream.showing import composition
+
     rest = ["--stream", *rest] if rest and not rest[0].startswith("-") else rest
     stream = _stream_of("show", rest, "--by and --out")
     found = composition(stream, own.by)
@@ -422,14 +473,19 @@ def show_command(arguments: list[str]) -> int:
 
 def _stream_of(command: str, rest: list[str], others: str) -> Stream:
     """Return the stream that the options of a command name, which takes no more of those of `clstream run`."""
-    known = ("--stream", "--config", "--data_root", "--data-root", "--tune")
+    known = ("--stream", "--config", "--data_root", "--data-root", "--tune", "--trust")
     for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
         if option not in known and not option.startswith("--stream."):
             raise UsageError(f"clstream {command} has no option {option}: it takes {', '.join(known[:3])}, --tune, {others}")
     if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
         raise UsageError(f"clstream {command} needs the stream: --stream NAME, or a --config that names it")
+    from clstream.config import build_stream, parse_run
+    from clstream.playing import tell_notes
+
     try:
-        return build_stream(*parse_run(rest))
+        parser, options = parse_run(rest)
+        tell_notes(parser)
+        return build_stream(parser, options)
     except UsageError:
         raise
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -438,16 +494,17 @@ def _stream_of(command: str, rest: list[str], others: str) -> Stream:
 
 def record_command(arguments: list[str]) -> int:
     """`clstream record`: write what a stream is to a file; nothing is run."""
-    parser = argparse.ArgumentParser(
-        prog="clstream record",
+    parser = CommandParser(
+        "record",
         usage="clstream record --stream NAME [--stream.OPTION VALUE ...] --out FILE",
-        allow_abbrev=False,
         description="Write what a stream is, without its samples; `--stream recorded:FILE` replays it over the same data.",
         epilog="--stream NAME and its options, --config FILE, --data_root FOLDER and --tune are as in clstream run.",
     )
     parser.add_argument("--out", required=True, help="the file to write, as digits.clstream")
     parser.add_argument("--force", action="store_true", help="overwrite a file that holds something else")
     own, rest = parser.parse_known_args(arguments)
+    from clstream.recording import record
+
     stream = _stream_of("record", rest, "--out and --force")
     try:
         file = record(stream, own.out, own.force)
@@ -460,12 +517,16 @@ def record_command(arguments: list[str]) -> int:
 
 def log_command(arguments: list[str]) -> int:
     """`clstream log`: print the event logs of a run in reading form."""
-    parser = argparse.ArgumentParser(prog="clstream log", description="Print what happened in a run, an event a line.")
+    parser = CommandParser("log", description="Print what happened in a run, an event a line.")
     parser.add_argument("run", metavar="RUN", help="a run's folder or its name below runs/, an MLflow run id, or a log")
     parser.add_argument(
         "--batches", action=argparse.BooleanOptionalAction, default=False, help="show the batches too, where they were logged"
     )
     options = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from clstream import eventlog
+
     place = run_folder(options.run)
     files = [place] if place.is_file() else sorted(place.rglob(eventlog.FILE))
     if not files:
@@ -484,12 +545,13 @@ def log_command(arguments: list[str]) -> int:
 
 def sync_command(arguments: list[str]) -> int:
     """`clstream sync`: send what runs wrote while their tracking server was away; return 0 if nothing is left."""
-    parser = argparse.ArgumentParser(
-        prog="clstream sync", description="Send what runs wrote while their tracking server was away. Nothing is sent twice."
-    )
+    parser = CommandParser("sync", description="Send what runs wrote while their tracking server was away. Nothing is sent twice.")
     parser.add_argument("run", metavar="RUN", nargs="?", help="its folder or name below runs/, or its MLflow run id; else all")
     parser.add_argument("--tracking_uri", "--tracking-uri", help="where the runs are now, if not where they were")
     options = parser.parse_args(arguments)
+    from clstream import outbox
+    from clstream.folders import claimed
+
     place = Path("runs") if options.run is None else run_folder(options.run)
     files = [place] if place.is_file() else outbox.journals(place)
     try:
@@ -521,6 +583,8 @@ def sync_command(arguments: list[str]) -> int:
 
 def run_folder(name: str) -> Path:
     """Return where a run is: a folder or file, one below runs/, or the folder of the MLflow run with that id."""
+    from clstream import outbox
+
     runs = Path("runs")
     found = next((path for path in (Path(name), runs / name) if path.exists()), None) or outbox.find(name, runs)
     if found is None:
@@ -530,19 +594,42 @@ def run_folder(name: str) -> Path:
 
 def list_command(arguments: list[str]) -> int:
     """`clstream list`."""
-    parser = argparse.ArgumentParser(prog="clstream list", description="The strategies, streams, models and anchors there are.")
-    parser.parse_args(arguments)
+    parser = CommandParser("list", description="The strategies, streams, models and anchors there are.")
+    kinds = ("streams", "strategies", "models", "anchors")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"only one of {', '.join(kinds)}; by default all")
+    options = parser.parse_args(arguments)
+    if options.kind not in (None, *kinds):
+        raise UsageError(f"clstream list has no {options.kind!r}{nearest(options.kind, kinds) or ': it has ' + ', '.join(kinds)}")
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from clstream.anchors import anchor_names, load_anchor
+    from clstream.lookup import PLACES, names
+    from clstream.strategy import needs
+
     console = Console(highlight=False, soft_wrap=True)
-    for kind, place in PLACES.items():
+    for (kind, place), plural in zip(PLACES.items(), kinds, strict=False):
+        if options.kind not in (None, plural):
+            continue
         table = Table("name", "what it is", title=f"{kind} (--{kind} NAME)", title_justify="left", box=None, pad_edge=False)
         if kind == "strategy":
             table.add_column("needs")
         for name in names(kind):
-            found = getattr(importlib.import_module(place), name)
-            table.add_row(name, escape(first_line(found)), *([", ".join(needs(found)) or "nothing"] if kind == "strategy" else []))
+            thing = getattr(importlib.import_module(place), name)
+            table.add_row(name, escape(first_line(thing)), *([", ".join(needs(thing)) or "nothing"] if kind == "strategy" else []))
         console.print(table)
-        console.print()
-    console.print(f"anchors (clstream verify NAME): {', '.join(anchor_names())}", markup=False)
+        if options.kind is None:
+            console.print()
+    if options.kind is None:
+        console.print(f"anchors (clstream verify NAME): {', '.join(anchor_names())}", markup=False)
+    elif options.kind == "anchors":
+        table = Table(
+            "name", "what it shows", title="anchors (clstream verify NAME)", title_justify="left", box=None, pad_edge=False
+        )
+        for name in anchor_names():
+            table.add_row(name, escape(load_anchor(name).about))
+        console.print(table)
     return 0
 
 
@@ -553,7 +640,7 @@ def first_line(thing: Any) -> str:
 
 def ui_command(arguments: list[str]) -> int:
     """`clstream ui`: start MLflow's own UI on the store of this folder."""
-    parser = argparse.ArgumentParser(prog="clstream ui", description="Start the MLflow UI on what was run here.")
+    parser = CommandParser("ui", description="Start the MLflow UI on what was run here.")
     parser.add_argument(
         "--tracking_uri", "--tracking-uri", help="the store; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )

@@ -9,116 +9,39 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import math
 import re
-from difflib import get_close_matches
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader, set_parsing_settings
 from torch import nn
+from torch.optim import Optimizer
 
-from clstream.bus import heard
+from clstream.errors import UsageError, nearest
+from clstream.lookup import DATA, PLACES, barred, is_own, load, named, names, observer, qualified, required, returns_a_stream
+from clstream.option_help import texts
 from clstream.pretraining import load_weights
 from clstream.seeds import isolated
-from clstream.strategy import Strategy
+from clstream.settings import CHOICES, Setting, merge, parse_seeds, read, strings
+from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Stream
+from clstream.yaml_files import dump_yaml, load_yaml
 
-PLACES = {"stream": "clstream.streams", "strategy": "clstream.strategies", "model": "clstream.models"}
-"""Where the names on the command line are looked up."""
+__all__ = ["PLACES", "UsageError", "names", "nearest"]  # beside what is defined here
 
 DEFAULTS = {"stream": "split_digits", "strategy": "Replay", "model": "Mlp"}
-
-
-class UsageError(ValueError):
-    """What was asked for can't be: one sentence for the user."""
-
-
-def names(kind: str) -> list[str]:
-    """Return the names of the streams, strategies or models that come with clstream and can be had by name alone."""
-    place = importlib.import_module(PLACES[kind])
-    given = {"model", "base", "regularisers", "input_shape", "classes", "file"}  # by us, with a wrapper's or a recording's name
-    return sorted(name for name in place.__all__ if not set(required(getattr(place, name))) - given)
-
-
-def required(thing: Any) -> list[str]:
-    """Return the parameters of a class or function that have no default."""
-    parameters = inspect.signature(thing).parameters
-    return [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-
-
-def qualified(kind: str, name: str) -> str:
-    """Return the import path of a name of ours, or of `file.Name` of the user's own.
-
-    Raises UsageError for a name that isn't there; it names the nearest one.
-    """
-    if "." not in name:
-        if name not in names(kind):
-            near = nearest(name, names(kind)) or f": there are {', '.join(names(kind))}."
-            raise UsageError(f"there is no {kind} {name!r}{near} One of your own is named by its file: my_file.{name}")
-        return f"{PLACES[kind]}.{name}"
-    module, _, attribute = name.rpartition(".")
-    if not re.fullmatch(r"\w+(\.\w+)+", name):
-        raise UsageError(f"{name!r} is no name of a {kind}: the one called Mine in the file my_file.py is my_file.Mine")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-            raise UsageError(f"the {kind} {name!r} was not found: there is no file or package {error.name!r} here") from None
-        raise UsageError(f"{module} can't be imported: {error}") from error
-    except Exception as error:  # whatever the user's file raises
-        raise UsageError(f"{module} can't be imported: {type(error).__name__}: {error}") from error
-    place = getattr(found, "__file__", None) or module
-    if not hasattr(found, attribute):
-        known = [each for each in vars(found) if not each.startswith("_")]
-        raise UsageError(f"the {kind} {name!r} was not found: {place} has no {attribute!r}{nearest(attribute, known)}")
-    thing = getattr(found, attribute)
-    wanted = {"strategy": Strategy, "model": nn.Module}.get(kind)
-    if wanted is not None and not (isinstance(thing, type) and issubclass(thing, wanted)):
-        raise UsageError(
-            f"{name} is no {kind}: it must be a class derived from {wanted.__module__.partition('.')[0]}'s {wanted.__name__}"
-        )
-    if kind == "stream" and get_type_hints(thing).get("return") is not Stream:
-        raise UsageError(f"{name} is no stream: it must be a function annotated to return one, def {attribute}(...) -> Stream")
-    return name
-
-
-def named(kind: str, name: str) -> tuple[str, dict[str, Any]]:
-    """Return the import path of a name, and the options that come with it: `recorded:FILE` names a file too.
-
-    `avalanche:NAME` is one of Avalanche's own streams or strategies, in the module of that name beside ours.
-    """
-    if kind == "stream" and name.startswith("recorded:"):
-        return qualified(kind, "recorded"), {"file": name.removeprefix("recorded:")}
-    if name.startswith("avalanche:") and kind in ("stream", "strategy"):
-        return of_avalanche(kind, name.removeprefix("avalanche:")), {}
-    return qualified(kind, name), {}
-
-
-def of_avalanche(kind: str, name: str) -> str:
-    """Return the import path of one of Avalanche's streams or strategies. Raises UsageError if it, or Avalanche, isn't there."""
-    path = f"{PLACES[kind]}.avalanche"
-    try:
-        known = importlib.import_module(path).known()
-    except ImportError as error:
-        raise UsageError(str(error)) from None
-    if name not in known:
-        near = nearest(name, known) or f": there are {', '.join(known)}"
-        raise UsageError(f"there is no {kind} {name!r} of Avalanche's that can be had by name{near}")
-    return f"{path}.{name}"
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """Return ': did you mean ...?' for the known word nearest to one, or nothing."""
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f": did you mean {near[0]}?" if near else ""
 
 
 class Parser(ArgumentParser):
     """A parser whose errors are one sentence, with the option that was probably meant."""
 
+    notes: list[str]
     outermost = False  # jsonargparse makes inner ones for what is within an option, and words their errors itself
 
     def error(self, message: str, ex: Exception | None = None) -> Any:  # as the base has it
@@ -132,67 +55,100 @@ class Parser(ArgumentParser):
         return re.sub(r",\s+known\s+subclasses:.*?\)", ")", super().format_help(formatter), flags=re.DOTALL)
 
     def _sentence(self, message: str) -> str:
-        if loose := re.search(r"unrecognized arguments: ([^-].*)", message, re.IGNORECASE):
-            return f"{loose[1]!r} belongs to no option; several values are written with commas and no spaces, as 0,1,2 or [0,1,2]"
-        if unknown := re.search(r"unrecognized arguments: (--[\w.-]+)", message, re.IGNORECASE):
-            options = [option for action in self._actions for option in action.option_strings]
-            return f"unknown option {unknown[1]}{nearest(unknown[1], options)}"
+        if message.startswith(inside := 'Parser key "config": '):
+            return message.removeprefix(inside)
+        if loose := re.search(r"unrecognized arguments: ([^\n]*)", message, re.IGNORECASE):
+            return f"unknown option {loose[1]}"
+        keys = re.findall(r'Parser key "([\w.]+)"', message)
+        option = f"--{'.'.join(keys)}"
+        if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+            return f"{option}: {barred(denied[1])}"
         if refused := re.search(r"Option '(\w+)' is not accepted", message):
-            paths = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+            paths = re.findall(r"(?:Problem with given class_path|Got value: Namespace\(class_path=) ?'([\w.]+)'", message)
             if not paths:
                 return f"there is no option {refused[1]!r}{nearest(refused[1], [action.dest for action in self._actions])}"
-            known = options_of(paths[-1])
-            near = nearest(refused[1], known) or f": it has {', '.join(known)}"
+            options = options_of(paths[-1])
+            near = nearest(refused[1], options) or f": it has {', '.join(options)}"
             return f"{paths[-1].rpartition('.')[2]} has no option {refused[1]!r}{near}"
-        if absent := re.search(r"Expected a dot import path string: (\w+)", message):
-            ours = {name: found for name, found in vars(importlib.import_module(PLACES["strategy"])).items() if name[0] != "_"}
-            known = [name for name, found in {**ours, **vars(torch.optim)}.items() if isinstance(found, type)]
-            key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
-            return f"--{key}: there is no {absent[1]!r}{nearest(absent[1], known)}"
-        keys = re.findall(r'Parser key "([\w.]+)"', message)
+        if odd := re.search(
+            r"Expected '([\w.]+)' to be a (?:function that returns|subclass of) (?:<class ')?([\w.]+?)(?:'>)?\.", message
+        ):
+            kind = odd[2].rpartition(".")[2]
+            return f"{option}: {odd[1]} is no {kind}: it must be a class derived from {kind}, or a function annotated to return one"
+        if other := re.search(r"(?:Import path|Expected) '?([\w.]+)'? (?:does not correspond|to be a class that)", message):
+            return f"{option}: {other[1]} is not of the kind that it takes"
+        if absent := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+            return f"{option}: {absent[1]} has no {absent[2]!r}"
+        if absent := re.search(r"No module named '([\w.]+)'", message):
+            return f"{option}: there is no file or package {absent[1]!r} here"
+        value = next(iter(re.findall(r"(?:Got|Given) value: (?!NestedArg|Namespace|\{)([^\n]*)", message)), "")
+        if re.search("Expected a <class 'float'>", message):
+            return f"{option} takes a number, not {value.partition('. Got value')[0][:100]}"
+        if absent := re.search(r"Expected a dot import path string: ([^\n]*)", message):
+            ours = {name: thing for name, thing in vars(importlib.import_module(PLACES["strategy"])).items() if name[0] != "_"}
+            classes = [name for name, thing in {**ours, **vars(torch.optim)}.items() if isinstance(thing, type)]
+            return f"{option}: there is no {absent[1][:100]!r}{nearest(absent[1], classes)}"
         if missing := re.search(r"the following arguments are required: ([\w, ]+)", message):
-            return (
-                f"--{'.'.join(keys)} needs {missing[1]}: give {', '.join(f'--{keys[0]}.{name}' for name in missing[1].split(', '))}"
+            return f"{option} needs {missing[1]}: give {', '.join(f'{option}.{name}' for name in missing[1].split(', '))}"
+        if keys and (wrong := re.search(r"Expected an? ([^\n]*?)(?:\. Got value: ([^\n]*)|\n|$)", message)):
+            kind = re.sub(r"<class '([\w.]+)'>", r"\1", wrong[1])
+            if choices := re.match(r"typing.Literal\[(.*)\]", kind):
+                kind = f"one of {choices[1].replace(chr(39), '')}"
+            if kind == "NoneType":
+                return f"{option} takes nothing of that kind"
+            kind = "a list, as '[10,10]'," if kind in ("tuple", "list", "<class 'collections.abc.Sequence'>") else kind
+            value = wrong[2] or value
+            return f"{option} takes {kind}" + (
+                f" not {value[:100]}" if kind.endswith(",") else f", not {value[:100]}" if value else ""
             )
-        wrong = re.search(r"(Expected [^\n]*?)\.? Got value: ([^\n]*)", message) or re.search(r"(Expected [^\n]*)()", message)
-        if keys and wrong:
-            value = wrong[2] or next(iter(re.findall(r"Given value: (?!NestedArg)([^\n]*)", message)), "")
-            kind = re.sub(r"Expected an? |<class '([\w.]+)'>", r"\1", wrong[1])
-            return f"--{'.'.join(keys)} takes {kind}" + (f", not {value}" if value else "")
         return re.sub(r"\s+", " ", message).strip()[:300]
 
 
 def options_of(path: str) -> list[str]:
     """Return the options of a class or function by its import path."""
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    signature = inspect.signature(found)
-    return [option for option in signature.parameters if option not in ("model", "input_shape", "classes")]
+    dests = [action.dest for action in _options_parser(load(path, "class"), "its")._actions if action.dest.startswith("its.")]
+    return [dest.split(".")[1] for dest in dests if not dest.endswith(".help")]
 
 
 def option_help(kind: str, name: str) -> str:
     """Return the help on the options of one stream, strategy or model."""
-    module, _, attribute = named(kind, name)[0].rpartition(".")
-    found = getattr(importlib.import_module(module), attribute)
-    parser = ArgumentParser(prog=f"clstream run --{kind} {name}", add_help=False)
-    if isinstance(found, type):
-        parser.add_class_arguments(found, kind, skip={"model", "base", "input_shape", "classes"} & set(required(found)))
+    thing = load(named(kind, name, _tops(name))[0], kind)
+    parser = _options_parser(thing, kind, f"clstream run --{kind} {name}")
+    helps = texts(thing)
+    for action in parser._actions:
+        option = action.dest.removeprefix(f"{kind}.")
+        if not action.help or action.help == argparse.SUPPRESS or option in helps:
+            action.help = helps.get(option, action.help)
+    return re.sub(r"functools\.partial\(<class\s+'[\w.]*\.(\w+)'>,\s+", r"\1(", parser.format_help())
+
+
+def _options_parser(thing: Any, prefix: str, prog: str = "") -> Parser:
+    """Return a parser of the options of a class or function that can be given, those that it passes on by **kwargs too."""
+    parser = Parser(prog=prog, add_help=False)
+    skip: set[str | int] = {name for name in ("model", "input_shape", "classes") if name in required(thing)}
+    if isinstance(thing, type):
+        parser.add_class_arguments(thing, prefix, skip=skip)
     else:
-        parser.add_function_arguments(found, kind)
-    return str(parser.format_help())
+        parser.add_function_arguments(thing, prefix, skip=skip)
+    parser._actions = [action for action in parser._actions if action.dest != prefix]
+    for group in parser._action_groups:
+        group._group_actions = [action for action in group._group_actions if action.dest != prefix]
+    return parser
 
 
 def run_parser() -> Parser:
     """Return the parser of `clstream run`."""
     importlib.import_module(PLACES["strategy"])  # so that jsonargparse finds them by name in a wrapper's options
-    set_parsing_settings(subclasses_enabled=[Stream])
-    set_loader("clstream", _load_yaml, exceptions=(yaml.YAMLError,))
+    set_parsing_settings(subclasses_enabled=[Stream], instantiate_subclass_spec_in_any=False, validate_subclass_spec_in_any=True)
+    set_loader("clstream", load_yaml, exceptions=(yaml.YAMLError,))
+    set_dumper("clstream", dump_yaml)
     parser = Parser(
         prog="clstream run",
         description="Play a stream to a strategy, for each seed.",
         parser_mode="clstream",
         print_config=None,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.outermost = True
     parser.add_argument("--config", action="config", help="a YAML file with any of these options; later ones win")
@@ -206,10 +162,12 @@ def run_parser() -> Parser:
     )
     parser.add_argument("--weights", type=str, help="a file of `clstream pretrain` that the model starts from, all but its head")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random in the run")
-    parser.add_argument("--seeds", type=int | list[int] | str, help="several seeds in place of one, as 0,1,2: one run for each")
+    parser.add_argument(
+        "--seeds", type=int | list[int] | str, help="several seeds in place of one, as 0-4 or 0,1,7: one run for each"
+    )
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice")
-    parser.add_argument("--evaluate_every", "--evaluate-every", type=int, help="also evaluate after every so many batches")
+    parser.add_argument("--evaluate_every", type=int, help="also evaluate after every so many batches")
     parser.add_argument("--prequential", action="store_true", help="also have each batch labelled before it is learned")
     parser.add_argument(
         "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"
@@ -217,12 +175,13 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--observers", type=str | list[str], default=[], help="more observers, each by file.Class, with commas between them"
     )
-    parser.add_argument("--max_sessions", "--max-sessions", type=int, help="stop after so many sessions")
+    parser.add_argument("--trust", type=str, help="packages of yours that a config may name, beside the files of this folder")
+    parser.add_argument("--max_sessions", type=int, help="stop after so many sessions")
     parser.add_argument(
         "--tune", action="store_true", help="test on the samples that the stream holds back with --stream.validation"
     )
-    parser.add_argument("--data_root", "--data-root", type=str, help="folder with the data sets, in torchvision's layout")
-    parser.add_argument("--tracking_uri", "--tracking-uri", type=str, help="MLflow store or server; by default sqlite:///mlflow.db")
+    parser.add_argument("--data_root", type=str, help="folder with the data sets, in torchvision's layout")
+    parser.add_argument("--tracking_uri", type=str, help="MLflow store or server; by default sqlite:///mlflow.db")
     parser.add_argument("--experiment", type=str, default="clstream", help="the MLflow experiment")
     parser.add_argument("--track", type=bool, default=True, help="false writes nothing to MLflow")
     parser.add_argument("--runs", type=str, default="runs", help="folder of the run folders: checkpoints, event logs")
@@ -231,126 +190,201 @@ def run_parser() -> Parser:
         help="auto: go on with the newest try of these very options, if there is one",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint_every", "--checkpoint-every", type=float, default=30.0,
+        "--checkpoint_every", type=float, default=30.0,
         help="seconds from one checkpoint to the next; 0: no checkpoints, and no run folder",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint_share", "--checkpoint-share", type=float, default=0.02,
+        "--checkpoint_share", type=float, default=0.02,
         help="the most of the time that checkpoints may take: where writing is slow, they come less often",
     )  # fmt: skip
-    parser.add_argument("--log_batches", "--log-batches", action="store_true", help="each batch has a line in the event log")
-    parser.add_argument("--print_config", "--print-config", action="store_true", help="print all options as YAML, and run nothing")
+    parser.add_argument("--log_batches", action="store_true", help="each batch has a line in the event log")
+    parser.add_argument("--print_config", action="store_true", help="print all options as YAML, and run nothing")
     return parser
 
 
-def _load_yaml(text: str) -> Any:
-    """Load YAML as jsonargparse does, and let streams, strategies and models be named as on the command line."""
-    loaded = yaml.safe_load(text)
-    if isinstance(loaded, dict):
-        for kind in PLACES:
-            chosen = loaded.get(kind)
-            if isinstance(chosen, str):
-                chosen = loaded[kind] = {"class_path": chosen}
-            if isinstance(chosen, dict) and isinstance(chosen.get("class_path"), str):
-                chosen["class_path"], with_it = named(kind, chosen["class_path"])
-                if with_it:
-                    chosen["init_args"] = {**(chosen.get("init_args") or {}), **with_it}
-    return loaded
-
-
 def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
-    """Return the parser and the options of `clstream run`. Raises UsageError."""
+    """Return the parser and the options of `clstream run`: those of config files and of the command line, later ones first.
+
+    What a config's class was given is dropped where a later setting names another class; `parser.notes` says so.
+
+    Raises UsageError.
+    """
     parser = run_parser()
-    given = [f"--{kind}={qualified(kind, DEFAULTS[kind])}" for kind in PLACES if not _chosen(kind, arguments)]
-    after: str | None = None
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        name = argument
-        if after is None and option.startswith("--") and option[2:] in PLACES:
-            after, name = option[2:], value
-            if not equals:
-                continue
-        if after is None:
-            given.append(argument)
-            continue
-        path, with_it = named(after, name)
-        given += [f"--{after}={path}", *(f"--{after}.{key}={each}" for key, each in with_it.items())]
-        after = None
-    given += [f"--{after}"] if after is not None else []  # the parser says what is missing
-    # a class before its options, in whatever order they were typed
-    chosen = [
-        number for number, argument in enumerate(given) if argument.partition("=")[0] in ("--strategy", "--stream", "--model")
-    ]
-    first = [number for start in chosen for number in ((start,) if "=" in given[start] else (start, start + 1))]
-    given = [given[number] for number in first if number < len(given)] + [
-        each for number, each in enumerate(given) if number not in first
-    ]
-    options = parser.parse_args(_with_partials(given))
+    given = {option[2:]: action.nargs != 0 for action in parser._actions for option in action.option_strings if option[:2] == "--"}
+    settings, parser.notes = merge(
+        read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name})
+    )
+    trusted = _trusted(settings)
+    settings = _with_paths([each for each in settings if each.key != ("trust",)], trusted)
+    for setting in settings:
+        if setting.key == ("observers",):
+            for name in _listed(setting.value):
+                observer(name, trusted)
+    settings = _with_defaults(settings, trusted)
+    _check_options(settings)
+    may = {top for setting in settings for text in strings(setting.value) for top in _tops(text) if is_own(top)}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*DATA, *trusted, *may])
+    options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
+    options.trust = trusted
+    if options.seeds is not None:
+        options.seeds = parse_seeds(options.seeds)
     _plain_optimizers(options)
+    _check_values(options)
+    if options.device.partition(":")[0] == "meta":
+        raise UsageError("--device meta holds no numbers, so nothing can be learned there: choose cpu, cuda or mps")
+    if options.seed < 0:
+        raise UsageError(f"--seed takes a whole number from 0 up, not {options.seed}")
     return parser, options
 
 
-def _chosen(kind: str, arguments: list[str]) -> bool:
-    """Return whether the options name a stream, strategy or model; only if not, the default comes in, with its options."""
-    return any(argument.partition("=")[0] == f"--{kind}" for argument in arguments) or any(
-        kind in loaded for loaded in _configs(arguments)
+def _trusted(settings: list[Setting]) -> list[str]:
+    """Return the packages that the command line itself names, by --trust or in the value of an option."""
+    typed = [setting for setting in settings if not setting.file]
+    whole = {name for setting in typed if setting.key == ("trust",) for name in _listed(setting.value)}
+    if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
+        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0]!r}")
+    return sorted(
+        whole | {top for setting in typed for text in strings(setting.value) for top in _tops(text)} - {"torch", "clstream"}
     )
 
 
-def _with_partials(given: list[str]) -> list[str]:
-    """Let `--strategy.optimizer.lr 0.05` change an option of a default such as partial(SGD, lr=0.1): name the default before it."""
-    split = [part for argument in given for part in (argument.split("=", 1) if argument.startswith("--") else [argument])]
-    done: set[str] = set()
-    whole: list[str] = []
-    for argument in given:
-        match = re.match(r"--((strategy(?:\.\w+)*)\.(\w+))\.\w+", argument)
-        if match and match[1] not in done and f"--{match[1]}" not in split:
-            done.add(match[1])
-            owner = split[split.index(f"--{match[2]}") + 1] if f"--{match[2]}" in split else _in_config(match[2], given)
-            default = _default(owner, match[3])
+def _tops(text: str) -> list[str]:
+    """Return the first words of the dotted names in a text: the modules that they may lie in."""
+    return [name for name in re.findall(r"(?<![\w.])([^\W\d]\w*)(?:\.[^\W\d]\w*)+", text) if name not in _BARRED]
+
+
+_BARRED = {*sys.stdlib_module_names, "jsonargparse"}
+
+
+def _listed(value: Any) -> list[str]:
+    """Return the names in the value of an option that takes several: a list, or a text with commas."""
+    return (
+        [str(each) for each in value] if isinstance(value, list) else [each.strip() for each in str(value).strip("[]").split(",")]
+    )
+
+
+def _with_paths(settings: list[Setting], trusted: list[str]) -> list[Setting]:
+    """Return settings in which streams, strategies and models are named by import path, the default ones included."""
+    chosen: list[Setting] = []
+    extra: list[Setting] = []
+    for kind in CHOICES:
+        setting = next((each for each in settings if each.key == (kind,)), Setting((kind,), DEFAULTS[kind]))
+        try:
+            path, with_it = named(kind, setting.value, trusted)
+        except UsageError as error:
+            raise UsageError(f"{setting.where}{error}") from None
+        _annotate(load(path, kind))
+        chosen.append(setting._replace(value=path))
+        extra += [Setting((kind, name), value, setting.file) for name, value in with_it.items()]
+    return [*chosen, *extra, *(each for each in settings if each.key not in {(kind,) for kind in CHOICES})]
+
+
+def _with_defaults(settings: list[Setting], trusted: list[str]) -> list[Setting]:
+    """Return settings that name a default such as partial(SGD, lr=0.1) before an option of it, as --strategy.optimizer.lr."""
+    values = {setting.key: setting.value for setting in settings}
+    whole: list[Setting] = []
+    for setting in settings:
+        key = setting.key[:-1]
+        if len(key) > 1 and key not in values:
+            default, file = _default(values.get(key[:-1]), key[-1], trusted), setting.file
+            values[key] = None
             if isinstance(default, partial) and isinstance(default.func, type):
-                whole.append(f"--{match[1]}={default.func.__module__}.{default.func.__qualname__}")
-                whole += [f"--{match[1]}.{name}={value}" for name, value in default.keywords.items()]
-        whole.append(argument)
+                whole.append(Setting(key, f"{default.func.__module__}.{default.func.__qualname__}", file))
+                for name, value in default.keywords.items():
+                    if (*key, name) not in values:
+                        whole.append(Setting((*key, name), value if file else str(value), file))
+        whole.append(setting)
     return whole
 
 
-def _default(owner: str, parameter: str) -> Any:
-    """Return the default of a parameter of a strategy by name; None if there is no such thing."""
-    try:
-        module, _, name = qualified("strategy", owner).rpartition(".")
-    except UsageError:
-        return None
-    found = inspect.signature(getattr(importlib.import_module(module), name)).parameters.get(parameter)
-    return found.default if found else None
+def _default(owner: Any, parameter: str, trusted: list[str]) -> Any:
+    """Return the default of a parameter of a strategy by its name or import path; None if there is no such thing."""
+    with suppress(UsageError, ValueError, TypeError):
+        thing = load(qualified("strategy", owner, trusted), "strategy")
+        for each in inspect.getmro(thing):  # a class may pass **kwargs on to its base
+            taken = inspect.signature(each).parameters
+            if parameter in taken:
+                return taken[parameter].default
+    return None
 
 
-def _in_config(key: str, given: list[str]) -> str:
-    """Return the class that a config file names for a dotted key, unless it names an optimizer for it too; else nothing."""
-    for loaded in _configs(given):
-        value: Any = loaded
-        for depth, part in enumerate(key.split(".")):
-            value = value.get("init_args", {}) if depth and isinstance(value, dict) else value
-            value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, str):
-            return value
-        if isinstance(value, dict) and "optimizer" not in value.get("init_args", {}):
-            return str(value.get("class_path", ""))
-    return ""
+def _annotate(thing: Any) -> None:
+    """Annotate parameters of a class that have none, where their default says what is wanted, as partial(SGD, lr=0.1) does.
+
+    Otherwise an option for it would be any value, not the name of another optimizer.
+    """
+    for each in inspect.getmro(thing) if isinstance(thing, type) else []:
+        construct = inspect.unwrap(vars(each).get("__init__", object.__init__))
+        if not inspect.isfunction(construct):
+            continue
+        for parameter in inspect.signature(construct).parameters.values():
+            made = parameter.default.func if isinstance(parameter.default, partial) else parameter.default
+            if parameter.annotation is parameter.empty and isinstance(made, type):
+                for base, kind in ((Optimizer, OptimizerFactory), (nn.Module, Callable[..., nn.Module])):
+                    if issubclass(made, base):
+                        construct.__annotations__[parameter.name] = kind
 
 
-def _configs(arguments: list[str]) -> list[dict[str, Any]]:
-    """Return what the config files among the options hold; the parser says what is wrong with the others."""
-    found = []
-    for index, argument in enumerate(arguments):
-        option, _, value = argument.partition("=")
-        if option == "--config":
-            try:
-                loaded = yaml.safe_load(Path(value or arguments[index + 1]).read_text())
-            except (OSError, IndexError, yaml.YAMLError):
-                continue
-            found += [loaded] if isinstance(loaded, dict) else []
-    return found
+def _check_options(settings: list[Setting]) -> None:
+    """Raise UsageError for an option that the stream, strategy or model does not have."""
+    paths = {setting.key[0]: setting.value for setting in settings if len(setting.key) == 1}
+    for setting in settings:
+        if len(setting.key) > 1 and setting.key[1] not in (options := options_of(paths[setting.key[0]])):
+            near = nearest(setting.key[1], options) or f": it has {', '.join(options)}"
+            name = paths[setting.key[0]].rpartition(".")[2]
+            raise UsageError(f"{setting.where}{name} has no option {setting.key[1]!r}{near}")
+
+
+def _as_arguments(settings: list[Setting], takes: dict[str, bool]) -> Iterator[str]:
+    """Yield the arguments for jsonargparse: the classes, all that is from configs as one of them, then the options."""
+    tree: dict[str, Any] = {}
+    for setting in sorted((each for each in settings if each.file or each.key in _KINDS), key=lambda each: len(each.key)):
+        place = tree
+        for part in setting.key[:-1]:
+            if not (isinstance(place.get(part), dict) and "init_args" in place[part]):
+                place[part] = ({"class_path": place[part]} if isinstance(place.get(part), str) else {}) | {"init_args": {}}
+            place = place[part]["init_args"]
+        place[setting.key[-1]] = setting.value
+    for kind in CHOICES:
+        if isinstance(tree[kind], str):
+            yield f"--{kind}={tree.pop(kind)}"
+    if tree:
+        yield f"--config={dump_yaml(tree, flow=True)}"
+    for setting in settings:
+        if not setting.file and setting.key not in _KINDS:
+            option = setting.option + "+" * setting.appends
+            yield f"{option}={setting.value}" if takes.get(setting.key[0], True) else option
+
+
+_KINDS = {(kind,) for kind in CHOICES}
+
+
+def _check_values(options: Namespace) -> None:
+    """Raise UsageError for a number that is none, and for a class_path that names something else than a class."""
+    for key, value in _leaves(options):
+        option = "--" + re.sub(r"\.(init_args|class_path)\b", "", key)
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and key.endswith(".lr"))):
+            raise UsageError(f"{option} must be a finite number, not {value}")
+        if key.endswith(".class_path") and key != "stream.class_path":
+            thing = load(value, "class")
+            if not isinstance(thing, type) and not returns_a_stream(thing):
+                raise UsageError(f"{option}: {value} is no class")
+            if isinstance(thing, type) and issubclass(thing, Optimizer) and "closure" in required(thing.step):
+                raise UsageError(
+                    f"{option}: {thing.__name__} evaluates the loss several times a step, and batches are learned once"
+                )
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is in the options with its dotted key, also in lists, but not in mappings that are values themselves."""
+    if isinstance(value, Namespace):
+        for name, item in vars(value).items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item, key)
+    else:
+        yield key, value
 
 
 def _plain_optimizers(options: Namespace) -> None:
@@ -364,44 +398,28 @@ def _plain_optimizers(options: Namespace) -> None:
 def as_yaml(parser: Parser, options: Namespace) -> str:
     """Return the options as the YAML that `--config` takes."""
     kept = options.clone()
-    for key in ("config", "print_config"):
+    if kept.seeds is not None:
+        kept.pop("seed")
+    for key in _NOT_KEPT:
         kept.pop(key, None)
     text: str = parser.dump(kept, skip_none=True, skip_validation=True)
-    whole = parser.parse_string(text)  # with the defaults of what stood for an optimizer
-    for key in ("config", "print_config"):
+    whole = parser.parse_string(text, env=False)  # with the defaults of what stood for an optimizer
+    for key in (*_NOT_KEPT, *(["seed"] if kept.seeds is not None else [])):
         whole.pop(key, None)
     return str(parser.dump(whole, skip_none=True, skip_validation=True))
 
 
+_NOT_KEPT = ("config", "print_config", "trust")
+
+
 def seeds_of(options: Namespace) -> list[int]:
     """Return the seeds to run. Raises UsageError for what are not distinct whole numbers."""
-    if options.seeds is None:
-        return [options.seed]
-    given = options.seeds if isinstance(options.seeds, list) else str(options.seeds).strip("[]() ").split(",")
-    try:
-        seeds = [int(seed) for seed in given]
-    except ValueError:
-        raise UsageError(f"--seeds takes whole numbers with commas, as 0,1,2, not {options.seeds!r}") from None
-    if len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds names one seed twice: {options.seeds}")
-    return seeds
+    return [options.seed] if options.seeds is None else parse_seeds(options.seeds)
 
 
-def observers_of(options: Namespace) -> list[type]:
+def observers_of(options: Namespace) -> list[Callable[[], object]]:
     """Return the classes of the observers that were asked for by name. Raises UsageError for what is none."""
-    given = options.observers
-    found = []
-    for name in given if isinstance(given, list) else [each.strip() for each in given.strip("[]").split(",")]:
-        if "." not in name:
-            raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name!r}")
-        module, _, attribute = qualified("observer", name).rpartition(".")
-        thing = getattr(importlib.import_module(module), attribute)
-        if not isinstance(thing, type) or not any(heard(thing)):
-            raise UsageError(f"{name} is no observer: it must be a class with methods marked @on(...)")
-        if missing := required(thing):
-            raise UsageError(f"{name} can't be made from the command line: its {missing[0]} has no default")
-        found.append(thing)
-    return found
+    return [observer(name, options.trust) for name in _listed(options.observers)] if options.observers else []
 
 
 def build_stream(parser: Parser, options: Namespace) -> Stream:

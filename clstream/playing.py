@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,9 +14,10 @@ from rich.console import Console
 
 from clstream.bus import ObserverError
 from clstream.checkpoint import Checkpointer, newest
-from clstream.config import Parser, UsageError, as_yaml, build_strategy, build_stream, observers_of, parse_run, seeds_of
+from clstream.config import Parser, as_yaml, build_strategy, build_stream, observers_of, parse_run, seeds_of
 from clstream.detection import Detection
 from clstream.engine import Result, check_fits, result_of, run
+from clstream.errors import Failure, UsageError
 from clstream.eventlog import EventLog
 from clstream.folders import FolderError, claimed
 from clstream.forms import CaptureError
@@ -39,10 +41,6 @@ MEASURES: dict[str, Callable[[Result], float]] = {
 FINISHED = "finished"
 
 
-class Failure(Exception):  # noqa: N818  # it is not a fault of the program
-    """What was asked can't be done here, or failed in a way that is the data's or the options': one sentence."""
-
-
 class Played(NamedTuple):
     """The results of one run for each seed, and where they were tracked; "" for nowhere."""
 
@@ -64,6 +62,7 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
 
     """
     parser, options = parse_run(arguments)
+    tell_notes(parser)
     seeds, _ = seeds_of(options), observers_of(options)
     if options.threads is not None:
         if options.threads < 1:
@@ -92,6 +91,12 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
         playing = _Playing(parser, options, stream, title, folder, resumed)
         playing.built[seeds[0]] = strategy
         return playing.all(seeds)
+
+
+def tell_notes(parser: Parser) -> None:
+    """Say on stderr which options of configs later ones dropped."""
+    for note in parser.notes:
+        print(f"clstream: {note}", file=sys.stderr)
 
 
 @contextmanager

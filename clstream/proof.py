@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from clstream.checkpoint import difference, files, newest
 from clstream.comparing import hashes
+from clstream.errors import Failure
 from clstream.eventlog import FILE as EVENTS
 from clstream.eventlog import read
-from clstream.playing import FINISHED, Failure
+from clstream.playing import FINISHED
 
 CLOCK = ("time", "seconds", "samples_per_second", "error")
 """Fields of log lines and names of metrics that are readings of a clock."""

@@ -87,6 +87,8 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> Opened:
                 return client, found.experiment_id
             # the UI shows an experiment without this tag as one of language models, without its curves in the first place
             return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
+    except ModuleNotFoundError as error:  # SQLAlchemy asks for the driver that the scheme names
+        raise OSError(f"the tracking store {without_password(where)} needs the Python package {error.name}: install it") from None
     except (MlflowException, SQLAlchemyError, Timeout) as error:
         raise OSError(f"the tracking store {without_password(where)} can't be used: {reason_of(error)}") from None
 

@@ -13,7 +13,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from clstream.config import UsageError
+from clstream.errors import UsageError
 from clstream.outbox import find
 
 CONFIG = "config.yaml"

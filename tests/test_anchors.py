@@ -55,7 +55,7 @@ def test_an_assumed_spread_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("bound", ["above", "Below", None])
 def test_other_bounds_are_refused(tmp_path: Path, bound: object) -> None:
-    with pytest.raises(UsageError, match=r"bound of the anchor .* must be one of both, below"):
+    with pytest.raises(UsageError, match=r"the anchor .*: bound must be one of both, below"):
         load_anchor(written(tmp_path, bound=bound))
 
 

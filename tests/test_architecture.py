@@ -29,6 +29,7 @@ LEAVES = (
     "mixing",
     "augmenting",
     "optional",
+    "errors",
 )
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (
@@ -67,6 +68,8 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
         "detection",
         "prequential",
     ),
+    ("yaml_files", "lookup"),
+    ("settings", "option_help"),
     ("config",),
     ("anchors", "tries"),
     ("playing",),
@@ -74,7 +77,7 @@ LEVELS = (  # each imports from the levels before it, and from its own without g
     ("cli",),
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-BY_NAME = {"cli", "config", "anchors"}  # these find strategies and streams at run time
+BY_NAME = {"cli", "lookup", "anchors"}  # these find strategies and streams at run time
 LAZY = {"models": {"timm"}, "figures": {"matplotlib"}, "mixing": {"torchvision"}}  # beside torch and numpy, inside functions
 
 
@@ -234,7 +237,7 @@ def test_the_collections_load_no_avalanche(tmp_path):
 )
 def test_without_avalanche_one_sentence_says_what_to_do(tmp_path, version, sentence):
     script = (
-        "import sys; from collections import namedtuple; import clstream.cli;"
+        "import sys; from collections import namedtuple; import clstream.cli, clstream.playing;"
         "sys.modules['avalanche'] = None;"  # it can't be imported then
         f"sys.version_info = namedtuple('V', 'major minor')(*{version});"
         "print([clstream.cli.main(['run', '--track', 'false', *given]) for given in"
@@ -246,7 +249,7 @@ def test_without_avalanche_one_sentence_says_what_to_do(tmp_path, version, sente
 
 
 def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path):
-    script = "import sys, clstream; print(*sys.modules)"
+    script = "import sys, clstream; clstream.run; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "clstream.engine" in loaded

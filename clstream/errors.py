@@ -1,0 +1,20 @@
+"""Errors of the command line whose message says it all in a sentence; nothing else is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UsageError(ValueError):
+    """What was asked for can't be: one sentence for the user."""
+
+
+class Failure(Exception):  # noqa: N818  # it is not a fault of the program
+    """What was asked can't be done here, or failed in a way that is the data's or the options': one sentence."""
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return ': did you mean ...?' for the name nearest to a word, or nothing."""
+    near = get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f": did you mean {near[0]}?" if near else ""
