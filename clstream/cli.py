@@ -7,10 +7,15 @@ import importlib
 import inspect
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -184,22 +189,54 @@ def compare_command(arguments: list[str]) -> int:
     if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
         print(shown, end="")
         return 0
-    report_runs([play(["--config", file, *rest]) for file in files])
+    played = [play(["--config", file, *rest]) for file in files]
+    report_runs(played, files)
+    track_comparisons(played, files)
     return 0
 
 
-def report_runs(played: list[Played]) -> None:
-    """Print a table, the accuracies over the sessions, and how to see more."""
-    from rich.console import Console
+def track_comparisons(played: list[Played], files: list[str]) -> None:
+    """Draw the runs that are tracked in one place, and are of one stream, against each other."""
+    together: dict[tuple[object, ...], list[tuple[str, list[Result]]]] = {}
+    for each, name in zip(played, titles(played, files), strict=True):
+        params = each.results[0].params
+        if each.tracked:
+            same = [params[key] for key in ("stream", "stream.tasks", "stream.scenario")]
+            label = name.replace(f" on {params['stream']}", "", 1)
+            together.setdefault((each.tracked, each.experiment, *same), []).append((label, each.results))
+    for (tracked, experiment, *_), runs in together.items():
+        if len(runs) > 1:
+            from clstream.tracking import track_comparison
 
-    console = Console(highlight=False, soft_wrap=True)
-    show_table(console, [(title(each.results), each.results) for each in played])
+            track_comparison(dict(runs), str(experiment), None if tracked == "default" else str(tracked))
+
+
+def report_runs(played: list[Played], files: Sequence[str] = ()) -> None:
+    """Print a table, the accuracies over the sessions, and how to see more."""
+    console = wide_console()
+    show_table(console, list(zip(titles(played, files), (each.results for each in played), strict=True)))
     for each in played:
         show_curves(console, each.results)
     command = sys.argv[0] if os.path.basename(sys.argv[0]) == "clstream" else "clstream"  # as it was called, so that it is found
     for where in sorted({each.tracked for each in played} - {""}):
         option = "" if where == "default" else f" --tracking_uri {where}"
         console.print(f"\nCurves, params and pictures are in MLflow. To see them: {command} ui{option}", markup=False)
+
+
+def wide_console() -> Console:
+    """Return a console whose lines are as long as they need to be, if they go to a file: only a terminal has an edge."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+
+
+def titles(played: list[Played], files: Sequence[str]) -> list[str]:
+    """Return the name of each run, with its config file where two have the same."""
+    names = [title(each.results) for each in played]
+    return [
+        f"{name} ({file.removesuffix('.yaml')})" if names.count(name) > 1 else name
+        for name, file in zip(names, files or names, strict=True)
+    ]
 
 
 def title(results: list[Result]) -> str:
@@ -219,11 +256,13 @@ def show_table(console: Console, rows: list[tuple[str, list[Result]]]) -> None:
 
     from clstream.playing import MEASURES
 
-    seeds = len(rows[0][1])
-    table = Table(caption=f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else None, caption_justify="left")
+    counts = [len(results) for _, results in rows]
+    over = f"{counts[0]} seeds" if len(set(counts)) == 1 else "the seeds of each"
+    table = Table(caption=f"mean ± standard deviation over {over}" if max(counts) > 1 else None, caption_justify="left")
     for column in ("run", "accuracy", "forgetting", "seconds"):
-        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=column != "run", overflow="fold")
     for name, results in rows:
+        name += f", {len(results)} seed{'s' * (len(results) > 1)}" if len(set(counts)) > 1 else ""
         values = {key: [measure(result) for result in results] for key, measure in MEASURES.items()}
         table.add_row(name, spread(values["accuracy"], 3), spread(values["forgetting"], 3), spread(values["seconds"], 1))
     console.print(table)
@@ -248,13 +287,11 @@ def verify_command(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads that torch uses")
     parser.add_argument("--track", action="store_true", help="also write the runs to MLflow")
     options = parser.parse_args(arguments)
-    from rich.console import Console
-
     from clstream.anchors import anchor_names, load_anchor
     from clstream.config import parse_run, seeds_of
     from clstream.playing import play
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     if options.anchor is None:
         for name in anchor_names():
             anchor = load_anchor(name)
@@ -304,7 +341,6 @@ def prove_command(arguments: list[str]) -> int:
     own, rest = parser.parse_known_args(arguments)
     if own.kills < 1:
         raise UsageError(f"--kills must be at least 1, not {own.kills}")
-    from rich.console import Console
 
     from clstream.config import parse_run, seeds_of
     from clstream.proof import prove
@@ -313,7 +349,7 @@ def prove_command(arguments: list[str]) -> int:
         raise UsageError("clstream prove-resume runs one seed: give --seed")
     if own.out is not None and Path(own.out).exists() and any(Path(own.out).iterdir()):
         raise Failure(f"{own.out} is not empty: name another folder")
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     with tempfile.TemporaryDirectory(prefix="clstream-") as temporary:
         proof = prove(
             rest, own.kills, Path(own.out or temporary).absolute(), own.kill_seed, lambda line: console.print(line, markup=False)
@@ -448,7 +484,6 @@ def show_command(arguments: list[str]) -> int:
     parser.add_argument("--by", choices=("class", "task"), help="what is counted; by default tasks where they share their classes")
     parser.add_argument("--out", help="a picture to write, as stream.png, .svg or .pdf")
     own, rest = parser.parse_known_args(arguments)
-    from rich.console import Console
 
     from clstream.figures import composition_figure, composition_lines
     from clstream.showing import composition
@@ -456,7 +491,7 @@ def show_command(arguments: list[str]) -> int:
     rest = ["--stream", *rest] if rest and not rest[0].startswith("-") else rest
     stream = _stream_of("show", rest, "--by and --out")
     found = composition(stream, own.by)
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     console.print(str(stream), markup=False)
     whole = len(found.sessions) == len(stream)
     console.print(f"\nsamples of each {found.by}, session by session{'' if whole else f', {len(found.sessions)} of {len(stream)}'}")
@@ -523,7 +558,6 @@ def log_command(arguments: list[str]) -> int:
         "--batches", action=argparse.BooleanOptionalAction, default=False, help="show the batches too, where they were logged"
     )
     options = parser.parse_args(arguments)
-    from rich.console import Console
 
     from clstream import eventlog
 
@@ -531,7 +565,7 @@ def log_command(arguments: list[str]) -> int:
     files = [place] if place.is_file() else sorted(place.rglob(eventlog.FILE))
     if not files:
         raise Failure(f"there is no event log in {place}")
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     for file in files:
         if len(files) > 1:
             console.print(f"{file}:", style="bold", markup=False)
@@ -600,7 +634,6 @@ def list_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.kind not in (None, *kinds):
         raise UsageError(f"clstream list has no {options.kind!r}{nearest(options.kind, kinds) or ': it has ' + ', '.join(kinds)}")
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -608,7 +641,7 @@ def list_command(arguments: list[str]) -> int:
     from clstream.lookup import PLACES, names
     from clstream.strategy import needs
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     for (kind, place), plural in zip(PLACES.items(), kinds, strict=False):
         if options.kind not in (None, plural):
             continue
@@ -639,36 +672,81 @@ def first_line(thing: Any) -> str:
 
 
 def ui_command(arguments: list[str]) -> int:
-    """`clstream ui`: start MLflow's own UI on the store of this folder."""
+    """`clstream ui`: start MLflow's own UI on the store of this folder, until Ctrl-C."""
     parser = CommandParser("ui", description="Start the MLflow UI on what was run here.")
     parser.add_argument(
         "--tracking_uri", "--tracking-uri", help="the store; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
+    parser.add_argument("--experiment", help="the one to open; by default that of the newest run")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5000)
     options = parser.parse_args(arguments)
-    from clstream.store import tracking_uri
+    if not 0 < options.port < 65536:
+        raise UsageError(f"--port must be from 1 to 65535, not {options.port}")
+    from clstream.playing import said
+    from clstream.store import charts_page, tracking_uri, without_password
+    from clstream.tracking import PICTURE
 
     where = tracking_uri(options.tracking_uri)
-    if where.startswith("http"):
-        print(f"the runs are on the tracking server: open {where}")
-        return 0
     if where.startswith("sqlite:///") and not os.path.exists(where.removeprefix("sqlite:///")):
         raise Failure(f"there is nothing at {where} yet: `clstream run` makes it")
-    print(f"the MLflow UI on {where}: open http://{options.host}:{options.port} (Ctrl-C ends it)", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        where,
-        "--host",
-        options.host,
-        "--port",
-        str(options.port),
-    ]
-    return subprocess.run(command, check=False).returncode
+    with said(OSError, LookupError):
+        page = charts_page(where, PICTURE, options.experiment)
+    if where.startswith("http"):
+        print(f"the runs are on the tracking server: open {without_password(where).rstrip('/')}/{page}")
+        return 0
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((options.host, options.port))
+        except OSError as error:
+            raise Failure(
+                f"the UI can't use port {options.port} of {options.host} ({error.strerror}): choose another with --port"
+            ) from error
+    return serve(where, options.host, options.port, page)
+
+
+def serve(store: str, host: str, port: int, page: str) -> int:
+    """Run MLflow's server until it ends or Ctrl-C comes; say what to open when it answers. Of its log only errors are shown."""
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", host, "--port", str(port)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends too
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as server:
+        assert server.stdout is not None
+        threading.Thread(target=relay_errors, args=(server.stdout,), daemon=True).start()
+        url = f"http://{host}:{port}"
+        print(f"starting the MLflow UI on {store}", file=sys.stderr, flush=True)
+        try:
+            while server.poll() is None and not _answers(f"{url}/health"):
+                time.sleep(0.3)
+            if server.poll() is None:
+                print(f"it is ready, until Ctrl-C: open\n{url}/{page}", flush=True)
+            status = server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+    raise Failure(f"the MLflow UI ended by itself, with status {status}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def relay_errors(log: Iterable[str]) -> None:
+    """Print the errors of a server's log, with the lines that belong to them, to the standard error."""
+    shown = False
+    for line in log:
+        if re.search(r"\b(ERROR|CRITICAL)\b|^(Traceback|Error\b|\w*Error:)", line):
+            shown = True
+        elif re.search(r"\b(INFO|WARNING|DEBUG)\b|Warning:", line):
+            shown = False
+        if shown:
+            print(line, end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

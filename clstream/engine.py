@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import html
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from clstream import events, metrics
 from clstream.answering import as_written
-from clstream.evaluation import Evaluation
+from clstream.bus import members
+from clstream.evaluation import Evaluation, table, write_csv
 from clstream.fits import check_fits as check_fits
 from clstream.running import Position, Run
 from clstream.running import described as described
@@ -20,8 +26,15 @@ from clstream.seeds import isolated
 from clstream.strategy import Strategy
 from clstream.stream import Batch, Session, Stream
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 FINITE_EVERY = 64
 """Batches after which the losses are checked together: one look at the device for all of them."""
+
+
+_RAN = WeakValueDictionary[int, Strategy]()
+"""The strategies that were run, by id, so that a second run can be told from a first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +59,55 @@ class Result(Evaluation):
     def forgetting(self) -> float:
         """Mean over tasks but the last of (best earlier - last), in the main matrix; NaN for a single task."""
         return metrics.forgetting(self.main, self.taught)
+
+    def __repr__(self) -> str:
+        """Return what was run, and the main matrix; "-" stands for tasks not taught yet, whose accuracy is in `to_frame()`."""
+        columns = table(self.main, self.taught)
+        seen = self.taught.int().cummax(0).values.bool() if len(self.taught) else self.taught
+        for task in range(seen.shape[1]):
+            columns[f"task_{task}"] = [
+                value if shown else math.nan for value, shown in zip(columns[f"task_{task}"], seen[:, task].tolist(), strict=True)
+            ]
+        names, rows = list(columns), list(zip(*columns.values(), strict=True))
+        picked = names if len(names) <= 14 else [*names[:6], "...", *names[-6:]]
+        shown_rows: list[Any] = rows if len(rows) <= 12 else [*rows[:5], None, *rows[-6:]]
+        lines = [[{"sessions_finished": "sessions"}.get(name, name) for name in picked]]
+        for row in shown_rows:
+            cells = {} if row is None else dict(zip(names, row, strict=True))
+            lines.append([_cell(cells.get(name, "...")) for name in picked])
+        width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(cell.rjust(space) for cell, space in zip(line, width, strict=True)) for line in lines]
+        return "\n".join([self.headline, *text])
+
+    @property
+    def headline(self) -> str:
+        """What was run, and how it ended, in a line."""
+        what = "{strategy} on {stream}, seed {seed}: ".format_map({"strategy": "?", "stream": "?", "seed": "?"} | self.params)
+        end = f"accuracy {self.average_accuracy:.3f}, forgetting {self.forgetting:.3f}, " if len(self.main) else ""
+        return f"{what}{end}{self.seconds:.1f} s"
+
+    def to_frame(self) -> DataFrame:
+        """Return the main matrix as a pandas DataFrame: a row by sessions finished, a column for each task, and their mean.
+
+        The columns of tasks have accuracies before they were taught, too; "mean" is over the tasks seen by then.
+        """
+        from pandas import DataFrame
+
+        return DataFrame(table(self.main, self.taught)).set_index("sessions_finished")
+
+    def to_csv(self, file: str | Path) -> None:
+        """Write the main matrix as `to_frame` has it, with all digits."""
+        write_csv(self.main, self.taught, file)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show."""
+        return f"<p>{html.escape(self.headline)}</p>{self.to_frame().round(3).to_html()}"
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def run(
@@ -77,6 +139,8 @@ def run(
 
     """
     check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
+    if resume is None:
+        warn_if_used(strategy)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         going = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions)
@@ -94,6 +158,20 @@ def run(
             finally:
                 going.placed.leave()
     return result_of(going.measured())
+
+
+def warn_if_used(strategy: Strategy) -> None:
+    """Warn if a strategy, or one that it wraps, was run before, and note that it is run now."""
+    parts = [each for each in members(strategy) if isinstance(each, Strategy)]
+    used = [type(each).__name__ for each in parts if _RAN.get(id(each)) is each]
+    if used:
+        warnings.warn(
+            f"this {used[0]} was run before, and goes on from the weights and memories that it has: build a new one, with a new "
+            "model, for a fresh start",
+            UserWarning,
+            stacklevel=3,
+        )
+    _RAN.update({id(each): each for each in parts})
 
 
 def result_of(state: Mapping[str, Any]) -> Result:

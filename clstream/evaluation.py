@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clstream.answering import evaluating as evaluating
+from clstream.metrics import seen_averages
 from clstream.strategy import Strategy, allowed
 from clstream.stream import Samples, Stream
 
@@ -76,6 +78,20 @@ class Evaluation:
     def main(self) -> Tensor:
         """The accuracy matrix that the scenario asks for: `task_accuracy` if it is task-incremental, else `accuracy`."""
         return self.task_accuracy if self.scenario == "task" else self.accuracy
+
+
+def table(accuracy: Tensor, taught: Tensor) -> dict[str, list[float]]:
+    """Return an accuracy matrix as columns: the sessions finished, each task, and the mean over the tasks seen by then."""
+    columns: dict[str, list[float]] = {"sessions_finished": list(range(1, len(accuracy) + 1))}
+    columns |= {f"task_{task}": accuracy[:, task].tolist() for task in range(accuracy.shape[1])}
+    return columns | {"mean": seen_averages(accuracy, taught).tolist() if len(accuracy) else []}
+
+
+def write_csv(accuracy: Tensor, taught: Tensor, file: str | Path) -> None:
+    """Write the columns of `table`, with all digits."""
+    columns = table(accuracy, taught)
+    rows = [",".join(columns), *(",".join(map(repr, row)) for row in zip(*columns.values(), strict=True))]
+    Path(file).write_text("\n".join(rows) + "\n")
 
 
 def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,35 +11,108 @@ from torch import Tensor
 from clstream.metrics import seen_averages
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str = "") -> Figure:
+def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str = "", begun: Tensor | None = None) -> Figure:
     """Draw each task's accuracy over the sessions, from the first that taught it on, and the mean over the tasks seen.
 
-    `accuracy` and `taught` are (evaluations, tasks), as in `clstream.metrics`.
+    Of several seeds the means are drawn, in bands of a standard deviation to either side.
+
+    Args:
+        accuracy, taught: (evaluations, tasks), as in `clstream.metrics`, or (seeds, evaluations, tasks).
+        title: of the figure.
+        begun: like `taught`, bool: which tasks a session had any samples of; the curves start there. None: where it was taught.
+
     """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    rows, tasks = accuracy.shape
-    steps = range(1, rows + 1)
-    first = _first(accuracy, taught)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    each, marks = _by_seed(accuracy, taught)
+    tasks = each.shape[2]
+    starts = torch.stack([_first(*pair) for pair in zip(*_by_seed(accuracy, taught if begun is None else begun), strict=True)])
+    figure = Figure(figsize=(4.8, 5.0), layout="constrained")
     axes = figure.subplots()
-    for task in range(tasks):
-        if first[task] < rows:
-            shown = slice(int(first[task]), rows)
-            label = f"task {task}" if tasks <= 20 else None
-            axes.plot(steps[shown], accuracy[shown, task].numpy(), marker="o", markersize=3, linewidth=1.2, label=label)
-    axes.plot(steps, seen_averages(accuracy, taught).numpy(), color="black", linewidth=2.5, label="mean of the tasks seen")
+    for task, start in enumerate(starts.amax(0).tolist()):  # a mean needs all seeds
+        colour = colormaps["tab10"](task) if tasks <= 10 else colormaps["viridis"](task / (tasks - 1))
+        label = f"task {task}" if tasks <= 10 else None
+        _draw_mean(axes, each[:, :, task], start, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
+    means = torch.stack([seen_averages(*pair) for pair in zip(each, marks, strict=True)])
+    _draw_mean(axes, means, 0, color="black", linewidth=2.5, label="mean of the tasks seen")
+    _sessions_and_accuracy(axes, title)
+    if tasks > 10:
+        bar = figure.colorbar(ScalarMappable(Normalize(0, tasks - 1), "viridis"), ax=axes, label="task")
+        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", frameon=False, ncols=3)
+    return figure
+
+
+def compared_curves(runs: Mapping[str, tuple[Tensor, Tensor | None]], title: str = "") -> Figure:
+    """Draw runs against each other: the mean accuracy of the tasks seen, and below it single tasks, from when they were taught on.
+
+    Args:
+        runs: by name, accuracy and `taught`, as in `forgetting_curves`.
+        title: of the figure.
+
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    found = {name: _by_seed(*pair) for name, pair in runs.items()}
+    tasks = min(each.shape[2] for each, _ in found.values())
+    shown = sorted({round(task) for task in torch.linspace(0, tasks - 2, min(4, tasks - 1)).tolist()})
+    figure = Figure(figsize=(4.8, 5.0), layout="constrained")
+    names = [["mean"] * max(1, len(shown))] * 2 + ([shown] if shown else [])
+    panels = figure.subplot_mosaic(names)
+    for number, (name, (each, marks)) in enumerate(found.items()):
+        colour = colormaps["tab10"](number) if len(found) <= 10 else colormaps["turbo"](number / (len(found) - 1))
+        means = torch.stack([seen_averages(*pair) for pair in zip(each, marks, strict=True)])
+        _draw_mean(panels["mean"], means, 0, color=colour, linewidth=2, marker="o", markersize=3, label=name)
+        starts = torch.stack([_first(*pair) for pair in zip(each, marks, strict=True)]).amax(0)
+        for task in shown:
+            _draw_mean(panels[task], each[:, :, task], int(starts[task]), color=colour, linewidth=1.2)
+    _sessions_and_accuracy(panels["mean"], title or "mean of the tasks seen")
+    for task in shown:
+        _sessions_and_accuracy(panels[task], f"task {task}")
+        panels[task].set(xlabel="", ylabel="", xlim=panels["mean"].get_xlim())
+        panels[task].title.set_fontsize(9)
+        panels[task].tick_params(labelsize=7, labelleft=task == shown[0])
+    figure.legend(loc="outside lower center", frameon=False, ncols=2 if max(map(len, found)) > 16 else 3)
+    return figure
+
+
+def _by_seed(accuracy: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return accuracy and `taught` as (seeds, evaluations, tasks)."""
+    taught = torch.eye(*accuracy.shape[-2:], dtype=torch.bool).expand(accuracy.shape) if taught is None else taught
+    return (accuracy[None], taught[None]) if accuracy.dim() == 2 else (accuracy, taught)
+
+
+def _draw_mean(axes: Axes, values: Tensor, start: int, **style: Any) -> None:
+    """Draw the mean of (seeds, evaluations) from a row on, in a band of a standard deviation to either side."""
+    values = values[:, start:]
+    if not values.shape[1]:
+        return
+    steps = torch.arange(start + 1, start + 1 + values.shape[1]).numpy()
+    mean = values.mean(0)
+    axes.plot(steps, mean.numpy(), **style)
+    if len(values) > 1:
+        half = values.std(0)
+        axes.fill_between(steps, (mean - half).numpy(), (mean + half).numpy(), color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _sessions_and_accuracy(axes: Axes, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set(xlabel="sessions finished", ylabel="accuracy", ylim=(-0.02, 1.02), title=title)
+    axes.title.set_fontsize(10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
-    return figure
 
 
 def accuracy_matrix(accuracy: Tensor, title: str = "") -> Figure:

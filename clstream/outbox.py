@@ -2,7 +2,8 @@
 
 Its journal is the file tracking.jsonl in the run's folder. The first line says where the run is tracked. Then comes a numbered
 line for each thing to write, on the disk before it is sent, and a line that marks it once it has arrived. What has no mark may
-have arrived all the same: the process may have died in between.
+have arrived all the same: the process may have died in between. A line with a "seed" is what a parent run was told by the run of
+a seed; it is never sent.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Outbox:
             elif "sent" in entry:
                 waiting.pop(entry["sent"], None)
                 self.run_id = entry.get("run_id", self.run_id)
-            else:
+            elif "seed" not in entry:
                 self.head |= entry
                 self.points |= {(name, step) for name, step in entry.get("points", ())}
         if self.head.get("clstream") != "tracking" or self.head.get("format") != FORMAT:
@@ -122,6 +123,11 @@ class Outbox:
         self.pending.append(item)
         if self.journal is not None:
             self.journal.append(item)
+
+    def keep(self, **content: Any) -> None:
+        """Keep something in the journal that is not to be sent: the points of a seed."""
+        if self.journal is not None:
+            self.journal.append(content)
 
     def note(self, **content: str) -> None:
         """Change what the head says, from now on."""

@@ -36,16 +36,17 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "forgetting": lambda result: result.forgetting,
     "seconds": lambda result: result.seconds,
 }
-"""What tables show of a run, and what is tracked of several seeds together."""
+"""What tables show of a run."""
 
 FINISHED = "finished"
 
 
 class Played(NamedTuple):
-    """The results of one run for each seed, and where they were tracked; "" for nowhere."""
+    """The results of one run for each seed, and where they were tracked: the store ("" for nowhere) and the experiment."""
 
     results: list[Result]
     tracked: str
+    experiment: str
 
 
 def play(arguments: list[str], folder: Path | None = None) -> Played:
@@ -133,7 +134,7 @@ class _Playing:
         """Run each seed; several ones are tracked under one run that sums them up."""
         options = self.options
         if not options.track:
-            return Played([self.once(seed, None) for seed in seeds], "")
+            return Played([self.once(seed, None) for seed in seeds], "", "")
         from clstream.store import connect  # importing mlflow takes seconds: only where it is used
         from clstream.tracking import parent_run
 
@@ -142,16 +143,14 @@ class _Playing:
             with said(OSError):
                 connect(uri, options.experiment)
         if len(seeds) == 1:
-            return Played([self.once(seeds[0], None)], where)
+            return Played([self.once(seeds[0], None)], where, options.experiment)
         name = f"{self.title}, {len(seeds)} seeds"
         with ExitStack() as stack:
             with said(OSError):
-                parent = stack.enter_context(parent_run(name, options.experiment, uri, folder=self.folder, resumed=self.resumed))
-            results = [self.once(seed, parent) for seed in seeds]
-            shared = {key: value for key, value in results[0].params.items() if key != "seed"}
-            values = {key: [measure(result) for result in results] for key, measure in MEASURES.items()}
-            parent.summarise(shared | {"seeds": ",".join(map(str, seeds))}, values)
-        return Played(results, where)
+                parent = stack.enter_context(
+                    parent_run(name, seeds, options.experiment, uri, folder=self.folder, resumed=self.resumed)
+                )
+            return Played([self.once(seed, parent) for seed in seeds], where, options.experiment)
 
     def once(self, seed: int, parent: ParentRun | None) -> Result:
         """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result."""
@@ -162,7 +161,12 @@ class _Playing:
             with said(ValueError):
                 state = newest(place)
         if state is not None and place is not None and (place / FINISHED).exists() and state["position"][0] == state["sessions"]:
-            return result_of(state)
+            result = result_of(state)
+            if parent is not None:
+                from clstream.tracking import delivered
+
+                parent.see(seed, result, delivered(self.stream.reseeded(seed), len(result.accuracy)))
+            return result
         observers = self.observers(seed, place, parent)
         self.first = False
         strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
@@ -195,7 +199,7 @@ class _Playing:
             tracker = MlflowTracker(
                 options.experiment,
                 options.tracking_uri,
-                parent=parent.run_id if parent else None,
+                parent=parent,
                 config=as_yaml(self.parser, own),
                 folder=place,
                 files=[each.file for each in log],

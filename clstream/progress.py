@@ -1,4 +1,4 @@
-"""A progress bar for the terminal: tasks, sessions and batches, with the accuracy so far."""
+"""How far a run is: a bar in the terminal, lines elsewhere, with the accuracy so far."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clstream.bus import on
+from clstream.evaluation import Evaluation
 from clstream.events import BatchLearned, EpochStarted, Evaluated, RunEnded, RunStarted
-from clstream.metrics import average_accuracy
+from clstream.metrics import average_accuracy, forgetting
 
 EVERY = 0.1
 """Seconds between two looks at the bar."""
 
+LINES = 10.0
+"""Seconds before the first line where there is no terminal; later ones come after a tenth of the time so far."""
+
 
 class ProgressBar:
-    """Shows how far a run is, in a terminal; says nothing elsewhere.
+    """Shows how far a run is: a bar in a terminal, a line now and then elsewhere (a file, a notebook), and a line at its end.
 
     Args:
-        title: what is run.
+        title: what is run; by default the strategy, the stream and the seed.
         console: where; by default the standard error.
 
     """
@@ -36,14 +40,21 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.batches, self.shown = 0, 0.0
+        self.lines = not self.console.is_terminal or self.console.is_jupyter
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=self.lines)
+        self.batches, self.shown, self.every = 0, 0.0, LINES if self.lines else EVERY
 
     @on(RunStarted)
     def start(self, event: RunStarted) -> None:
         """Show an empty bar."""
         self.sessions = len(event.stream)
-        self.bar = self.progress.add_task(self.title, total=None, note="")
+        self.name = self.title or f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
+        self.found: Evaluation | None = None
+        self.batches, self.began = 0, time.monotonic()
+        self.shown, self.every = self.began, LINES if self.lines else EVERY
+        for old in self.progress.task_ids:  # of an earlier run
+            self.progress.remove_task(old)
+        self.bar = self.progress.add_task(self.name, total=None, note="")
         self.progress.start()
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,19 +78,33 @@ class ProgressBar:
     def advance(self, event: BatchLearned) -> None:
         """Count, and draw now and then."""
         self.batches += 1
-        if time.monotonic() - self.shown > EVERY:
-            self.shown = time.monotonic()
+        now = time.monotonic()
+        if now - self.shown > self.every:
+            self.shown = now
             self.progress.update(self.bar, completed=self.batches)
+            if self.lines:
+                self.every = max(LINES, (now - self.began) / 10)
+                bar = self.progress.tasks[0]
+                of = f" of about {bar.total:.0f}" if bar.total else ""
+                self.say(f"{self.batches}{of} batches, {now - self.began:.0f} s{bar.fields['note'] and ', '}{bar.fields['note']}")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(f"{self.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     @on(Evaluated)
     def note(self, event: Evaluated) -> None:
         """Show the accuracy so far."""
-        found = event.evaluation
+        self.found = found = event.evaluation
         if len(found.accuracy):
             mean = average_accuracy(found.main, found.taught)
             self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {len(found.accuracy)} of {self.sessions} sessions")
 
     @on(RunEnded)
     def stop(self, event: RunEnded) -> None:
-        """Take the bar away."""
+        """Take the bar away, and say how it ended; what went wrong is said elsewhere."""
         self.progress.stop()
+        found = self.found
+        if event.error is None and found is not None and len(found.accuracy):
+            mean, lost = average_accuracy(found.main, found.taught), forgetting(found.main, found.taught)
+            self.say(f"accuracy {mean:.3f}, forgetting {lost:.3f}, {time.monotonic() - self.began:.1f} s")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import json
 import logging
 import os
 import tempfile
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from clstream.outbox import Delivery, Item, Outbox, reason_of
@@ -25,6 +28,7 @@ from filelock import FileLock, Timeout
 from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 Opened = tuple[MlflowClient, str]
@@ -134,6 +138,8 @@ class Sender:
                     client.set_tag(run_id, key, value)
             case "artifact":
                 self.artifact(run_id, item)
+            case "image":
+                self.image(run_id, item)
             case "file":
                 self.file(run_id, item)
             case "resume":
@@ -181,6 +187,11 @@ class Sender:
             file = Path(folder) / item["name"]
             file.write_bytes(content)
             self.client.log_artifact(run_id, str(file))
+
+    def image(self, run_id: str, item: Item) -> None:
+        """Write a picture that the UI shows among the charts. Of several with one name and step it shows the newest."""
+        with Image.open(io.BytesIO(base64.b64decode(item["base64"]))) as picture:
+            self.client.log_image(run_id, picture, key=item["key"], step=0, timestamp=item["at"])
 
     def file(self, run_id: str, item: Item) -> None:
         """Write an artifact that is a file, named from the journal's folder on."""
@@ -246,6 +257,65 @@ def has_run(uri: str, run_id: str) -> bool:
             return False
         raise
     return True
+
+
+def charts_page(uri: str, picture: str, experiment: str | None = None) -> str:
+    """Return where the UI shows the charts of an experiment: the part of the address from the # on.
+
+    MLflow draws them in sections by name, each chart on a scale of its own. The experiment gets a view, which is what its UI
+    calls "shared", that begins with the runs' pictures, and has accuracies from 0 to 1; all other charts follow.
+
+    Args:
+        uri: the store.
+        picture: the name of the runs' pictures.
+        experiment: its name; None: the one with the newest run.
+
+    Raises:
+        ConnectionError, OSError: as `connect`.
+        LookupError: if there is no such experiment, or no run.
+
+    """
+    client = MlflowClient(uri) if experiment is None else connect(uri, experiment)[0]
+    try:
+        those = [each for each in client.search_experiments() if experiment in (None, each.name)]
+        runs = client.search_runs([each.experiment_id for each in those], max_results=200)
+        if not runs:
+            raise LookupError(f"there is no run in {experiment or 'the store'}")
+        number = runs[0].info.experiment_id
+        names = {name for run in runs if run.info.experiment_id == number for name in run.data.metrics}
+        client.set_experiment_tag(number, f"mlflow.sharedViewState.{_VIEW}", json.dumps(view(names, picture)))
+    except (MlflowException, SQLAlchemyError) as error:
+        raise OSError(f"the tracking store {without_password(uri)} can't be used: {reason_of(error)}") from None
+    return f"#/experiments/{number}/runs?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey={_VIEW}"
+
+
+_VIEW = "clstream"
+
+
+def view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
+    """Return the state of MLflow's page of charts, as it keeps it itself; what is not said has its defaults."""
+    first = picture.rpartition("/")[0]
+    images = {"type": "IMAGE", "uuid": picture, "metricSectionId": first, "imageKeys": [picture], "step": 0, "showRunParams": False}
+    sections: list[dict[str, Any]] = [{"uuid": first, "name": first, "columns": 1, "cardHeight": 420}]
+    charts: list[dict[str, Any]] = [images]
+    for name in sorted(metrics):
+        section, _, short = name.rpartition("/")
+        if section in ("accuracy", "anytime", "task_il/accuracy"):
+            if section not in [each["name"] for each in sections]:
+                sections.append({"uuid": section, "name": section})
+            charts.append({
+                "type": "LINE", "uuid": name, "metricSectionId": section, "metricKey": name, "displayName": short,
+                "range": {"yMin": -0.02, "yMax": 1.02}, "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear",
+                "lineSmoothness": 0, "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
+                "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
+            })  # fmt: skip
+    sections += [{"uuid": name, "name": name} for name in ("Model metrics", "System metrics")]
+    return {
+        "compareRunCharts": [chart | {"runsCountToCompare": 10, "deleted": False, "isGenerated": True} for chart in charts],
+        "compareRunSections": [
+            section | {"display": True, "isReordered": False, "deleted": False, "isGenerated": True} for section in sections
+        ],
+    }
 
 
 def curves(uri: str) -> dict[str, list[tuple[int, float]]]:

@@ -9,6 +9,7 @@ All of it goes through an outbox: what the server doesn't take waits there, and 
 from __future__ import annotations
 
 import base64
+import io
 import math
 import os
 import platform
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,11 +32,18 @@ from torch import Tensor
 from clstream import __version__, events, metrics
 from clstream.bus import on
 from clstream.engine import described
-from clstream.evaluation import Evaluation
-from clstream.figures import accuracy_matrix, forgetting_curves
-from clstream.journal import set_aside
+from clstream.evaluation import Evaluation, write_csv
+from clstream.figures import accuracy_matrix, compared_curves, forgetting_curves
+from clstream.journal import entries, set_aside
 from clstream.outbox import FILE, Delivery, Outbox, reason_of, spooled
 from clstream.store import Opened, connect, deliver_to, has_run, tracking_uri, without_password
+from clstream.stream import Stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURE = "a first look/forgetting curves"
+"""The name of a run's picture among MLflow's charts. These are in sections by what is before the slash, in alphabetical order."""
 
 _OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event))
 
@@ -85,7 +93,8 @@ class MlflowTracker:
         experiment: the MLflow experiment; made if it isn't there.
         uri: where; see `tracking_uri`. A resumed run goes on where it was, if neither this nor MLFLOW_TRACKING_URI is given.
         name: of the MLflow run. None: the strategy, the stream and the seed.
-        parent: id of the MLflow run that this one is shown under.
+        parent: the run of several seeds that this one is shown under, and that gets the mean over them; see `parent_run`. Or the
+            id of any MLflow run, to be shown under it.
         config: what was asked for, as text; kept as the artifact config.yaml.
         tags: more tags.
         folder: of the run. All that is written lies in its file tracking.jsonl before it is sent, so that a killed process
@@ -103,7 +112,7 @@ class MlflowTracker:
         experiment: str = "clstream",
         uri: str | None = None,
         name: str | None = None,
-        parent: str | None = None,
+        parent: ParentRun | str | None = None,
         config: str | None = None,
         tags: Mapping[str, str] | None = None,
         folder: str | Path | None = None,
@@ -114,7 +123,9 @@ class MlflowTracker:
         self.chosen = uri is not None or "MLFLOW_TRACKING_URI" in os.environ
         self.opened = None if patient else connect(self.uri, experiment)
         self.name, self.config = name, config
-        self.tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
+        self.parent = parent if isinstance(parent, ParentRun) else None
+        above = parent.run_id if isinstance(parent, ParentRun) else parent
+        self.tags = dict(tags or {}) | ({"mlflow.parentRunId": above} if above else {})
         self.file = None if folder is None else writable(Path(folder)) / FILE
         self.files = [Path(file).absolute() for file in files]
         self.delivery: Delivery | None = None
@@ -124,6 +135,8 @@ class MlflowTracker:
         self.is_open = False
         self.started: events.RunStarted | None = None
         self.evaluation: Evaluation | None = None
+        self.delivered: Tensor | None = None  # (sessions that ended, tasks), bool: which tasks had samples in which
+        self.renewal = Renewal()
         self.probes_written = 0
         self.samples, self.losses = 0, list[Tensor]()
         self.earlier: Tensor | None = None  # losses of this session from before the run was resumed
@@ -144,6 +157,8 @@ class MlflowTracker:
     def open(self, event: events.RunStarted) -> None:
         """Open an MLflow run, with its params and tags; one that is resumed has its own, which `load_state_dict` takes up."""
         self.started = event
+        if self.parent is not None:
+            self.parent.check(event.seed)
         self.title = f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
         self.start = self.began = time.perf_counter()
         if not event.resumed:
@@ -172,6 +187,8 @@ class MlflowTracker:
         if self.config is not None:
             outbox.put("artifact", name="config.yaml", text=self.config)
         self.delivery.try_now()
+        if self.parent is not None:
+            self.parent.describe(params, tags)
         return outbox
 
     @property
@@ -192,6 +209,7 @@ class MlflowTracker:
             "losses": self._losses(),
             "counts": dict(self.counts),
             "probes_written": self.probes_written,
+            "delivered": self.delivered,
             "evaluation": found and {each.name: getattr(found, each.name) for each in fields(Evaluation)},
         }
 
@@ -220,6 +238,7 @@ class MlflowTracker:
         self.delivery, self.is_open = deliver_to(uri, outbox, ask=True), True
         self.start, self.began = now - state["seconds"], now - state["session_seconds"]
         self.learning, self.samples, self.earlier, self.losses = state["learning"], state["samples"], state["losses"], []
+        self.delivered = state["delivered"]
         self.counts, self.probes_written, found = dict(state["counts"]), state["probes_written"], state["evaluation"]
         self.evaluation = found and Evaluation(**dict(found) | {"probe_steps": tuple(found["probe_steps"])})
         outbox.put("resume")
@@ -277,7 +296,9 @@ class MlflowTracker:
         self.evaluation = event.evaluation
         if event.evaluation.within_session:
             return
-        found = session_metrics(event.evaluation)
+        assert self.started is not None
+        self.delivered = delivered(self.started.stream, len(event.evaluation.accuracy), self.delivered)
+        found = session_metrics(event.evaluation, self.delivered.any(0))
         found["seconds"] = time.perf_counter() - self.start
         losses = self._losses()
         if losses is not None:
@@ -286,8 +307,18 @@ class MlflowTracker:
         self._log(
             {name: [(len(event.evaluation.accuracy), value)] for name, value in (found | self.counts).items()} | self._probes()
         )
+        if self.renewal.due():
+            self._picture(event.evaluation)
         assert self.delivery is not None
         self.delivery.try_now()
+        if self.parent is not None:
+            self.parent.see(self.started.seed, event.evaluation, self.delivered)
+
+    def _picture(self, found: Evaluation) -> bytes:
+        """Draw the forgetting curves, for MLflow's charts, and return the picture."""
+        image = as_png(forgetting_curves(found.main, found.taught, self.title, self.delivered))
+        self.outbox.put("image", key=PICTURE, base64=base64.b64encode(image).decode(), at=_now())
+        return image
 
     def _losses(self) -> Tensor | None:
         """Return the losses of the session so far, (batches,), or None."""
@@ -314,14 +345,13 @@ class MlflowTracker:
     def _log(self, curves: Mapping[str, list[tuple[int, float]]]) -> None:
         """Write (step, value) points of metrics; what is not defined, and steps that were written before, are left out."""
         outbox = self.outbox
-        points = [
-            [name, step, value]
-            for name, curve in curves.items()
-            for step, value in curve
-            if math.isfinite(value) and (name, step) not in outbox.points
-        ]
-        if points:
-            outbox.put("metrics", at=_now(), points=points)
+        points = [(name, step, value) for name, curve in curves.items() for step, value in curve if math.isfinite(value)]
+        new = [point for point in points if point[:2] not in outbox.points]
+        if new:
+            outbox.put("metrics", at=_now(), points=new)
+        if self.parent is not None:
+            assert self.started is not None
+            self.parent.add(self.started.seed, points)
 
     @on(events.RunEnded)
     def close(self, event: events.RunEnded) -> None:
@@ -339,7 +369,7 @@ class MlflowTracker:
                 self._log(self._probes())  # those since the last session that ended
             if found is not None and len(found.accuracy):
                 if error is None:  # else it may be resumed, and these have one value
-                    self._log({name: [(len(found.accuracy), value)] for name, value in final_metrics(found).items()})
+                    self._log({name: [(0, value)] for name, value in final_metrics(found).items()})  # step 0: MLflow draws bars
                 self._artifacts(found)
         finally:
             for file in self.files:
@@ -354,22 +384,30 @@ class MlflowTracker:
             folder = Path(name)
             views = [("accuracy", found.accuracy), ("task_il_accuracy", found.task_accuracy)]
             for view, matrix in views:
-                write_csv(matrix, folder / f"{view}.csv")
+                write_csv(matrix, found.taught, folder / f"{view}.csv")
                 accuracy_matrix(matrix, f"{self.title}: {view}").savefig(folder / f"{view}.png", dpi=120)
-            forgetting_curves(found.main, found.taught, self.title).savefig(folder / "forgetting_curves.png", dpi=120)
+            (folder / "forgetting_curves.png").write_bytes(self._picture(found))
             for file in sorted(folder.iterdir()):
                 self.outbox.put("artifact", name=file.name, base64=base64.b64encode(file.read_bytes()).decode())
 
 
-def session_metrics(found: Evaluation) -> dict[str, float]:
-    """Return the metrics of the last row, by MLflow name; NaN where one is not defined."""
+def session_metrics(found: Evaluation, begun: Tensor) -> dict[str, float]:
+    """Return the metrics of the last row, by MLflow name; NaN where one is not defined.
+
+    A task's accuracy is left out until it has begun: a curve that rises from 0 where nothing was taught looks like learning.
+
+    Args:
+        found: what was measured.
+        begun: (tasks,), bool: the tasks of which a session has had samples.
+
+    """
     taught = found.taught
     width = _width(len(found.baseline))
     values: dict[str, float] = {}
     for prefix, matrix, baseline in (("", found.accuracy, found.baseline), ("task_il/", found.task_accuracy, found.task_baseline)):
         lost = metrics.forgetting_max_earlier_minus_last(matrix, taught)
         for task in range(len(baseline)):
-            values[f"{prefix}accuracy/task_{task:0{width}d}"] = float(matrix[-1, task])
+            values[f"{prefix}accuracy/task_{task:0{width}d}"] = float(matrix[-1, task]) if begun[task] else math.nan
             values[f"{prefix}forgetting/task_{task:0{width}d}"] = float(lost[task])
         values[f"{prefix}accuracy/mean"] = metrics.average_accuracy(matrix, taught)
         values[f"{prefix}forgetting/mean"] = metrics.forgetting(matrix, taught)
@@ -382,6 +420,8 @@ def final_metrics(found: Evaluation) -> dict[str, float]:
     """Return the metrics of the whole main matrix, by MLflow name."""
     matrix, taught = found.main, found.taught
     values = {
+        "final/average_accuracy": metrics.average_accuracy(matrix, taught),
+        "final/forgetting": metrics.forgetting(matrix, taught),
         "final/average_incremental_accuracy": metrics.average_incremental_accuracy(matrix, taught),
         "final/learning_accuracy": metrics.learning_accuracy(matrix, taught),
         "final/forgetting_first_minus_last": metrics.forgetting_first_minus_last(matrix, taught),
@@ -398,23 +438,28 @@ def final_metrics(found: Evaluation) -> dict[str, float]:
 @contextmanager
 def parent_run(
     name: str,
+    seeds: Sequence[int],
     experiment: str = "clstream",
     uri: str | None = None,
     tags: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
     resumed: bool = False,
 ) -> Iterator[ParentRun]:
-    """Open the MLflow run that the runs of several seeds are shown under; it ends as they do.
+    """Open the MLflow run that the runs of several seeds are shown under, and that has their mean; it ends as they do.
 
     Args:
         name: of the MLflow run.
+        seeds: of the runs; each has a tracker with `parent=` what this returns.
         experiment, uri, tags, folder: as for `MlflowTracker`; the folder is another one than theirs.
         resumed: go on in the MLflow run whose journal is in the folder; if there is none, a new one is created.
 
     Raises:
         ConnectionError, OSError: if the server doesn't answer, unless `resumed`, or the store or the folder can't be written.
+        ValueError: if there are no seeds, or one comes twice.
 
     """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"a parent run needs its seeds, each once, not {list(seeds)}")
     file = None if folder is None else writable(Path(folder)) / FILE
     where = tracking_uri(uri)
     if resumed and file is not None and file.exists():
@@ -428,43 +473,192 @@ def parent_run(
         going = begin_run(where, experiment, opened, file, name, {"mlflow.source.name": "clstream", **(tags or {})})
         outbox = going.outbox
     going.try_now()
-    status = "FAILED"
+    parent, status = ParentRun(going, name, seeds), "FAILED"
     try:
-        yield ParentRun(going)
+        yield parent
         status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        outbox.put("tags", values={"error": _clean(f"{type(error).__name__}: {error}"[:5000])})
         raise
     finally:
+        parent.draw(last=True)
         outbox.put("end", status=status, at=_now())
         going.try_now(last=True)
+        if status == "FINISHED":
+            parent.say_what_is_missing()
+
+
+class Renewal:
+    """When a picture is drawn anew: at most every 30 seconds, and not before a twentieth of the time since the start has passed.
+
+    So a run of a day has 130 of them, not 2,880.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether it is time; then it is not again for a while."""
+        now = time.monotonic()
+        if now - self.last < max(30.0, (now - self.start) / 20):
+            return False
+        self.last = now
+        return True
 
 
 class ParentRun:
-    """The MLflow run above those of several seeds."""
+    """The MLflow run above those of several seeds: their mean and standard deviation, under the names and steps of theirs.
 
-    def __init__(self, going: Delivery) -> None:
-        self.delivery = going
+    A step is written once, when the last of the seeds has passed it. Until then what the others had there is kept, in the
+    journal too.
+    """
+
+    def __init__(self, going: Delivery, name: str, seeds: Sequence[int]) -> None:
+        self.delivery, self.name, self.seeds = going, name, tuple(seeds)
+        self.waiting: dict[tuple[str, int], dict[int, float]] = {}
+        self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.drawn: tuple[int, ...] = ()
+        self.picture = ""
+        self.renewal = Renewal()
+        self.described = False
+        journal = going.outbox.journal
+        for entry in entries(journal.file) if journal is not None else ():
+            self.described |= entry.get("do") == "params"
+            if "seed" in entry:
+                self._take(entry["seed"], entry["points"])
+        self._write()
 
     @property
     def run_id(self) -> str | None:
         """The id of the MLflow run; None if a resumed run was never created, and the server is away."""
         return self.delivery.outbox.run_id
 
-    def summarise(self, params: Mapping[str, object], values: Mapping[str, list[float]]) -> None:
-        """Write what the seeds share as params, and the mean and sample standard deviation of their values as metrics."""
-        outbox = self.delivery.outbox
-        points: dict[str, float] = {}
-        for name, each in values.items():
-            if all(map(math.isfinite, each)):
-                points[f"{name}/mean"] = float(np.mean(each))
-                if len(each) > 1:
-                    points[f"{name}/spread"] = float(np.std(each, ddof=1))
-        new = [[name, 0, value] for name, value in points.items() if (name, 0) not in outbox.points]
-        if new:
-            outbox.put("metrics", at=_now(), points=new)
-        outbox.put("params", values={key: str(value)[:6000] for key, value in params.items()})
+    def check(self, seed: int) -> None:
+        """Refuse the run of another seed, and one that begins when the parent is over."""
+        if self.delivery.outbox.ended:
+            raise ValueError(f"the parent run {self.name!r} is over: run its seeds within `with parent_run(...)`")
+        if seed not in self.seeds:
+            raise ValueError(f"the parent run {self.name!r} is of the seeds {self.listed}, not of {seed}")
+
+    @property
+    def listed(self) -> str:
+        """The seeds, as text."""
+        return ",".join(map(str, self.seeds))
+
+    def describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+        """Write what the first seed says of itself, but for the seed: the others share it."""
+        if self.described:
+            return
+        self.described = True
+        shared = {key: str(value)[:6000] for key, value in params.items() if key != "seed"} | {"seeds": self.listed}
+        self.delivery.outbox.put("params", values=shared)
+        self.delivery.outbox.put("tags", values={key: tags[key] for key in tags if not key.startswith("mlflow.")})
         self.delivery.try_now()
+
+    def add(self, seed: int, points: Sequence[tuple[str, int, float]]) -> None:
+        """Take (name, step, value) points of a seed, again if need be, and write the mean where all seeds have a value."""
+        written = self.delivery.outbox.points
+        new = [
+            (name, step, value)
+            for name, step, value in points
+            if (name, step) not in written and seed not in self.waiting.get((name, step), {})
+        ]
+        if new:
+            self.delivery.outbox.keep(seed=seed, points=new)
+            self._take(seed, new)
+            self._write()
+
+    def _take(self, seed: int, points: Sequence[Sequence[Any]]) -> None:
+        for name, step, value in points:
+            self.waiting.setdefault((name, step), {})[seed] = value
+
+    def _write(self) -> None:
+        written, found = self.delivery.outbox.points, list[tuple[str, int, float]]()
+        for (name, step), values in list(self.waiting.items()):
+            if len(values) < len(self.seeds):
+                continue
+            del self.waiting[name, step]
+            each = np.array([values[seed] for seed in self.seeds])
+            found.append((name, step, float(each.mean())))
+            if len(each) > 1:
+                found.append((f"std/{name}", step, float(each.std(ddof=1))))
+        new = [point for point in found if point[:2] not in written]
+        if new:
+            self.delivery.outbox.put("metrics", at=_now(), points=new)
+            self.delivery.try_now()
+
+    def see(self, seed: int, found: Evaluation, sessions: Tensor) -> None:
+        """Take what a seed measured so far, for the picture; see `delivered` for `sessions`."""
+        self.seen[seed] = found.main, found.taught, sessions
+        self.draw()
+
+    def draw(self, last: bool = False) -> None:
+        """Draw the mean over the seeds that came farthest, if there is something new, and time for it, or it is the last time."""
+        rows = max((len(main) for main, _, _ in self.seen.values()), default=0)
+        there = [seed for seed in self.seeds if seed in self.seen and len(self.seen[seed][0]) == rows]
+        new = (rows, *there)
+        if new != self.drawn and rows and (last or self.renewal.due()):
+            self.drawn = new
+            self._draw(there)
+        if last and self.picture:
+            self.delivery.outbox.put("artifact", name="forgetting_curves.png", base64=self.picture)
+        self.delivery.try_now()
+
+    def _draw(self, there: Sequence[int]) -> None:
+        title = self.name if len(there) == len(self.seeds) else f"{self.name}: {len(there)} so far"
+        accuracy, taught, begun = (torch.stack([self.seen[seed][part] for seed in there]) for part in range(3))
+        self.picture = base64.b64encode(as_png(forgetting_curves(accuracy, taught, title, begun))).decode()
+        self.delivery.outbox.put("image", key=PICTURE, base64=self.picture, at=_now())
+
+    def say_what_is_missing(self) -> None:
+        """Warn if the parent ended well, but not all of its seeds did."""
+        absent = [seed for (name, _), values in self.waiting.items() if name == "accuracy/mean" for seed in self.seeds
+                  if seed not in values]  # fmt: skip
+        if absent:
+            warnings.warn(
+                f"the curves of {self.name!r} end before those of some of its seeds: a mean needs all of {self.listed}, and "
+                f"{', '.join(map(str, sorted(set(absent))))} did not come as far",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def track_comparison(
+    results: Mapping[str, Sequence[Evaluation]], experiment: str = "clstream", uri: str | None = None
+) -> str | None:
+    """Write an MLflow run with a picture of some runs against each other, and return its id; None if the server is away.
+
+    Args:
+        results: by name, what each seed of a run measured.
+        experiment, uri: as for `MlflowTracker`.
+
+    """
+    name = f"comparison of {', '.join(results)}"
+    pairs = {
+        each: (torch.stack([one.main for one in seeds]), torch.stack([one.taught for one in seeds]))
+        for each, seeds in results.items()
+    }
+    picture = base64.b64encode(as_png(compared_curves(pairs))).decode()
+    going = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"})
+    going.outbox.put("image", key=PICTURE, base64=picture, at=_now())
+    going.outbox.put("artifact", name="comparison.png", base64=picture)
+    going.outbox.put("end", status="FINISHED", at=_now())
+    going.try_now(last=True)
+    return going.outbox.run_id
+
+
+def delivered(stream: Stream, sessions: int, before: Tensor | None = None) -> Tensor:
+    """Return which tasks the first sessions had samples of: (sessions, tasks), bool; `before` has the first rows of it."""
+    rows = [] if before is None else list(before)
+    return torch.stack([*rows, *(stream.mix(session) > 0 for session in range(len(rows), sessions))])
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
 
 
 def writable(folder: Path) -> Path:
@@ -493,13 +687,6 @@ def _seen_from(file: Path, journal: Path | None) -> str:
     if journal is not None and file.is_relative_to(journal.parent):
         return str(file.relative_to(journal.parent))
     return str(file)
-
-
-def write_csv(matrix: Tensor, file: Path) -> None:
-    """Write an accuracy matrix: a row for each session, a column for each task, all digits."""
-    rows = [",".join(["session", *(f"task_{task}" for task in range(matrix.shape[1]))])]
-    rows += [",".join([str(index), *(repr(float(value)) for value in row)]) for index, row in enumerate(matrix)]
-    file.write_text("\n".join(rows) + "\n")
 
 
 def _width(tasks: int) -> int:

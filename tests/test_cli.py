@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from clstream.anchors import Anchor, anchor_names, load_anchor
-from clstream.cli import main
+from clstream.cli import main, relay_errors
 from clstream.config import parse_run
 
 OWN = '''
@@ -123,8 +124,65 @@ def test_run_prints_a_table_and_tracks(own: Path, capsys: pytest.CaptureFixture[
     child = next(run for run in runs if run.info.run_name.endswith("seed 1"))
     assert child.data.params["strategy.capacity"] == "30" and child.data.params["model.hidden"] == "[16]"
     parent = next(run for run in runs if run.info.run_name.endswith("seeds"))
-    each = [run.data.metrics["accuracy/mean"] for run in runs if run is not parent]
-    assert parent.data.metrics["accuracy/mean"] == pytest.approx(sum(each) / 2)
+    for name in ("accuracy/mean", "final/forgetting"):
+        each = [run.data.metrics[name] for run in runs if run is not parent]
+        assert parent.data.metrics[name] == pytest.approx(sum(each) / 2)
+
+
+def test_compare_draws_the_strategies_against_each_other(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, options in {"a": "Replay, capacity: 10", "b": "Replay, capacity: 20", "c": "Finetune"}.items():
+        method, _, rest = options.partition(", ")
+        (own / f"{name}.yaml").write_text(f"strategy: {{class_path: {method}, init_args: {{{rest}}}}}\n")
+    text = said(capsys, 0, "compare", "a.yaml", "b.yaml", "c.yaml", "--seeds", "0,1", *BLOBS[1:])
+    assert "Replay on blobs (a)" in text and "Replay on blobs (b)" in text and "Finetune on blobs " in text
+    client = MlflowClient(f"sqlite:///{own}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("clstream").experiment_id], "attributes.run_name LIKE 'comparison%'")
+    assert [run.info.run_name for run in runs] == ["comparison of Replay (a), Replay (b), Finetune"]
+
+
+def test_a_table_that_goes_to_a_file_is_not_cut(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    name = "AStrategyWhoseNameIsLongerThanThirtyColumns"
+    (own / "long.py").write_text(f"from clstream.strategies import Finetune\n\n\nclass {name}(Finetune):\n    pass\n")
+    assert main([*BLOBS, "--track", "false", "--checkpoint_every", "0", "--strategy", f"long.{name}"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert len(rows) == 1 and f"{name} on blobs" in rows[0] and "…" not in rows[0]
+
+
+def test_the_ui_says_what_it_cannot_do(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is nothing at sqlite:///" in said(capsys, 1, "ui", "--tracking_uri", "sqlite:///missing.db")
+    assert "there is no run in the store" in said(capsys, 1, "ui")
+    assert "--port must be from 1 to 65535, not 70000" in said(capsys, 2, "ui", "--port", "70000")
+    assert main([*BLOBS, "--checkpoint_every", "0", "--max_sessions", "1"]) == 0
+    capsys.readouterr()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"can't use port {port} of 127.0.0.1 (Address already in use): choose another with --port" in said(
+            capsys, 1, "ui", "--port", str(port)
+        )
+    assert "there is no run in nothing" in said(capsys, 1, "ui", "--experiment", "nothing")
+
+
+def test_of_the_servers_log_the_errors_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    log = (
+        "Registry store URI not provided. Using backend store URI.\n"
+        "[MLflow] Security middleware enabled with default settings (localhost-only).\n"
+        "/x/fastapi_app.py:23: StarletteDeprecationWarning: starlette.middleware.wsgi is deprecated\n"
+        "  from starlette.middleware.wsgi import WSGIResponder\n"
+        "2026/11/27 00:09:56 INFO:     Started server process [12920]\n"
+        "2026/11/27 00:09:57 ERROR:    Exception in ASGI application\n"
+        "Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in <module>\n'
+        "OSError: no space left\n"
+        '2026/11/27 00:09:58 INFO:     127.0.0.1:1 - "GET / HTTP/1.1" 200 OK\n'
+    )
+    relay_errors(log.splitlines(keepends=True))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and lines[0].endswith("Exception in ASGI application") and lines[-1] == "OSError: no space left"
 
 
 def test_the_same_command_gives_the_same_numbers_and_seeds_differ(own: Path) -> None:

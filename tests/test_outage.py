@@ -584,17 +584,23 @@ def test_a_new_run_in_a_folder_ends_the_one_that_was_killed_there(store: str, tm
 
 def test_the_parent_of_several_seeds_outlives_an_outage_and_goes_on(server: Server, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "seeds"
-    with pytest.raises(KeyboardInterrupt), parent_run("seeds", uri=server.uri, folder=folder) as first:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), parent_run("seeds", [0, 1], uri=server.uri, folder=folder) as first:  # noqa: PT012
         run_id = first.run_id
         raise KeyboardInterrupt
     client = MlflowClient(server.uri)
     assert client.get_run(run_id).info.status == "KILLED"
-    with pytest.warns(RuntimeWarning), parent_run("seeds", uri=NOBODY, folder=folder, resumed=True) as second:  # noqa: PT031
+    with pytest.warns(RuntimeWarning), parent_run("seeds", [0, 1], uri=NOBODY, folder=folder, resumed=True) as second:  # noqa: PT031
         assert second.run_id == run_id
-        second.summarise({"seeds": "0,1"}, {"accuracy": [0.25, 0.75]})
+        second.describe({"strategy": "Replay", "seed": 0}, {})
+        second.add(0, [("accuracy/mean", 1, 0.25)])
+        second.add(1, [("accuracy/mean", 1, 0.75)])
     assert main(["sync", "seeds", "--tracking_uri", server.uri]) == 0
     found = client.get_run(run_id)
-    assert found.info.status == "FINISHED" and found.data.params == {"seeds": "0,1"} and found.data.metrics["accuracy/mean"] == 0.5
+    assert (
+        found.info.status == "FINISHED"
+        and found.data.params == {"strategy": "Replay", "seeds": "0,1"}
+        and found.data.metrics["accuracy/mean"] == 0.5
+    )
 
 
 def test_files_become_artifacts_by_reference(store: str, tmp_path: Path) -> None:

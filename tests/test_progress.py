@@ -1,0 +1,67 @@
+"""Progress: a bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from clstream.strategies import Finetune
+from rich.console import Console
+
+from clstream import BatchLearned, on, progress, run
+from clstream.checks import example_model, example_stream
+from clstream.progress import ProgressBar
+
+
+def said(bar: ProgressBar, *observers: object) -> str:
+    run(Finetune(example_model()), example_stream(batch_size=10), *observers, bar)
+    file = bar.console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_off_a_terminal_a_short_run_says_one_line() -> None:
+    text = said(ProgressBar(console=Console(file=io.StringIO())))
+    assert text.count("\n") == 1 and text.startswith("Finetune on example, seed 0: accuracy ") and ", forgetting " in text
+
+
+def test_off_a_terminal_a_long_run_says_lines_that_grow_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        @on(BatchLearned)
+        def pass_by(self, event: BatchLearned) -> None:
+            self.now += 40
+
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    lines = said(ProgressBar("a long one", console=Console(file=io.StringIO(), width=30)), clock).splitlines()
+    assert lines[0] == "a long one: 1 of about 18 batches, 40 s"  # 3 sessions of 6 batches; never cut
+    assert lines[7].startswith("a long one: 8 of about 18 batches, 320 s, accuracy ") and "after 1 of 3 sessions" in lines[7]
+    assert 12 < len(lines) < 19  # from 400 s on, less often than each batch
+
+
+def test_a_terminal_has_a_bar_and_a_line_at_the_end() -> None:
+    text = said(ProgressBar("replay", console=Console(file=io.StringIO(), force_terminal=True, width=100)))
+    assert "━" in text and text.rstrip().splitlines()[-1].endswith(" s") and "replay: accuracy " in text
+
+
+def test_a_run_that_fails_is_not_told_as_one_that_ended() -> None:
+    class Fails:
+        @on(BatchLearned)
+        def fail(self, event: BatchLearned) -> None:
+            raise RuntimeError("not today")
+
+    bar = ProgressBar(console=Console(file=io.StringIO()))
+    with pytest.raises(RuntimeError):
+        said(bar, Fails())
+    assert bar.console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_bar_serves_one_run_after_another() -> None:
+    bar = ProgressBar(console=Console(file=io.StringIO()))
+    said(bar)
+    assert said(bar).count("accuracy") == 2
