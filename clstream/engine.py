@@ -139,13 +139,12 @@ def run(
 
     """
     check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
-    if resume is None:
-        warn_if_used(strategy)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         going = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions)
         if resume is not None:
             going.check_same(resume)
+        note_used(strategy, warn=resume is None)
         try:
             going.start(resume)
             play(going)
@@ -160,11 +159,11 @@ def run(
     return result_of(going.measured())
 
 
-def warn_if_used(strategy: Strategy) -> None:
-    """Warn if a strategy, or one that it wraps, was run before, and note that it is run now."""
+def note_used(strategy: Strategy, warn: bool) -> None:
+    """Note that a strategy is run now, and those that it wraps; warn, if asked to, where one was run before."""
     parts = [each for each in members(strategy) if isinstance(each, Strategy)]
     used = [type(each).__name__ for each in parts if _RAN.get(id(each)) is each]
-    if used:
+    if used and warn:
         warnings.warn(
             f"this {used[0]} was run before, and goes on from the weights and memories that it has: build a new one, with a new "
             "model, for a fresh start",
