@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clstream.seeds import undisturbed
 from clstream.state import walk
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,11 +113,10 @@ def evaluating(strategy: object) -> Iterator[None]:
         if buffer is not None and not buffer.is_inference()  # which nothing can change
     ]
     kept = [(generator, _state(generator)) for generator in generators]
-    chance = random.getstate(), np.random.get_state()
     for module in modules:
         module.training = False
     try:
-        with as_written(), torch.no_grad(), torch.random.fork_rng(devices=_devices(modules)):
+        with as_written(), torch.no_grad(), undisturbed(_devices(modules)):
             yield
     finally:
         for module, training in modules.items():
@@ -126,8 +126,6 @@ def evaluating(strategy: object) -> Iterator[None]:
             if buffer._version != version:  # a comparison would wait for the device
                 with torch.no_grad():
                     buffer.copy_(copy)
-        random.setstate(chance[0])
-        np.random.set_state(chance[1])
         for generator, state in kept:
             _set_state(generator, state)
 

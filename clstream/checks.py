@@ -13,7 +13,8 @@ import io
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -356,6 +357,60 @@ def check_strategy(make: Make) -> Iterator[Check]:
     for body in bodies:
         if body.__name__ not in exempt:
             yield Check(body.__name__, body)
+
+
+class Losses:
+    """An observer that keeps the loss of each step."""
+
+    def __init__(self) -> None:
+        self.all: list[Tensor] = []
+
+    @on(events.BatchLearned)
+    def keep(self, event: events.BatchLearned) -> None:
+        """Keep it."""
+        self.all.append(event.loss)
+
+
+def check_alike(one: Make, other: Make) -> Iterator[Check]:
+    """Yield the checks of two strategies that are to be the same, bit for bit: one with a penalty of strength 0 and its host, say.
+
+    Each check is a run of both, on class- and task-incremental streams, with an augmentation that draws: losses, results, weights,
+    buffers and the modes of modules must be equal.
+
+    Args:
+        one, other: each builds a fresh strategy from a model.
+
+    """
+
+    def alike(model: Callable[[], nn.Module], scenario: str) -> None:
+        def jitter(x: Tensor) -> Tensor:
+            shift = int(torch.randint(3, ())) + random.randrange(3) + int(np.random.randint(3))
+            return x.roll(shift, -1)
+
+        ends = []
+        for make in (one, other):
+            stream = replace(example_stream((0, 1, 0, 2), epochs=2, scenario=scenario), augment=jitter)
+            with isolated(0, "strategy"):
+                strategy = make(model())
+            losses = Losses()
+            ends.append((run(strategy, stream, losses, seed=4), strategy.model, torch.stack(losses.all)))
+        (result, net, ours), (expected, host, theirs) = ends
+        assert torch.equal(ours, theirs), f"the losses differ, first in step {int((ours != theirs).nonzero()[0])}"
+        modes = [[(name, module.training) for name, module in each.named_modules()] for each in (net, host)]
+        assert modes[0] == modes[1], "modules are in other modes"
+        for name, value in host.state_dict().items():
+            assert torch.equal(net.state_dict()[name], value), f"{name} differs"
+        assert torch.equal(result.accuracy, expected.accuracy), "without the task given, the accuracies differ"
+        assert torch.equal(result.task_accuracy, expected.task_accuracy), "with the task given, the accuracies differ"
+
+    models: dict[str, Callable[[], nn.Module]] = {
+        "": example_model,
+        "_growing": partial(example_model, head="growing"),
+        "_normed": normed_model,
+    }
+    for scenario in ("class", "task"):
+        for name, model in models.items():
+            yield Check(f"alike_{scenario}{name}", partial(alike, model, scenario))
 
 
 def check_stream(stream: Stream) -> Iterator[Check]:

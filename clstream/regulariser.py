@@ -109,9 +109,9 @@ class Quadratic(Regulariser):
 
     def penalty(self, samples: Samples) -> Tensor:
         """Return the penalty at the weights as they are; nothing depends on the samples."""
-        total = self.rest
         if self.strength == 0:
-            return total
+            return torch.zeros_like(self.rest)
+        total = self.rest
         for name, drift in self.drifts().items():
             terms = drift.square()
             total = total + self.stiff(name, self.importance[name] * terms if self.importance else terms).sum()

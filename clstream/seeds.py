@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,18 @@ def isolated(*parts: object, device: str | torch.device = "cpu") -> Iterator[Non
             torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+@contextmanager
+def undisturbed(devices: Sequence[int] = ()) -> Iterator[None]:
+    """Give the global generators of Python, numpy, torch, and of some GPUs by number, back as they were before."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=list(devices)):
         try:
             yield
         finally:

@@ -19,11 +19,13 @@ from clstream.answering import answers, learns, wrap_methods
 from clstream.bus import Emitter, heard, on
 from clstream.events import Evaluated, RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import grow_heads
-from clstream.params import Recorded
+from clstream.params import Recorded, check_choice
 from clstream.state import held
 from clstream.stream import Batch, Samples, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+ACTIVE_CLASSES = ("all", "seen", "task")
 
 
 class Strategy(Emitter, Recorded):
@@ -32,8 +34,13 @@ class Strategy(Emitter, Recorded):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
+        active_classes: whose outputs compete, in the loss of a sample and in an answer. "all": all outputs of the head, from the
+            start. "seen": those of classes that came so far. "task": in the loss those of the sample's own task, as far as they
+            came, in an answer those that came so far; it needs boundaries. On a task-incremental stream only the outputs of the
+            sample's own task compete, whatever this is.
 
     Raises:
+        ValueError: for other `active_classes`.
         TypeError: for a model that is no module, or an optimizer that was already made.
 
     """
@@ -56,15 +63,40 @@ class Strategy(Emitter, Recorded):
     augment: Callable[[Tensor], Tensor] | None = None
     """The stream's augmentation of raw inputs, from RunStarted on."""
 
+    active_classes: str = "all"
+    """Whose outputs compete: see the constructor."""
+
+    fixed_classes: str = ""
+    """Where a method itself fixes which outputs compete, and so has no option `active_classes`: what it fixes, for the docs."""
+
+    seen_classes: Tensor | None = None
+    """Labels that came so far, sorted; None where nobody needs them."""
+
+    task_number: int = -1
+    """Which task that is; -1 as long as there is none, or nobody tells."""
+
+    task_classes: Tensor | None = None
+    """Labels that came in the task that goes on, sorted; None where nobody needs them."""
+
     heads: Tensor | None = None
-    """On a task-incremental stream, (classes, classes) bool: which outputs compete for a sample of each class."""
+    """Which outputs compete, for a sample of each label (or task, see `heads_by_task`): (labels or tasks, outputs), bool.
+
+    There are such on a task-incremental stream, and with `active_classes="task"`.
+    """
+
+    task_given: bool = False
+    """Whether the stream is task-incremental."""
+
+    heads_by_task: bool = False
+    """Whether `heads` has a row for each task: where labels don't tell, on a task-incremental stream whose tasks share classes."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have the class's own methods answer without a trace, and learn, as `clstream.answering` says."""
         super().__init_subclass__(**kwargs)
         wrap_methods(cls)
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1)) -> None:
+    def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1), active_classes: str = "all") -> None:
+        check_choice(ACTIVE_CLASSES, active_classes=active_classes)
         if not isinstance(model, nn.Module):
             raise TypeError(f"{type(self).__name__} takes a torch module as its model, not {model!r}")
         if not callable(optimizer):
@@ -74,32 +106,54 @@ class Strategy(Emitter, Recorded):
             )
         self.model = model
         self.optimizer = optimizer(model.parameters())
+        self.active_classes = active_classes
 
     def outputs(self, samples: Samples) -> Tensor:
         """Return the model's (n, classes) outputs for samples to learn, augmented."""
         outputs: Tensor = self.model(samples.x if self.augment is None else self.augment(samples.x))
         return outputs
 
-    def own_heads(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return (n, classes) outputs; on a task-incremental stream with the heads of other tasks silenced by -inf."""
+    def own_heads(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
+        """Return (n, classes) outputs, with those that don't compete silenced by -inf.
+
+        Args:
+            outputs: (n, classes), of samples to learn.
+            y: (n,), their labels.
+            task: (n,) or (), the numbers of their tasks; needed on a task-incremental stream whose tasks share classes, where
+                samples have them as `extra["task"]`.
+
+        Raises:
+            ValueError: if they are needed, and not there.
+
+        """
         if self.heads is None:
-            return outputs
+            return outputs if self.active_classes == "all" else silenced(outputs, self.seen_classes)
         if self.heads.shape[1] < outputs.shape[1]:  # outputs that no class has never compete
             self.heads = F.pad(self.heads, (0, outputs.shape[1] - self.heads.shape[1]))
+        if self.heads_by_task:
+            if task is None:
+                raise ValueError(
+                    f"the tasks of this stream share classes, so {type(self).__name__}.own_heads needs the task of each sample: "
+                    'pass samples.extra["task"], which batches and memories carry'
+                )
+            y = task
         return outputs.masked_fill(~self.heads[y], float("-inf"))
 
     def logits(self, samples: Samples) -> Tensor:
-        """Return the (n, classes) outputs that compete for samples to learn: augmented, other tasks' heads silenced."""
-        return self.own_heads(self.outputs(samples), samples.y)
+        """Return the (n, classes) outputs for samples to learn, augmented, those that don't compete silenced by -inf."""
+        return self.own_heads(self.outputs(samples), samples.y, samples.extra.get("task"))
 
     @learns
     def loss(self, samples: Samples) -> Tensor:
         """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
         return F.cross_entropy(self.logits(samples), samples.y)
 
-    def sample_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of."""
-        return F.cross_entropy(self.own_heads(outputs, y), y, reduction="none")
+    def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
+        """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of.
+
+        `task` is as for `own_heads`.
+        """
+        return F.cross_entropy(self.own_heads(outputs, y, task), y, reduction="none")
 
     def carry(self, *regularisers: Regulariser) -> None:
         """Add regularisers: they hear the run as parts do, and each step minimises their penalties too.
@@ -134,8 +188,14 @@ class Strategy(Emitter, Recorded):
     @answers
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Return (n, classes), higher is likelier; `task` is given only where the question names it."""
-        answer: Tensor = self.model(x)
-        return answer
+        outputs: Tensor = self.model(x)
+        return self.mask_answer(outputs)
+
+    def mask_answer(self, outputs: Tensor) -> Tensor:
+        """Return (n, classes) outputs for a question, with those that don't compete in an answer silenced by -inf."""
+        if self.active_classes == "all" or self.task_given:
+            return outputs
+        return silenced(outputs, self.seen_classes)
 
     @answers
     @torch.no_grad()
@@ -158,14 +218,42 @@ class Strategy(Emitter, Recorded):
     @on(RunStarted)
     def meet_stream(self, event: RunStarted) -> None:
         """Take over the stream's augmentation and, if it is task-incremental, its heads."""
-        stream = event.stream
+        stream, device = event.stream, event.stream.device or "cpu"
         self.augment = stream.augment
-        self.heads = stream.heads.to(stream.device or "cpu") if stream.scenario == "task" else None
+        self.task_given = stream.scenario == "task"
+        self.heads_by_task = self.task_given and stream.shares_classes
+        self.heads = None
+        if self.task_given:
+            self.heads = (stream.task_heads if self.heads_by_task else stream.heads).to(device)
+        elif self.active_classes == "task":
+            self.heads = torch.zeros(stream.classes, stream.classes, dtype=torch.bool, device=device)
+        if self.active_classes != "all":
+            self.follow_classes(device)
+
+    def follow_classes(self, device: torch.device | str) -> None:
+        """Know from now on which classes came: `seen_classes` and `task_classes`."""
+        self.seen_classes = self.task_classes = torch.empty(0, dtype=torch.int64, device=device)
+        self.task_number = -1
 
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
         """Give a growing head an output for each class that is new in this session."""
         grow_heads(self.model, [optimizer for _, optimizer in held(self, Optimizer)], lambda: event.session.classes)
+
+    @on(SessionStarted)
+    def let_classes_in(self, event: SessionStarted) -> None:
+        """Let the session's classes compete, which a growing head has outputs for by now."""
+        if self.seen_classes is None or self.task_classes is None:
+            return
+        task = getattr(event.session, "task", None)
+        if task is not None and task.id != self.task_number:
+            self.task_number, self.task_classes = task.id, self.task_classes[:0]
+        new = self.seen_classes.new_tensor(event.session.classes)
+        self.task_classes = torch.cat([self.task_classes, new]).unique()
+        self.seen_classes = torch.cat([self.seen_classes, new]).unique()
+        if self.heads is not None and not self.task_given:
+            self.heads[self.task_classes] = False  # a class that came in another task before
+            self.heads[self.task_classes[:, None], self.task_classes] = True
 
 
 class Regulariser(Recorded, ABC):
@@ -184,6 +272,15 @@ class Regulariser(Recorded, ABC):
         """Return what is added to the loss of the samples: a scalar that can be differentiated."""
 
 
+def silenced(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return (n, classes) outputs with all but those for some labels silenced by -inf; of no labels, as they are."""
+    if labels is None or not len(labels):
+        return outputs
+    silent = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+    silent[labels] = False
+    return outputs.masked_fill(silent, float("-inf"))
+
+
 def allowed(task: Task, scores: Tensor) -> Tensor:
     """Return (classes,), bool, on the scores' device: which of their columns are classes of a task."""
     mine = torch.zeros(scores.shape[1], dtype=torch.bool)
@@ -195,9 +292,12 @@ def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
     """Return what a strategy needs a stream to show, each with the reason: "boundaries", "task ids".
 
     Read from its code: it needs boundaries if it, or one of its parts, handles TaskStarted, TaskEnded or Evaluated (which says
-    what was taught), and task ids if it reads `batch.task` or `session.task`, by these names.
+    what was taught), and task ids if it reads `batch.task` or `session.task`, by these names. An object also needs boundaries if
+    its `active_classes` are those of the task.
     """
     found: dict[str, str] = {}
+    if getattr(strategy, "active_classes", "all") == "task":
+        found["boundaries"] = "active_classes='task' is about the classes of a task"
     cls = strategy if isinstance(strategy, type) else type(strategy)
     for name, event in heard(cls):
         if issubclass(event, (TaskStarted, TaskEnded, Evaluated)):

@@ -208,7 +208,8 @@ class Stream:
         epochs: passes over a session.
         batch_size: samples of a step.
         scenario: "class" (all classes seen compete), "task" (the task is given at test: its classes compete, in training
-            too) or "domain" (the tasks share their classes).
+            too; where tasks share classes, samples to learn have the number of their task as `extra["task"]`) or "domain" (the
+            tasks share their classes).
         seed: of the order of the batches. A run adds its own seed to it.
         boundaries: whether a strategy is told of tasks. If not, there are no task events, and `batch.task` is None.
         augment: a function of a raw batch of inputs, applied where samples are learned, so replayed ones change too. It may
@@ -267,6 +268,9 @@ class Stream:
         elif isinstance(samples, Subset) and samples.transform is not None:
             samples = samples[:]  # a domain is made once a session, not once a batch
         task = self.tasks[self.task_of(index)] if self.boundaries else None
+        if task is not None and self.scenario == "task" and self.shares_classes:  # its label doesn't tell the task of a sample
+            whole = samples[:]
+            samples = Samples(whole.x, whole.y, {**whole.extra, "task": torch.full_like(whole.y, task.id)})
         device = None if self.resident else self.device
         return Session(index, task, samples, self.epochs, self.batch_size, self.seed, device, self.shuffle, self.drop_last)
 
@@ -378,6 +382,19 @@ class Stream:
         for task in self.tasks:
             own = torch.tensor(task.classes)
             table[own[:, None], own] = True
+        return table
+
+    @cached_property
+    def shares_classes(self) -> bool:
+        """Whether a class is of several tasks."""
+        return sum(len(task.classes) for task in self.tasks) > len({label for task in self.tasks for label in task.classes})
+
+    @cached_property
+    def task_heads(self) -> Tensor:
+        """(tasks, classes), bool: row i is the classes of task i."""
+        table = torch.zeros(len(self.tasks), self.classes, dtype=torch.bool)
+        for task in self.tasks:
+            table[task.id, list(task.classes)] = True
         return table
 
     def _like(self, **changes: object) -> Stream:
@@ -524,6 +541,10 @@ def _check(stream: Stream) -> None:
             if not len(part):
                 raise ValueError(f"{name}: task {position} has no {kind} samples")
             check_samples(part, f"{name}: the {kind} samples of task {position}", task.classes, checked)
+            if stream.scenario == "task" and stream.shares_classes and "task" in part[:1].extra:
+                raise ValueError(
+                    f"{name}: its tasks share classes, so the extra field 'task' is the stream's: give yours another name"
+                )
             shapes.add((tuple(part[:1].x.shape[1:]), part[:1].x.dtype))
     if stream.classes > MOST_CLASSES:
         raise ValueError(f"{name}: the greatest label is {stream.classes - 1}; number the classes from 0, without gaps")

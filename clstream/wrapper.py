@@ -18,6 +18,8 @@ class Wrapper(Strategy):
 
     """
 
+    fixed_classes = "as in the wrapped strategy"
+
     def __init__(self, base: Strategy) -> None:
         if not isinstance(base, Strategy) or not isinstance(getattr(base, "model", None), nn.Module):
             raise TypeError(f"{type(self).__name__} wraps a strategy object that has a model, not {base!r}")

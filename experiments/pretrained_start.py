@@ -66,7 +66,7 @@ def row(kind: str, net: VitTiny, l2: float, ewc: float, rate: float) -> Strategy
         for name, weight in net.named_parameters():
             weight.requires_grad_(name in held or name.startswith("head."))
     optimizer = partial(Adam, lr=rate)
-    plain = partial(L2, strength=0.0, form="masked_ce")
+    plain = partial(L2, strength=0.0, active_classes="task")
     base: Strategy = (LwF if kind.startswith("PredKD") else plain)(net, optimizer, renew_optimizer=True)
     if "L2" in kind:
         return Regularised(base, [L2Penalty(l2, QKV)])

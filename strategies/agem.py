@@ -34,6 +34,7 @@ class AGEM(Strategy):
         optimizer: makes the optimizer from the model's parameters.
         per_task: how many samples of each task are kept.
         sample: how many kept samples the reference gradient is taken on, at most.
+        active_classes: whose outputs compete, "all", "seen" or "task": see `clstream.Strategy`.
 
     """
 
@@ -43,8 +44,9 @@ class AGEM(Strategy):
         optimizer: OptimizerFactory = partial(SGD, lr=0.1),
         per_task: int = 250,
         sample: int = 256,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer)
+        super().__init__(model, optimizer, active_classes)
         check_integer(1, per_task=per_task, sample=sample)
         self.per_task, self.sample = per_task, sample
         self.kept: dict[int, Reservoir] = {}  # by task

@@ -73,6 +73,7 @@ class AvalancheStrategy(Strategy):
 
     """
 
+    fixed_classes = "as Avalanche's strategy and model have it"
     not_state = ("drawn",)
 
     def __init__(self, strategy: Any, plugins: Sequence[Any] = (), boundaries: bool | None = None) -> None:

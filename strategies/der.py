@@ -48,6 +48,8 @@ class DER(Strategy):
         alpha: weight of the squared error between outputs now and then.
         beta: weight of the cross-entropy of kept samples; 0 for DER, above for DER++.
         draws: 2 draws for the two terms, or 1 for both.
+        active_classes: whose outputs compete in the cross-entropies, "all", "seen" or "task"; see
+            `clstream.Strategy`.
 
     """
 
@@ -62,8 +64,9 @@ class DER(Strategy):
         alpha: float = 0.5,
         beta: float = 0.0,
         draws: int = 2,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer)
+        super().__init__(model, optimizer, active_classes)
         check_integer(1, none=True, replay_batch=replay_batch)
         if not (alpha >= 0 and beta >= 0):
             raise ValueError(f"alpha and beta must not be below 0; they are {alpha} and {beta}")
@@ -77,7 +80,7 @@ class DER(Strategy):
         """Return the three terms for a batch and what is drawn for it."""
         outputs = self.outputs(samples)
         self.fresh = outputs.detach()
-        loss = F.cross_entropy(self.own_heads(outputs, samples.y), samples.y)
+        loss = F.cross_entropy(self.own_heads(outputs, samples.y, samples.extra.get("task")), samples.y)
         if not len(self.memory):
             return loss
         n = self.replay_batch or len(samples)
@@ -89,7 +92,7 @@ class DER(Strategy):
         if self.draws == 2:
             past = self.memory.sample(n, repeats=False)
             now = self.outputs(past)
-        return loss + self.beta * F.cross_entropy(self.own_heads(now, past.y), past.y)
+        return loss + self.beta * F.cross_entropy(self.own_heads(now, past.y, past.extra.get("task")), past.y)
 
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:
@@ -97,7 +100,7 @@ class DER(Strategy):
         samples = event.batch.samples
         if self.fresh is None or len(self.fresh) != len(samples):
             raise RuntimeError(f"{type(self).__name__}.loss was not called on the batch that was learned")
-        self.memory.add(Samples(samples.x, samples.y, {"logits": self.fresh}))
+        self.memory.add(Samples(samples.x, samples.y, {**samples.extra, "logits": self.fresh}))
         self.fresh = None
 
 
@@ -105,7 +108,7 @@ class DERpp(DER):
     """DER++: DER, and the cross-entropy of a second draw of past samples.
 
     Args:
-        model, optimizer, capacity, replay_batch, alpha, beta, draws: as for DER.
+        model, optimizer, capacity, replay_batch, alpha, beta, draws, active_classes: as for DER.
 
     """
 
@@ -118,8 +121,9 @@ class DERpp(DER):
         alpha: float = 0.5,
         beta: float = 0.5,
         draws: int = 2,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer, capacity, replay_batch, alpha, beta, draws)
+        super().__init__(model, optimizer, capacity, replay_batch, alpha, beta, draws, active_classes)
 
 
 def drift(outputs: Tensor, kept: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class ERACE(Strategy):
         optimizer: makes the optimizer from the model's parameters.
         capacity: the most samples that are kept.
         replay_batch: how many kept samples are drawn for each batch. None: as many as the batch holds.
+        active_classes: whose outputs compete for what is replayed, "all", "seen" or "task": see `clstream.Strategy`.
 
     """
 
@@ -47,8 +48,9 @@ class ERACE(Strategy):
         optimizer: OptimizerFactory = partial(SGD, lr=0.1),
         capacity: int = 500,
         replay_batch: int | None = None,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer)
+        super().__init__(model, optimizer, active_classes)
         check_integer(1, none=True, replay_batch=replay_batch)
         self.memory, self.replay_batch = Reservoir(capacity), replay_batch
 

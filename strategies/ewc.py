@@ -17,8 +17,9 @@ fisher_batch  a number: squares of the mean gradient of batches of so many sampl
               has it with true labels and batches of the stream's size (and a penalty with 1/2, at 10); Avalanche's EWC without the
               factor
 
-F is of the strategy's own classification loss: over the outputs that compete, and in its form; with `LwF`'s forms of sigmoids, over
-the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave while it was there.
+F is of the strategy's own classification loss: over the outputs that compete (`active_classes`), and in its form; with `LwF`'s
+forms of sigmoids, over the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave
+while it was there.
 
 Measured: see `docs/rehearsal-free.md`; against Avalanche's EWC: `docs/avalanche.md`.
 """
@@ -39,6 +40,7 @@ from clstream.fisher import batch_fisher, diagonal_fisher
 from clstream.params import check_integer
 from clstream.regulariser import Quadratic, padded
 from clstream.rehearsal_free import RehearsalFree
+from clstream.seeds import undisturbed
 from clstream.strategy import OptimizerFactory
 
 
@@ -91,8 +93,12 @@ class EWCPenalty(Quadratic):
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in self.weights)
         device = next(iter(self.weights.values())).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
-            asked = self.fisher, host.augment, self.random, host.sample_losses, host.own_heads
+        losses, competing = host.sample_losses, host.own_heads
+        if host.heads_by_task and (task := getattr(event.session, "task", None)) is not None:
+            number = torch.tensor(task.id, device=device)
+            losses, competing = partial(losses, task=number), partial(competing, task=number)
+        with undisturbed([device.index] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
+            asked = self.fisher, host.augment, self.random, losses, competing
             if self.fisher_batch is None:
                 found = diagonal_fisher(model, samples, *asked)
             else:
@@ -129,7 +135,7 @@ class EWC(RehearsalFree):
         decay: how much of the Fisher so far stays when a task ends; online only.
         fisher: "predicted", "sampled" or "empirical": whose gradients are squared.
         fisher_batch: batch size of the batch-gradient variant. None: one sample at a time, exactly.
-        form, bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
+        form, bce_scale, bn_mode, renew_optimizer, active_classes: see `RehearsalFree`.
 
     """
 
@@ -145,8 +151,9 @@ class EWC(RehearsalFree):
         fisher_batch: int | None = None,
         form: str = "softmax",
         bce_scale: float | None = 5.0,
-        bn_mode: str = "eval",
+        bn_mode: str = "train",
         renew_optimizer: bool = False,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer)
+        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
         self.carry(EWCPenalty(strength, parameters, online, decay, fisher, fisher_batch))

@@ -15,6 +15,7 @@ class Finetune(Strategy):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
+        active_classes: whose outputs compete, "all", "seen" or "task": see `clstream.Strategy`.
 
     """
 

@@ -120,6 +120,7 @@ class Hypernetwork(Strategy):
 
     rehearsal_free = True
     not_state: tuple[str, ...] = ("made",)
+    fixed_classes = "those of the task whose network answers"
     exempt = {"grows": "all of the network's weights are made from the start"}  # noqa: RUF012  # as the base has it
 
     def __init__(

@@ -32,13 +32,20 @@ class Joint(Strategy):
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
         restart: whether each session starts from the initial weights; if not, from the last ones.
+        active_classes: whose outputs compete, "all", "seen" or "task": see `clstream.Strategy`.
 
     """
 
     not_state = ("seen",)
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1), restart: bool = True) -> None:
-        super().__init__(model, optimizer)
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.1),
+        restart: bool = True,
+        active_classes: str = "all",
+    ) -> None:
+        super().__init__(model, optimizer, active_classes)
         self.start: dict[str, Tensor] = {}
         self.restart, self.make_optimizer = restart, optimizer
         self.random = torch.Generator()

@@ -13,6 +13,8 @@ from_start        True: the first task has the initial anchor    False: held fro
 parameters        the feature extractor: "stages.*"              "*", the head too
 strength          0.05                                           0.01 / 0.5 / 100 (task- / domain- / class-IL Split MNIST)
 form              BCE, alone or with distillation (`LwF`)        softmax
+active_classes    "task", or as `LwF` has it                     "seen"
+bn_mode           "eval" (pre-trained, or not)                   no batch norm
 renew_optimizer   True                                           False
 
 With pre-trained weights the first anchor is these. `parameters="*.attn.qkv.*"` holds queries, keys and values of a ViT of timm's.
@@ -67,7 +69,7 @@ class L2(RehearsalFree):
         strength: of the penalty: a number, or one or a tensor for each held weight by its name.
         parameters: which weights are held: a pattern of their names in the model, or several.
         from_start: whether the first task's anchor is the initial weights; if not, it has none.
-        form, bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
+        form, bce_scale, bn_mode, renew_optimizer, active_classes: see `RehearsalFree`.
 
     """
 
@@ -80,8 +82,9 @@ class L2(RehearsalFree):
         from_start: bool = True,
         form: str = "softmax",
         bce_scale: float | None = 5.0,
-        bn_mode: str = "eval",
+        bn_mode: str = "train",
         renew_optimizer: bool = False,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer)
+        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
         self.carry(L2Penalty(strength, parameters, from_start))

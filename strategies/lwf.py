@@ -8,12 +8,13 @@ K_old old classes, K_new of this task, K both:
 bce_kd        bce_scale * mean over B x K of BCE(sigmoid(o), u), u = sigmoid(o') for old classes, the one-hot label for new; default
 bce_balanced  N K_new / K + O K_old / K: O the mean over B x K_old of BCE(sigmoid(o), sigmoid(o')); N that over B x C, C = K_new, of
               the new classes' BCE, weighing 1 / C where the target is 0, times 2 C / (1 + 1 / C). No bce_scale. The first task: N
-softmax_kd    weight * cross-entropy over K + alpha * sum over the old heads of CE(softmax(o' / T), softmax(o / T)), no factor T^2
-              with `distil="seen"` the softmax of o is over K, and the teacher's answer for new classes is 0
-softmax_all_kd  the same with cross-entropy over all outputs, also of classes that never came, as many codes have it
+softmax_kd    weight * cross-entropy + alpha * sum over the old heads of CE(softmax(o' / T), softmax(o / T)), no factor T^2; with
+              `distil="seen"` the softmax of o is over K, and the teacher's answer for new classes is 0
 
-The forms without a teacher (`RehearsalFree`: softmax, masked_ce, bce_local, ...) are the rows of that paper without PredKD. In the
-first task bce_kd is bce_local, softmax_kd is softmax. `alpha` and `weight` may be lists, a value for each task.
+What competes in the cross-entropy and in the answers of softmax_kd is `active_classes`. The forms of sigmoids fix it: old and new
+classes in the loss, as written; classes that came in an answer. The forms without a teacher (`RehearsalFree`: softmax, bce) with
+`active_classes="task"` are the rows of that paper without PredKD. In the first task bce_kd is bce over its classes, softmax_kd is
+softmax. `alpha` and `weight` may be lists, a value for each task.
 
 Paper and code: the paper's form, as summarised, is a cross-entropy of predictions, realised as LwF.MC. Research code of the same
 group has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=None`) or at 1 (later). Regularisers weigh against
@@ -36,7 +37,7 @@ from clstream.bus import on
 from clstream.events import RunStarted, TaskEnded
 from clstream.regulariser import frozen
 from clstream.rehearsal_free import FORMS, RehearsalFree, binary, one_hot
-from clstream.strategy import OptimizerFactory
+from clstream.strategy import OptimizerFactory, silenced
 from clstream.stream import Samples
 
 
@@ -46,16 +47,16 @@ class LwF(RehearsalFree):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
-        form: "bce_kd", "bce_balanced", "softmax_kd", "softmax_all_kd", or one of `RehearsalFree`, which have no teacher.
+        form: "bce_kd", "bce_balanced", "softmax_kd", or one of `RehearsalFree`, which have no teacher.
         alpha: weight of the distillation in forms of softmax; of a list each task takes one, and the last one goes on.
         weight: of the classification loss in forms of softmax; likewise.
         temperature: T of the forms of softmax.
         distil: "old" or "seen": the outputs that compete in the distillation of the forms of softmax.
-        bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
+        bce_scale, bn_mode, renew_optimizer, active_classes: see `RehearsalFree`. The forms of sigmoids fix which outputs compete.
 
     """
 
-    forms = (*FORMS, "bce_kd", "bce_balanced", "softmax_kd", "softmax_all_kd")
+    forms = (*FORMS, "bce_kd", "bce_balanced", "softmax_kd")
 
     def __init__(
         self,
@@ -67,10 +68,11 @@ class LwF(RehearsalFree):
         temperature: float = 2.0,
         distil: str = "old",
         bce_scale: float | None = 5.0,
-        bn_mode: str = "eval",
+        bn_mode: str = "train",
         renew_optimizer: bool = False,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer)
+        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a number above 0, not {temperature}")
         if distil not in ("old", "seen"):
@@ -95,16 +97,16 @@ class LwF(RehearsalFree):
         if self.form in FORMS:
             return
         self.teacher = frozen(self.model)
-        if self.heads is None:
-            self.past = [self.old]
-        elif not any(torch.equal(self.new, labels) for labels in self.past):
-            self.past = [*self.past, self.new]
+        if not self.task_given:
+            self.past = [self.old_classes]
+        elif not any(torch.equal(self.new_classes, labels) for labels in self.past):
+            self.past = [*self.past, self.new_classes]
 
-    def sample_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
         """Return (n,), the classification loss by itself, without a teacher: in the forms of sigmoids of the new classes."""
         if self.form not in ("bce_kd", "bce_balanced"):
-            return super().sample_losses(outputs, y)
-        terms = binary(outputs[:, self.new], one_hot(y, self.new, outputs))
+            return super().sample_losses(outputs, y, task)
+        terms = binary(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
         return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
 
     def loss(self, samples: Samples) -> Tensor:
@@ -113,35 +115,43 @@ class LwF(RehearsalFree):
             return super().loss(samples)
         x = samples.x if self.augment is None else self.augment(samples.x)
         outputs = self.model(x)
+        alike = self.form == "softmax_kd" and turn(self.alpha, self.tasks) == 0  # then the teacher has no say
         with torch.no_grad():
-            before = None if self.teacher is None else self.teacher(x)
+            before = None if self.teacher is None or alike else self.teacher(x)
         if self.form == "bce_kd":
             return self.distilled(outputs, before, samples.y)
         if self.form == "bce_balanced":
             return self.balanced(outputs, before, samples.y)
-        loss = turn(self.weight, self.tasks) * F.cross_entropy(self.own_heads(outputs, samples.y), samples.y)
+        own = self.own_heads(outputs, samples.y, samples.extra.get("task"))
+        loss = turn(self.weight, self.tasks) * F.cross_entropy(own, samples.y)
         if before is not None:
-            whole = self.distil == "seen" and self.heads is None
-            kept = [softened(outputs, before, each, self.seen if whole else each, self.temperature) for each in self.past]
+            whole = self.distil == "seen" and not self.task_given
+            kept = [softened(outputs, before, each, self.known_classes if whole else each, self.temperature) for each in self.past]
             loss = loss + turn(self.alpha, self.tasks) * torch.stack(kept).sum()
         return loss
 
+    def mask_answer(self, outputs: Tensor) -> Tensor:
+        """Return the outputs for a question; in the forms of sigmoids of classes that came alone."""
+        if self.form in ("bce_kd", "bce_balanced") and not self.task_given:
+            return silenced(outputs, self.seen_classes)
+        return super().mask_answer(outputs)
+
     def distilled(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_kd."""
-        terms = binary(outputs[:, self.new], one_hot(y, self.new, outputs))
+        terms = binary(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
         if before is not None:
-            terms = torch.cat([binary(outputs[:, self.old], before[:, self.old].sigmoid()), terms], 1)
+            terms = torch.cat([binary(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()), terms], 1)
         return terms.sum(1).mean() if self.bce_scale is None else self.bce_scale * terms.mean()
 
     def balanced(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_balanced."""
-        new, targets = len(self.new), one_hot(y, self.new, outputs)
+        new, targets = len(self.new_classes), one_hot(y, self.new_classes, outputs)
         weights = targets + (1 - targets) / new
-        loss = (weights * binary(outputs[:, self.new], targets)).mean() * (2 * new / (1 + 1 / new))
+        loss = (weights * binary(outputs[:, self.new_classes], targets)).mean() * (2 * new / (1 + 1 / new))
         if before is None:
             return loss
-        old = len(self.old)
-        kept = binary(outputs[:, self.old], before[:, self.old].sigmoid()).mean()
+        old = len(self.old_classes)
+        kept = binary(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()).mean()
         return loss * (new / (new + old)) + kept * (old / (new + old))
 
 

@@ -79,6 +79,7 @@ class PRD(Strategy):
 
     """
 
+    fixed_classes = "none in the loss; classes with a prototype in an answer"
     rehearsal_free = True
 
     def __init__(

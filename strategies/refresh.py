@@ -65,6 +65,7 @@ class Refresh(Wrapper):
 
     """
 
+    fixed_classes = 'as in the wrapped strategy; all in the move of form "released"'
     not_state: tuple[str, ...] = ("factors",)
 
     def __init__(

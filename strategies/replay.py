@@ -48,6 +48,7 @@ class Replay(Strategy):
         retrieval: "random" or "mir".
         candidates: how many kept samples "mir" chooses from, and replays at most.
         mix: None, "cutmix" or "resizemix"; for images.
+        active_classes: whose outputs compete, "all", "seen" or "task": see `clstream.Strategy`.
 
     """
 
@@ -62,8 +63,9 @@ class Replay(Strategy):
         retrieval: str = "random",
         candidates: int = 50,
         mix: str | None = None,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer)
+        super().__init__(model, optimizer, active_classes)
         check_integer(1, none=True, replay_batch=replay_batch, per_class=per_class)
         check_integer(1, candidates=candidates)
         if memory not in ("reservoir", "class_balanced"):
@@ -93,14 +95,24 @@ class Replay(Strategy):
         return super().loss(samples) if self.mix is None else self.mixed_loss(samples, self.mix)
 
     def mixed_loss(self, samples: Samples, kind: str) -> Tensor:
-        """Return the mean cross-entropy of mixed samples; on a task-incremental stream the heads of both labels compete."""
-        x, targets = mix(kind, samples.x if self.augment is None else self.augment(samples.x), samples.y, self.classes)
+        """Return the mean cross-entropy of mixed samples; what competes for either of both labels does."""
+        x, y = samples.x if self.augment is None else self.augment(samples.x), samples.y
+        if self.heads is not None and self.heads_by_task:  # a label of one task is another one than the same of another
+            tasks, classes = len(self.heads), self.classes
+            x, parts = mix(kind, x, samples.extra["task"] * classes + y, tasks * classes)
+            shares = parts.view(-1, tasks, classes)
+            targets, of_heads = shares.sum(1), shares.sum(2)
+        else:
+            x, targets = mix(kind, x, y, self.classes)
+            of_heads = targets
         outputs = self.model(x)
         targets = F.pad(targets, (0, outputs.shape[1] - targets.shape[1]))
         if self.heads is not None:
-            competing = targets[:, : len(self.heads)] @ self.heads.to(targets.dtype)
-            competing = F.pad(competing, (0, outputs.shape[1] - competing.shape[1]))
+            competing = of_heads[:, : len(self.heads)] @ self.heads.to(targets.dtype)
+            competing = F.pad(competing, (0, outputs.shape[1] - competing.shape[1]))[:, : outputs.shape[1]]
             outputs = outputs.masked_fill(competing == 0, float("-inf"))
+        else:
+            outputs = self.own_heads(outputs, y)
         return -torch.where(targets > 0, targets * outputs.log_softmax(1), 0).sum(1).mean()
 
     def most_interfered(self, samples: Samples, n: int) -> Samples:
@@ -112,7 +124,7 @@ class Replay(Strategy):
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             with torch.random.fork_rng(devices=[of.x.device] if of.x.is_cuda else []):
                 outputs = functional_call(self.model, buffers | moved, (of.x,))
-            return F.cross_entropy(self.own_heads(outputs, of.y), of.y, reduction="none")
+            return self.sample_losses(outputs, of.y, of.extra.get("task"))
 
         slopes = torch.autograd.grad(losses(samples, {}).mean(), list(weights.values()), materialize_grads=True)
         step = self.optimizer.param_groups[0]["lr"]

@@ -209,6 +209,7 @@ class SHARP(Strategy):
 
     """
 
+    fixed_classes = "none in the loss; classes with exemplars in an answer"
     not_state: tuple[str, ...] = ("chain", "path", "gates", "replayed")
 
     def __init__(

@@ -127,7 +127,7 @@ class SI(RehearsalFree):
         damping: what is added to the square of a weight's way.
         gradient: "loss" or "objective": of what the path integral is.
         most: the greatest importance that a weight can have. None: any.
-        form, bce_scale, bn_mode, renew_optimizer: see `RehearsalFree`.
+        form, bce_scale, bn_mode, renew_optimizer, active_classes: see `RehearsalFree`.
 
     """
 
@@ -142,8 +142,9 @@ class SI(RehearsalFree):
         most: float | None = None,
         form: str = "softmax",
         bce_scale: float | None = 5.0,
-        bn_mode: str = "eval",
+        bn_mode: str = "train",
         renew_optimizer: bool = False,
+        active_classes: str = "all",
     ) -> None:
-        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer)
+        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
         self.carry(SIPenalty(strength, parameters, damping, gradient, most))

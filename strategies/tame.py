@@ -142,6 +142,7 @@ class TAME(Strategy):
     """
 
     not_state: tuple[str, ...] = ("stacked", "selected", "pruned", "stuck", "slope", "newest", "warned")
+    fixed_classes = "all outputs of an expert"
     exempt = {"grows": "all experts have the same outputs from the start"}  # noqa: RUF012  # as the base has it
 
     def __init__(
@@ -322,8 +323,9 @@ class TAME(Strategy):
         else:
             outputs = self.stacked.one(only, samples.x)[None]
         y = samples.y.repeat(len(outputs))
+        task = samples.extra.get("task")
         with torch.no_grad():
-            logits = self.own_heads(self.bounded(outputs).flatten(0, 1), y)
+            logits = self.own_heads(self.bounded(outputs).flatten(0, 1), y, None if task is None else task.repeat(len(outputs)))
             each = F.cross_entropy(logits, y, reduction="none").view(len(outputs), -1).mean(1).tolist()
         return dict(enumerate(each) if only is None else [(only, each[0])])
 

@@ -100,6 +100,11 @@ class WithDetectedBoundaries(Wrapper):
         name = type(self.base).__name__
         if reason := needs(self.base).get("task ids"):
             raise ValueError(f"WithDetectedBoundaries finds boundaries, not which task it is, and {name} needs that ({reason})")
+        if self.base.active_classes == "task" and not any(issubclass(event, TaskStarted) for event, _ in subscriptions(self.base)):
+            raise ValueError(
+                "WithDetectedBoundaries finds boundaries, but a session tells no task there, which active_classes='task' of "
+                f"{name} goes by: take 'seen' or 'all'"
+            )
         for event, handler in subscriptions(self.base):
             if issubclass(event, Evaluated):
                 raise ValueError(
@@ -141,7 +146,7 @@ class WithDetectedBoundaries(Wrapper):
             event = BatchReady(self.batch(event.batch))
         elif isinstance(event, BatchLearned):
             if event.batch.epoch == self.first:  # in later ones the samples come again
-                seen = Samples(event.batch.samples.x, event.batch.samples.y)
+                seen = self.told(event.batch.samples)
                 self.of_task.add(seen)
                 self.of_session.add(seen)
             event = BatchLearned(self.batch(event.batch), event.loss)
@@ -165,7 +170,7 @@ class WithDetectedBoundaries(Wrapper):
 
     def cross(self, batch: Batch) -> None:
         """Before a batch: look whether it is a shift, and tell the wrapped strategy what begins and ends."""
-        samples = Samples(batch.samples.x, batch.samples.y)
+        samples = self.told(batch.samples)
         shifted = self.detector.detect(self.loss_before(samples))
         if shifted and self.opened:
             self.tell(EpochEnded(self.epoch(batch.epoch)))
@@ -191,7 +196,7 @@ class WithDetectedBoundaries(Wrapper):
         """
         if self.asked is None or self.asked.models[0] is not self.model:
             self.asked = Stacked([self.model])
-        outputs = Strategy.own_heads(self, self.asked.one(0, samples.x), samples.y)
+        outputs = Strategy.own_heads(self, self.asked.one(0, samples.x), samples.y, samples.extra.get("task"))
         losses = F.cross_entropy(outputs, samples.y, reduction="none")
         unknown = outputs.gather(1, samples.y[:, None]).flatten().isneginf()
         return float(torch.where(unknown, self.guess, losses).mean())
@@ -199,6 +204,11 @@ class WithDetectedBoundaries(Wrapper):
     def task(self, samples: Samples) -> Task:
         """Return the task that runs, with what is known of it."""
         return Task(self.tasks - 1, tuple(samples.y.unique().tolist()), samples, samples[:0])
+
+    def told(self, samples: Samples) -> Samples:
+        """Return samples with nothing else that may tell of tasks, unless the stream tells the task of each."""
+        task = samples.extra.get("task") if self.task_told else None
+        return Samples(samples.x, samples.y) if task is None else Samples(samples.x, samples.y, {"task": task})
 
     def session(self) -> Session:
         """Return the session that runs, as the wrapped strategy may know it: with what was seen, if it was cut."""

@@ -38,8 +38,7 @@ def test_the_batch_gradient_fisher_and_its_penalty_have_the_values_worked_out() 
         for seed in range(100)
         if {*torch.randperm(4, generator=torch.Generator().manual_seed(seed))[:2].tolist()} in ({0, 1}, {2, 3})
     )
-    strategy = EWC(Scalar(), strength=5.0, fisher="empirical", fisher_batch=2, form="bce_local")  # 1/2 of the code's 10
-    strategy.new = strategy.seen = torch.tensor([0, 1])
+    strategy = EWC(Scalar(), strength=5.0, fisher="empirical", fisher_batch=2, form="bce")  # 1/2 of the code's 10
     (penalty,) = strategy.regularisers
     assert [
         strategy.sample_losses(strategy.model(part.x), part.y).mean().item() for part in (given[:2], given[2:])
@@ -104,7 +103,9 @@ class FisherByHand(Strategy):
 @pytest.mark.parametrize(("kind", "decay"), [("predicted", None), ("empirical", None), ("predicted", 1.0), ("empirical", 0.5)])
 def test_ewc_is_its_equation(kind: str, decay: float | None, scenario: str, head: str) -> None:
     """After three tasks, and a move from there, value and gradient are those of the sum over the terms."""
-    strategy = EWC(example_model(head=head), strength=3.0, fisher=kind, online=decay is not None, decay=decay or 1.0)
+    strategy = EWC(
+        example_model(head=head), strength=3.0, fisher=kind, online=decay is not None, decay=decay or 1.0, active_classes="seen"
+    )
     hand = FisherByHand(strategy.model, kind, scenario)
 
     class Watch:
@@ -134,9 +135,9 @@ def test_the_fisher_of_a_task_in_several_sessions_is_the_mean_over_its_samples()
     run(whole, stream, max_sessions=1)
     # the first sessions see one class each in turn, so the outputs that compete differ: the number of terms does not
     assert strategy.regularisers[0].importance.keys() == whole.regularisers[0].importance.keys()
-    same = EWC(example_model(), partial(SGD, lr=0.0), form="softmax_all")
+    same = EWC(example_model(), partial(SGD, lr=0.0))
     run(same, example_stream((0, 0, 0)))
-    all_at_once = EWC(example_model(), partial(SGD, lr=0.0), form="softmax_all")
+    all_at_once = EWC(example_model(), partial(SGD, lr=0.0))
     run(all_at_once, example_stream(), max_sessions=1)
     for name, value in all_at_once.regularisers[0].importance.items():
         torch.testing.assert_close(same.regularisers[0].importance[name], value)

@@ -19,7 +19,7 @@ SI: theirs follows the gradient of the loss with its own penalty, cuts importanc
 LwF: theirs distils by a divergence over the classes seen so far, without T^2: the same gradient as the cross-entropy.
 Cumulative: theirs is our Joint(restart=False).
 
-All learn the cross-entropy over all outputs, from the start (form="softmax_all", "softmax_all_kd").
+All learn the cross-entropy over all outputs, from the start (active_classes="all").
 """
 
 from __future__ import annotations
@@ -133,12 +133,12 @@ def their(name: str, **options: Any) -> Make:
 
 def our_ewc(net: nn.Module) -> Strategy:
     """Return EWC with Avalanche's importance."""
-    return EWC(net, SGD, EWC_LAMBDA / BATCH, fisher="empirical", fisher_batch=BATCH, form="softmax_all")
+    return EWC(net, SGD, EWC_LAMBDA / BATCH, fisher="empirical", fisher_batch=BATCH)
 
 
 def our_si(net: nn.Module) -> Strategy:
     """Return SI with Avalanche's importance."""
-    return SI(net, SGD, SI_LAMBDA / 2, damping=SI_EPSILON, gradient="objective", most=0.001, form="softmax_all")
+    return SI(net, SGD, SI_LAMBDA / 2, damping=SI_EPSILON, gradient="objective", most=0.001)
 
 
 THEIR_REPLAY = their("Replay", mem_size=CAPACITY)
@@ -155,7 +155,7 @@ METHODS = (
     Method("SI, theirs with copies", our_si, THEIR_SI, within=copies),
     Method(
         "LwF",
-        lambda net: LwF(net, SGD, "softmax_all_kd", LWF_ALPHA, temperature=TEMPERATURE),
+        lambda net: LwF(net, SGD, "softmax_kd", LWF_ALPHA, temperature=TEMPERATURE),
         their("LwF", alpha=LWF_ALPHA, temperature=TEMPERATURE),
     ),
     Method("A-GEM", lambda net: AGEM(net, SGD, PER_TASK, SAMPLE), their("AGEM", patterns_per_exp=PER_TASK, sample_size=SAMPLE)),
