@@ -403,11 +403,8 @@ def check_alike(one: Make, other: Make) -> Iterator[Check]:
         assert torch.equal(result.accuracy, expected.accuracy), "without the task given, the accuracies differ"
         assert torch.equal(result.task_accuracy, expected.task_accuracy), "with the task given, the accuracies differ"
 
-    models: dict[str, Callable[[], nn.Module]] = {
-        "": example_model,
-        "_growing": partial(example_model, head="growing"),
-        "_normed": normed_model,
-    }
+    models: dict[str, Callable[[], nn.Module]]
+    models = {"": example_model, "_growing": partial(example_model, head="growing"), "_normed": normed_model}
     for scenario in ("class", "task"):
         for name, model in models.items():
             yield Check(f"alike_{scenario}{name}", partial(alike, model, scenario))

@@ -67,7 +67,7 @@ class Strategy(Emitter, Recorded):
     """Whose outputs compete: see the constructor."""
 
     fixed_classes: str = ""
-    """Where a method itself fixes which outputs compete, and so has no option `active_classes`: what it fixes, for the docs."""
+    """What competes where a method itself fixes that; if in all of it, there is no option `active_classes`. For the docs."""
 
     seen_classes: Tensor | None = None
     """Labels that came so far, sorted; None where nobody needs them."""

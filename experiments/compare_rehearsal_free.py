@@ -2,9 +2,8 @@
 
 Split Fashion-MNIST, 5 tasks, one net. Each strategy learns the stream with the task not given (class-IL) and given (task-IL); PRD
 learns the same way in both, so it is run once, and asked both questions. Replay with 200 and 500 samples marks what a memory is
-worth. Strategies of OTHERS that clstream has by now are run with their default options, but among classes
-seen. With `--tune` a tenth of the training
-samples is held back and tested on in place of the test set: settings were chosen so.
+worth. Strategies of OTHERS that clstream has by now are run with their default options, but among classes seen. With `--tune` a
+tenth of the training samples is held back and tested on in place of the test set: settings were chosen so.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ class ERACE(Strategy):
 
     """
 
+    fixed_classes = "for a batch its own labels"
+
     def __init__(
         self,
         model: nn.Module,
