@@ -56,6 +56,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
+from clstream.answering import answers
 from clstream.bus import ObserverError, on
 from clstream.detectors import LossWindow, ShiftDetected, check_detection, smooth
 from clstream.evaluation import CHUNK, evaluating
@@ -384,6 +385,7 @@ class TAME(Strategy):
         scores: Tensor = self.model(x)
         return scores.argmax(1)
 
+    @answers
     def route(self, x: Tensor) -> Tensor:
         """Return the number of the expert that each sample is sent to: (n,), int64."""
         if len(self.experts) == 1:
@@ -440,6 +442,7 @@ class TAME(Strategy):
                 self.pruned[number] = made_from, (model.eval(), masks)
         return [self.pruned[n][1] if n in self.pruned else (each.model, {}) for n, each in enumerate(self.experts)]
 
+    @answers
     def parameter_counts(self) -> tuple[int, int]:
         """Return how many parameters the networks that answer have, selector included: all, and those that pruning has left."""
         networks = self.answering() + ([self.selecting()] if len(self.experts) > 1 else [])

@@ -36,8 +36,10 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream import BatchLearned, RunStarted, SessionEnded, Strategy, Stream, Task, TaskEnded, on, run
-from clstream.checks import Check, check_alike, check_strategy, example_model, example_stream, normed_model
+from clstream.checkpoint import difference
+from clstream.checks import Check, Checkpoints, check_alike, check_strategy, example_model, example_stream, normed_model
 from clstream.params import describe
+from clstream.recording import read, record
 from clstream.regulariser import Regulariser
 from clstream.strategy import needs
 from clstream.stream import Samples, Subset
@@ -336,3 +338,20 @@ def test_an_unseen_task_changes_no_answer_of_another() -> None:
             assert torch.equal(self.heads, torch.tensor([[1, 1, 0], [0, 1, 1], [0, 1, 1]]).bool())
 
     run(Finetune(example_model()), shared(), Told())
+
+
+def test_a_recording_and_a_checkpoint_carry_the_task(tmp_path: Path) -> None:
+    stream = shared(subset=True)
+    recording = read(record(stream, tmp_path / "shared.clstream"))
+    again = recording.replay(recording.found_in(stream))
+    whole, results = Checkpoints(), []
+    for each in (stream, again):
+        strategy = Replay(example_model(), capacity=20)
+        results.append(run(strategy, each, *([whole] if each is stream else [])))
+    assert torch.equal(results[0].task_accuracy, results[1].task_accuracy)
+    number = len(whole.written) // 2
+    resumed = Replay(example_model(), capacity=20)
+    assert torch.equal(
+        run(resumed, stream, rest := Checkpoints(every=False), resume=whole.load(number)).accuracy, results[0].accuracy
+    )
+    assert difference(whole.load(-1), rest.load(-1)) is None
