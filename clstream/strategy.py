@@ -40,7 +40,7 @@ class Strategy(Emitter, Recorded):
             sample's own task compete, whatever this is.
 
     Raises:
-        ValueError: for other `active_classes`.
+        ValueError: for other `active_classes`, or a model without parameters.
         TypeError: for a model that is no module, or an optimizer that was already made.
 
     """
@@ -105,7 +105,14 @@ class Strategy(Emitter, Recorded):
                 f"not a {type(optimizer).__name__} object"
             )
         self.model = model
-        self.optimizer = optimizer(model.parameters())
+        try:
+            self.optimizer = optimizer(model.parameters())
+        except ValueError as error:
+            if next(model.parameters(), None) is not None:
+                raise
+            raise ValueError(
+                f"{type(model).__name__} has no parameters, so there is nothing that {type(self).__name__} could learn"
+            ) from error
         self.active_classes = active_classes
 
     def outputs(self, samples: Samples) -> Tensor:

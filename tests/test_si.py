@@ -33,7 +33,7 @@ class Double(nn.Module):
 @pytest.mark.parametrize("gradient", ["loss", "objective"])
 def test_si_is_the_loop_by_hand(gradient: str) -> None:
     stream, twin = example_stream(batch_size=10, epochs=2), Double()
-    strategy = SI(Double(), partial(Adam, lr=1e-2), strength=7.0, gradient=gradient, damping=0.05)
+    strategy = SI(Double(), partial(Adam, lr=1e-2), strength=7.0, gradient=gradient, damping=0.05, active_classes="seen")
     run(strategy, stream, seed=1)
     optimizer = Adam(twin.parameters(), lr=1e-2)
     weights = list(twin.parameters())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import clstream.strategies as zoo
 import pytest
 import torch
 from clstream.strategies import Finetune, Joint, Replay
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
-from clstream import BatchLearned, BatchReady, Samples, SessionEnded, on, run
+from clstream import BatchLearned, BatchReady, Samples, SessionEnded, Strategy, on, run
 from clstream.checks import example_model, example_stream
 from clstream.seeds import derive
 
@@ -140,3 +141,11 @@ def test_loss_reported_is_the_loss_before_the_step() -> None:
     expected = float(F.cross_entropy(model(batch.samples.x), batch.samples.y).detach())
     run(Finetune(example_model()), stream, Watch(), max_sessions=1)
     assert losses == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize("name", ["Finetune", "Replay", "DERpp", "EWC", "LwF", "Joint", "AGEM"])
+def test_a_model_without_parameters_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"Flatten has no parameters, so there is nothing that {name} could learn"):
+        getattr(zoo, name)(nn.Flatten())
+    kept = Strategy(nn.Flatten(), optimizer=lambda parameters: None)  # for a method that learns otherwise
+    assert kept.optimizer is None
