@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clstream.params import check_bool, check_number
+
 PADDING = 4
 
 
@@ -47,6 +49,11 @@ class CropFlipJitter:
     jitter: float = 0.8
     grayscale: float = 0.2
     clamp_quirk: bool = False
+
+    def __post_init__(self) -> None:
+        check_number(0, brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
+        check_number(0, 1, jitter=self.jitter, grayscale=self.grayscale)
+        check_bool(clamp_quirk=self.clamp_quirk)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return augmented (n, channels, height, width) images."""

@@ -33,7 +33,7 @@ from clstream.bus import on
 from clstream.comparing import differing
 from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
 from clstream.folders import FolderError, claimed
-from clstream.params import check_integer
+from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.running import OtherRunError, Run
 
 FORMAT = 1
@@ -81,10 +81,10 @@ class Checkpointer:
     ) -> None:
         check_integer(1, none=True, every_batches=every_batches)
         check_integer(1, keep=keep)
-        if every_seconds is not None and not every_seconds > 0:
-            raise ValueError(f"every_seconds must be above 0, or None for never, not {every_seconds!r}")
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, not {share!r}")
+        check_positive(none=True, every_seconds=every_seconds)
+        check_positive(share=share)
+        check_number(0, 1, share=share)
+        check_bool(signals=signals)
         self.folder, self.keep, self.share, self.signals = Path(folder), keep, share, signals
         self.every_batches = every_batches or sys.maxsize
         self.every_seconds = float("inf") if every_seconds is None else every_seconds

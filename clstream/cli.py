@@ -189,14 +189,13 @@ def compare_command(arguments: list[str]) -> int:
     if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
         print(shown, end="")
         return 0
-    began = time.time()
     played = [play(["--config", file, *rest]) for file in files]
     report_runs(played, files)
-    track_comparisons(played, files, began)
+    track_comparisons(played, files)
     return 0
 
 
-def track_comparisons(played: list[Played], files: list[str], began: float) -> None:
+def track_comparisons(played: list[Played], files: list[str]) -> None:
     """Draw the runs that are tracked in one place, and are of one stream, against each other."""
     together: dict[tuple[object, ...], list[tuple[str, list[Result]]]] = {}
     for each, name in zip(played, titles(played, files), strict=True):
@@ -209,7 +208,7 @@ def track_comparisons(played: list[Played], files: list[str], began: float) -> N
         if len(runs) > 1:
             from clstream.tracking import track_comparison
 
-            track_comparison(dict(runs), str(experiment), None if tracked == "default" else str(tracked), began)
+            track_comparison(dict(runs), str(experiment), None if tracked == "default" else str(tracked))
 
 
 def report_runs(played: list[Played], files: Sequence[str] = ()) -> None:
@@ -344,11 +343,8 @@ def prove_command(arguments: list[str]) -> int:
         raise UsageError(f"--kills must be at least 1, not {own.kills}")
 
     from clstream.config import parse_run, seeds_of
-    from clstream.proof import OWN, prove
+    from clstream.proof import prove
 
-    given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest]
-    if taken := next((name for name in given if name in OWN), None):
-        raise UsageError(f"clstream prove-resume sets --{taken} itself: leave it out")
     if len(seeds_of(parse_run(rest)[1])) > 1:
         raise UsageError("clstream prove-resume runs one seed: give --seed")
     if own.out is not None and Path(own.out).exists() and any(Path(own.out).iterdir()):
@@ -714,24 +710,22 @@ def serve(store: str, host: str, port: int, page: str) -> int:
     """Run MLflow's server until it ends or Ctrl-C comes; say what to open when it answers. Of its log only errors are shown."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", host, "--port", str(port)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends too
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    assert server.stdout is not None
-    threading.Thread(target=relay_errors, args=(server.stdout,), daemon=True).start()
-    url = f"http://{host}:{port}"
-    print(f"starting the MLflow UI on {store}", file=sys.stderr, flush=True)
-    try:
-        while server.poll() is None and not _answers(f"{url}/health"):
-            time.sleep(0.3)
-        if server.poll() is None:
-            print(f"it is ready, until Ctrl-C: open\n{url}/{page}", flush=True)
-        status = server.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):  # with all of its workers
-            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(server.pid, number)
-                server.wait(5)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as server:
+        assert server.stdout is not None
+        threading.Thread(target=relay_errors, args=(server.stdout,), daemon=True).start()
+        url = f"http://{host}:{port}"
+        print(f"starting the MLflow UI on {store}", file=sys.stderr, flush=True)
+        try:
+            while server.poll() is None and not _answers(f"{url}/health"):
+                time.sleep(0.3)
+            if server.poll() is None:
+                print(f"it is ready, until Ctrl-C: open\n{url}/{page}", flush=True)
+            status = server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
     raise Failure(f"the MLflow UI ended by itself, with status {status}")
 
 

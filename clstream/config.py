@@ -81,8 +81,6 @@ class Parser(ArgumentParser):
             return f"{option}: {absent[1]} has no {absent[2]!r}"
         if absent := re.search(r"No module named '([\w.]+)'", message):
             return f"{option}: there is no file or package {absent[1]!r} here"
-        if "Exceeds the limit" in message:
-            return f"{option} takes no number of thousands of digits"
         value = next(iter(re.findall(r"(?:Got|Given) value: (?!NestedArg|Namespace|\{)([^\n]*)", message)), "")
         if re.search("Expected a <class 'float'>", message):
             return f"{option} takes a number, not {value.partition('. Got value')[0][:100]}"
@@ -225,7 +223,7 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     settings = _with_defaults(settings, trusted)
     _check_options(settings)
     may = {top for setting in settings for text in strings(setting.value) for top in _tops(text) if is_own(top)}
-    _allow_imports({*DATA, *trusted, *may})
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*DATA, *trusted, *may])
     options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
     options.trust = trusted
     if options.seeds is not None:
@@ -239,22 +237,12 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     return parser, options
 
 
-def _allow_imports(modules: set[str]) -> None:
-    """Let jsonargparse import what lies in these modules, and nothing else; it has one setting for all of its parsers."""
-    set_parsing_settings(import_path_denylist=["*", *sorted(_ALLOWED - modules)], import_path_allowlist=sorted(modules))
-    _ALLOWED.update(modules)
-
-
-_ALLOWED: set[str] = set()
-"""All that was ever allowed in this process: what was for one command is not for the next."""
-
-
 def _trusted(settings: list[Setting]) -> list[str]:
     """Return the packages that the command line itself names, by --trust or in the value of an option."""
     typed = [setting for setting in settings if not setting.file]
     whole = {name for setting in typed if setting.key == ("trust",) for name in _listed(setting.value)}
     if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
-        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0][:60]!r}")
+        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0]!r}")
     return sorted(
         whole | {top for setting in typed for text in strings(setting.value) for top in _tops(text)} - {"torch", "clstream"}
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from clstream.bus import Emitter
 from clstream.events import Event
-from clstream.params import check_integer
+from clstream.params import check_integer, check_number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,10 +71,10 @@ def smooth(before: float | None, loss: float, alpha: float) -> float:
 def check_detection(alpha: float, window: int, deviations: float, floor: float) -> None:
     """Raise ValueError for settings of a detector that can't be."""
     check_integer(1, window=window)
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha is the weight of a new loss, above 0 and at most 1, not {alpha}")
-    if not (0 <= deviations < math.inf and 0 <= floor < math.inf):
-        raise ValueError(f"deviations and floor must be numbers from 0 up; they are {deviations} and {floor}")
+    check_number(0, 1, alpha=alpha)
+    if not alpha:
+        raise ValueError("alpha is the weight of a new loss, above 0 and at most 1, not 0")
+    check_number(0, deviations=deviations, floor=floor)
 
 
 class ShiftDetector(Emitter):

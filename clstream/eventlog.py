@@ -21,6 +21,7 @@ from clstream.bus import on
 from clstream.engine import described
 from clstream.evaluation import Evaluation
 from clstream.journal import Journal, entries, set_aside
+from clstream.params import check_bool
 
 FILE = "events.jsonl"
 FORMAT = 1
@@ -51,6 +52,7 @@ class EventLog:
     """
 
     def __init__(self, folder: str | Path, batches: bool = False) -> None:
+        check_bool(batches=batches)
         self.file, self.batches = Path(folder).absolute() / FILE, batches
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +177,7 @@ def _of_run(event: events.RunStarted) -> Entry:
         "title": f"{type(strategy).__name__} on {stream.name}, seed {event.seed}",
         "params": plain(described(strategy, stream, event.seed, stream.device or "cpu")),
         "data_fingerprint": stream.fingerprint,
+        **({"class_names": list(stream.class_names)} if stream.class_names else {}),
     }
 
 

@@ -156,13 +156,13 @@ def sparklines(accuracy: Tensor, taught: Tensor | None = None, width: int = 60) 
     return lines
 
 
-def composition_figure(counts: Tensor, sessions: Tensor, names: Sequence[int], by: str, title: str = "") -> Figure:
+def composition_figure(counts: Tensor, sessions: Tensor, names: Sequence[int | str], by: str, title: str = "") -> Figure:
     """Draw how many samples of each class or task come in each session, one above the other.
 
     Args:
         counts: (shown, names), for the sessions that are shown.
         sessions: (shown,), their numbers.
-        names: the numbers of the classes or tasks.
+        names: what the classes or tasks are called.
         by: what they are: "class" or "task".
         title: of the figure.
 
@@ -187,16 +187,17 @@ def composition_figure(counts: Tensor, sessions: Tensor, names: Sequence[int], b
     return figure
 
 
-def composition_lines(counts: Tensor, names: Sequence[int], by: str, width: int = 60) -> list[str]:
+def composition_lines(counts: Tensor, names: Sequence[int | str], by: str, width: int = 60) -> list[str]:
     """Return a line of text for each class or task: a bar for its samples in each session, the highest for the most of any.
 
     More sessions than `width` are shown by every so many of them. Each line ends in the samples of all sessions in `counts`.
     """
     shown = torch.linspace(0, len(counts) - 1, min(len(counts), width)).round().long()
     most = max(1, int(counts.max()))
+    wide = max([4, *(1 + len(str(name)) for name in names)])
     heights = (counts[shown] > 0) + (counts[shown] * (len(BARS) - 2) / most).round().long()  # what comes at all has a bar
     return [
-        f"{by} {name:<4}{''.join(BARS[height] for height in heights[:, place].tolist())}  {int(counts[:, place].sum()):,}"
+        f"{by} {name:<{wide}}{''.join(BARS[height] for height in heights[:, place].tolist())}  {int(counts[:, place].sum()):,}"
         for place, name in enumerate(names)
     ]
 

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from clstream.params import check_choice, check_integer
 from clstream.stream import Samples, Subset
 
 KINDS = ("empirical", "weighted", "sampled", "predicted")
@@ -59,8 +60,7 @@ def diagonal_fisher(
         ValueError: for another kind, no samples, no parameters, or batch norm over single values.
 
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    check_choice(KINDS, kind=kind)
     if not len(samples):
         raise ValueError("the Fisher of no samples is not defined")
     coupled = any(_is_coupled(module) for module in model.modules())
@@ -111,8 +111,10 @@ def batch_fisher(
         batch_size: samples of a batch, in a random order.
 
     """
-    if kind not in ("empirical", "sampled", "predicted"):
-        raise ValueError(f"kind must be empirical, sampled or predicted, not {kind!r}")
+    check_choice(("empirical", "sampled", "predicted"), kind=kind)
+    check_integer(1, batch_size=batch_size)
+    if not len(samples):
+        raise ValueError("the Fisher of no samples is not defined")
     losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     device = next(iter(weights.values())).device

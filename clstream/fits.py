@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clstream.bus import members, subscriptions
 from clstream.evaluation import check_labels, evaluating
+from clstream.params import check_integer
 from clstream.samples import apart
 from clstream.seeds import isolated
+from clstream.single import check_single_samples
+from clstream.state import held
 from clstream.strategy import Strategy, needs
 from clstream.stream import Stream
 
@@ -29,11 +34,8 @@ def check_fits(
         raise TypeError(f"run takes a Strategy object, not {what}")
     if not isinstance(given[1], Stream):
         raise TypeError(f"run takes a Stream as its second argument, not a {type(stream).__name__}")
-    for name, value in (("evaluate_every", evaluate_every), ("max_sessions", max_sessions)):
-        if value is not None and (not hasattr(value, "__index__") or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, or None, not {value!r}")
-    if not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be a whole number, not {seed!r}")
+    check_integer(1, none=True, evaluate_every=evaluate_every, max_sessions=max_sessions)
+    check_integer(0, seed=seed)
     check_device(device)
     list(subscriptions(strategy))  # refuses handlers and parts that can't be
     for need, reason in needs(strategy).items():
@@ -46,11 +48,18 @@ def check_fits(
                 raise ValueError(f"{name} carries what is not among its parts: set {name}.parts to (*self.parts, ...)")
     if type(strategy).learn is Strategy.learn and not isinstance(getattr(strategy, "optimizer", None), Optimizer):
         raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
+    check_optimizers(strategy)
+    check_augment(stream)
     check_answers(strategy, stream)
+    check_single_samples(strategy, stream, device, max_sessions)
 
 
 def check_device(device: str | torch.device) -> None:
-    """Refuse a device that isn't there."""
+    """Refuse a device that isn't there, or that holds no numbers."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device must be a name such as cpu or cuda:0, not {device!r}")
+    if str(device).partition(":")[0] == "meta":
+        raise ValueError("on the device meta tensors have no values, so nothing can be learned: take cpu or cuda")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -58,6 +67,46 @@ def check_device(device: str | torch.device) -> None:
         raise ValueError(
             f"there is no device {str(device)!r} here, only {', '.join(there)} ({str(error).splitlines()[0]})"
         ) from None
+
+
+def check_optimizers(strategy: Strategy) -> None:
+    """Refuse optimizers that can't learn: options that are no numbers, or, where a step is the base's, nothing to learn."""
+    for path, optimizer in held(strategy, Optimizer):
+        for group in optimizer.param_groups:
+            for name, value in group.items():
+                if isinstance(value, float) and (math.isnan(value) or (name == "lr" and math.isinf(value))):
+                    raise ValueError(f"{name} of {type(optimizer).__name__} ({path}) must be a finite number, not {value}")
+    own = getattr(strategy, "optimizer", None)
+    if type(strategy).learn is not Strategy.learn or not isinstance(own, Optimizer):
+        return
+    if not any(weight.requires_grad for group in own.param_groups for weight in group["params"]):
+        raise ValueError(
+            f"no weight that {type(strategy).__name__} learns requires a gradient, so there is nothing to learn: unfreeze some of "
+            f"the {type(getattr(strategy, 'model', None)).__name__}, weight.requires_grad_(True)"
+        )
+
+
+def check_augment(stream: Stream) -> None:
+    """Refuse an augmentation that gives no batch of inputs like those that it is given; it is tried on a few."""
+    if stream.augment is None:
+        return
+    x = apart(stream.tasks[0].train[:4]).x
+    with isolated(0, "augment"):
+        given: object = stream.augment(x.clone())
+    what = f"the augmentation of {stream.name}"
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{what} gives a {type(given).__name__} for a batch of inputs, not a tensor: does it return what it made?")
+    if not given.dim() or len(given) != len(x):
+        raise ValueError(f"{what} gives {tuple(given.shape)} for {tuple(x.shape)}: it must give as many inputs as it is given")
+    if given.dtype == x.dtype:
+        return
+    if x.dtype != torch.uint8 or given.dtype != torch.float32:
+        raise TypeError(f"{what} gives {given.dtype} for {x.dtype}: it must keep the dtype of its inputs")
+    if not bool(((given >= 0) & (given <= 1)).all()):
+        raise ValueError(
+            f"{what} gives float32 from {float(given.min()):g} to {float(given.max()):g} for uint8, and models divide by 255 only "
+            "what is uint8: keep the dtype, or give floats from 0 to 1"
+        )
 
 
 def check_answers(strategy: Strategy, stream: Stream) -> None:
@@ -80,8 +129,9 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
         except (RuntimeError, ValueError, TypeError) as error:
             if not plain and not _fails_alike(model, samples.x, error):
                 return
+            other = "" if parameter is None or parameter.dtype == torch.float32 else f" (its weights are {parameter.dtype})"
             raise ValueError(
-                f"{name} can't take the inputs of {stream.name}, {tuple(first.x.shape[1:])} of {first.x.dtype}: "
+                f"{name}{other} can't take the inputs of {stream.name}, {tuple(first.x.shape[1:])} of {first.x.dtype}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
         except Exception:  # noqa: BLE001  # its own business until the run has started

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clstream.models import GrowingHead
-from clstream.params import check_integer, check_integers
+from clstream.params import check_choice, check_integer, check_integers, check_number
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
@@ -42,6 +42,7 @@ class ChunkGenerator(nn.Module):
     def __init__(self, size: int, chunk: int, task_size: int, chunk_size: int, chunk_std: float | None = 1.0) -> None:
         super().__init__()
         check_integer(1, size=size, chunk=chunk, task_size=task_size, chunk_size=chunk_size)
+        check_number(0, none=True, chunk_std=chunk_std)
         self.size, self.chunk, self.number, self.into = size, chunk, -(-size // chunk), task_size + chunk_size
         drawn = None if chunk_std is None else nn.Parameter(chunk_std * torch.randn(self.number, chunk_size))
         self.register_parameter("chunks", drawn)
@@ -103,8 +104,7 @@ class MlpGenerator(ChunkGenerator):
     ) -> None:
         super().__init__(size, chunk, task_size, chunk_size, chunk_std)
         check_integers(1, hidden=hidden)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+        check_choice(ACTIVATIONS, activation=activation)
         layers: list[nn.Module] = []
         for into, out in pairwise((self.into, *hidden)):
             layers += [nn.Linear(into, out), ACTIVATIONS[activation]()]

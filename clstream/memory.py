@@ -29,8 +29,7 @@ class Memory:
     """
 
     def __init__(self, capacity: int) -> None:
-        if not hasattr(capacity, "__index__") or capacity < 1:
-            raise ValueError(f"capacity must be a whole number of at least 1, not {capacity!r}")
+        check_integer(1, capacity=capacity)
         self.capacity = index(capacity)
         self.seen = 0
         self.size = 0
@@ -209,7 +208,8 @@ class Ring(Memory):
 
     def __init__(self, capacity: int, classes: int | None = None) -> None:
         super().__init__(capacity)
-        if classes is not None and not 1 <= classes <= capacity:
+        check_integer(1, none=True, classes=classes)
+        if classes is not None and classes > capacity:
             raise ValueError(f"a capacity of {capacity} can't be shared by {classes} classes: each needs a place")
         self.classes = classes
         self._slots = np.full((classes or 1, capacity // (classes or 1)), -1, dtype=np.int64)  # of each place in each ring

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clstream.params import check_choice
+
 MIXES = ("cutmix", "resizemix")
 SMALLEST, LARGEST = 0.1, 0.8
 """The sides of a pasted image in ResizeMix, relative to those of the image."""
@@ -38,8 +40,7 @@ def mix(kind: str, x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 def check_mix(kind: str) -> None:
     """Raise ValueError for a kind of mixing that there is not."""
-    if kind not in MIXES:
-        raise ValueError(f"mix must be {' or '.join(MIXES)}, not {kind!r}")
+    check_choice(MIXES, mix=kind)
 
 
 def _resizemix(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:

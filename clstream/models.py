@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from clstream.params import Recorded, check_integer
+from clstream.params import Recorded, check_bool, check_choice, check_integer, check_integers, check_number, check_positive
 
 __all__ = ["ConvNet", "LeNet", "MnistLike", "Mlp", "ResNet18", "SlimResNet18", "Timm", "VggSmall", "VitTiny"]
 
@@ -30,8 +30,10 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
         super().__init__()
-        if not bool((torch.as_tensor(std) > 0).all()):
-            raise ValueError(f"std must be above 0, not {std}")
+        for value in mean if isinstance(mean, (list, tuple)) else [mean]:
+            check_number(mean=value)
+        for value in std if isinstance(std, (list, tuple)) else [std]:
+            check_positive(std=value)
         plain = mean == 0.0 and std == 1.0
         for name, value in (("shift", mean), ("scale", std)):
             rows = torch.as_tensor(value, dtype=torch.float32)
@@ -189,12 +191,10 @@ class Classifier(Recorded, nn.Module):
 
     def __init__(self, stages: dict[str, nn.Module], features: int, classes: int, head: str, cut: str) -> None:
         super().__init__()
-        if head not in ("fixed", "growing"):
-            raise ValueError(f"head must be fixed or growing, not {head!r}")
+        check_choice(("fixed", "growing"), head=head)
         if cut not in stages:
             raise ValueError(f"cut must be one of the stages {', '.join(stages)}, not {cut!r}")
-        if classes < 1:
-            raise ValueError(f"classes must be at least 1, not {classes}")
+        check_integer(1, classes=classes)
         self.stages = nn.Sequential(OrderedDict(stages))
         self.head = GrowingHead(features, classes) if head == "growing" else nn.Linear(features, classes)
         self.cut = cut
@@ -227,8 +227,12 @@ class Classifier(Recorded, nn.Module):
 
 
 def _shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
-    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-    if not shape or min(shape) < 1:
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
+    try:
+        check_integers(1, input_shape=shape)
+    except ValueError:
+        shape = ()
+    if not shape:
         raise ValueError(f"input_shape must be a size or some sizes of at least 1, not {input_shape!r}")
     return shape
 
@@ -267,10 +271,11 @@ class Mlp(Classifier):
         init: str = "torch",
         activation: str = "relu",
     ) -> None:
-        if init not in ("torch", "xavier"):
-            raise ValueError(f"init must be torch or xavier, not {init!r}")
-        if activation not in ("relu", "tanh"):
-            raise ValueError(f"activation must be relu or tanh, not {activation!r}")
+        check_choice(("torch", "xavier"), init=init)
+        check_choice(("relu", "tanh"), activation=activation)
+        check_choice(("fixed", "growing"), head=head)
+        check_integers(1, hidden=hidden)
+        check_integer(1, classes=classes)
         layer = LinearRelu if activation == "relu" else LinearTanh
         widths = [math.prod(_shape(input_shape)), *hidden]
         stages: dict[str, nn.Module] = {"input": FlatInput(mean, std)}
@@ -307,6 +312,10 @@ class ConvNet(Classifier):
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
         into, height, width = _image_shape("ConvNet", input_shape, 4)
+        check_integers(1, channels=channels)
+        check_integer(1, hidden=hidden, classes=classes)
+        if len(channels) != 3:
+            raise ValueError(f"channels must be three numbers, one for each convolution, not {list(channels)}")
         first, second, third = channels
         flat = third * (height // 4) * (width // 4)
         stages = {
@@ -384,6 +393,7 @@ class MnistLike(Classifier):
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
+        check_integer(1, channels=channels, hidden=hidden, classes=classes)
         into, height, width = _image_shape("MnistLike", input_shape, 4)
         stages: dict[str, nn.Module] = {
             "input": Normalise(mean, std),
@@ -420,6 +430,7 @@ class VggSmall(Classifier):
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
+        check_integer(1, width=width, hidden=hidden, classes=classes)
         into, high, wide = _image_shape("VggSmall", input_shape, 8)
         stages: dict[str, nn.Module] = {
             "input": Normalise(mean, std),
@@ -476,6 +487,7 @@ class ResNet18(Classifier):
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
         into, _, _ = _image_shape(type(self).__name__, input_shape, 8)
+        check_integer(1, width=width, classes=classes)
         stages: dict[str, nn.Module] = {
             "input": Normalise(mean, std),
             "stem": nn.Sequential(nn.Conv2d(into, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
@@ -599,7 +611,8 @@ class VitTiny(Classifier):
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
-        check_integer(1, patch=patch, width=width, depth=depth, heads=heads)
+        check_integer(1, patch=patch, width=width, depth=depth, heads=heads, classes=classes)
+        check_bool(fused=fused)
         into, height, breadth = _image_shape("VitTiny", input_shape, patch)
         if height % patch or breadth % patch:
             raise ValueError(
@@ -643,8 +656,11 @@ class Timm(Classifier):
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
-        body = _timm_body(name, weights, _image_shape("Timm", input_shape, 1))
-        stages: dict[str, nn.Module] = {"input": Normalise(mean, std), "body": body}
+        shape, first = _image_shape("Timm", input_shape, 1), Normalise(mean, std)
+        check_choice(("fixed", "growing"), head=head)
+        check_integer(1, classes=classes)
+        body = _timm_body(name, weights, shape)
+        stages: dict[str, nn.Module] = {"input": first, "body": body}
         super().__init__(stages, body.num_features, classes, head, cut="body")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import clstream
-from clstream.params import Recorded, describe
+from clstream.params import Recorded, check_integer, describe
 from clstream.stream import Samples, Stream, Subset, Task
 
 FORMAT = "clstream weights 1"
@@ -35,6 +35,7 @@ def joined(stream: Stream, classes: Sequence[int] | None = None, epochs: int | N
 
     Raises ValueError for labels that the stream doesn't have.
     """
+    check_integer(1, none=True, epochs=epochs)
     known = {label for task in stream.tasks for label in task.classes}
     kept = sorted(known if classes is None else set(classes))
     if strange := [label for label in kept if label not in known]:

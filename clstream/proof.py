@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +27,6 @@ from clstream.playing import FINISHED
 
 CLOCK = ("time", "seconds", "samples_per_second", "error")
 """Fields of log lines and names of metrics that are readings of a clock."""
-
-OWN = ("tracking_uri", "runs", "resume", "checkpoint_every", "checkpoint_share")
-"""Options that the proof sets itself."""
 
 WAYS = ("at random", "in a write", "at random", "at a session's end", "at random")
 POLL = 0.0002
@@ -125,7 +121,7 @@ class _Try:
         self.store = folder / "mlflow.db"
         self.runs, self.said = folder / "runs", folder / "said.txt"
         self.command = [
-            sys.executable, "-m", "clstream.cli", "run", *arguments, "--tracking_uri", f"sqlite:///{self.store}",
+            sys.executable, "-m", "clstream.cli", "run", "--tracking_uri", f"sqlite:///{self.store}", *arguments,
             "--runs", str(self.runs), "--resume", "auto",
         ]  # fmt: skip
 
@@ -214,14 +210,12 @@ class _Try:
 
     def seconds(self) -> float:
         """Return how many seconds of the run its newest checkpoint has."""
-        state = self.state() if files(self.place()) else None
+        state = newest(self.place()) if files(self.place()) else None
         return float(state["seconds"]) if state else 0.0
 
     def state(self) -> Any:
         """Return the last checkpoint."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* was made with threads")  # it is only compared in this process
-            return newest(self.place())
+        return newest(self.place())
 
     def log(self) -> list[str]:
         """Return the event log without clock readings and resumptions."""

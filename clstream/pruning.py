@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from clstream.params import check_number
+
 Masks = Mapping[str, Tensor]
 """For each pruned parameter by name, bool: which of its weights stay."""
 
@@ -23,6 +25,7 @@ def prunable(model: nn.Module) -> dict[str, Tensor]:
 
 def magnitude_masks(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
     """Return masks that cut the share `sparsity` of all prunable weights, the smallest in magnitude, to the weight exactly."""
+    check_number(0, 1, sparsity=sparsity)
     weights = prunable(model)
     if not weights:
         raise ValueError(f"{type(model).__name__} has no convolution and no linear layer to prune")

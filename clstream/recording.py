@@ -170,7 +170,7 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
     mixture = stream.schedule if isinstance(stream.schedule, Mixture) else None
     drift = {"drift": {"what": repr(mixture), "once": mixture.once}} if mixture else {}
     about = {
-        "format": 3 if stream.drop_last else 2 if drift or not stream.shuffle else 1,
+        "format": 3 if stream.drop_last or stream.class_names else 2 if drift or not stream.shuffle else 1,
         "clstream": _version("clstream"),
         "torch": _version("torch"),
         "name": stream.name,
@@ -182,6 +182,7 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
         "resident": bool(stream.resident),
         **({} if stream.shuffle else {"shuffle": False}),
         **({"drop_last": True} if stream.drop_last else {}),
+        **({"class_names": list(stream.class_names)} if stream.class_names else {}),
         **drift,
         "notes": list(stream.notes),
         "fingerprint": stream.fingerprint,
@@ -444,6 +445,7 @@ class Recording:
             data=Data({name: parts[name] for name in about["parts"]}, about["loader"], about["options"]),
             shuffle=about.get("shuffle", True),
             drop_last=about.get("drop_last", False),
+            class_names=tuple(about.get("class_names", ())),
             dealt=dealt,
         )
         if _order(stream) != about["order"]:

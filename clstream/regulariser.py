@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from clstream.bus import on
 from clstream.events import RunStarted
 from clstream.models import GrowingHead
+from clstream.params import check_number
 from clstream.strategy import Regulariser as Regulariser
 from clstream.strategy import Strategy
 from clstream.stream import Samples
@@ -38,6 +39,10 @@ class Quadratic(Regulariser):
     """
 
     def __init__(self, strength: float | dict[str, Any] = 1.0, parameters: str | list[str] = "*") -> None:
+        if not isinstance(strength, (Mapping, Tensor)):
+            check_number(0, strength=strength)
+        if not isinstance(parameters, (str, list, tuple)) or not all(isinstance(pattern, str) for pattern in parameters):
+            raise ValueError(f"parameters must be a pattern of names, or a list of some, not {parameters!r}")
         values = strength if isinstance(strength, Mapping) else {"all": strength}
         given = {name: torch.as_tensor(value) for name, value in values.items()}
         if not all(bool(((value >= 0) & value.isfinite()).all()) for value in given.values()):

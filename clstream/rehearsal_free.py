@@ -13,7 +13,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import RunStarted, TaskEnded, TaskStarted
 from clstream.models import GrowingHead
-from clstream.params import check_choice, check_positive
+from clstream.params import check_bool, check_choice, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -60,6 +60,7 @@ class RehearsalFree(Strategy):
         check_choice(self.forms, form=form)
         check_choice(BN_MODES, bn_mode=bn_mode)
         check_positive(none=True, bce_scale=bce_scale)
+        check_bool(renew_optimizer=renew_optimizer)
         self.form, self.bce_scale, self.bn_mode = form, bce_scale, bn_mode
         self.renew_optimizer, self.make_optimizer = renew_optimizer, optimizer
         self.grows = False  # whether the head does

@@ -180,6 +180,8 @@ class Run:
 
     def check_same(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another run, and say what differs."""
+        if not isinstance(state, Mapping) or not isinstance(state.get("identity"), Mapping) or "position" not in state:
+            raise ValueError("resume takes a checkpoint as clstream.checkpoint.newest(folder) returns it, and this is none")
         theirs, ours = state["identity"], self.identity | {"data fingerprint": self.stream.fingerprint}
         names = [name for name in {**ours, **theirs} if repr(theirs.get(name)) != repr(ours.get(name))]  # NaN is NaN
         if names:

@@ -17,7 +17,8 @@ _CHUNK = 8192  # samples looked at together when all of a data set is checked or
 class Samples:
     """Inputs and labels, held as whole tensors.
 
-    `x` is (n, *input_shape), raw: uint8 where the data is, else float32. `y` is (n,), int64.
+    `x` is (n, *input_shape), raw: integers where the data is, such as uint8 images and int64 tokens, else float32. `y` is
+    (n,), int64.
     `extra` holds further tensors of n rows each, by name: logits, activations, task ids.
     """
 
@@ -137,11 +138,21 @@ def check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...], c
     if not isinstance(part, (Samples, Subset)):
         raise TypeError(f"{what} must be Samples or a Subset, not a {type(part).__name__}")
     whole = part.source if isinstance(part, Subset) else part
-    for name, rows in (("inputs", whole.x), ("labels", whole.y), *whole.extra.items()):
+    fields = (("inputs", whole.x), ("labels", whole.y), *whole.extra.items())
+    for name, rows in fields:
         if not isinstance(rows, Tensor):
             raise TypeError(f"{what} need {name} as a tensor, not a {type(rows).__name__}: torch.as_tensor(...) makes one")
+    for name, rows in fields:
+        if rows.layout != torch.strided:
+            raise TypeError(f"{what} need {name} as a dense tensor, not a sparse one: .to_dense() makes one")
+        if not rows.dim() or not whole.y.dim():
+            raise ValueError(f"{what} need {name} as a tensor of (samples, ...), not a single number")
         if len(rows) != len(whole.y):
             raise ValueError(f"{what} are {len(rows)} {name} with {len(whole.y)} labels")
+        if rows.requires_grad:
+            raise ValueError(f"{what} have {name} that require a gradient, which would be kept from batch to batch: .detach() them")
+    if whole.x.is_complex() or whole.x.is_quantized or whole.x.dtype == torch.bool:
+        raise TypeError(f"{what} need inputs of integers or real numbers, not {whole.x.dtype}")
     if isinstance(part, Subset) and (
         part.index.dtype != torch.int64 or part.index.dim() != 1 or not 0 <= part.index.min() <= part.index.max() < len(whole)
     ):

@@ -19,14 +19,14 @@ class Composition:
 
     Args:
         by: "class" or "task".
-        names: the numbers of the classes or tasks.
+        names: what the classes or tasks are called: their numbers, or the stream's names of its classes.
         sessions: (shown,), int64: the numbers of the sessions that were looked at.
         counts: (shown, names), int64.
 
     """
 
     by: str
-    names: tuple[int, ...]
+    names: tuple[int | str, ...]
     sessions: Tensor
     counts: Tensor
 
@@ -40,6 +40,7 @@ def composition(stream: Stream, by: str | None = None, most: int = MOST) -> Comp
     if by == "task":
         counts = torch.stack([stream.mix(number) for number in sessions.tolist()])
         return Composition(by, tuple(range(len(stream.tasks))), sessions, counts)
-    names = tuple(sorted({label for task in stream.tasks for label in task.classes}))
+    labels = sorted({label for task in stream.tasks for label in task.classes})
+    names: list[int | str] = [stream.class_name(label) if stream.class_names else label for label in labels]
     found = [stream.labels(number).bincount(minlength=stream.classes) for number in sessions.tolist()]
-    return Composition(by, names, sessions, torch.stack(found)[:, list(names)])
+    return Composition(by, tuple(names), sessions, torch.stack(found)[:, labels])

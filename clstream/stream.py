@@ -7,7 +7,7 @@ Iterating a stream twice gives the same batches: the order of the samples is a p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +17,7 @@ from typing import NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from clstream.params import check_bool, check_choice, check_integer
 from clstream.samples import Samples as Samples
 from clstream.samples import Subset as Subset
 from clstream.samples import apart, check_samples
@@ -24,6 +25,7 @@ from clstream.samples import content_hash as content_hash
 from clstream.seeds import derive
 
 SCENARIOS = ("class", "task", "domain")
+MOST = 2**31 - 1  # epochs, or samples of a batch: a number beyond is a mistake, and would overflow
 MOST_CLASSES = 65536  # a label beyond is a number of something else, and would make tables of its square
 
 
@@ -41,7 +43,10 @@ class Task:
     validation: Samples | Subset | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(map(index, self.classes)))
+        try:
+            object.__setattr__(self, "classes", tuple(map(index, self.classes)))
+        except TypeError:
+            raise TypeError(f"the classes of a task must be whole numbers, not {self.classes!r}") from None
 
     def __repr__(self) -> str:
         return f"Task({self.id}, classes={self.classes}, train={len(self.train)}, test={len(self.test)})"
@@ -221,6 +226,7 @@ class Stream:
         data: where the samples come from, for recordings. None: the samples of the tasks are all that is known.
         drop_last: whether each pass leaves out what is left for a last batch that is not full, as torch's DataLoader does. If
             not, that batch is a smaller one.
+        class_names: what reports call the labels from 0 up; (): by their numbers.
 
     Raises:
         ValueError, TypeError: for an empty task or schedule, labels outside the classes, values that are not finite, ...
@@ -241,10 +247,13 @@ class Stream:
     data: Data | None = None
     shuffle: bool = True
     drop_last: bool = False
+    class_names: tuple[str, ...] = ()
     device: torch.device | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        _check_options(self)
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
         if not isinstance(self.schedule, Mixture):
             object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
         _check(self)
@@ -370,6 +379,21 @@ class Stream:
         """Number of labels over the whole stream: the greatest label, plus one."""
         return 1 + max(max(task.classes) for task in self.tasks)
 
+    def class_name(self, label: int) -> str:
+        """Return what reports call a label."""
+        return self.class_names[label] if self.class_names else str(label)
+
+    @property
+    def gaps(self) -> str:
+        """What is to be said of labels that no task has, below the greatest one; nothing if there are none."""
+        used = len({label for task in self.tasks for label in task.classes})
+        if used == self.classes:
+            return ""
+        return (
+            f"its {used} labels have gaps: models get {self.classes} outputs, and {self.classes - used} of them are never right; "
+            "from_tensors(..., relabel=True) numbers the labels without gaps"
+        )
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
@@ -491,11 +515,12 @@ class Stream:
         if isinstance(self.schedule, Mixture):
             lines.insert(-1, f"  drift        {self.schedule}")
         for task in self.tasks[:20]:
-            shown = ", ".join(map(str, task.classes[:10])) + (" ..." if len(task.classes) > 10 else "")
+            shown = ", ".join(map(self.class_name, task.classes[:10])) + (" ..." if len(task.classes) > 10 else "")
             lines.append(f"  task {task.id:<8}classes {shown}; {len(task.train):,} to train, {len(task.test):,} to test")
         if len(self.tasks) > 20:
             lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        notes = [*self.notes, self.gaps] if self.gaps else self.notes
+        return "\n".join(lines + [f"  note: {note}" for note in notes])
 
 
 def _checked(drawn: object, most: int, what: str) -> Tensor:
@@ -507,15 +532,37 @@ def _checked(drawn: object, most: int, what: str) -> Tensor:
     return drawn
 
 
+def _check_options(stream: Stream) -> None:
+    """Refuse options that are not what they must be, in one sentence that says which."""
+    if not isinstance(stream.name, str):
+        raise TypeError(f"a stream's name must be a string, not {stream.name!r}")
+    try:
+        check_integer(1, epochs=stream.epochs, batch_size=stream.batch_size)
+        check_integer(1, MOST, epochs=stream.epochs, batch_size=stream.batch_size)
+        check_integer(0, seed=stream.seed)
+        check_choice(SCENARIOS, scenario=stream.scenario)
+        check_bool(boundaries=stream.boundaries, resident=stream.resident, shuffle=stream.shuffle, drop_last=stream.drop_last)
+    except ValueError as error:
+        raise ValueError(f"{stream.name}: {error}") from None
+    if stream.augment is not None and not callable(stream.augment):
+        raise TypeError(f"{stream.name}: augment must be a function of a batch of inputs, or None, not {stream.augment!r}")
+    for what, texts in (("notes", stream.notes), ("class_names", stream.class_names)):
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{stream.name}: {what} must be a tuple of strings, not {texts!r}")
+    if isinstance(stream.tasks, Task) or not isinstance(stream.tasks, Iterable):
+        raise TypeError(f"{stream.name}: tasks must be a list of Task objects, not a {type(stream.tasks).__name__}")
+    if not isinstance(stream.schedule, (type(None), Mixture)) and not isinstance(stream.schedule, Iterable):
+        raise TypeError(
+            f"{stream.name}: schedule must be None, a Mixture or the number of each session's task, not {stream.schedule!r}"
+        )
+
+
 def _check(stream: Stream) -> None:
     """Refuse a stream that can't be played, in one sentence that says why."""
     name = stream.name
-    for what in ("epochs", "batch_size"):
-        value = getattr(stream, what)
-        if not hasattr(value, "__index__") or value < 1:
-            raise ValueError(f"{name}: {what} must be a whole number of at least 1, not {value!r}")
-    if stream.scenario not in SCENARIOS:
-        raise ValueError(f"{name}: scenario must be one of {', '.join(SCENARIOS)}, not {stream.scenario!r}")
+    if not all(isinstance(task, Task) for task in stream.tasks):
+        other = next(task for task in stream.tasks if not isinstance(task, Task))
+        raise TypeError(f"{name}: tasks must be a list of Task objects, and one of them is a {type(other).__name__}")
     if not stream.tasks:
         raise ValueError(f"{name} has no tasks")
     if not stream.schedule:
@@ -526,7 +573,7 @@ def _check(stream: Stream) -> None:
     if stream.scenario == "task" and not stream.boundaries:
         raise ValueError(f"{name}: a task-incremental stream tells the task of each sample, so it can't hide its boundaries")
     for position, number in enumerate(() if isinstance(stream.schedule, Mixture) else stream.schedule):
-        if not hasattr(number, "__index__") or not 0 <= number < len(stream.tasks):
+        if isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < len(stream.tasks):
             raise ValueError(f"{name}: session {position} draws from task {number}, but the tasks are 0 to {len(stream.tasks) - 1}")
     checked: set[int] = set()
     shapes = set()
@@ -548,6 +595,8 @@ def _check(stream: Stream) -> None:
             shapes.add((tuple(part[:1].x.shape[1:]), part[:1].x.dtype))
     if stream.classes > MOST_CLASSES:
         raise ValueError(f"{name}: the greatest label is {stream.classes - 1}; number the classes from 0, without gaps")
+    if stream.class_names and len(stream.class_names) != stream.classes:
+        raise ValueError(f"{name}: there must be a name for each of the {stream.classes} classes, not {len(stream.class_names)}")
     if len(shapes) > 1:
         raise ValueError(f"{name}: all inputs must have one shape and dtype, not {sorted(map(str, shapes))}")
     for number, _, parts in () if mixes else stream._visits:

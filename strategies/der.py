@@ -32,7 +32,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import BatchLearned
 from clstream.memory import Reservoir
-from clstream.params import check_integer
+from clstream.params import check_integer, check_number
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -68,10 +68,8 @@ class DER(Strategy):
     ) -> None:
         super().__init__(model, optimizer, active_classes)
         check_integer(1, none=True, replay_batch=replay_batch)
-        if not (alpha >= 0 and beta >= 0):
-            raise ValueError(f"alpha and beta must not be below 0; they are {alpha} and {beta}")
-        if draws not in (1, 2):
-            raise ValueError(f"draws must be 1 or 2, not {draws}")
+        check_number(0, alpha=alpha, beta=beta)
+        check_integer(1, 2, draws=draws)
         self.memory, self.replay_batch = Reservoir(capacity), replay_batch
         self.alpha, self.beta, self.draws = alpha, beta, draws
         self.fresh: Tensor | None = None  # the outputs for the batch under way

@@ -37,7 +37,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, TaskEnded
 from clstream.fisher import batch_fisher, diagonal_fisher
-from clstream.params import check_integer
+from clstream.params import check_bool, check_integer, check_number
 from clstream.regulariser import Quadratic, padded
 from clstream.rehearsal_free import RehearsalFree
 from clstream.seeds import undisturbed
@@ -68,8 +68,8 @@ class EWCPenalty(Quadratic):
         super().__init__(strength, parameters)
         if fisher not in ("predicted", "sampled", "empirical"):
             raise ValueError(f"fisher must be predicted, sampled or empirical, not {fisher!r}")
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay must be from 0 to 1, not {decay}")
+        check_number(0, 1, decay=decay)
+        check_bool(online=online)
         check_integer(1, none=True, fisher_batch=fisher_batch)
         self.online, self.decay, self.fisher, self.fisher_batch = online, decay, fisher, fisher_batch
         self.random = torch.Generator()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from clstream.bus import on
 from clstream.events import RunStarted, TaskEnded
+from clstream.params import check_bool, check_number
 from clstream.regulariser import Regulariser, frozen
 from clstream.strategy import Strategy
 from clstream.stream import Samples
@@ -37,8 +38,8 @@ class FeatKDPenalty(Regulariser):
     """
 
     def __init__(self, strength: float = 5.0, from_start: bool = True) -> None:
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"strength must be finite and not below 0, not {strength}")
+        check_number(0, strength=strength)
+        check_bool(from_start=from_start)
         self.strength, self.from_start = strength, from_start
         self.teacher: nn.Module | None = None
 

@@ -60,7 +60,7 @@ from clstream.evaluation import evaluating
 from clstream.events import RunStarted, SessionEnded, TaskEnded, TaskStarted
 from clstream.fisher import diagonal_fisher
 from clstream.generators import LstmGenerator, Made, MlpGenerator, Target, squared_distance
-from clstream.params import check_integer
+from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.seeds import isolated
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
@@ -159,11 +159,9 @@ class Hypernetwork(Strategy):
             head=(head, ("own", "shared")),
         )
         check_integer(1, none=True, old_tasks=old_tasks, fisher_samples=fisher_samples)
-        for name, value in (("beta", beta), ("task_std", task_std), ("chunk_std", chunk_std)):
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number from 0 up, not {value!r}")
-        if clip is not None and (not isinstance(clip, (int, float)) or not 0 < clip < float("inf")):
-            raise ValueError(f"clip must be a number above 0, or None, not {clip!r}")
+        check_number(0, beta=beta, task_std=task_std, chunk_std=chunk_std)
+        check_positive(none=True, clip=clip)
+        check_bool(lookahead=lookahead, growth=growth)
         if not isinstance(hidden, (tuple, list)):
             raise ValueError(f"hidden must be the widths of layers, as (10, 10), not {hidden!r}")
         if generator == "lstm" and len(hidden) != 1:

@@ -21,6 +21,7 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionStarted
+from clstream.params import check_bool
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Session
 
@@ -46,6 +47,7 @@ class Joint(Strategy):
         active_classes: str = "all",
     ) -> None:
         super().__init__(model, optimizer, active_classes)
+        check_bool(restart=restart)
         self.start: dict[str, Tensor] = {}
         self.restart, self.make_optimizer = restart, optimizer
         self.random = torch.Generator()

@@ -30,6 +30,7 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import SessionStarted, TaskEnded
+from clstream.params import check_bool
 from clstream.regulariser import Quadratic
 from clstream.rehearsal_free import RehearsalFree
 from clstream.strategy import OptimizerFactory
@@ -46,6 +47,7 @@ class L2Penalty(Quadratic):
 
     def __init__(self, strength: float | dict[str, Any] = 0.05, parameters: str | list[str] = "*", from_start: bool = True) -> None:
         super().__init__(strength, parameters)
+        check_bool(from_start=from_start)
         self.from_start = from_start
 
     @on(SessionStarted)

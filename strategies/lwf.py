@@ -35,6 +35,7 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import RunStarted, TaskEnded
+from clstream.params import check_number, check_positive
 from clstream.regulariser import frozen
 from clstream.rehearsal_free import FORMS, RehearsalFree, binary, one_hot
 from clstream.strategy import OptimizerFactory, silenced
@@ -74,13 +75,15 @@ class LwF(RehearsalFree):
         active_classes: str = "all",
     ) -> None:
         super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a number above 0, not {temperature}")
+        check_positive(temperature=temperature)
         if distil not in ("old", "seen"):
             raise ValueError(f"distil must be old or seen, not {distil!r}")
-        for name, given in (("alpha", alpha), ("weight", weight)):
-            if not (values := given if isinstance(given, list) else [given]) or not all(0 <= v < float("inf") for v in values):
-                raise ValueError(f"{name} must be a number from 0 up, or a list of some, not {given}")
+        if [] in (alpha, weight):
+            raise ValueError("alpha and weight must be a number from 0 up, or a list of some, not []")
+        for value in alpha if isinstance(alpha, list) else [alpha]:
+            check_number(0, alpha=value)
+        for value in weight if isinstance(weight, list) else [weight]:
+            check_number(0, weight=value)
         self.alpha, self.weight, self.temperature, self.distil = alpha, weight, temperature, distil
         self.teacher: nn.Module | None = None
         self.past: list[Tensor] = []  # the labels of each head that the teacher knows

@@ -52,7 +52,7 @@ from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.losses import supervised_contrastive
 from clstream.models import GrowingHead, grow_heads
-from clstream.params import check_integer, check_integers
+from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
 
@@ -101,25 +101,15 @@ class PRD(Strategy):
         teacher_mode: str = "train",
     ) -> None:
         super().__init__(model, optimizer)
-        if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
-            raise ValueError(f"alpha and beta must be numbers from 0 up; they are {alpha} and {beta}")
-        for name, chosen, known in (
-            ("relation", relation, ("classes", "samples")),
-            ("views", views, ("stream", "jitter")),
-            ("teacher_mode", teacher_mode, ("train", "eval")),
-        ):
-            if chosen not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, not {chosen!r}")
+        check_number(0, alpha=alpha, beta=beta)
+        check_choice(("classes", "samples"), relation=relation)
+        check_choice(("stream", "jitter"), views=views)
+        check_choice(("train", "eval"), teacher_mode=teacher_mode)
+        check_bool(clamp_quirk=clamp_quirk)
         if clamp_quirk and views != "jitter":
             raise ValueError("clamp_quirk is of the colour jitter: it needs views='jitter'")
-        for name, value in (
-            ("temperature", temperature),
-            ("base_temperature", base_temperature),
-            ("relation_temperature", relation_temperature),
-            ("prototype_lr", prototype_lr),
-        ):
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a number above 0, not {value}")
+        check_positive(temperature=temperature, relation_temperature=relation_temperature)
+        check_positive(none=True, base_temperature=base_temperature, prototype_lr=prototype_lr)
         hidden, out = projection
         check_integer(1, first_task_steps=first_task_steps, hidden=hidden, out=out)
         check_integers(0, milestones=milestones)

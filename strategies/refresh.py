@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import diagonal_fisher
-from clstream.params import check_integer
+from clstream.params import check_integer, check_number, check_positive
 from clstream.strategy import Strategy
 from clstream.stream import Batch, Samples, Subset
 from clstream.wrapper import Wrapper
@@ -84,13 +84,9 @@ class Refresh(Wrapper):
         if form not in ("released", "paper"):
             raise ValueError(f"form must be released or paper, not {form!r}")
         noise = (1e-3 if form == "released" else 1.0) if noise is None else noise
-        given = {"delta": delta, "noise": noise, "fisher_weight": fisher_weight, "tau": tau, "gamma": gamma}
-        for name, value in given.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number from 0 up, not {value}")
+        check_number(0, delta=delta, noise=noise, fisher_weight=fisher_weight, tau=tau, gamma=gamma)
         check_integer(1, steps=steps)
-        if not damping > 0:
-            raise ValueError(f"damping must be above 0, not {damping}")
+        check_positive(damping=damping)
         self.delta, self.steps, self.noise, self.fisher_weight, self.tau = delta, steps, noise, fisher_weight, tau
         self.form, self.gamma, self.damping = form, gamma, damping
         self.fisher: dict[str, Tensor] = {}  # by parameter; nothing as long as it is zero

@@ -54,7 +54,7 @@ from clstream.bus import on
 from clstream.chain import Chain, Path
 from clstream.events import EpochStarted, Event, RunStarted, SessionEnded, SessionStarted
 from clstream.losses import supervised_contrastive
-from clstream.params import check_integer
+from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Subset, Task
 
@@ -236,12 +236,12 @@ class SHARP(Strategy):
             1, phase_epochs=phase_epochs, short_term=short_term, long_term=long_term, neighbours=neighbours,
         )  # fmt: skip
         check_integer(1, none=True, replay_batch=replay_batch)
-        if not 0 <= sparsity < 1:
+        check_number(0, sparsity=sparsity)
+        check_number(0, 100, least_quota=least_quota)
+        check_positive(temperature=temperature, period=period)
+        check_bool(redraw=redraw)
+        if sparsity >= 1:
             raise ValueError(f"sparsity is the share of connections left out, from 0 to below 1, not {sparsity}")
-        if not 0 <= least_quota <= 100:
-            raise ValueError(f"least_quota is in percent, from 0 to 100, not {least_quota}")
-        if not (temperature > 0 and period > 0):
-            raise ValueError(f"temperature and period must be above 0; they are {temperature} and {period}")
         if early not in ("new", "pretrained", "frozen"):
             raise ValueError(f"early must be new, pretrained or frozen, not {early!r}")
         self.chain = Chain(model, cut)

@@ -28,6 +28,7 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import BatchLearned, BatchReady, RunStarted, SessionStarted, TaskEnded
+from clstream.params import check_positive
 from clstream.regulariser import Quadratic, padded
 from clstream.rehearsal_free import RehearsalFree
 from clstream.strategy import OptimizerFactory
@@ -55,12 +56,10 @@ class SIPenalty(Quadratic):
         most: float | None = None,
     ) -> None:
         super().__init__(strength, parameters)
-        if not 0 < damping < float("inf"):
-            raise ValueError(f"damping must be a number above 0, not {damping}")
+        check_positive(damping=damping)
+        check_positive(none=True, most=most)
         if gradient not in ("loss", "objective"):
             raise ValueError(f"gradient must be loss or objective, not {gradient!r}")
-        if most is not None and not most > 0:
-            raise ValueError(f"most must be above 0, or None, not {most}")
         self.damping, self.gradient, self.most = damping, gradient, most
         self.path: dict[str, Tensor] = {}  # omega
         self.start: dict[str, Tensor] = {}  # the weights at the task's start

@@ -63,7 +63,7 @@ from clstream.evaluation import CHUNK, evaluating
 from clstream.events import BatchLearned, Event, RunEnded, RunStarted, SessionEnded, SessionStarted
 from clstream.memory import ClassBalanced, Reservoir
 from clstream.models import GrowingHead, Mlp
-from clstream.params import Recorded, check_integer
+from clstream.params import Recorded, check_bool, check_integer, check_number, check_positive
 from clstream.pruning import Masks, cut, magnitude_masks, parameter_counts
 from clstream.seeds import isolated
 from clstream.stacking import Stacked
@@ -170,10 +170,16 @@ class TAME(Strategy):
         super().__init__(model, optimizer)
         check_detection(alpha, window, deviations, floor)
         check_integer(
-            1, window=window, selector_epochs=selector_epochs, retrain_epochs=retrain_epochs, pruning_capacity=pruning_capacity
+            1,
+            window=window,
+            selector_capacity=selector_capacity,
+            selector_epochs=selector_epochs,
+            retrain_epochs=retrain_epochs,
+            pruning_capacity=pruning_capacity,
         )
+        check_number(0, sparsity=sparsity, selector_sparsity=selector_sparsity)
         for name, share in (("sparsity", sparsity), ("selector_sparsity", selector_sparsity)):
-            if not 0 <= share < 1:
+            if share >= 1:
                 raise ValueError(f"{name} is the share of weights that is pruned, from 0 to below 1, not {share}")
         for name, value, known in (
             ("initial", initial, ("new", "given")),
@@ -182,8 +188,8 @@ class TAME(Strategy):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
-        if not 0 < selector_retrain_lr < math.inf:
-            raise ValueError(f"selector_retrain_lr must be a number above 0, not {selector_retrain_lr}")
+        check_positive(selector_retrain_lr=selector_retrain_lr)
+        check_bool(sigmoid=sigmoid, settle=settle)
         check_redrawable(model, initial == "new", selector == "expert")
         if pruning != "none" or (selector_sparsity and selector == "expert"):
             magnitude_masks(model, 0.5)  # refuses one with nothing to prune

@@ -50,6 +50,7 @@ from clstream.events import (
     TaskStarted,
 )  # fmt: skip
 from clstream.memory import Reservoir
+from clstream.params import check_integer
 from clstream.stacking import Stacked
 from clstream.strategy import Regulariser, Strategy, needs
 from clstream.stream import Batch, Epoch, Samples, Session, Task
@@ -81,6 +82,7 @@ class WithDetectedBoundaries(Wrapper):
     ) -> None:
         super().__init__(base)
         self.parts = ()  # all that the base hears, it hears from here
+        check_integer(1, keep=keep)
         self.check()
         self.keep = keep
         self.task_told = False  # whether the stream is task-incremental

@@ -27,10 +27,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from clstream.streams.data import data_root
 from clstream.streams.experiences import Experiences, gathered
+from clstream.streams.options import check_options
 from torch import Tensor
 
 from clstream.optional import avalanche
-from clstream.params import check_integer
 from clstream.seeds import isolated
 from clstream.stream import Data, Samples, Stream, Subset, Task, content_hash
 
@@ -114,7 +114,8 @@ def from_avalanche(
         ImportError: if Avalanche is not there.
 
     """
-    check_integer(1, epochs=epochs, batch_size=batch_size)
+    options = {name: value for name, value in locals().items() if name != "validation"}  # that is a stream's name here
+    check_options(options, "scenario", "boundaries")
     streams = streams_of(benchmark)
     train = the_training_stream(streams, train)
     folder = None if memory_map is None else Path(memory_map)

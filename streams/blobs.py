@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from clstream.streams.options import check_options
 from clstream.streams.tensors import from_tensors
 
 from clstream.stream import Data, Samples, Stream
@@ -40,14 +41,7 @@ def blobs(
         seed: of centres and points.
 
     """
-    for name, value in (
-        ("classes", classes),
-        ("features", features),
-        ("train_per_class", train_per_class),
-        ("test_per_class", test_per_class),
-    ):
-        if value < 1:
-            raise ValueError(f"blobs: {name} must be at least 1, not {value}")
+    check_options(locals())
     train, test = points(classes, features, train_per_class, test_per_class, spread, seed)
     stream = from_tensors(
         train.x, train.y, test.x, test.y,

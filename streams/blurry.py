@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from clstream.streams.data import source
+from clstream.streams.options import check_options
 from clstream.streams.tensors import hold_back
 
 from clstream.seeds import derive
@@ -47,11 +48,12 @@ def blurry_episodes(
         ValueError: for options out of range; FileNotFoundError: see `split_mnist`.
 
     """
-    if not 0 < new_class <= 1:
+    check_options(locals())
+    if new_class > 1:
         raise ValueError(f"blurry_episodes: new_class is a probability above 0, up to 1, not {new_class}")
     train, test = source(data, root)
     classes = train.y.unique().tolist()
-    if not hasattr(slots, "__index__") or not 1 <= slots <= len(classes):
+    if slots > len(classes):
         raise ValueError(f"blurry_episodes: slots must be 1 to {len(classes)}, the classes of {data}, not {slots!r}")
     taught, held = hold_back(torch.arange(len(train)), validation, derive(seed, "samples"), "blurry_episodes")
     tasks = []

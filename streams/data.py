@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import struct
+import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clstream.params import check_choice
 from clstream.stream import Samples
 
 _FOUR = "the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte"
@@ -20,8 +25,37 @@ FILES = {
     "CIFAR100": "the unpacked cifar-100-python.tar.gz in {root}/cifar-100-python",
 }
 
+KINDS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+"""The files of MNIST and Fashion-MNIST."""
+
+CLASSES = {"MNIST": 10, "FashionMNIST": 10, "CIFAR10": 10, "CIFAR100": 100}
+COUNTS = {"MNIST": (60000, 10000), "FashionMNIST": (60000, 10000), "CIFAR10": (50000, 10000), "CIFAR100": (50000, 10000)}
+"""How many training and test images there are."""
+
+SHA256 = {
+    "MNIST": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "FashionMNIST": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+"""Of the unpacked files, in the order of KINDS. Those of CIFAR are compared by torchvision, which has their MD5."""
+
+_AGAIN = "delete it, and it is downloaded again"
+
 TABLES = ("breast_cancer", "wine")
 """Those of scikit-learn's tables that are to classify, beside the digits."""
+
+
+NAMES = ("digits", *TABLES, *FILES)
+"""All data sets that have a name."""
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -32,10 +66,9 @@ def data_root(root: str | Path | None = None) -> Path:
 
 def source(data: str, root: str | Path | None = None) -> tuple[Samples, Samples]:
     """Return the training and the test set of a data set by name."""
+    check_choice(NAMES, data=data)
     if data in TABLES:
         return table(data)
-    if data not in (*FILES, "digits"):
-        raise ValueError(f"data must be one of digits, {', '.join((*TABLES, *FILES))}, not {data!r}")
     return digits() if data == "digits" else load(data, root)
 
 
@@ -104,10 +137,13 @@ def _read(name: str, folder: Path) -> tuple[Samples, Samples]:
     """Return both sets from the folder; FileNotFoundError if they are not all there."""
     if name in ("MNIST", "FashionMNIST"):  # read here: importing torchvision takes longer, and thrice the memory
         raw = folder / name / "raw"
+        images, labels = zip(*[(raw / KINDS[0 + part], raw / KINDS[1 + part]) for part in (0, 2)], strict=True)
         train, test = (
-            Samples(_idx(raw / f"{kind}-images-idx3-ubyte")[:, None], _idx(raw / f"{kind}-labels-idx1-ubyte").long())
-            for kind in ("train", "t10k")
+            Samples(_idx(image, (0, 28, 28))[:, None], _idx(label, (0,)).long())
+            for image, label in zip(images, labels, strict=True)
         )
+        _check_content(name, raw, train, test)
+        _check_sums(name, raw)
         return train, test
     from torchvision import datasets
 
@@ -116,14 +152,62 @@ def _read(name: str, folder: Path) -> tuple[Samples, Samples]:
     except RuntimeError as error:  # torchvision's word for "not there"
         raise FileNotFoundError(str(error)) from None
     train, test = (Samples(torch.from_numpy(part.data).movedim(-1, 1).contiguous(), torch.tensor(part.targets)) for part in parts)
+    _check_content(name, folder, train, test)  # torchvision has compared the checksums
     return train, test
 
 
-def _idx(file: Path) -> Tensor:
-    """Read a file of bytes in the IDX format: two zeros, type 8, number of dimensions, big-endian sizes, then the bytes."""
-    data = np.fromfile(file, dtype=np.uint8)
-    sizes = data[4 : 4 + 4 * int(data[3])].view(">u4").tolist() if data[:3].tolist() == [0, 0, 8] else []
-    body = data[4 + 4 * len(sizes) :]
-    if not sizes or len(body) != math.prod(sizes):
-        raise ValueError(f"{file} is damaged: it is not a whole IDX file of bytes; delete it, and it is downloaded again")
-    return torch.from_numpy(body).view(sizes)
+def _idx(file: Path, sizes: tuple[int, ...]) -> Tensor:
+    """Read a file of bytes in the IDX format: two zeros, type 8, number of dimensions, big-endian sizes, then the bytes.
+
+    No more is read than a file of these sizes has, whatever its header promises; another number of samples is let through.
+    """
+    with file.open("rb") as opened:
+        header = opened.read(4 + 4 * len(sizes))
+        if len(header) < 4 + 4 * len(sizes) or header[:4] != bytes((0, 0, 8, len(sizes))):
+            raise ValueError(f"{file} is no IDX file of bytes in {len(sizes)} dimensions: {_AGAIN}")
+        promised = struct.unpack(f">{len(sizes)}I", header[4:])
+        there = file.stat().st_size - len(header)
+        if promised[1:] != sizes[1:]:
+            raise ValueError(f"{file} holds samples of {promised[1:]}, not of {sizes[1:]}: {_AGAIN}")
+        if there != math.prod(promised):
+            raise ValueError(
+                f"{file} is damaged: its header promises {math.prod(promised):,} bytes, and {there:,} follow: {_AGAIN}"
+            )
+        body = np.fromfile(opened, dtype=np.uint8)
+    return torch.from_numpy(body).view(promised)
+
+
+def _check_content(name: str, folder: Path, train: Samples, test: Samples) -> None:
+    """Refuse sets that can't be a data set, and warn if they are of its kind but of other sizes."""
+    classes, counts = CLASSES[name], COUNTS[name]
+    for which, part, count in zip(("training", "test"), (train, test), counts, strict=True):
+        what = f"the {which} set of {name} in {folder}"
+        if len(part.x) != len(part.y):
+            raise ValueError(f"{what} has {len(part.x):,} images and {len(part.y):,} labels: {_AGAIN}")
+        if not len(part):
+            raise ValueError(f"{what} is empty: {_AGAIN}")
+        if not 0 <= int(part.y.min()) <= int(part.y.max()) < classes:
+            raise ValueError(f"{what} has the label {int(part.y.max())}, but there are only 0 to {classes - 1}: {_AGAIN}")
+        if len(part) != count and len(part) in counts:
+            raise ValueError(f"{what} has {len(part):,} images, as the other set must have: are its files in the place of others?")
+    if (len(train), len(test)) != counts:
+        found = f"{len(train):,} + {len(test):,} images, not {counts[0]:,} + {counts[1]:,}"
+        warnings.warn(f"{name} in {folder} has {found}: results are not those of the known data set", stacklevel=4)
+
+
+def _check_sums(name: str, raw: Path) -> None:
+    """Warn of files that are not the known ones."""
+    files = [raw / kind for kind in KINDS]
+    sums = [_sha256(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    if others := [file.name for file, found, known in zip(files, sums, SHA256[name], strict=True) if found != known]:
+        warnings.warn(
+            f"{', '.join(others)} in {raw} are not the known files of {name} (their SHA-256 differ): results are not those of the "
+            "known data set",
+            stacklevel=4,
+        )
+
+
+@cache
+def _sha256(file: Path, changed: int, size: int) -> str:  # noqa: ARG001  # when it changes, it is read again
+    """Return the SHA-256 of a file, read again only when it has changed."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from clstream.streams.data import load
+from clstream.streams.options import check_options
 from clstream.streams.tensors import hold_back
 from torch import Tensor
 from torch.nn import functional as F
 
+from clstream.params import check_bool, check_integer, check_number
 from clstream.seeds import derive
 from clstream.stream import Data, Samples, Stream, Subset, Task
 
@@ -22,6 +24,9 @@ class Permute:
 
     seed: int
     pad: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer(0, seed=self.seed, pad=self.pad)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (n, channels, height + 2 pad, width + 2 pad)."""
@@ -36,6 +41,9 @@ class Pad:
 
     pad: int
 
+    def __post_init__(self) -> None:
+        check_integer(0, pad=self.pad)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return (n, channels, height + 2 pad, width + 2 pad)."""
         return F.pad(x, (self.pad,) * 4)
@@ -47,6 +55,10 @@ class Rotate:
 
     degrees: float
     bilinear: bool = False
+
+    def __post_init__(self) -> None:
+        check_number(degrees=self.degrees)
+        check_bool(bilinear=self.bilinear)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return images of the same shape and dtype."""
@@ -86,8 +98,9 @@ def permuted_mnist(
         drop_last: whether each pass leaves out the last batch if it is not full.
 
     """
+    check_options(locals())
     first = Pad(pad) if pad else None
-    changes = [first, *(Permute(derive(seed, "pixels", number), pad) for number in range(1, tasks))] if tasks > 0 else []
+    changes = [first, *(Permute(derive(seed, "pixels", number), pad) for number in range(1, tasks))]
     return _domains(
         "permuted_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries, drop_last
     )
@@ -118,12 +131,15 @@ def rotated_mnist(
         bilinear: interpolate between pixels; if not, take the nearest, as torchvision does unless told.
 
     """
+    check_options(locals())
     if degrees is None:
         degrees = (
             180 * torch.rand(tasks, generator=torch.Generator().manual_seed(derive(seed, "angles")), dtype=torch.float64)
         ).tolist()
-    if len(degrees) != tasks:
-        raise ValueError(f"rotated_mnist: degrees must name an angle for each of {tasks} tasks, not {len(degrees)}")
+    if not isinstance(degrees, (list, tuple)) or len(degrees) != tasks:
+        raise ValueError(f"rotated_mnist: degrees must name an angle for each of {tasks} tasks, not {degrees!r}")
+    for angle in degrees:
+        check_number(degrees=angle)
     changes = [Rotate(angle, bilinear) for angle in degrees]
     return _domains(
         "rotated_mnist", changes, scenario, epochs, batch_size, sessions_per_task, validation, root, seed, boundaries, drop_last
@@ -144,8 +160,6 @@ def _domains(
     drop_last: bool,
 ) -> Stream:
     """Build a stream of MNIST in as many versions as there are changes; the training images are changed session by session."""
-    if not changes or sessions_per_task < 1:
-        raise ValueError(f"{name}: tasks and sessions_per_task must be at least 1")
     train, test = load("MNIST", root)
     made = []
     for number, change in enumerate(changes):

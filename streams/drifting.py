@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from clstream.streams.options import check_options
 from clstream.streams.schedules import Parts, Schedule
 from torch import Tensor
 
-from clstream.params import check_integer
+from clstream.params import check_integer, check_number
 from clstream.seeds import derive
 from clstream.stream import Mixture, Samples, Stream, Subset, content_hash
 
@@ -154,9 +155,9 @@ def drifting(
         ValueError: for options that don't fit, or a session that would be empty.
 
     """
+    check_options(locals(), "sessions", "session_size", "drop_last")
     name = name or stream.name
     check_schedule(name, schedule)
-    check_integer(1, none=True, sessions=sessions, session_size=session_size)
     parts, rows, sizes = parts_of(stream)
     segments = schedule.segments(parts)
     if not hasattr(segments, "__index__") or segments < 1:
@@ -206,6 +207,7 @@ def arriving(
         ValueError: for moments out of range, or a session that would be empty.
 
     """
+    check_options(locals(), "drop_last")
     count = sum(len(task.train) for task in stream.tasks)
     if moments.shape != (count,) or not bool(((moments >= 0) & (moments < 1)).all()):
         raise ValueError(f"{stream.name}: there must be a moment from 0 to below 1 for each of the {count} training samples")
@@ -255,7 +257,8 @@ def _late(delay: float) -> str:
 
 def _check_sessions(name: str, sessions: int, delay: float) -> None:
     check_integer(1, sessions=sessions)
-    if not isinstance(delay, (int, float)) or not 0 <= delay <= sessions:
+    check_number(0, delay=delay)
+    if delay > sessions:
         raise ValueError(f"{name}: delay must be from 0 to the number of sessions, {sessions}, not {delay}")
 
 
@@ -305,8 +308,7 @@ def long_tailed(stream: Stream, ratio: float = 100.0, shuffled: bool = True, see
         seed: of that order, and of which samples are left.
 
     """
-    if not ratio >= 1:
-        raise ValueError(f"{stream.name}: the ratio of a long tail must be at least 1, not {ratio}")
+    check_options(locals())
     labels = sorted({label for task in stream.tasks for label in task.classes})
     ranks = torch.arange(len(labels))
     if shuffled:
@@ -325,8 +327,7 @@ def few_shot(stream: Stream, shots: int = 5, after: int = 1, seed: int = 0) -> S
         seed: of which are left.
 
     """
-    if shots < 1 or after < 0:
-        raise ValueError(f"{stream.name}: there must be at least 1 shot, after 0 or more whole tasks, not {shots} after {after}")
+    check_options(locals())
     note = f"few shots: {shots} a class, from task {after} on"
     return _thinned(stream, note, seed, lambda task, _, count: count if task < after else min(count, shots))
 

@@ -100,8 +100,8 @@ def gathered(
         raise ValueError(f"{what}: the stream has no experiences")
     if len(augments) > 1:
         raise ValueError(f"{what}: its experiences have different random transforms: {'; '.join(augments)[:200]}")
-    whole = read(ConcatDataset(parts), what, file, workers, progress)
-    return Experiences(as_samples(whole.x, whole.y, what), ends, labels, origins, shown), next(iter(augments.values()))
+    whole = as_samples(*read(ConcatDataset(parts), what, file, workers, progress), what)
+    return Experiences(whole, ends, labels, origins, shown), next(iter(augments.values()))
 
 
 def plain(

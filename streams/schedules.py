@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clstream.params import check_integers, check_number, check_positive
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -62,8 +64,8 @@ class Transitions:
     order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.width <= 1:
-            raise ValueError(f"the width of a transition is a share of a task's time, from 0 to 1, not {self.width}")
+        check_number(0, 1, width=self.width)
+        check_integers(0, order=self.order)
 
     def turns(self, parts: Parts) -> Tensor:
         """Return the task of each segment."""
@@ -101,8 +103,7 @@ class Gaussian:
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"the width of a Gaussian schedule must be above 0, not {self.width}")
+        check_positive(width=self.width)
 
     def segments(self, parts: Parts) -> int:
         """Return 1: nothing jumps."""
@@ -126,8 +127,7 @@ class LabelShift:
     ratio: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.ratio < math.inf:
-            raise ValueError(f"the ratio of a label shift must be at least 1, not {self.ratio}")
+        check_number(1, ratio=self.ratio)
 
     def segments(self, parts: Parts) -> int:
         """Return 1: nothing jumps."""
@@ -157,8 +157,7 @@ class Blurry:
     shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.blur <= 1:
-            raise ValueError(f"blur is a share of the samples, from 0 to 1, not {self.blur}")
+        check_number(0, 1, blur=self.blur)
         if self.shares and not (min(self.shares) >= 0 and math.isclose(math.fsum(self.shares), 1, abs_tol=1e-3)):
             raise ValueError(f"shares are parts of a whole, from 0 up, with the sum 1, not {self.shares}")
 

@@ -10,10 +10,11 @@ from typing import Any
 from clstream.streams.augmentations import crop_and_flip
 from clstream.streams.data import digits, load
 from clstream.streams.domains import Pad
+from clstream.streams.options import check_options
 from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
-from clstream.params import check_integer
+from clstream.params import check_bool
 from clstream.stream import Data, Samples, Stream, Subset, Task
 
 
@@ -153,7 +154,8 @@ def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
         "boundaries",
         "drop_last",
     )
-    check_integer(0, pad=options.get("pad", 0))
+    check_options(options)
+    check_bool(augment=options.get("augment", False))
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
     train, test = digits() if data == "digits" else load(data, options["root"])
     chosen = {key: options[key] for key in known} | {"schedule": options.get("schedule")}

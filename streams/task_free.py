@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from clstream.streams.data import source
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
+from clstream.streams.options import check_options
 from clstream.streams.schedules import Blurry, Gaussian, LabelShift, Transitions
 from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
+from clstream.params import check_integers
 from clstream.seeds import derive
 from clstream.stream import Data, Samples, Stream, Subset, Task
 
@@ -53,6 +55,7 @@ def fuzzy_tasks(
         drop_last: whether each pass leaves out the last batch if it is not full.
 
     """
+    check_options(locals(), "sessions")
     stream = _split("fuzzy", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return drifting(stream, Transitions(width), sessions, None, straddle, delay, shuffle, seed, drop_last=drop_last)
 
@@ -83,6 +86,8 @@ def recurring_tasks(
             drop_last: see `fuzzy_tasks`.
 
     """
+    check_options(locals(), "sessions")
+    check_integers(0, order=order)
     stream = _split("recurring", data, root, 1 + max(order, default=0), epochs, batch_size, class_order, validation, seed)
     return drifting(stream, Transitions(width, tuple(order)), sessions, None, straddle, delay, shuffle, seed, drop_last=drop_last)
 
@@ -114,7 +119,7 @@ def blurry_tasks(
             drop_last: see `fuzzy_tasks`.
 
     """
-    _check_share("blurry_tasks", disjoint)
+    check_options(locals(), "sessions")
     stream = _split("blurry", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     draw = torch.Generator().manual_seed(derive(seed, "disjoint"))
     blurry = []
@@ -151,7 +156,7 @@ def si_blurry(
         data, tasks, sessions, epochs, batch_size, straddle, shuffle, root, drop_last: see `fuzzy_tasks`.
 
     """
-    _check_share("si_blurry", disjoint)
+    check_options(locals(), "sessions")
     train, test = source(data, root)
     labels = train.y.unique()
     draw = torch.Generator().manual_seed(derive(seed, "si-blurry"))
@@ -204,6 +209,7 @@ def gaussian_schedule(
             drop_last: see `fuzzy_tasks`.
 
     """
+    check_options(locals())
     stream = _split("gaussian", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return drifting(stream, Gaussian(width), sessions, session_size, straddle, delay, shuffle, seed, drop_last=drop_last)
 
@@ -233,6 +239,7 @@ def label_shift(
         data, sessions, epochs, batch_size, validation, straddle, delay, shuffle, seed, root, drop_last: see `fuzzy_tasks`.
 
     """
+    check_options(locals())
     stream = _split("label_shift", data, root, None, epochs, batch_size, None, validation, seed)
     return drifting(stream, LabelShift(ratio), sessions, session_size, straddle, delay, shuffle, seed, drop_last=drop_last)
 
@@ -265,6 +272,7 @@ def feature_drift(
         data, sessions, epochs, batch_size, straddle, delay, shuffle, seed, root, drop_last: see `fuzzy_tasks`.
 
     """
+    check_options(locals(), "feature")
     train, test = source(data, root)
     return sorted_by(train, test, _named("feature_drift", data), feature, softness, tasks, sessions, epochs, batch_size, straddle,
                      delay, shuffle, seed, drop_last).taken_from(_data(data, train, test))  # fmt: skip
@@ -294,7 +302,7 @@ def sorted_by(
         feature, softness, tasks, sessions, epochs, batch_size, straddle, delay, shuffle, seed, drop_last: see `feature_drift`.
 
     """
-    _check_share(name, softness, "softness")
+    check_options(locals(), "feature")
     values, test_values = (_feature(name, part, feature) for part in (train, test))
     if not bool(torch.cat([values, test_values]).isfinite().all()):
         raise ValueError(f"{name}: the feature that samples are sorted by must be finite")
@@ -343,6 +351,7 @@ def imbalanced_tasks(
         data, tasks, epochs, batch_size, class_order, validation, root, drop_last: see `fuzzy_tasks`.
 
     """
+    check_options(locals())
     stream = _split("imbalanced", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return replace(long_tailed(stream, ratio, shuffled, seed), boundaries=boundaries, drop_last=drop_last)
 
@@ -371,6 +380,7 @@ def few_shot_tasks(
         data, tasks, epochs, batch_size, class_order, validation, root, drop_last: see `fuzzy_tasks`.
 
     """
+    check_options(locals())
     stream = _split("few_shot", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return replace(few_shot(stream, shots, after, seed), boundaries=boundaries, drop_last=drop_last)
 
@@ -401,11 +411,6 @@ def _split(
         tasks=len(train.y.unique()) if tasks is None else tasks, validation=validation, seed=seed,
     )  # fmt: skip
     return stream.taken_from(_data(data, train, test))
-
-
-def _check_share(name: str, share: float, what: str = "disjoint") -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name}: {what} is a share, from 0 to 1, not {share}")
 
 
 def _feature(name: str, samples: Samples, feature: int | None) -> Tensor:

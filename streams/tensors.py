@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from clstream.streams.options import check_options, check_share
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clstream.seeds import derive
-from clstream.stream import SCENARIOS, Data, Samples, Stream, Subset, Task
+from clstream.stream import Data, Samples, Stream, Subset, Task
 
 Array = Tensor | npt.NDArray[Any]
 
@@ -39,12 +40,14 @@ def from_tensors(
     augment: Callable[[Tensor], Tensor] | None = None,
     resident: bool = True,
     drop_last: bool = False,
+    relabel: bool = False,
 ) -> Stream:
     """Split labelled samples by class into tasks.
 
     Args:
-        x: (n, *input_shape) training inputs, uint8 or float; float64 becomes float32. A memory-mapped array stays on disk.
-        y: (n,) training labels, whole numbers from 0.
+        x: (n, *input_shape) training inputs. Integers (uint8 images, int64 tokens) keep their dtype, all other numbers become
+            float32. A memory-mapped array stays on disk.
+        y: (n,) training labels, whole numbers from 0; with `relabel` any whole numbers, or strings.
         x_test, y_test: the same for the test.
         name: how tables and MLflow call the stream.
         tasks: how many tasks the classes are dealt to. Classes that don't divide evenly are spread: the first tasks get one
@@ -61,6 +64,9 @@ def from_tensors(
         augment: a batched function of raw inputs, applied where samples are learned.
         resident: False keeps the samples where they are and moves each batch to the run's device.
         drop_last: whether each pass leaves out the last batch if it is not full.
+        relabel: number the labels 0, 1, ... in their order, for labels with gaps (models have an output for each number up to the
+            greatest label) or strings. Cards, pictures and event logs call them what they were (`Stream.class_names`), and
+            `class_order` names them so.
 
     Returns:
         The stream, with the samples ungathered: the tasks are views of one copy of the data.
@@ -69,11 +75,11 @@ def from_tensors(
         ValueError, TypeError: for options or data that don't fit; see also `Stream`.
 
     """
+    check_options({name: value for name, value in locals().items() if name != "class_order" or not relabel})
+    names: tuple[str, ...] = ()
+    if relabel:
+        y, y_test, class_order, names = relabelled(name, y, y_test, class_order)
     train, test = as_samples(x, y, f"{name}: training"), as_samples(x_test, y_test, f"{name}: test")
-    if scenario not in SCENARIOS:
-        raise ValueError(f"{name}: scenario must be one of {', '.join(SCENARIOS)}, not {scenario!r}")
-    if sessions_per_task < 1:
-        raise ValueError(f"{name}: sessions_per_task must be at least 1, not {sessions_per_task}")
     if schedule is not None and sessions_per_task != 1:
         raise ValueError(f"{name}: sessions_per_task and schedule exclude each other: a schedule names the task of every session")
     data = Data({"train": train, "test": test})
@@ -98,8 +104,9 @@ def from_tensors(
     if schedule is None:
         schedule = [number for number in range(tasks) for _ in range(sessions_per_task)]
     return Stream(
-        name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data, drop_last=drop_last
-    )
+        name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data, drop_last=drop_last,
+        class_names=() if scenario == "domain" else names,
+    )  # fmt: skip
 
 
 def places(y: Tensor, groups: list[list[int]]) -> Tensor:
@@ -111,13 +118,41 @@ def places(y: Tensor, groups: list[list[int]]) -> Tensor:
 
 def hold_back(rows: Tensor, share: float, seed: int, what: str) -> tuple[Tensor, Tensor | None]:
     """Return the rows in a random order, and apart from them a share that is held back to validate on (None for 0)."""
-    if not 0 <= share < 1:
-        raise ValueError(f"{what}: validation is the share of the training samples held back, from 0 to below 1, not {share}")
+    check_share(share)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     held = round(share * len(rows))
     if share and not 0 < held < len(rows):
         raise ValueError(f"{what}: validation={share} of {len(rows)} training samples leaves one part empty")
     return rows[held:], rows[:held] if held else None
+
+
+def relabelled(
+    name: str, y: Array, y_test: Array, class_order: int | Sequence[int | str] | None
+) -> tuple[Tensor, Tensor, int | list[int] | None, tuple[str, ...]]:
+    """Return labels numbered 0, 1, ... in their order, the class order in these numbers, and what each was before."""
+
+    def array(part: object) -> npt.NDArray[Any]:
+        listed = isinstance(part, (list, tuple))  # of numbers and strings numpy would make strings
+        return np.array(part, dtype=object) if listed else np.asarray(part.cpu() if isinstance(part, Tensor) else part)
+
+    old, old_test = array(y), array(y_test)
+    for what, part in (("training", old), ("test", old_test)):
+        if part.ndim != 1 or part.dtype.kind not in "iuUbO" or not all(type(label) in (str, int, bool) for label in part.tolist()):
+            raise TypeError(
+                f"{name}: {what} labels must be one whole number or string each, to be numbered anew, not {part.shape} "
+                f"of {part.dtype}"
+            )
+    try:
+        labels = sorted({*old.tolist(), *old_test.tolist()})
+    except TypeError:
+        raise TypeError(f"{name}: labels must be all whole numbers, or all strings") from None
+    number = {label: position for position, label in enumerate(labels)}
+    if isinstance(class_order, (list, tuple)):
+        if unknown := [label for label in class_order if label not in number]:
+            raise ValueError(f"{name}: class_order names {unknown[0]!r}, which is not one of the labels")
+        class_order = [number[label] for label in class_order]
+    numbered = (torch.tensor([number[label] for label in part.tolist()], dtype=torch.int64) for part in (old, old_test))
+    return *numbered, class_order, tuple(map(str, labels))  # type: ignore[return-value]  # two tensors, and these
 
 
 def split_classes(
@@ -127,9 +162,9 @@ def split_classes(
     labels = y.unique().tolist()
     if extra := sorted(set(y_test.unique().tolist()) - set(labels)):
         raise ValueError(f"{name}: the labels {extra} are in the test set only: a class needs training samples")
-    if not 1 <= tasks <= len(labels):
+    if tasks > len(labels):
         raise ValueError(f"{name}: {len(labels)} classes make 1 to {len(labels)} tasks, not {tasks}")
-    if isinstance(class_order, (int, np.integer)):
+    if class_order is not None and not isinstance(class_order, (list, tuple)):
         shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(int(class_order)))
         labels = [labels[position] for position in shuffle.tolist()]
     elif class_order is not None:
@@ -142,30 +177,80 @@ def split_classes(
     return groups, (uneven,) if len(set(sizes)) > 1 else ()
 
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Dtypes of inputs that are kept as they are; of these, models divide uint8 by 255."""
+
+WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+"""Dtypes that torch can do little with, and those that hold the same numbers."""
+
+
 def as_samples(x: Array, y: Array, what: str) -> Samples:
     """Return inputs and labels as Samples, or refuse them in one sentence."""
-    try:
-        with warnings.catch_warnings():  # a read-only memory map is fine: nothing here writes
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{what} samples must be tensors or arrays of numbers: {error}") from None
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.dim() != 1:
-        raise TypeError(f"{what} labels must be one whole number each, not {tuple(labels.shape)} of {labels.dtype}")
+    labels = as_labels(y, what)
+    inputs = as_tensor(x, f"{what} inputs")
     if not inputs.dim():
         raise ValueError(f"{what} inputs must be (samples, ...), not a single number")
     if len(inputs) != len(labels):
         raise ValueError(f"{what} inputs are {len(inputs)}, labels {len(labels)}: there must be one label for each")
+    return Samples(as_inputs(inputs, f"{what} inputs"), labels)
+
+
+def as_inputs(inputs: Tensor, what: str) -> Tensor:
+    """Return inputs in a dtype that streams have: integers as they are, all other numbers as float32."""
+    inputs = inputs.to(WIDER.get(inputs.dtype, inputs.dtype))
+    if inputs.dtype in INTEGERS:
+        return inputs
+    if not inputs.is_floating_point():
+        raise TypeError(f"{what} must be integers or real numbers, not {inputs.dtype}")
+    return inputs.to(torch.float32)
+
+
+def as_labels(y: object, what: str) -> Tensor:
+    """Return labels as (n,) int64, or refuse them in one sentence that says what to do."""
+    if _are_strings(y):
+        raise TypeError(f"{what} labels are strings: relabel=True numbers them, and reports call them what they were")
+    labels = as_tensor(y, f"{what} labels")
+    if labels.dim() == 2 and len(labels):
+        one_hot = bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())
+        instead = "samples with several labels are not supported"
+        instead = "y.flatten() are the labels" if labels.shape[1] == 1 else "y.argmax(1) are the labels" if one_hot else instead
+        raise TypeError(f"{what} labels must be one whole number each, not a row of {labels.shape[1]} numbers: {instead}")
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex() or labels.dim() != 1:
+        hint = ": y.long() makes whole numbers" if labels.dim() == 1 and not labels.is_complex() else ""
+        raise TypeError(f"{what} labels must be one whole number each, not {tuple(labels.shape)} of {labels.dtype}{hint}")
     if not len(labels):
         raise ValueError(f"{what} set is empty")
     labels = labels.to(torch.int64)
     if int(labels.min()) < 0:
-        raise ValueError(f"{what} labels must be from 0 up, not {int(labels.min())}")
-    if inputs.dtype != torch.uint8:
-        if inputs.dtype == torch.bool or inputs.is_complex():
-            raise TypeError(f"{what} inputs must be uint8 or real numbers, not {inputs.dtype}")
-        inputs = inputs.to(torch.float32)
-    return Samples(inputs, labels)
+        raise ValueError(f"{what} labels must be from 0 up, not {int(labels.min())}: relabel=True numbers any labels")
+    return labels
+
+
+def as_tensor(value: object, what: str) -> Tensor:
+    """Return a tensor of numbers from a tensor, an array or nested lists, or refuse what is none of them in one sentence."""
+    if hasattr(value, "to_numpy"):
+        raise TypeError(f"{what} must be a tensor or an array, not a {type(value).__name__}: its .to_numpy() makes one")
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{what} must be dense, not a sparse {type(value).__name__}: its .toarray() makes them so")
+    if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
+        raise TypeError(f"{what} must be a tensor, an array or a list of numbers, not a {type(value).__name__}")
+    try:
+        with warnings.catch_warnings():  # a read-only memory map is fine: nothing here writes
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{what} must be a tensor, an array or a list of numbers: {' '.join(str(error).split())}") from None
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{what} must be dense, not sparse: .to_dense() makes them so")
+    if tensor.requires_grad:
+        raise ValueError(f"{what} require a gradient, which would be kept from batch to batch: .detach() them")
+    return tensor
+
+
+def _are_strings(y: object) -> bool:
+    if isinstance(y, np.ndarray):
+        return y.dtype.kind in "US" or (y.dtype == object and bool(y.size) and isinstance(y.flat[0], str))
+    return isinstance(y, (list, tuple)) and bool(y) and isinstance(y[0], str)
 
 
 def from_dataset(
@@ -187,14 +272,15 @@ def from_dataset(
     workers: int = 0,
     progress: bool = True,
     drop_last: bool = False,
+    relabel: bool = False,
 ) -> Stream:
     """Split a torch data set by class: each sample is read once, here, and kept as a tensor.
 
     Args:
         train, test: map-style data sets of (input, label); inputs are tensors, arrays or PIL images of one shape.
         name, tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, seed, schedule, boundaries,
-            augment, drop_last: see `from_tensors`. A random transform inside the data set would be drawn once, for good: leave it
-            out there, and pass it, batched, as `augment`.
+            augment, drop_last, relabel: see `from_tensors`. A random transform inside the data set would be drawn once, for good:
+            leave it out there, and pass it, batched, as `augment`.
         memory_map: a folder for the inputs of data larger than memory: two files, memory-mapped.
         workers: processes that read.
         progress: whether to show a bar, in a terminal.
@@ -203,31 +289,37 @@ def from_dataset(
         ValueError, TypeError: for an empty data set or samples that are not of one shape; see also `from_tensors`.
 
     """
+    check_options({name: value for name, value in locals().items() if name != "class_order" or not relabel})
     folder = None if memory_map is None else Path(memory_map)
     parts = {
-        kind: read(part, f"{name}: {kind}", None if folder is None else folder / f"{kind}.raw", workers, progress)
+        kind: read(part, f"{name}: {kind}", None if folder is None else folder / f"{kind}.raw", workers, progress, relabel)
         for kind, part in (("train", train), ("test", test))
     }
     return from_tensors(
-        parts["train"].x, parts["train"].y, parts["test"].x, parts["test"].y,
+        *parts["train"], *parts["test"],
         name=name, tasks=tasks, scenario=scenario, epochs=epochs, batch_size=batch_size, class_order=class_order,
         sessions_per_task=sessions_per_task, validation=validation, seed=seed, schedule=schedule, boundaries=boundaries,
-        augment=augment, resident=memory_map is None, drop_last=drop_last,
+        augment=augment, resident=memory_map is None, drop_last=drop_last, relabel=relabel,
     )  # fmt: skip
 
 
-def read(dataset: Dataset[Any], what: str, file: Path | None, workers: int = 0, progress: bool = True) -> Samples:
-    """Read each sample of a data set once into whole tensors; the inputs into a memory-mapped file if one is named."""
+def read(
+    dataset: Dataset[Any], what: str, file: Path | None, workers: int = 0, progress: bool = True, relabel: bool = False
+) -> tuple[Tensor, Array]:
+    """Read each sample of a data set once: inputs into one tensor, memory-mapped if a file is named, and labels into another.
+
+    Labels that are to be numbered anew are an array of what the data set has.
+    """
     from rich.console import Console
     from rich.progress import track
 
-    if not hasattr(dataset, "__len__"):
-        raise TypeError(f"{what} set has no length: from_dataset takes data sets that are indexed, not iterated")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"{what} set has no length, or no items: from_dataset takes data sets that are indexed, not iterated")
     total = len(dataset)
     if not total:
         raise ValueError(f"{what} set is empty")
     x: Tensor | None = None
-    y = torch.empty(total, dtype=torch.int64)
+    y: list[Any] = []
     loader = DataLoader(dataset, batch_size=256, num_workers=workers, collate_fn=collate, generator=torch.Generator())
     done = 0
     console = Console(stderr=True)
@@ -240,10 +332,12 @@ def read(dataset: Dataset[Any], what: str, file: Path | None, workers: int = 0, 
                 f"the first was {tuple(x.shape[1:])} of {x.dtype}"
             )
         x[done : done + len(inputs)] = inputs
-        y[done : done + len(inputs)] = labels
+        y += labels
         done += len(inputs)
     assert x is not None
-    return Samples(x, y)
+    if relabel:
+        return x, np.array(y, dtype=object)
+    return x, as_labels(y, what)
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tensor:
@@ -260,23 +354,38 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tens
         raise OSError(f"can't make the memory-mapped file {file}: {error}") from None
 
 
-def collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    """Join samples as they are: PIL images become (channels, height, width), float64 becomes float32."""
-    inputs = []
-    for x, _ in samples:
-        if not isinstance(x, Tensor):
-            image = not isinstance(x, np.ndarray)
+def collate(samples: list[Any]) -> tuple[Tensor, list[Any]]:
+    """Join inputs as they are, and list their labels: PIL images become (channels, height, width), float64 becomes float32."""
+    inputs, labels = [], []
+    for sample in samples:
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            what = f"{len(sample)} values" if isinstance(sample, (tuple, list)) else f"a {type(sample).__name__}"
+            raise TypeError(f"each sample must be a pair of input and label, not {what}: wrap the data set in one that gives pairs")
+        x, y = sample
+        if hasattr(x, "getbands"):  # an image of PIL's has the channels last, or none
             x = torch.from_numpy(np.array(x))
-            if image:  # PIL has the channels last, or none
-                x = x[None] if x.dim() == 2 else x.movedim(-1, 0)
-        inputs.append(x.to(torch.float32) if x.dtype == torch.float64 else x)
-    shapes = {tuple(x.shape) for x in inputs}
-    if len(shapes) > 1:
-        raise ValueError(f"inputs must have one shape, not {sorted(shapes)}: resize them in the data set's transform")
-    try:
-        labels = torch.tensor([y.item() if isinstance(y, Tensor) else y for _, y in samples])
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"labels must be whole numbers, not {samples[0][1]!r} ({error})") from None
-    if labels.is_floating_point():
-        raise TypeError(f"labels must be whole numbers, not {labels.tolist()[:3]}")
+            x = x[None] if x.dim() == 2 else x.movedim(-1, 0)
+        x = as_tensor([x] if isinstance(x, (int, float)) else x, "inputs")
+        inputs.append(as_inputs(x, "inputs"))
+        labels.append(_label(y))
+    for what, kinds in (("shape", {tuple(x.shape) for x in inputs}), ("dtype", {x.dtype for x in inputs})):
+        if len(kinds) > 1:
+            hint = ": resize them in the data set's transform" if what == "shape" else ""
+            raise ValueError(f"inputs must have one {what}, not {sorted(kinds, key=str)}{hint}")
     return torch.stack(inputs), labels
+
+
+def _label(y: Any) -> Any:
+    """Return a label as a plain number or string, or refuse it in one sentence."""
+    shape = tuple(getattr(y, "shape", ()))
+    if isinstance(y, (list, tuple, dict)) or shape not in ((), (1,)):
+        size = f"of shape {shape}" if shape else f"a {type(y).__name__}"
+        raise TypeError(
+            f"labels must be one whole number each, not {size}: of a one-hot row take y.argmax(); samples with several labels are "
+            "not supported"
+        )
+    if isinstance(y, (Tensor, np.ndarray, np.generic)):
+        y = y.item()
+    if isinstance(y, bool) or not isinstance(y, (int, str)):
+        raise TypeError(f"labels must be whole numbers, not {y!r}")
+    return y

@@ -51,10 +51,10 @@ def test_a_class_comes_whole_each_time_and_validation_never() -> None:
     ("options", "message"),
     [
         ({"data": "EMNIST"}, "data must be one of digits"),
-        ({"new_class": 0}, "a probability above 0"),
+        ({"new_class": 0}, "new_class must be a finite number above 0"),
         ({"new_class": 1.5}, "a probability above 0"),
         ({"slots": 11}, "slots must be 1 to 10"),
-        ({"slots": 0}, "slots must be 1 to 10"),
+        ({"slots": 0}, "slots must be a whole number of at least 1"),
         ({"validation": 1.0}, "validation is the share"),
     ],
 )

@@ -117,10 +117,10 @@ def test_a_loss_right_at_the_threshold_is_no_shift() -> None:
     ("options", "message"),
     [
         ({"alpha": 0.0}, "alpha is the weight"),
-        ({"alpha": 1.5}, "alpha is the weight"),
+        ({"alpha": 1.5}, "alpha must be a finite number from 0 to 1"),
         ({"window": 0}, "window must be a whole number of at least 1"),
-        ({"deviations": -1.0}, "deviations and floor"),
-        ({"floor": math.nan}, "deviations and floor"),
+        ({"deviations": -1.0}, "deviations must be a finite number of at least 0"),
+        ({"floor": math.nan}, "floor must be a finite number of at least 0"),
         ({"warmup": -1}, "warmup must be a whole number of at least 0"),
     ],
 )

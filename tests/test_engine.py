@@ -236,7 +236,7 @@ def test_augmentation_is_applied_to_the_batch_and_to_what_is_replayed() -> None:
     stream = replace(example_stream(batch_size=20), augment=darken)
     strategy = Replay(example_model(), capacity=50)
     run(strategy, stream)
-    assert sizes[0] == 20 and set(sizes[1:]) == {40}  # the first batch had nothing to be joined to
+    assert sizes[:2] == [4, 20] and set(sizes[2:]) == {40}  # the trial before the run; the first batch had nothing to be joined to
     assert strategy.memory.all().x.max() > 128  # what is kept is raw
 
 
@@ -572,7 +572,7 @@ def test_a_loss_that_is_not_finite_is_found_before_the_next_evaluation() -> None
 def test_numpy_seeds_are_seeds() -> None:
     one, two = (run(Replay(example_model()), example_stream(), seed=seed) for seed in (3, np.int64(3)))
     assert torch.equal(one.accuracy, two.accuracy)
-    refused(TypeError, "seed must be a whole number, not 1.5", Finetune(example_model()), example_stream(), seed=1.5)
+    refused(ValueError, "seed must be a whole number of at least 0, not 1.5", Finetune(example_model()), example_stream(), seed=1.5)
 
 
 def test_many_small_tasks_are_tested_together_as_one_by_one() -> None:

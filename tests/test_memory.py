@@ -373,7 +373,6 @@ def test_class_ring_refuses_a_label_without_a_ring(label):
     assert (len(memory), memory.seen) == (0, 0)
 
 
-@pytest.mark.parametrize("classes", [0, 7])
-def test_class_ring_needs_a_place_for_each_class(classes):
-    with pytest.raises(ValueError, match=f"6 can't be shared by {classes} classes"):
-        Ring(6, classes)
+def test_class_ring_needs_a_place_for_each_class():
+    with pytest.raises(ValueError, match="6 can't be shared by 7 classes"):
+        Ring(6, 7)

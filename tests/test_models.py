@@ -364,9 +364,9 @@ def test_image_models_refuse_other_shapes(model, shape, message):
 
 @every_model
 def test_bad_heads_and_classes_are_refused(name):
-    with pytest.raises(ValueError, match="head must be fixed or growing, not 'shrinking'"):
+    with pytest.raises(ValueError, match="head must be one of fixed, growing, not 'shrinking'"):
         build(name, head="shrinking")
-    with pytest.raises(ValueError, match="classes must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="classes must be a whole number of at least 1, not 0"):
         build(name, classes=0)
 
 
@@ -412,7 +412,7 @@ def test_an_mlp_has_the_activation_that_is_asked_for():
     inner = F.linear(x, bent.stages.layer1.weight, bent.stages.layer1.bias)
     assert torch.equal(curved.features(x), inner.tanh())
     assert torch.equal(bent.features(x), inner.relu())
-    with pytest.raises(ValueError, match="activation must be relu or tanh, not 'gelu'"):
+    with pytest.raises(ValueError, match="activation must be one of relu, tanh, not 'gelu'"):
         Mlp(4, 3, activation="gelu")
 
 

@@ -56,7 +56,7 @@ def test_a_joined_stream_keeps_the_augmentation_and_refuses_strange_classes() ->
         joined(stream, [3, 12])
     with pytest.raises(ValueError, match="there are no classes to train on"):
         joined(stream, [])
-    with pytest.raises(ValueError, match="epochs must be a whole number of at least 1, not 0"):
+    with pytest.raises(ValueError, match="epochs must be a whole number of at least 1 or None, not 0"):
         joined(stream, epochs=0)
 
 

@@ -318,10 +318,10 @@ def test_its_generator_and_fisher_survive_a_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"delta": -1.0}, "delta must be a number from 0 up, not -1"),
-        ({"noise": float("nan")}, "noise must be a number"),
+        ({"delta": -1.0}, "delta must be a finite number of at least 0, not -1"),
+        ({"noise": float("nan")}, "noise must be a finite number"),
         ({"steps": 1.5}, "steps must be a whole number of at least 1"),
-        ({"damping": 0.0}, "damping must be above 0"),
+        ({"damping": 0.0}, "damping must be a finite number above 0"),
         ({"form": "c"}, "form must be released or paper"),
     ],
 )

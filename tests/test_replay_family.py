@@ -88,9 +88,9 @@ def test_der_leaves_out_what_was_not_there_when_it_was_kept() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"alpha": -1}, "alpha and beta must not be below 0"),
-        ({"beta": float("nan")}, "alpha and beta"),
-        ({"draws": 3}, "draws must be 1 or 2"),
+        ({"alpha": -1}, "alpha must be a finite number of at least 0"),
+        ({"beta": float("nan")}, "beta must be a finite number of at least 0"),
+        ({"draws": 3}, "draws must be a whole number from 1 to 2"),
         ({"replay_batch": 2.5}, "replay_batch must be a whole number"),
         ({"capacity": 0}, "capacity must be"),
     ],
@@ -238,7 +238,7 @@ def test_mixed_targets_are_shares_of_the_area() -> None:
                 assert float(targets[row, other]) == pytest.approx(share, abs=1e-6)
     with pytest.raises(ValueError, match="mixes images"):
         mix("cutmix", torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 2)
-    with pytest.raises(ValueError, match="mix must be cutmix or resizemix, not 'mixup'"):
+    with pytest.raises(ValueError, match="mix must be one of cutmix, resizemix, not 'mixup'"):
         Replay(example_model(), mix="mixup")
 
 
@@ -286,5 +286,5 @@ def test_xavier_initialisation() -> None:
     assert not first.bias.any() and first.weight.abs().max().item() <= (6 / 884) ** 0.5
     assert first.weight.std().item() == pytest.approx((2 / 884) ** 0.5, rel=0.02)
     assert sum(weight.numel() for weight in model.parameters()) == 89_610
-    with pytest.raises(ValueError, match="init must be torch or xavier"):
+    with pytest.raises(ValueError, match="init must be one of torch, xavier"):
         Mlp(4, 2, init="kaiming")

@@ -261,7 +261,7 @@ def test_boundaries_are_no_need_of_the_wrapper_and_task_ids_are_refused() -> Non
         WithDetectedBoundaries(AGEM)
     with pytest.raises(ValueError, match="warmup must be a whole number"):
         wrapped(warmup=-1)
-    with pytest.raises(ValueError, match="capacity must be a whole number"):
+    with pytest.raises(ValueError, match="keep must be a whole number"):
         wrapped(keep=0)
 
 

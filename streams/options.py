@@ -1,0 +1,74 @@
+"""Options that streams share: each name means the same everywhere, so it is checked in one place, before any data is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clstream.streams.data import NAMES
+
+from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive
+from clstream.stream import SCENARIOS
+
+COUNTS = ("tasks", "epochs", "batch_size", "sessions_per_task", "sessions", "session_size", "slots", "shots", "classes", "features",
+          "train_per_class", "test_per_class")  # fmt: skip
+"""Whole numbers of at least 1."""
+
+NATURALS = ("seed", "pad", "after", "workers", "feature")
+"""Whole numbers of at least 0."""
+
+SWITCHES = ("boundaries", "resident", "shuffle", "drop_last", "relabel", "straddle", "shuffled", "bilinear", "lazy", "progress")
+"""True or False."""
+
+SHARES = ("blur", "disjoint", "softness")
+"""Numbers from 0 to 1."""
+
+CHOICES = {"scenario": SCENARIOS, "data": NAMES}
+"""Names of something."""
+
+
+def check_options(options: Mapping[str, object], *optional: str) -> None:
+    """Raise ValueError, in one sentence, for an option that is not what it must be; others than those of this file are left.
+
+    Args:
+        options: by name, as `locals()` has them at the begin of a function.
+        optional: those that may be None.
+
+    """
+    for name, value in options.items():
+        none = name in optional
+        option: dict[str, Any] = {name: value}
+        if name in COUNTS:
+            check_integer(1, none=none, **option)
+        elif name in NATURALS:
+            check_integer(0, none=none, **option)
+        elif name in SWITCHES:
+            check_bool(none=none, **option)
+        elif name in SHARES:
+            check_number(0, 1, **option)
+        elif name in CHOICES:
+            check_choice(CHOICES[name], none=none, **option)
+        elif name == "class_order" and isinstance(value, (list, tuple)):
+            check_integers(0, **option)
+        elif name == "class_order":
+            check_integer(0, none=True, **option)
+        elif name == "validation":
+            check_share(value)
+        elif name in ("delay", "spread"):
+            check_number(0, **option)
+        elif name == "ratio":
+            check_number(1, **option)
+        elif name == "new_class":
+            check_positive(**option)
+
+
+def check_share(validation: object) -> None:
+    """Raise ValueError for what is no share of the training samples to hold back."""
+    try:
+        check_number(0, 1, validation=validation)
+    except ValueError:
+        share = False
+    else:
+        share = validation != 1
+    if not share:
+        raise ValueError(f"validation is the share of the training samples held back, from 0 to below 1, not {validation!r}")

@@ -1,0 +1,419 @@
+"""What is given as data: taken as it is, or refused in one sentence before any work."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+from clstream.strategies import DERpp, Finetune, Replay
+from clstream.streams import from_dataset, from_tensors
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.data import TensorDataset
+
+from clstream import Strategy, run
+from clstream.models import Mlp
+from clstream.stream import Samples, Stream, Task
+
+X, Y = torch.arange(180.0).view(60, 3) / 180, torch.arange(60) % 6
+
+
+def of(x: object = X, y: object = Y, **options: object) -> Stream:
+    return from_tensors(x, y, x, y, **{"tasks": 3, "batch_size": 7, **options})  # type: ignore[arg-type]
+
+
+def sentence(error: BaseException) -> str:
+    text = str(error)
+    assert "\n" not in text and len(text) < 400
+    return text
+
+
+# Inputs that stay what they are ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integers_stay_integers(dtype: torch.dtype) -> None:
+    x = torch.arange(60)[:, None].to(dtype)
+    batch = next(iter(next(iter(of(x).session(0))))).samples
+    assert batch.x.dtype == dtype and set(batch.x.flatten().tolist()) <= set(range(60))
+
+
+def test_tokens_above_two_to_the_twenty_fourth_do_not_collide() -> None:
+    ids = 2**24 + torch.arange(60)[:, None]
+    assert len(torch.cat([session.samples.x for session in of(ids)]).unique()) == 60
+    assert len(ids.float().unique()) < 60  # as they did
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(np.uint16, torch.int32), (np.uint32, torch.int64)])
+def test_unsigned_numbers_are_widened_without_loss(dtype: type, kept: torch.dtype) -> None:
+    most = np.iinfo(dtype).max
+    x = most - np.arange(60, dtype=dtype)[:, None]
+    stream = of(x)
+    assert stream.tasks[0].train.x.dtype == kept
+    assert sorted(torch.cat([task.train.x.flatten() for task in stream.tasks]).tolist()) == sorted(int(v) for v in x.flatten())
+
+
+def test_a_model_that_embeds_gets_its_tokens() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.EmbeddingBag(100, 8), nn.Linear(8, 6)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            answer: Tensor = self.head(self.embed(tokens))
+            return answer
+
+    tokens = (Y * 10)[:, None] + torch.arange(4)
+    for make in (Finetune, Replay, DERpp):
+        torch.manual_seed(0)
+        result = run(make(Words()), of(tokens, epochs=20))
+        assert result.task_accuracy[-1].mean() > 0.9
+
+
+def test_our_models_learn_integers_as_the_same_floats() -> None:
+    whole = (X * 180).long()
+    rows = []
+    for x in (whole, whole.float()):
+        torch.manual_seed(0)
+        strategy = Replay(Mlp(3, 6, hidden=(8,)))
+        result = run(strategy, of(x, epochs=3))
+        rows.append([result.accuracy, *strategy.model.state_dict().values()])
+    assert all(torch.equal(one, two) for one, two in zip(*rows, strict=True))
+
+
+@pytest.mark.parametrize("x", [X.numpy(), X.tolist(), X.double(), X.t().contiguous().t(), torch.stack([X, X], 2)[..., 0]])
+def test_other_ways_to_hold_the_same_numbers_are_taken(x: object) -> None:
+    assert of(x).fingerprint == of().fingerprint
+
+
+@pytest.mark.parametrize("y", [Y.numpy(), Y.tolist(), Y.to(torch.uint8), Y.to(torch.int32), Y.numpy().astype(np.uint64)])
+def test_whole_labels_of_any_kind_are_taken(y: object) -> None:
+    assert of(y=y).fingerprint == of().fingerprint
+
+
+# Inputs and labels that are refused --------------------------------------------------------------------------------------
+
+FRAME = pd.DataFrame(X.numpy())
+ONE_HOT = nn.functional.one_hot(Y, 6)
+SEVERAL = torch.ones(60, 6)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (FRAME, r"training inputs must be a tensor or an array, not a DataFrame: its \.to_numpy\(\) makes one"),
+        (FRAME[0], "not a Series"),
+        (scipy.sparse.csr_matrix(X.numpy()), r"must be dense, not a sparse csr_matrix: its \.toarray\(\)"),
+        (X.to_sparse(), r"must be dense, not sparse: \.to_dense\(\)"),
+        (X.clone().requires_grad_(), r"require a gradient.*: \.detach\(\) them"),
+        ({"pixels": X}, "must be a tensor, an array or a list of numbers, not a dict"),
+        ("pixels", "not a str"),
+        (None, "not a NoneType"),
+        (5, "not a int"),
+        ([[1.0, 2.0], [3.0]], "must be a tensor, an array or a list of numbers: "),
+        (np.array([None] * 60), "must be a tensor, an array or a list of numbers: "),
+        (torch.tensor(1.0), "not a single number"),
+        (X[:59], "inputs are 59, labels 60"),
+        (X > 0.5, "must be integers or real numbers, not torch.bool"),
+        (X + 1j, "must be integers or real numbers, not torch.complex64"),
+        (torch.where(X > 0.5, torch.nan, X), "is NaN or infinite"),
+        (X.double() * 1e300, "is NaN or infinite"),  # too great for float32
+    ],
+)
+def test_inputs_that_are_refused(x: object, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        of(x)
+    sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.array(list("abcdef"))[Y], "labels are strings: relabel=True numbers them"),
+        ([str(label) for label in Y.tolist()], "labels are strings: relabel=True"),
+        (ONE_HOT, r"not a row of 6 numbers: y\.argmax\(1\) are the labels"),
+        (ONE_HOT.float(), r"y\.argmax\(1\) are the labels"),
+        (SEVERAL, "not a row of 6 numbers: samples with several labels are not supported"),
+        (Y[:, None], r"y\.flatten\(\) are the labels"),
+        (Y.float(), r"not \(60,\) of torch.float32: y\.long\(\) makes whole numbers"),
+        (Y > 2, r"not \(60,\) of torch.bool: y\.long\(\)"),
+        (torch.tensor(3), r"not \(\) of torch.int64"),
+        (3, "not a int"),
+        (Y - 1, "labels must be from 0 up, not -1: relabel=True numbers any labels"),
+        (pd.Series(Y.numpy()), "not a Series"),
+        (Y[:0], "training set is empty"),
+        (Y.to_sparse(), "must be dense"),
+        (None, "not a NoneType"),
+        (Y * 100_000, "the greatest label is 500000"),
+    ],
+)
+def test_labels_that_are_refused(y: object, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        of(y=y)
+    sentence(caught.value)
+
+
+def test_inputs_of_two_dtypes_are_refused_not_promoted() -> None:
+    with pytest.raises(ValueError, match="one shape and dtype"):
+        from_tensors(X, Y, (X * 180).long(), Y, tasks=3)
+
+
+class Pairs:
+    """A data set of given items."""
+
+    def __init__(self, *items: object) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"x": X[0], "y": 0}], "must be a pair of input and label, not a dict"),
+        ([(X[0], 0, 1)], "must be a pair of input and label, not 3 values"),
+        ([X[0]], "must be a pair of input and label, not a Tensor"),
+        ([({"a": X[0]}, 0)], "not a dict"),
+        ([(X[0], "cat")], "labels are strings: relabel=True"),
+        ([(X[0], ONE_HOT[0])], r"not of shape \(6,\): of a one-hot row take y.argmax\(\)"),
+        ([(X[0], [0, 1])], "not a list: of a one-hot row"),
+        ([(X[0], 0.0)], "labels must be whole numbers, not 0.0"),
+        ([(X[0], torch.tensor(1.0))], "labels must be whole numbers, not 1.0"),
+        ([(X[0], True)], "labels must be whole numbers, not True"),
+        ([(X[0], None)], "labels must be whole numbers, not None"),
+        ([(X[0], 0), (X[0].long(), 1)], r"one dtype, not \[torch.float32, torch.int64\]"),
+        ([(X[0], 0), (X[0].byte(), 1)], r"one dtype, not \[torch.float32, torch.uint8\]"),
+        ([(X[0].to_sparse(), 0)], "must be dense"),
+        ([(X[0] > 0, 0)], "must be integers or real numbers"),
+        ([("a picture", 0)], "not a str"),
+    ],
+)
+def test_items_of_a_data_set_that_are_refused(items: list[object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        from_dataset(Pairs(*items), Pairs(*items), tasks=1, progress=False)  # type: ignore[arg-type]
+    sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    "label", [1, torch.tensor(1), torch.tensor([1]), np.int32(1), np.array([1]), torch.tensor(1, dtype=torch.uint8)]
+)
+def test_items_whose_label_is_a_whole_number_are_taken(label: object) -> None:
+    items = Pairs(*[(X[index], label) for index in range(4)])
+    assert from_dataset(items, items, tasks=1, progress=False).tasks[0].classes == (1,)  # type: ignore[arg-type]
+
+
+def test_integers_of_a_data_set_stay_integers() -> None:
+    data = TensorDataset(2**24 + torch.arange(60)[:, None], Y)
+    stream = from_dataset(data, data, tasks=3, progress=False)
+    assert stream.tasks[0].train.x.dtype == torch.int64
+    assert len(torch.cat([task.train.x for task in stream.tasks]).unique()) == 60
+
+
+def test_a_data_set_that_is_iterated_is_refused() -> None:
+    class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            yield X[0], 0
+
+    with pytest.raises(TypeError, match="has no length, or no items"):
+        from_dataset(Endless(), Endless())
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (Samples(X.numpy(), Y), "need inputs as a tensor, not a ndarray"),  # type: ignore[arg-type]
+        (Samples(X, Y.tolist()), "need labels as a tensor, not a list"),  # type: ignore[arg-type]
+        (Samples(X.to_sparse(), Y), "need inputs as a dense tensor"),
+        (Samples(X.clone().requires_grad_(), Y), r"have inputs that require a gradient.*\.detach\(\)"),
+        (Samples(X, Y, {"logits": X.clone().requires_grad_()}), "have logits that require a gradient"),
+        (Samples(torch.tensor(1.0), Y), "not a single number"),
+        (Samples(X > 0, Y), "need inputs of integers or real numbers, not torch.bool"),
+        (Samples(X + 1j, Y), "not torch.complex64"),
+        (Samples(X[:5], Y), "are 5 inputs with 60 labels"),
+        (X, "must be Samples or a Subset, not a Tensor"),
+    ],
+)
+def test_samples_of_a_task_that_are_refused(samples: Samples, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        Stream("s", [Task(0, tuple(range(6)), samples, Samples(X, Y))])
+    sentence(caught.value)
+
+
+# What fits: models, optimizers, augmentations, devices -----------------------------------------------------------------
+
+
+def fitting(model: nn.Module | None = None, augment: object = None, x: Tensor = X, **options: object) -> None:
+    strategy = options.pop("strategy", None) or Finetune(model or Mlp(3, 6, hidden=(4,)))
+    run(strategy, of(x, augment=augment), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("augment", "x", "message"),
+    [
+        (lambda x: None, X, "gives a NoneType for a batch of inputs, not a tensor"),
+        (lambda x: x[1:], X, r"gives \(3, 3\) for \(4, 3\): it must give as many inputs"),
+        (lambda x: x.mean(), X, "it must give as many inputs"),
+        (lambda x: x.numpy(), X, "gives a ndarray"),
+        (lambda x: x.double(), X, "gives torch.float64 for torch.float32: it must keep the dtype"),
+        (lambda x: x.float(), (X * 255).byte(), "gives float32 from 4 to 236 for uint8"),
+        (lambda x: x.long(), (X * 255).byte(), "gives torch.int64 for torch.uint8"),
+        (lambda x: x.float(), (X * 180).long(), "gives torch.float32 for torch.int64"),
+        ("flip", X, "augment must be a function of a batch of inputs, or None, not 'flip'"),
+    ],
+)
+def test_augmentations_that_are_refused(augment: object, x: Tensor, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        fitting(augment=augment, x=x)
+    sentence(caught.value)
+
+
+def test_augmentations_that_give_floats_from_0_to_1_of_bytes_are_taken() -> None:
+    fitting(augment=lambda x: x.float() / 255, x=(X * 255).byte())
+
+
+def test_trying_an_augmentation_draws_nothing_from_the_run() -> None:
+    def noisy(x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+    def learned(patched: bool) -> list[Tensor]:
+        with pytest.MonkeyPatch.context() as patch:
+            if patched:
+                patch.setattr("clstream.fits.check_augment", lambda _: None)
+            torch.manual_seed(0)
+            strategy = Finetune(Mlp(3, 6, hidden=(4,)))
+            run(strategy, of(augment=noisy))
+        return list(strategy.model.state_dict().values())
+
+    assert all(torch.equal(one, two) for one, two in zip(learned(True), learned(False), strict=True))
+
+
+def frozen() -> nn.Module:
+    return Mlp(3, 6, hidden=(4,)).requires_grad_(False)
+
+
+class Wide(nn.Module):
+    """Gives outputs of a given shape a sample."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.layer, self.shape = nn.Linear(3, int(np.prod(shape))), shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).view(-1, *self.shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Finetune(frozen()), "no weight that Finetune learns requires a gradient"),
+        (lambda: Replay(frozen()), "no weight that Replay learns requires a gradient"),
+        (lambda: Finetune(nn.Flatten()), "Flatten has no parameters, so there is nothing that Finetune could learn"),
+        (lambda: Finetune(Wide(6, 2)), r"answers one sample with \(1, 6, 2\)"),
+        (lambda: Finetune(Wide(4)), r"answers one sample with \(1, 4\), but tensors has 6 classes"),
+        (lambda: Finetune(nn.Linear(3, 6).double()), r"Linear \(its weights are torch.float64\) can't take the inputs"),
+        (lambda: Finetune(nn.Linear(3, 6).bfloat16()), r"Linear \(its weights are torch.bfloat16\) can't take the inputs"),
+        (lambda: Finetune(Mlp(3, 6).double()), "its weights are torch.float64"),
+        (lambda: Finetune(Mlp(4, 6)), "can't take the inputs"),
+        (
+            lambda: Finetune(Mlp(3, 6), lambda p: torch.optim.SGD(p, lr=float("nan"))),
+            "lr of SGD .* must be a finite number, not nan",
+        ),
+        (
+            lambda: Finetune(Mlp(3, 6), lambda p: torch.optim.SGD(p, lr=float("inf"))),
+            "lr of SGD .* must be a finite number, not inf",
+        ),
+        (lambda: Finetune(Mlp(3, 6), partial(SGD, momentum=math.nan)), "momentum of SGD .* must be a finite number"),
+    ],
+)
+def test_strategies_that_could_not_learn_are_refused(make: object, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        run(make(), of())  # type: ignore[operator]
+    sentence(caught.value)
+
+
+def test_a_model_that_casts_its_inputs_may_be_of_float64() -> None:
+    class Doubles(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Linear names it
+            return super().forward(input.double())
+
+    run(Finetune(Doubles(3, 6).double()), of())
+
+
+def test_a_strategy_that_steps_by_itself_may_have_a_frozen_model() -> None:
+    class Counts(Strategy):
+        """Learns without gradients."""
+
+        def learn(self, batch):  # type: ignore[no-untyped-def]
+            return torch.zeros(())
+
+    run(Counts(frozen()), of())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "meta"}, "on the device meta tensors have no values"),
+        ({"device": torch.device("meta")}, "on the device meta"),
+        ({"device": 5}, "device must be a name such as cpu"),
+        ({"device": "gpu"}, "there is no device 'gpu' here"),
+        ({"resume": {"a": 1}}, "resume takes a checkpoint as clstream.checkpoint.newest"),
+        ({"resume": {"identity": {}}}, "resume takes a checkpoint"),
+        ({"seed": "one"}, "seed must be a whole number"),
+        ({"seed": True}, "seed must be a whole number"),
+        ({"seed": 1.0}, "seed must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"evaluate_every": True}, "evaluate_every must be a whole number"),
+        ({"evaluate_every": 2.0}, "evaluate_every must be a whole number"),
+        ({"max_sessions": "all"}, "max_sessions must be a whole number"),
+        ({"max_sessions": 0}, "max_sessions must be a whole number"),
+    ],
+)
+def test_arguments_of_run_that_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        fitting(**options)  # type: ignore[arg-type]
+    sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 2**70}, "batch_size must be a whole number from 1 to 2147483647, not 1180591620717411303424"),
+        ({"epochs": 2**70}, "epochs must be a whole number from 1 to"),
+        ({"tasks": 2.0}, "tasks must be a whole number of at least 1, not 2.0"),
+        ({"sessions_per_task": 1.5}, "sessions_per_task must be a whole number of at least 1, not 1.5"),
+        ({"class_order": True}, "class_order must be a whole number of at least 0 or None, not True"),
+        ({"class_order": [0, 1, 2, 3, 4, 5.0]}, r"class_order\[5\] must be a whole number"),
+        ({"schedule": 5}, "schedule must be None, a Mixture or the number of each session's task, not 5"),
+        ({"schedule": [0, True]}, "session 1 draws from task True"),
+        ({"schedule": [0, 1.0]}, "session 1 draws from task 1.0"),
+        ({"name": 5}, "name must be a string"),
+    ],
+)
+def test_options_of_streams_that_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        of(**options)  # type: ignore[arg-type]
+    sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (5, "tasks must be a list of Task objects, not a int"),
+        ([5], "tasks must be a list of Task objects, and one of them is a int"),
+        ([], "has no tasks"),
+    ],
+)
+def test_tasks_that_are_none_are_refused(tasks: object, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Stream("s", tasks)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the classes of a task must be whole numbers, not 'ab'"):
+        Task(0, "ab", Samples(X, Y), Samples(X, Y))  # type: ignore[arg-type]
