@@ -218,8 +218,11 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     settings = _with_paths([each for each in settings if each.key != ("trust",)], trusted)
     for setting in settings:
         if setting.key == ("observers",):
-            for name in _listed(setting.value):
+            chosen = _listed(setting.value)
+            for name in chosen:
                 observer(name, trusted)
+                if chosen.count(name) > 1:
+                    raise UsageError(f"{setting.where}--observers names {name} twice")
     settings = _with_defaults(settings, trusted)
     _check_options(settings)
     may = {top for setting in settings for text in strings(setting.value) for top in _tops(text) if is_own(top)}

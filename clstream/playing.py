@@ -73,6 +73,9 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
         raise UsageError(f"--checkpoint_share must be above 0 and at most 1, not {options.checkpoint_share:g}")
     if options.checkpoint_every < 0:
         raise UsageError(f"--checkpoint_every must be seconds, or 0 for no checkpoints, not {options.checkpoint_every:g}")
+    if not options.checkpoint_every and (options.resume == "auto" or options.log_batches):
+        option = "--resume auto" if options.resume == "auto" else "--log_batches"
+        raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")
     try:  # everything that can be wrong with the options shows here, before anything is learned
         stream = build_stream(parser, options)
         strategy = build_strategy(parser, options, stream, seeds[0])
