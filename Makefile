@@ -10,8 +10,9 @@ run: $(VENV)/installed
 	$(BIN)/clstream compare experiments/digits_finetune.yaml experiments/digits_replay.yaml --seeds 0,1,2
 	@echo "(or: make ui)"
 
+# A process for each core, up to 4: each holds its own torch, of one thread.
 test: $(VENV)/tested
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 
 ui: $(VENV)/installed
 	$(BIN)/clstream ui

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,12 +211,14 @@ class _Try:
 
     def seconds(self) -> float:
         """Return how many seconds of the run its newest checkpoint has."""
-        state = newest(self.place()) if files(self.place()) else None
+        state = self.state() if files(self.place()) else None
         return float(state["seconds"]) if state else 0.0
 
     def state(self) -> Any:
         """Return the last checkpoint."""
-        return newest(self.place())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* was made with threads")  # it is only compared in this process
+            return newest(self.place())
 
     def log(self) -> list[str]:
         """Return the event log without clock readings and resumptions."""

@@ -6,23 +6,34 @@ import importlib.util
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import clstream.strategies as zoo
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.optim import SGD
 
 from clstream import Strategy, optional
 
-os.environ.setdefault("MPLBACKEND", "Agg")
-torch.set_num_threads(1)
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["COLUMNS"] = "80"
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "LINES", *(each for each in os.environ if each.startswith("MLFLOW_"))):
+    os.environ.pop(name, None)  # what the user's terminal and server are
+for name in ("NO_PROXY", "no_proxy"):
+    os.environ[name] = "127.0.0.1,localhost"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; the processes of tests are to hear theirs
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if importlib.util.find_spec("hypothesis") is not None:  # tests/gpu does without
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("clstream", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+    settings.load_profile("clstream")
 
 
 HAS_AVALANCHE = importlib.util.find_spec("avalanche") is not None
@@ -30,8 +41,16 @@ STRATEGIES = [name for name in zoo.__all__ if HAS_AVALANCHE or name != "Avalanch
 """The names of those that can be made here."""
 
 
-def has_mnist() -> bool:
-    return (Path(os.environ.get("CLSTREAM_DATA", "missing")) / "MNIST" / "raw").is_dir()
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give each test one thread, whatever the one before left, and leave out those whose data is not here."""
+    torch.set_num_threads(1)
+    if item.get_closest_marker("data") and not (Path(os.environ.get("CLSTREAM_DATA", "missing")) / "MNIST" / "raw").is_dir():
+        pytest.skip("MNIST is not in CLSTREAM_DATA")
+
+
+def params(plain: Iterable[str], real: Iterable[str]) -> list[Any]:
+    """Return parameters of a test, of which some need real data."""
+    return [*plain, *(pytest.param(name, marks=pytest.mark.data) for name in real)]
 
 
 def make(name: str) -> Callable[[nn.Module], Strategy]:
@@ -64,11 +83,18 @@ def avalanche() -> Callable[[str], ModuleType]:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store with all of its tables, made once: that takes seconds."""
+    """An MLflow store with all of its tables, made once for all processes of pytest-xdist: that takes seconds."""
     from clstream.store import connect
 
-    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    connect(f"sqlite:///{file}", "made by the tests")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a folder in that of them all
+        folder = folder.parent
+    file = folder / "empty.db"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            beside = folder / "migrating.db"
+            connect(f"sqlite:///{beside}", "made by the tests")
+            beside.rename(file)
     return file
 
 

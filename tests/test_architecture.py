@@ -256,3 +256,16 @@ def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path)
     assert "clstream.engine" in loaded
     assert not loaded & {"mlflow", "avalanche", "sklearn", "matplotlib", "torchvision", "rich", "jsonargparse", "timm", "pandas"}
     assert not loaded & {"clstream.strategies", "clstream.streams", "clstream.tracking", "clstream.store", "clstream.cli"}
+
+
+def test_every_command_that_tests_start_has_as_many_threads_as_they():
+    """A checkpoint of a process with other threads is said to be of another run; and how many there are differs by machine."""
+    commands = [
+        (file.name, node.lineno, [item.value for item in ast.walk(node) if isinstance(item, ast.Constant)])
+        for file in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.List, ast.Tuple))
+    ]
+    started = [(name, line, "--threads" in words) for name, line, words in commands if {"-m", "clstream.cli"} <= {*words}]
+    assert {name for name, *_ in started} >= {"test_cli.py", "test_resume.py"}
+    assert not [(name, line) for name, line, told in started if not told], "give them --threads 1"

@@ -216,7 +216,7 @@ class Slow(Replay):
     @on(TaskEnded)
     def consolidate(self, event):
         print("consolidating", flush=True)
-        time.sleep(60 if way == "slow" else 0)
+        time.sleep(600 if way == "slow" else 0)
         with torch.no_grad():
             next(self.model.parameters()).mul_(0.99)
 
@@ -262,7 +262,7 @@ def test_the_same_bits_in_every_process_and_after_signals(tmp_path: Path) -> Non
         process = started(tmp_path, "stopped", "told")
         after(process, "batch", 5)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == code, err
         assert f"stopped by {number.name}; its checkpoint is in" in out.splitlines()[-1]
         assert "stopping after this batch; once more ends at once" in err
@@ -278,10 +278,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signals) ->
     process.send_signal(number)
     time.sleep(0.3)
     assert process.poll() is None  # the end of the task goes on
-    begin = time.monotonic()
     process.send_signal(number)
-    process.communicate(timeout=30)
-    assert time.monotonic() - begin < 10 and process.returncode != 0
+    process.communicate(timeout=300)  # the end of the task takes 600
+    assert process.returncode != 0
     assert newest(tmp_path / "slow") is not None
 
 
@@ -333,10 +332,10 @@ def test_when_they_are_written(tmp_path: Path) -> None:
 
 def test_slow_writes_come_less_often(tmp_path: Path) -> None:
     slow = Checkpointer(tmp_path, every_seconds=1.0)
-    slow._rest(3.0)
-    assert slow.due - time.monotonic() == pytest.approx(150, abs=1)  # 2 % of the time at most
-    slow._rest(0.001)
-    assert slow.due - time.monotonic() == pytest.approx(1, abs=0.1)
+    for cost, rest in ((3.0, 150.0), (0.001, 1.0)):  # 2 % of the time at most
+        before = time.monotonic()
+        slow._rest(cost)
+        assert before + rest <= slow.due <= time.monotonic() + rest
 
 
 def torn(file: Path) -> None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import clstream.strategies as zoo
 import pytest
 import torch
-from conftest import STRATEGIES, has_mnist, make
+from conftest import STRATEGIES, make, params
 from torch import Tensor, nn
 
 from clstream import Batch, BatchLearned, Strategy, Stream, TaskEnded, on, streams
@@ -36,13 +36,12 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "imbalanced_tasks": streams.imbalanced_tasks,
     "few_shot_tasks": streams.few_shot_tasks,
 }
-if has_mnist():
-    STREAMS |= {
-        "split_mnist": lambda: streams.split_mnist(batch_size=500),
-        "split_fashion_mnist": lambda: streams.split_fashion_mnist(batch_size=500),
-        "permuted_mnist": lambda: streams.permuted_mnist(tasks=2, batch_size=500),
-        "rotated_mnist": lambda: streams.rotated_mnist(tasks=2, batch_size=500, sessions_per_task=2),
-    }
+REAL: dict[str, Callable[[], Stream]] = {
+    "split_mnist": lambda: streams.split_mnist(batch_size=500),
+    "split_fashion_mnist": lambda: streams.split_fashion_mnist(batch_size=500),
+    "permuted_mnist": lambda: streams.permuted_mnist(tasks=2, batch_size=500),
+    "rotated_mnist": lambda: streams.rotated_mnist(tasks=2, batch_size=500, sessions_per_task=2),
+}
 
 
 @pytest.mark.filterwarnings("ignore:SHARP. after episode")  # its layers are small here
@@ -55,9 +54,9 @@ def test_strategy_contract(name: str, check: str) -> None:
         checks[check]()
 
 
-@pytest.fixture(scope="module", params=STREAMS)
+@pytest.fixture(scope="module", params=params(STREAMS, REAL))
 def stream(request: pytest.FixtureRequest) -> Stream:
-    return STREAMS[request.param]()
+    return (STREAMS | REAL)[request.param]()
 
 
 @pytest.mark.parametrize("check", [check.name for check in check_stream(example_stream())])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from clstream.streams import blobs, drifting, from_tensors, gaussian_schedule, rotated_mnist
 from clstream.streams.schedules import Gaussian, Transitions
-from conftest import STRATEGIES, has_mnist, make
+from conftest import STRATEGIES, make, params
 from torch import Tensor, nn
 
 from clstream import Batch, Event, RunStarted, Samples, SessionStarted, Strategy, Stream, Subset, Task, on, run
@@ -64,8 +64,7 @@ HIDDEN: dict[str, Callable[[], Stream]] = {
     "drifting, drawn": lambda: drifting(by_hand(), Gaussian(1.0), 6, 32),
     "drifting, not shuffled": lambda: drifting(of_one_source(), Transitions(0.5), 6, shuffle=False),
 }
-if has_mnist():
-    HIDDEN["domains"] = lambda: drifting(rotated_mnist(tasks=2, batch_size=500), Transitions(0.5), 4, 600)
+REAL = {"domains": lambda: drifting(rotated_mnist(tasks=2, batch_size=500), Transitions(0.5), 4, 600)}
 
 
 class Detector:
@@ -166,9 +165,9 @@ def model_for(stream: Stream) -> nn.Module:
         return Mlp(stream.input_shape, stream.classes, hidden=(8,))
 
 
-@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("name", params(HIDDEN, REAL))
 def test_nothing_that_a_strategy_is_given_leads_to_the_tasks(name: str) -> None:
-    stream = HIDDEN[name]()
+    stream = (HIDDEN | REAL)[name]()
     strategy = Greedy(model_for(stream))
     run(strategy, stream, Detection(), Prequential())  # observers measure against the truth, and tell observers
     kinds = {type(each) for each in strategy.given}

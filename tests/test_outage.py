@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -54,8 +55,11 @@ class Server:
         store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", f"{self.folder}/artifacts"]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *store]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
-        until = time.monotonic() + 120
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nothing here asks
+            )  # fmt: skip
+        until = time.monotonic() + 600
         while True:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
@@ -219,6 +223,16 @@ def test_a_run_that_starts_while_the_server_is_away_is_created_later(server: Ser
     assert curves(client, done.run_id) == undisturbed
 
 
+def pending(server: socket.socket) -> Iterator[str]:
+    """Yield the address of each client that a server has not heard yet."""
+    server.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection, address = server.accept()
+            connection.close()
+            yield str(address)
+
+
 def test_a_server_that_hangs_costs_a_timeout_or_two(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = MlflowTracker(uri=server.uri, folder=tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as hangs:
@@ -228,8 +242,9 @@ def test_a_server_that_hangs_costs_a_timeout_or_two(server: Server, tmp_path: Pa
             tracker.delivery.send.opened = MlflowClient(f"http://127.0.0.1:{hangs.getsockname()[1]}"), "0"
 
         with pytest.warns(RuntimeWarning) as said:
-            result = play(tracker, At(session_2=hang))
-    assert result.seconds < 10  # one try when it began to hang, one at the end, of a second each
+            play(tracker, At(session_2=hang))
+        tries = list(pending(hangs))
+    assert len(tries) == 2  # when it began to hang, and at the end; of a second each
     assert len(said) == 2 and "read timeout=1" in said[0].message.args[0]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     assert deliver(tmp_path / "run" / FILE).left == 0
@@ -400,6 +415,9 @@ KILLS_ITSELF = """
 import os, signal, sys
 from pathlib import Path
 
+import torch
+
+torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 import test_outage as those
 from clstream.tracking import MlflowTracker

@@ -30,7 +30,7 @@ from clstream.streams import (
     split_mnist,
     tensors,
 )
-from conftest import has_mnist
+from conftest import params
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -44,7 +44,6 @@ from clstream.seeds import isolated
 from clstream.stream import Epoch, content_hash
 
 replaying = sys.modules["clstream.streams.recorded"]  # the function of this name hides its module
-needs_mnist = pytest.mark.skipif(not has_mnist(), reason="MNIST is not in CLSTREAM_DATA")
 
 
 def pictures(n: int = 60, first: int = 0) -> Samples:
@@ -132,20 +131,19 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "blobs, reseeded": lambda: blobs(tasks=2).reseeded(11),
     "digits": lambda: split_digits(tasks=3, sessions_per_task=2, epochs=2),
 }
-if has_mnist():
-    STREAMS |= {
-        "split_mnist": lambda: split_mnist(validation=0.1, batch_size=500),
-        "split_mnist, domain-IL": lambda: split_mnist(scenario="domain", batch_size=500),
-        "split_mnist, padded": lambda: split_mnist(batch_size=2000, pad=2, validation=0.5),
-        "permuted_mnist": lambda: permuted_mnist(tasks=2, batch_size=2000, pad=2),
-        "permuted_mnist, class-IL": lambda: permuted_mnist(tasks=2, batch_size=2000, scenario="class", validation=0.5),
-        "rotated_mnist": lambda: rotated_mnist(tasks=2, batch_size=2000, sessions_per_task=2, validation=0.9),
-    }
+REAL: dict[str, Callable[[], Stream]] = {
+    "split_mnist": lambda: split_mnist(validation=0.1, batch_size=500),
+    "split_mnist, domain-IL": lambda: split_mnist(scenario="domain", batch_size=500),
+    "split_mnist, padded": lambda: split_mnist(batch_size=2000, pad=2, validation=0.5),
+    "permuted_mnist": lambda: permuted_mnist(tasks=2, batch_size=2000, pad=2),
+    "permuted_mnist, class-IL": lambda: permuted_mnist(tasks=2, batch_size=2000, scenario="class", validation=0.5),
+    "rotated_mnist": lambda: rotated_mnist(tasks=2, batch_size=2000, sessions_per_task=2, validation=0.9),
+}
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", params(STREAMS, REAL))
 def test_a_replay_equals_the_stream(name, tmp_path):
-    stream = STREAMS[name]()
+    stream = (STREAMS | REAL)[name]()
     file = record(stream, tmp_path / "my.clstream")
     replay = recorded(file)
     assert digest(replay) == digest(stream)
@@ -156,7 +154,7 @@ def test_a_replay_equals_the_stream(name, tmp_path):
     assert record(replay, tmp_path / "again.clstream").read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("name", [name for name in STREAMS if "mnist" not in name])
+@pytest.mark.parametrize("name", STREAMS)
 def test_a_replay_is_a_stream_like_any(name, tmp_path):
     stream = STREAMS[name]()
     replay = recorded(record(stream, tmp_path / "my.clstream"))
@@ -170,14 +168,14 @@ def test_a_replay_is_a_stream_like_any(name, tmp_path):
         assert replay.for_tuning().fingerprint == stream.for_tuning().fingerprint != stream.fingerprint
 
 
-@needs_mnist
+@pytest.mark.data
 def test_a_split_mnist_recording_is_small(tmp_path):
     size = record(split_mnist(), tmp_path / "my.clstream").stat().st_size
     print(f"a Split MNIST recording has {size:,} bytes")
     assert size <= 300_000
 
 
-@needs_mnist
+@pytest.mark.data
 def test_test_images_are_turned_once_not_at_each_evaluation(tmp_path):
     stream = rotated_mnist(tasks=1)
     for each in (stream, recorded(record(stream, tmp_path / "my.clstream"))):
@@ -484,7 +482,7 @@ def mnist_in(root: Path) -> tuple[Path, Path]:
     return raw / "t10k-images-idx3-ubyte", raw / "train-labels-idx1-ubyte"
 
 
-@needs_mnist
+@pytest.mark.data
 def test_data_is_found_wherever_it_lies_and_refused_where_it_is_another(tmp_path, monkeypatch):
     stream = split_mnist(scenario="domain")
     file = record(stream, tmp_path / "my.clstream")
@@ -732,7 +730,7 @@ def test_samples_of_the_users_own_by_command(tmp_path, monkeypatch, capsys):
     assert "the data of points is not the data that my.clstream was recorded from" in capsys.readouterr().err
 
 
-@needs_mnist
+@pytest.mark.data
 def test_data_root_reaches_the_recording(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     root = os.environ["CLSTREAM_DATA"]

@@ -63,7 +63,7 @@ class Forgets(Dies):
 '''
 OPTIONS = [
     "--stream", "blobs", "--stream.train_per_class", "40", "--stream.batch_size", "8",
-    "--strategy", "mine.Dies", "--model.hidden", "[16]",
+    "--strategy", "mine.Dies", "--model.hidden", "[16]", "--threads", "1",
 ]  # fmt: skip
 
 
@@ -81,9 +81,8 @@ def die(pause: float, batches: int, number: int = signal.SIGKILL) -> None:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "clstream.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
+    whole = [sys.executable, "-m", "clstream.cli", *arguments, "--threads", "1"]
+    return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=300)
 
 
 def runs(experiment: str) -> list[Run]:
@@ -189,10 +188,9 @@ def test_several_seeds_go_on_together(
 
 
 def test_a_run_that_is_under_way_is_not_run_twice(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    die(0.05, 60)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clstream.cli", "run", *OPTIONS, "--track", "false"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    die(5, 60)
+    command = [sys.executable, "-m", "clstream.cli", "run", *OPTIONS, "--track", "false", "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not (folders := list(Path("runs").glob("*/seed_0"))) or not files(folders[0]):
         assert process.poll() is None
         time.sleep(0.01)
@@ -238,8 +236,8 @@ def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_too_short_a_run_proves_nothing(own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "POLL", 6.0)  # it looks so seldom that the run is over before it is killed
-    options = ["--stream", "blobs", "--stream.train_per_class", "2", "--track", "false", "--model.hidden", "[4]"]
+    monkeypatch.setattr(proof._Try, "size", lambda self: 0)  # it sees no progress until the run is over
+    options = ["--stream", "blobs", "--stream.train_per_class", "2", "--track", "false", "--model.hidden", "[4]", "--threads", "2"]
     text = said(capsys, 1, "prove-resume", *options, "--kills", "1")
     assert "it ended before it was killed" in text and "NOT PROVED: it was to be killed 1 times" in text
 

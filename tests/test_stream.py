@@ -1,8 +1,6 @@
 """Streams: every sample once, in an order that can be had again, and bad input refused in one sentence."""
 
-import os
 from collections import Counter
-from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -18,10 +16,6 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from clstream.stream import Samples, Stream, Subset, Task
-
-needs_mnist = pytest.mark.skipif(
-    not (Path(os.environ.get("CLSTREAM_DATA", "")) / "MNIST").is_dir(), reason="MNIST is not in CLSTREAM_DATA"
-)
 
 
 def numbered(each=10, classes=6, first=0):
@@ -645,7 +639,7 @@ def test_missing_data_names_files_and_folder(name, error, tmp_path, monkeypatch)
 # MNIST in other domains --------------------------------------------------------------------------------------------------
 
 
-@needs_mnist
+@pytest.mark.data
 def test_permuted_mnist_moves_the_pixels_of_training_and_test_alike():
     stream = permuted_mnist(tasks=3, sessions_per_task=2)
     plain, *others = stream.tasks
@@ -668,7 +662,7 @@ def test_permuted_mnist_moves_the_pixels_of_training_and_test_alike():
     assert torch.equal(first.y, source.y)
 
 
-@needs_mnist
+@pytest.mark.data
 def test_permuted_mnist_scenarios_and_seeds():
     shared, own = permuted_mnist(tasks=2), permuted_mnist(tasks=2, scenario="class", pad=2, validation=0.1)
     assert [t.classes for t in shared.tasks] == [tuple(range(10))] * 2
@@ -678,7 +672,7 @@ def test_permuted_mnist_scenarios_and_seeds():
     assert shared.fingerprint == permuted_mnist(tasks=2).fingerprint != permuted_mnist(tasks=2, seed=1).fingerprint
 
 
-@needs_mnist
+@pytest.mark.data
 @pytest.mark.parametrize("make_domains", [permuted_mnist, rotated_mnist])
 @pytest.mark.parametrize("option", ["tasks", "sessions_per_task", "epochs", "batch_size"])
 def test_domains_refuse_counts_below_one(make_domains, option):
@@ -686,7 +680,7 @@ def test_domains_refuse_counts_below_one(make_domains, option):
         make_domains(**{"tasks": 2, option: 0})
 
 
-@needs_mnist
+@pytest.mark.data
 def test_rotated_mnist_turns_counter_clockwise():
     stream = rotated_mnist(tasks=3, degrees=[0, 90, 180])
     plain, quarter, half = (t.test.x for t in stream.tasks)
@@ -737,7 +731,7 @@ def test_crop_and_flip_draws_from_the_global_generator():
     assert not torch.equal(first, second)
 
 
-@needs_mnist
+@pytest.mark.data
 def test_split_mnist_pads_every_image_and_nothing_else():
     plain, padded = split_mnist(validation=0.1), split_mnist(validation=0.1, pad=2)
     assert plain.input_shape == (1, 28, 28) and padded.input_shape == (1, 32, 32)

@@ -573,7 +573,7 @@ def test_saturated_sigmoids_are_said() -> None:
 
 def test_a_selector_that_tells_nothing_apart_is_said() -> None:
     with pytest.warns(UserWarning, match="selector sends all that it was trained on to one expert, after 5 trainings"):
-        run(tame(selector_retrain_lr=1e6), moving([0, 1]))
+        run(tame(selector_retrain_lr=1e38), moving([0, 1]))  # infinite weights at the second step, whatever the machine
 
 
 def test_a_model_that_no_selector_can_be_made_of_is_refused_before_anything_is_learned() -> None:
