@@ -343,8 +343,11 @@ def prove_command(arguments: list[str]) -> int:
         raise UsageError(f"--kills must be at least 1, not {own.kills}")
 
     from clstream.config import parse_run, seeds_of
-    from clstream.proof import prove
+    from clstream.proof import OWN, prove
 
+    given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest]
+    if taken := next((name for name in given if name in OWN), None):
+        raise UsageError(f"clstream prove-resume sets --{taken} itself: leave it out")
     if len(seeds_of(parse_run(rest)[1])) > 1:
         raise UsageError("clstream prove-resume runs one seed: give --seed")
     if own.out is not None and Path(own.out).exists() and any(Path(own.out).iterdir()):

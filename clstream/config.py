@@ -81,6 +81,8 @@ class Parser(ArgumentParser):
             return f"{option}: {absent[1]} has no {absent[2]!r}"
         if absent := re.search(r"No module named '([\w.]+)'", message):
             return f"{option}: there is no file or package {absent[1]!r} here"
+        if "Exceeds the limit" in message:
+            return f"{option} takes no number of thousands of digits"
         value = next(iter(re.findall(r"(?:Got|Given) value: (?!NestedArg|Namespace|\{)([^\n]*)", message)), "")
         if re.search("Expected a <class 'float'>", message):
             return f"{option} takes a number, not {value.partition('. Got value')[0][:100]}"
@@ -245,7 +247,7 @@ def _trusted(settings: list[Setting]) -> list[str]:
     typed = [setting for setting in settings if not setting.file]
     whole = {name for setting in typed if setting.key == ("trust",) for name in _listed(setting.value)}
     if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
-        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0]!r}")
+        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0][:60]!r}")
     return sorted(
         whole | {top for setting in typed for text in strings(setting.value) for top in _tops(text)} - {"torch", "clstream"}
     )

@@ -176,7 +176,7 @@ def of_avalanche(kind: str, name: str) -> str:
 def observer(name: str, trusted: Iterable[str] = ()) -> Callable[[], object]:
     """Return the class of an observer by its dotted name. Raises UsageError for what is none, or needs arguments."""
     if not re.fullmatch(r"\w+(\.\w+)+", name):
-        raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name!r}")
+        raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name[:60]!r}")
     check_may_name(name, trusted)
     thing = load(name, "observer")
     if not isinstance(thing, type) or not any(heard(thing)):

@@ -29,6 +29,9 @@ from clstream.playing import FINISHED
 CLOCK = ("time", "seconds", "samples_per_second", "error")
 """Fields of log lines and names of metrics that are readings of a clock."""
 
+OWN = ("tracking_uri", "runs", "resume", "checkpoint_every", "checkpoint_share")
+"""Options that the proof sets itself."""
+
 WAYS = ("at random", "in a write", "at random", "at a session's end", "at random")
 POLL = 0.0002
 """Seconds between two looks at what a process does."""
@@ -122,7 +125,7 @@ class _Try:
         self.store = folder / "mlflow.db"
         self.runs, self.said = folder / "runs", folder / "said.txt"
         self.command = [
-            sys.executable, "-m", "clstream.cli", "run", "--tracking_uri", f"sqlite:///{self.store}", *arguments,
+            sys.executable, "-m", "clstream.cli", "run", *arguments, "--tracking_uri", f"sqlite:///{self.store}",
             "--runs", str(self.runs), "--resume", "auto",
         ]  # fmt: skip
 

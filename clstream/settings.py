@@ -81,6 +81,8 @@ def _split(arguments: list[str], options: Mapping[str, bool]) -> Iterator[tuple[
         position += 1
         if not word.startswith("-") or not word.strip("-"):
             loose = " ".join([word + equals + value, *takewhile(lambda other: not other.startswith("-"), arguments[position:])])
+            if loose.endswith((".yaml", ".yml")):
+                raise UsageError(f"{loose!r} belongs to no option: a config file is given as --config {loose}")
             raise UsageError(
                 f"{loose!r} belongs to no option; several values are written with commas and no spaces, as 0,1,2 or [0,1,2]"
             )
@@ -157,7 +159,7 @@ def _of_class(key: Key, given: dict[str, Any], file: str) -> Iterator[Setting]:
     if arguments is not None and not isinstance(arguments, dict):
         raise UsageError(f"{file}: the init_args of {name} must be options with their values, not {str(arguments)[:60]}")
     for option, value in (arguments or {}).items():
-        if isinstance(value, dict) and value and set(value) <= {"class_path", "init_args"}:
+        if isinstance(value, dict) and ("class_path" in value or set(value) == {"init_args"}):
             yield from _of_class((*key, str(option)), value, file)
         else:
             yield Setting((*key, str(option)), value, file)

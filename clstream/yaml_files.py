@@ -7,6 +7,7 @@ as by YAML 1.2: 1e-3 is a number, 010 is ten and 1:30 is text.
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +105,19 @@ def dump_yaml(value: Any, *, flow: bool = False) -> str:
 
 def read_yaml(file: str | Path, what: str) -> dict[str, Any]:
     """Return the mapping that a YAML file holds. Raises UsageError, which names it as `what`, for anything else."""
-    path = Path(file)
-    if path.is_dir():
-        raise UsageError(f"the {what} {file} is a folder: give a YAML file")
-    if not path.exists():
-        raise UsageError(f"there is no {what} {file}")
-    if not path.is_file():
-        raise UsageError(f"the {what} {file} is no regular file")
+    path = Path(str(file).replace("\0", "?"))
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"the {what} {file} is a folder: give a YAML file")
+        if not stat.S_ISREG(mode):
+            raise UsageError(f"the {what} {file} is no regular file")
         with path.open("rb") as opened:
             content = opened.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise UsageError(f"there is no {what} {file}") from None
     except OSError as error:
-        raise UsageError(f"the {what} {file} can't be read: {error.strerror}") from None
+        raise UsageError(f"the {what} {str(file)[:100]} can't be read: {error.strerror}") from None
     if len(content) > LARGEST:
         raise UsageError(f"the {what} {file} is larger than {LARGEST:,} bytes: that is no {what}")
     return parse_yaml(content, f"the {what} {file}")

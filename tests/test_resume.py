@@ -254,6 +254,7 @@ def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixtur
 def test_prove_resume_refuses(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--kills must be at least 1" in said(capsys, 2, "prove-resume", "--kills", "0")
     assert "runs one seed" in said(capsys, 2, "prove-resume", "--seeds", "0,1")
+    assert "prove-resume sets --runs itself" in said(capsys, 2, "prove-resume", "--runs", "elsewhere")
     assert "unknown option --strategi" in said(capsys, 2, "prove-resume", "--strategi", "Replay")
     assert f"{os.curdir} is not empty" in said(capsys, 1, "prove-resume", "--out", ".")
     text = said(capsys, 1, "prove-resume", "--stream", "blobs", "--stream.tasks", "99", "--out", "proof")
