@@ -1,8 +1,10 @@
-"""Look at a run in the MLflow UI with headless Chromium: are the forgetting curves there, and do they go down?
+"""Look at runs in the MLflow UI with headless Chromium: are the forgetting curves there, and do they go down?
 
-`python .ci/browser.py [--keep FOLDER]` plays fine-tuning on digits into a store of its own, interrupted in the third task and
-resumed, starts `mlflow ui` on loopback, opens the run's page, and asserts that it shows a chart for the accuracy on each task, and
-that the curves behind the charts fall after their task. The screenshot goes to FOLDER (by default screenshots/, which git ignores).
+`python .ci/browser.py [--keep FOLDER]` plays digits into a store of its own: fine-tuning, interrupted in the third task and
+resumed; then, as a newcomer does, `clstream compare` with fine-tuning and replay, two seeds each, and `clstream ui`. It asserts
+the points of the curves that the run's page draws, and those of the page that `clstream ui` tells to open: a line for each
+strategy, which is the mean over its seeds, on one scale, and the pictures above. The screenshots go to FOLDER (by default
+screenshots/, which git ignores).
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from clstream.strategies import Finetune
 from clstream.streams import split_digits
+from mlflow.tracking import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from clstream import BatchLearned, Stream, on, run
 from clstream.checkpoint import Checkpointer, newest
+from clstream.cli import main as cli
 from clstream.models import Mlp
 from clstream.seeds import isolated
 from clstream.tracking import MlflowTracker
@@ -68,34 +70,78 @@ def browser(profile: Path) -> webdriver.Chrome:
 CHARTS = """
 return [...document.querySelectorAll('.js-plotly-plot')]
     .filter(plot => plot.data && plot.data.length && plot.data[0].y)
-    .map(plot => [plot.data[0].metricKey || plot.data[0].name || '', [...plot.data[0].y]]);
+    .map(plot => [plot.data[0].metricKey || plot.data[0].name || '', plot.layout.yaxis.range,
+                  plot.data.map(line => [line.name || '', [...(line.y || [])]])]);
 """
 
+PICTURES = """
+return [...document.querySelectorAll('.rc-image img')].filter(picture => picture.complete && picture.naturalWidth > 0).length;
+"""
 
-def charts(page: webdriver.Chrome, wanted: int, seconds: float = 90) -> list[tuple[str, list[float]]]:
-    """Return the name and the points of each chart that the page has drawn, once it has drawn so many."""
+Drawn = dict[str, tuple[list[float], dict[str, list[float]]]]
+"""By the name of a chart, its vertical range, and the points of its lines by their names."""
+
+
+def charts(page: webdriver.Chrome, wanted: set[str], seconds: float = 90) -> Drawn:
+    """Return the charts that the page has drawn, once it has drawn these."""
     end = time.monotonic() + seconds
+    drawn: Drawn = {}
     while time.monotonic() < end:
-        drawn = page.execute_script(CHARTS)
-        if len(drawn) >= wanted:
-            return [(name, points) for name, points in drawn]
+        for name, scale, lines in page.execute_script(CHARTS):
+            if any(points for _, points in lines):
+                drawn[name] = scale, dict(lines)
+        if wanted <= set(drawn):
+            return drawn
         time.sleep(0.5)
-    sys.exit(f"the run's page drew {len(page.execute_script(CHARTS))} charts, not {wanted}")
+    sys.exit(f"the page did not draw the charts {sorted(wanted - set(drawn))}, only {sorted(drawn)}")
 
 
-def wait(url: str, server: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Wait until the UI answers."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            sys.exit("mlflow ui ended before it answered")
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-        else:
-            return
-    sys.exit("mlflow ui did not answer")
+def check_run(page: webdriver.Chrome, url: str, tracker: MlflowTracker, keep: Path) -> None:
+    """Assert that the page of a run draws each task's curve, from its own session on, and that it falls."""
+    page.get(f"{url}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}/model-metrics")
+    tasks = [f"accuracy/task_{task:02d}" for task in range(TASKS)]
+    drawn = charts(page, set(tasks))
+    page.save_screenshot(str(keep / "run.png"))
+    for task, name in enumerate(tasks):
+        (curve,) = drawn[name][1].values()
+        assert len(curve) == TASKS - task, f"the curve drawn for task {task} has the points {curve}"
+        assert curve[0] > 0.9, f"the curve drawn for task {task} does not start high: {curve}"
+        assert max(curve[1:], default=0) < 0.2, f"the curve drawn for task {task} does not fall: {curve}"
+
+
+def check_comparison(page: webdriver.Chrome, address: str, store: str, keep: Path) -> None:
+    """Assert that the page of `clstream ui` has the pictures, and a line for each strategy: the mean over its seeds."""
+    page.get(address)
+    names = {"accuracy/mean", "accuracy/task_00"}
+    drawn = charts(page, names)
+    end = time.monotonic() + 60
+    while page.execute_script(PICTURES) < 3 and time.monotonic() < end:
+        time.sleep(0.5)
+    page.save_screenshot(str(keep / "charts.png"))
+    shown = page.execute_script(PICTURES)
+    assert shown >= 3, f"the page shows {shown} pictures, not those of two strategies and of their comparison"
+    client = MlflowClient(store)
+    found = client.search_runs([client.get_experiment_by_name("compared").experiment_id])
+    for name in sorted(names):
+        scale, lines = drawn[name]
+        points = [[round(value, 9) for value in line] for line in lines.values() if line]
+        assert len(points) == 2, f"{name} has {len(points)} lines, not one for each strategy: {lines}"
+        assert min(scale) <= 0 < 1 <= max(scale), f"{name} is drawn from {scale}, not from 0 to 1"
+        for parent in [each for each in found if each.data.params.get("seeds")]:
+            seeds = [each for each in found if each.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+            each = [[point.value for point in client.get_metric_history(seed.info.run_id, name)] for seed in seeds]
+            mean = [round(sum(values) / len(values), 9) for values in zip(*each, strict=True)]
+            assert [len(curve) for curve in each] == [TASKS] * 2, f"{parent.info.run_name}: {each}"
+            assert mean in points, f"{parent.info.run_name}: {name} draws {points}, not the mean over its seeds, {mean}"
+
+
+def wait_for_address(ui: subprocess.Popen[str]) -> str:
+    """Return the address that `clstream ui` tells to open, which it does when it is ready."""
+    assert ui.stdout is not None
+    for line in ui.stdout:
+        if line.startswith("http"):
+            return line.strip()
+    sys.exit("clstream ui ended before it was ready")
 
 
 def main() -> None:
@@ -107,6 +153,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
         store = f"sqlite:///{folder}/mlflow.db"
         stream = split_digits()
         tracker = MlflowTracker(uri=store, folder=folder / "run")
@@ -116,32 +163,28 @@ def main() -> None:
             again = MlflowTracker(uri=store, folder=folder / "run", patient=True)
             run(strategy(stream), stream, again, Checkpointer(folder / "run"), resume=newest(folder / "run"))
             assert again.run_id == tracker.run_id, "the resumed run is another one in MLflow"
+        configs = []
+        for name in ("Finetune", "Replay"):
+            configs.append(f"{name}.yaml")
+            Path(configs[-1]).write_text(f"strategy: {name}\nstream: {{class_path: split_digits, init_args: {{epochs: 10}}}}\n")
+        assert not cli(["compare", *configs, "--seeds", "0,1", "--experiment", "compared", "--threads", "1"])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(
-            [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        command = [sys.executable, "-m", "clstream.cli", "ui", "--port", str(port)]
+        ui = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
-            wait(url, server)
+            address = wait_for_address(ui)
             page = browser(folder / "profile")
             try:
-                page.get(f"{url}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}/model-metrics")
-                drawn = dict(charts(page, TASKS + 1))
-                page.save_screenshot(str(keep / "run.png"))
+                check_comparison(page, address, store, keep)
+                check_run(page, address.partition("/#")[0], tracker, keep)
             finally:
                 page.quit()
-            for task in range(TASKS):
-                curve = drawn[f"accuracy/task_{task:02d}"]
-                assert len(curve) == TASKS, f"the curve drawn for task {task} has the points {curve}"
-                assert curve[task] > 0.9, f"the curve drawn for task {task} never rises: {curve}"
-                assert max(curve[task + 1 :], default=0) < 0.2, f"the curve drawn for task {task} does not fall: {curve}"
         finally:
-            os.killpg(server.pid, 15)
-            server.wait(30)
-    print(f"the run's page draws a chart for each of {TASKS} tasks, and the curves fall after their task; see {keep / 'run.png'}")
+            ui.terminate()
+            ui.wait(30)
+    print(f"the forgetting curves are drawn as they were measured, of a run and of two strategies with two seeds; see {keep}")
 
 
 if __name__ == "__main__":

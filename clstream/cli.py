@@ -189,13 +189,14 @@ def compare_command(arguments: list[str]) -> int:
     if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
         print(shown, end="")
         return 0
+    began = time.time()
     played = [play(["--config", file, *rest]) for file in files]
     report_runs(played, files)
-    track_comparisons(played, files)
+    track_comparisons(played, files, began)
     return 0
 
 
-def track_comparisons(played: list[Played], files: list[str]) -> None:
+def track_comparisons(played: list[Played], files: list[str], began: float) -> None:
     """Draw the runs that are tracked in one place, and are of one stream, against each other."""
     together: dict[tuple[object, ...], list[tuple[str, list[Result]]]] = {}
     for each, name in zip(played, titles(played, files), strict=True):
@@ -208,7 +209,7 @@ def track_comparisons(played: list[Played], files: list[str]) -> None:
         if len(runs) > 1:
             from clstream.tracking import track_comparison
 
-            track_comparison(dict(runs), str(experiment), None if tracked == "default" else str(tracked))
+            track_comparison(dict(runs), str(experiment), None if tracked == "default" else str(tracked), began)
 
 
 def report_runs(played: list[Played], files: Sequence[str] = ()) -> None:
@@ -713,22 +714,24 @@ def serve(store: str, host: str, port: int, page: str) -> int:
     """Run MLflow's server until it ends or Ctrl-C comes; say what to open when it answers. Of its log only errors are shown."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", host, "--port", str(port)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends too
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as server:
-        assert server.stdout is not None
-        threading.Thread(target=relay_errors, args=(server.stdout,), daemon=True).start()
-        url = f"http://{host}:{port}"
-        print(f"starting the MLflow UI on {store}", file=sys.stderr, flush=True)
-        try:
-            while server.poll() is None and not _answers(f"{url}/health"):
-                time.sleep(0.3)
-            if server.poll() is None:
-                print(f"it is ready, until Ctrl-C: open\n{url}/{page}", flush=True)
-            status = server.wait()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGTERM)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    assert server.stdout is not None
+    threading.Thread(target=relay_errors, args=(server.stdout,), daemon=True).start()
+    url = f"http://{host}:{port}"
+    print(f"starting the MLflow UI on {store}", file=sys.stderr, flush=True)
+    try:
+        while server.poll() is None and not _answers(f"{url}/health"):
+            time.sleep(0.3)
+        if server.poll() is None:
+            print(f"it is ready, until Ctrl-C: open\n{url}/{page}", flush=True)
+        status = server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # with all of its workers
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, number)
+                server.wait(5)
     raise Failure(f"the MLflow UI ended by itself, with status {status}")
 
 

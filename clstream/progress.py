@@ -42,14 +42,14 @@ class ProgressBar:
         )
         self.lines = not self.console.is_terminal or self.console.is_jupyter
         self.progress = Progress(*columns, console=self.console, transient=True, disable=self.lines)
-        self.batches, self.shown, self.every = 0, 0.0, LINES if self.lines else EVERY
+        self.found: Evaluation | None = None
 
     @on(RunStarted)
     def start(self, event: RunStarted) -> None:
         """Show an empty bar."""
         self.sessions = len(event.stream)
         self.name = self.title or f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
-        self.found: Evaluation | None = None
+        self.found = None
         self.batches, self.began = 0, time.monotonic()
         self.shown, self.every = self.began, LINES if self.lines else EVERY
         for old in self.progress.task_ids:  # of an earlier run

@@ -63,7 +63,15 @@ def end_earlier(file: Path) -> None:
     set_aside(file)
 
 
-def begin_run(uri: str, experiment: str, opened: Opened | None, file: Path | None, name: str, tags: Mapping[str, str]) -> Delivery:
+def begin_run(
+    uri: str,
+    experiment: str,
+    opened: Opened | None,
+    file: Path | None,
+    name: str,
+    tags: Mapping[str, str],
+    began: float | None = None,
+) -> Delivery:
     """Begin a new MLflow run, with a journal at `file`. If `opened`, it is created at once, or OSError raised; else when it can."""
     if file is not None:
         end_earlier(file)
@@ -71,7 +79,7 @@ def begin_run(uri: str, experiment: str, opened: Opened | None, file: Path | Non
     if file is not None:
         outbox.keep_in(file)
     going = deliver_to(uri, outbox, opened)
-    outbox.put("create", name=name, tags=dict(tags), at=_now())
+    outbox.put("create", name=name, tags=dict(tags), at=_now() if began is None else int(began * 1000))
     if opened is not None:
         try:
             outbox.flush(going.send)
@@ -625,13 +633,17 @@ class ParentRun:
 
 
 def track_comparison(
-    results: Mapping[str, Sequence[Evaluation]], experiment: str = "clstream", uri: str | None = None
+    results: Mapping[str, Sequence[Evaluation]],
+    experiment: str = "clstream",
+    uri: str | None = None,
+    began: float | None = None,
 ) -> str | None:
     """Write an MLflow run with a picture of some runs against each other, and return its id; None if the server is away.
 
     Args:
         results: by name, what each seed of a run measured.
         experiment, uri: as for `MlflowTracker`.
+        began: when, in seconds since 1970; MLflow shows the pictures of earlier runs first. None: now.
 
     """
     name = f"comparison of {', '.join(results)}"
@@ -640,7 +652,7 @@ def track_comparison(
         for each, seeds in results.items()
     }
     picture = base64.b64encode(as_png(compared_curves(pairs))).decode()
-    going = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"})
+    going = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"}, began)
     going.outbox.put("image", key=PICTURE, base64=picture, at=_now())
     going.outbox.put("artifact", name="comparison.png", base64=picture)
     going.outbox.put("end", status="FINISHED", at=_now())

@@ -8,7 +8,7 @@ import pytest
 from clstream.strategies import Finetune
 from rich.console import Console
 
-from clstream import BatchLearned, on, progress, run
+from clstream import BatchLearned, RunStarted, on, progress, run
 from clstream.checks import example_model, example_stream
 from clstream.progress import ProgressBar
 
@@ -55,9 +55,17 @@ def test_a_run_that_fails_is_not_told_as_one_that_ended() -> None:
         def fail(self, event: BatchLearned) -> None:
             raise RuntimeError("not today")
 
+    class FailsAtOnce:
+        @on(RunStarted)
+        def fail(self, event: RunStarted) -> None:
+            raise RuntimeError("not today")
+
     bar = ProgressBar(console=Console(file=io.StringIO()))
-    with pytest.raises(RuntimeError):
-        said(bar, Fails())
+    for observer in (Fails(), FailsAtOnce()):
+        with pytest.raises(RuntimeError, match="not today"):
+            said(bar, observer)
+    with pytest.raises(RuntimeError, match="not today"):  # it never started
+        said(ProgressBar(), FailsAtOnce())
     assert bar.console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
