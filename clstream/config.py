@@ -228,7 +228,7 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     settings = _with_defaults(settings, trusted)
     _check_options(settings)
     may = {top for setting in settings for text in strings(setting.value) for top in _tops(text) if is_own(top)}
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*DATA, *trusted, *may])
+    _allow_imports({*DATA, *trusted, *may})
     options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
     options.trust = trusted
     if options.seeds is not None:
@@ -240,6 +240,16 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     if options.seed < 0:
         raise UsageError(f"--seed takes a whole number from 0 up, not {options.seed}")
     return parser, options
+
+
+def _allow_imports(modules: set[str]) -> None:
+    """Let jsonargparse import what lies in these modules, and nothing else; it has one setting for all of its parsers."""
+    set_parsing_settings(import_path_denylist=["*", *sorted(_ALLOWED - modules)], import_path_allowlist=sorted(modules))
+    _ALLOWED.update(modules)
+
+
+_ALLOWED: set[str] = set()
+"""All that was ever allowed in this process: what was for one command is not for the next."""
 
 
 def _trusted(settings: list[Setting]) -> list[str]:

@@ -224,6 +224,27 @@ def test_what_a_user_may_name(folder: Path) -> None:
         parse_run(["--config", "t.yaml"])
 
 
+def test_what_one_command_trusts_the_next_does_not(folder: Path) -> None:
+    (folder / "c.yaml").write_text("strategy: {class_path: Finetune, init_args: {optimizer: others_safe.sgd}}\n")
+    for _ in range(2):
+        parse_run(["--config", "c.yaml", "--trust", "others_safe"])
+        with pytest.raises(UsageError, match=r"--strategy.optimizer: others_safe.sgd can't be named by a config"):
+            parse_run(["--config", "c.yaml"])
+
+
+def test_a_run_of_what_the_command_line_named_is_resumed_by_its_word(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder may be from somebody else: what its config names elsewhere is trusted by whoever resumes it."""
+    options = ["--stream", "blobs", "--stream.train_per_class", "10", "--track", "false"]
+    assert main(["run", *options, "--strategy", "others_safe.Mine"]) == 0
+    run = next((folder / "runs").iterdir())
+    (folder / "ran").unlink()
+    sys.modules.pop("others_safe")
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 2
+    assert "if others_safe is yours, give --trust others_safe" in capsys.readouterr().err and not (folder / "ran").exists()
+    assert main(["resume", str(run), "--trust", "others_safe"]) == 0
+
+
 def test_ones_own_modules_are_those_of_the_working_folder(folder: Path) -> None:
     assert is_own("mine_safe")
     others = ("others_safe", "installed_safe", "os", "sys", "torch", "numpy", "yaml", "__main__", "antigravity", "nowhere_at_all")
