@@ -19,10 +19,10 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from types import FrameType
 from typing import IO, Any
 
@@ -34,9 +34,9 @@ from clstream.comparing import differing
 from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
 from clstream.folders import FolderError, claimed
 from clstream.params import check_bool, check_integer, check_number, check_positive
-from clstream.running import OtherRunError, Run
+from clstream.running import OtherRunError, Run, check_state
 
-FORMAT = 1
+FORMAT = 2
 WHOLE = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")
 TORN = re.compile(r"\d{6,}\.writing")
 """Names of checkpoints, and of what a process that was killed left of one; nothing else in a folder is ours."""
@@ -338,16 +338,29 @@ def load(file: Path) -> Mapping[str, Any] | None:
 
     Raises ValueError for one of another version of clstream, or of something else, and OSError if it can't be read.
     """
-    hashing = hashlib.blake2b(digest_size=8)
+    hashing, size = hashlib.blake2b(digest_size=8), 0
     with file.open("rb") as source:
         while chunk := source.read(1 << 20):
             hashing.update(chunk)
+            size += len(chunk)
     if hashing.hexdigest() != file.stem.partition("-")[2]:
         return None
     try:
+        with zipfile.ZipFile(file) as packed:
+            members = packed.infolist()
+        if any(each.compress_type != zipfile.ZIP_STORED for each in members) or sum(each.file_size for each in members) > size:
+            raise ValueError("it would grow when it is read")
         found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        made_by = (found["format"], found["clstream"])
-    except (RuntimeError, UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
+        made_by, version, threads = (found["format"], found["clstream"]), found["torch"], found["threads"]
+        if not (type(made_by[0]) is type(threads) is int and type(made_by[1]) is type(version) is str):
+            raise ValueError("it doesn't say what made it")
+        if made_by == (FORMAT, clstream.__version__):
+            check_state(found)
+            if sum(_storages(found).values()) > size:
+                raise ValueError("it has tensors larger than itself")
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a file may hold anything
         raise ValueError(f"{file} is no checkpoint of clstream ({(str(error).splitlines() or [''])[0][:100]})") from None
     if made_by != (FORMAT, clstream.__version__):
         raise ValueError(
@@ -355,6 +368,14 @@ def load(file: Path) -> Mapping[str, Any] | None:
             f"{clstream.__version__} (format {FORMAT}): finish the run with that version, or start anew"
         )
     return found
+
+
+def _storages(part: object) -> dict[int, int]:
+    """Return the bytes of each storage of the tensors in a checkpoint, which `check_state` has found plain."""
+    if isinstance(part, torch.Tensor):
+        return {part.untyped_storage()._cdata: part.untyped_storage().nbytes()}
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
+    return {key: size for each in inner for key, size in _storages(each).items()}
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

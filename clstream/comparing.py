@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clstream.forms import SIMPLE, view_of
 from clstream.snapshot import Snapshot, capture
 
 
@@ -15,12 +16,12 @@ def hashes(snapshot: Snapshot, gradients: bool = True) -> dict[str, str]:
     """Return a hash of each attribute, tensor and container by its path; equal ones are equal bit for bit."""
     nodes = snapshot["nodes"]
     left_out = set() if gradients else {node["grad"][1] for node in nodes if "grad" in node}
+    first: dict[int, dict[str, Any]] = {}  # by storage, what is first met of it
 
     def feed(into: Any, value: Any) -> None:
         if isinstance(value, Tensor):
-            whole = value.detach().cpu() if value.layout == torch.strided else value.detach().cpu().to_dense()
-            into.update(f"{whole.dtype} {tuple(whole.shape)} {whole.stride()}".encode())
-            into.update(whole.contiguous().flatten().view(torch.uint8).numpy() if whole.numel() else b"")
+            into.update(f"{value.dtype} {tuple(value.shape)} {value.stride()}".encode())
+            into.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if value.numel() else b"")
         elif isinstance(value, list):
             into.update(f"[{len(value)}".encode())
             if value[:1] == ["node"]:
@@ -42,14 +43,16 @@ def hashes(snapshot: Snapshot, gradients: bool = True) -> dict[str, str]:
             feed(into, value)
         return into.hexdigest()
 
-    apart = {"attributes", "path", "origin"} | (set() if gradients else {"grad"})
+    apart = {"attributes", "path", "origin", "scheduled"} | (set() if gradients else {"grad"})
     found = {}
     for number, node in enumerate(nodes):
         if number in left_out:
             continue
-        if node["kind"] == "set":  # its order differs from process to process
-            node = node | {"items": sorted(node["items"], key=repr)}
         rest = {name: value for name, value in node.items() if name not in apart}
+        if "storage" in node:
+            data, shares = view_of(node, snapshot["storages"][rest.pop("storage")]), first.setdefault(node["storage"], node)
+            begin = rest.pop("offset") * data.element_size() - shares["offset"] * SIMPLE["dtype"][2](shares["dtype"]).itemsize
+            rest |= {"data": data, "shares": [shares["path"], begin]}
         found[node["path"]] = of(rest, list(node.get("attributes", ())))
         for name, value in node.get("attributes", {}).items():
             found[f"{node['path']}.{name}"] = of(value)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from operator import index
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy as is_uninitialized
 from torch.optim import Optimizer
 
 from clstream.bus import members, subscriptions
@@ -50,6 +53,7 @@ def check_fits(
         raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
     check_optimizers(strategy)
     check_augment(stream)
+    check_lazy(strategy, stream, seed)
     check_answers(strategy, stream)
     check_single_samples(strategy, stream, device, max_sessions)
 
@@ -107,6 +111,26 @@ def check_augment(stream: Stream) -> None:
             f"{what} gives float32 from {float(given.min()):g} to {float(given.max()):g} for uint8, and models divide by 255 only "
             "what is uint8: keep the dtype, or give floats from 0 to 1"
         )
+
+
+def check_lazy(strategy: Strategy, stream: Stream, seed: int) -> None:
+    """Ask a model with lazy layers once, so that they have shapes, drawn from the run's seed; refuse a layer that isn't asked."""
+    if not any(map(is_uninitialized, weights_of(strategy))):
+        return
+    model = strategy.model
+    with isolated(index(seed), "lazy"), evaluating(strategy):
+        model(apart(stream.tasks[0].test[:1]).x)
+    for path, module in held(strategy, nn.Module):
+        for name, weight in [*module.named_parameters(), *module.named_buffers()]:
+            if is_uninitialized(weight):
+                raise ValueError(f"{path}.{name} has no shape yet, and gets none when the model is asked: give the layer its sizes")
+
+
+def weights_of(strategy: Strategy) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of all modules that a strategy holds."""
+    for _, module in held(strategy, nn.Module):
+        yield from module.parameters()
+        yield from module.buffers()
 
 
 def check_answers(strategy: Strategy, stream: Stream) -> None:

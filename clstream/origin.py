@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
+import random
+import site
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from inspect import unwrap
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from clstream.samples import content_hash
+from clstream.state import builds_plainly
 from clstream.stream import Samples, Session, Stream, Subset
 
 TABLES = ("_modules", "_parameters", "_buffers")
-HOOKS = frozenset(vars(nn.Module())) - {"training", "_non_persistent_buffers_set", *TABLES}
-TORCH_FUNCTIONS = ("torch", "torch.nn.functional", "torch._C._nn")
-_NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "clstream"}
+HOOKS = frozenset(vars(nn.Module())) - {"training", "_non_persistent_buffers_set", *TABLES} | {"_compiled_call_impl"}
+GLOBAL_GENERATORS: dict[str, Any] = {
+    "python": random._inst,  # of which random.random and others are methods
+    "numpy": np.random.mtrand._rand,
+    "torch": torch.default_generator,
+}
+PLAIN_TYPES = {each.__name__: each for each in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
+_TORCH_CLASSES: dict[str, Any] = {"torch.nn.modules.": nn.Module, "torch.optim.": (Optimizer, LRScheduler, nn.Module)}
+_BLOCKS = ("clstream.fisher", "clstream.generators", "clstream.memory", "clstream.models", "clstream.samples", "clstream.stream")
+_NEVER_OWN = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy"}
+_INSTALLED = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"),
+                    *site.getsitepackages(), site.getusersitepackages()})  # fmt: skip
 
 
 class Origin:
@@ -30,65 +44,77 @@ class Origin:
     Args:
         objects: each object, with its path.
         classes: of these, by name, also of those that are no objects of their own: enums, named tuples.
+        replaced: by the id of an object, its attributes that stand in for a method of its class.
+        class_state: hashes of what classes keep, by name.
         stream: what is learned; its data is not written, but referred to.
 
     """
 
-    def __init__(self, objects: Iterable[tuple[str, object]], classes: Mapping[str, type], stream: Stream | None = None) -> None:
-        self.stream = stream
-        self.data = {} if stream is None else {storage_of(tensor): place for place, tensor in data_of(stream)}
+    def __init__(
+        self,
+        objects: Iterable[tuple[str, object]],
+        classes: Mapping[str, type],
+        replaced: Mapping[int, set[str]],
+        class_state: Mapping[str, str],
+        stream: Stream | None = None,
+    ) -> None:
+        self.stream, self.replaced, self.class_state = stream, dict(replaced), dict(class_state)
+        self.data = {} if stream is None else {storage_id(tensor): (place, tensor) for place, tensor in data_of(stream)}
+        self.contents = {key: _content(tensor, stream) for key, (_, tensor) in self.data.items()}
         self.sessions: dict[int, Session] = {}  # those that were compared with the stream's, by id
         self.classes = dict(classes)
-        outside = {"torch", "numpy", *sys.stdlib_module_names}
-        self.modules = {cls.__module__ for cls in classes.values() if cls.__module__.partition(".")[0] not in outside}
+        modules = {cls.__module__ for cls in classes.values()}
+        self.modules = own_modules(modules) | {name for name in modules if name.partition(".")[0] not in _NEVER_OWN}
         self.objects: dict[str, object] = {}  # by the path that they have at the start
         self.paths: dict[int, str] = {}  # the other way round, by id
+        self.types: dict[int, type] = {}
         self.hooks: dict[int, list[object]] = {}
         for path, value in objects:
             hooks = hooks_of(value)
             if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, nn.Parameter) and not hooks:
                 continue  # made anew: to keep the old ones would take their memory for the whole run
-            self.objects[path], self.paths[id(value)], self.hooks[id(value)] = value, path, hooks
+            self.objects[path], self.paths[id(value)] = value, path
+            self.types[id(value)], self.hooks[id(value)] = type(value), hooks
 
-    def find_class(self, name: str) -> type:
-        """Return a loaded class whose objects may be built from their attributes; ValueError for any other."""
-        found = self.classes.get(name) or loaded(name)
-        if not isinstance(found, type) or not (
+    def find_class(self, name: str) -> type[Any]:
+        """Return a class that may be named in a snapshot: the run's own, or of torch's layers; ValueError for any other.
+
+        The run's own are those of what it holds when it begins and of the modules that these are written in, those of the user's
+        own modules, and what strategies are built of. Nothing is imported.
+        """
+        cls = self.classes.get(name) or loaded(name)
+        if not isinstance(cls, type) or name_of(cls) != name or not (
             name in self.classes
-            or issubclass(found, (Enum, nn.Module, Optimizer, LRScheduler))
-            or (issubclass(found, tuple) and hasattr(found, "_fields"))
-            or ((_theirs(found) or found.__module__.startswith("clstream.")) and not hasattr(found, "__del__"))
-        ):
-            raise ValueError(f"the checkpoint names {name}, which is not loaded here: build the strategy as it was built then")
-        return found
+            or (cls.__module__ in {*self.modules, *_BLOCKS} and not hasattr(cls, "__del__"))
+            or any(cls.__module__.startswith(prefix) and issubclass(cls, kinds) for prefix, kinds in _TORCH_CLASSES.items())
+        ):  # fmt: skip
+            raise ValueError(f"it names {name!r}, which is no class that this run is built of")
+        return cls
+
+    def find_buildable(self, name: str) -> type[Any]:
+        """Return a class whose objects may be built from their attributes, without calling anything of it."""
+        cls = self.find_class(name)
+        if not builds_plainly(cls) or vars(object)["__new__"] is not cls.__new__ or issubclass(cls, (Enum, torch.jit.ScriptModule)):
+            raise ValueError(f"it has an object of {name}, which can't be built from its attributes")
+        return cls
 
     def find_code(self, name: str) -> Any:
-        """Return a loaded function or class that may be called: one of the user's, or of torch's layers; else ValueError.
+        """Return what may be called: a function of torch.nn.functional, a layer, an optimizer, a plain type; else ValueError.
 
-        Not more of torch, nor of others: a file must not lead to loaders and compilers.
+        What the run itself holds when it begins is there, and needs no name.
         """
-        found, module = loaded(name), name.partition(":")[0]
-        if isinstance(found, type):
-            known = found.__module__ == "builtins" or name in self.classes or (found.__module__ == module and _theirs(found))
-        elif module in TORCH_FUNCTIONS:
-            kinds = BuiltinFunctionType if module == "torch" else (FunctionType, BuiltinFunctionType)
-            known = isinstance(found, kinds) and getattr(found, "__module__", None) in (module, None)
-        else:
-            known = isinstance(found, FunctionType) and found.__module__ == module and (_theirs(found) or module in self.modules)
-        if not known:
-            raise ValueError(f"the checkpoint names {name}, which is not loaded here: build the strategy as it was built then")
-        return found
-
-    def find_text(self, key: Sequence[Any]) -> CodeType:
-        """Return the code of a function that is written within another one, in a loaded module of the user's; else ValueError."""
-        module = sys.modules.get(key[0])
-        if module is not None and (key[0].partition(".")[0] not in _NOT_THEIRS or key[0] in self.modules):
-            for code in _codes(module):
-                if text_of(key[0], code) == list(key):
-                    return code
-        raise ValueError(
-            f"the checkpoint has a function written in {key[0]}, line {key[2]}, which is not there: is it another version?"
-        )
+        module, _, path = name.partition(":")
+        if module == "builtins" and path in PLAIN_TYPES:
+            return PLAIN_TYPES[path]
+        if module == functional.__name__:
+            function = vars(functional).get(path)
+            if not path.startswith("_") and (
+                isinstance(function, BuiltinFunctionType) or (isinstance(function, FunctionType) and function.__module__ == module)
+            ):
+                return function
+        elif module.startswith(tuple(_TORCH_CLASSES)):
+            return self.find_class(name)
+        raise ValueError(f"it names {name!r}, which no checkpoint may call")
 
     def same_session(self, session: Session) -> bool:
         """Return whether a session is the stream's of that number, as it would be again."""
@@ -109,6 +135,15 @@ class Origin:
             return same and one.source is two.source and torch.equal(one.index, two.index) and one.transform is two.transform
         return same and type(one) is type(two) and torch.equal(one.x, two.x) and torch.equal(one.y, two.y)
 
+    def changed(self, storage: int) -> bool:
+        """Return whether a tensor of the stream's data was changed in place since the run began."""
+        return self.contents[storage] != _content(self.data[storage][1], self.stream)
+
+
+def _content(tensor: Tensor, stream: Stream | None) -> bytes | int:
+    """Return what changes with a tensor of the data; of data that is too large to be resident, only whether torch wrote to it."""
+    return content_hash(tensor) if stream is not None and stream.resident and tensor.dim() else tensor._version
+
 
 def data_of(stream: Stream) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield each tensor of a stream's data with its place: task, part, whose field."""
@@ -127,6 +162,34 @@ def data_of(stream: Stream) -> Iterator[tuple[list[Any], Tensor]]:
                 yield [task.id, kind, name], tensor
 
 
+def own_modules(names: Iterable[str]) -> set[str]:
+    """Return which of some loaded modules are the user's own, and the user's own modules that these import."""
+    own: set[str] = set()
+    waiting = [*names]
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if name in own or module is None or not _is_own(module):
+            continue
+        own.add(name)
+        for value in list(vars(module).values()):
+            other = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(other, str):
+                waiting.append(other)
+    return own
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Return whether a module is neither Python's, nor installed, nor ours: a file of the user's, a script or a notebook."""
+    if module.__name__ == "__main__":
+        return True
+    file = getattr(module, "__file__", None)
+    top = module.__name__.partition(".")[0]
+    if not isinstance(file, str) or top in {"clstream", *_NEVER_OWN}:
+        return False
+    return not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
+
+
 def name_of(thing: Any) -> str:
     """Return the module and name of a class or function."""
     return f"{thing.__module__}:{thing.__qualname__}"
@@ -137,52 +200,26 @@ def called(code: object) -> str:
     return f"{getattr(code, '__module__', None)}:{getattr(code, '__qualname__', None) or getattr(code, '__name__', code)}"
 
 
-def text_of(module: str, code: CodeType) -> list[Any]:
-    """Return what tells one piece of code of a module from all others."""
-    return [module, code.co_name, code.co_firstlineno, hashlib.sha256(code.co_code).hexdigest()[:16]]
-
-
 def loaded(name: str) -> Any:
     """Return what is loaded under a name, or None; nothing is imported."""
     module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
+    value: Any = sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
+        value = vars(value).get(part) if isinstance(value, (ModuleType, type)) else None
+    return value
 
 
-def _theirs(thing: Any) -> bool:
-    """Return whether a class or function is the user's own, or of a package of theirs: not Python's, torch's, numpy's, or ours."""
-    return (getattr(thing, "__module__", None) or "builtins").partition(".")[0] not in _NOT_THEIRS
-
-
-def _codes(module: ModuleType) -> Iterator[CodeType]:
-    """Yield the code of each function that is written in a module, also within others."""
-
-    def within(code: CodeType) -> Iterator[CodeType]:
-        for each in code.co_consts:
-            if isinstance(each, CodeType):
-                yield each
-                yield from within(each)
-
-    classes = [thing for thing in vars(module).values() if isinstance(thing, type) and thing.__module__ == module.__name__]
-    for thing in [*vars(module).values(), *(each for cls in classes for each in vars(cls).values())]:
-        inner = getattr(unwrap(thing) if callable(thing) else thing, "__code__", None) or getattr(
-            getattr(thing, "fget", None) or getattr(thing, "__func__", None), "__code__", None
-        )
-        if isinstance(inner, CodeType):
-            yield from within(inner)
-
-
-def storage_of(tensor: Tensor) -> int:
+def storage_id(tensor: Tensor) -> int:
     """Return what tensors that share their memory have in common."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
 def hooks_of(value: object) -> list[object]:
-    """Return the hooks of a module or tensor."""
+    """Return the hooks of a module, an optimizer or a tensor."""
     if isinstance(value, nn.Module):
         tables = [vars(value).get(name) for name in sorted(HOOKS)]
+    elif isinstance(value, Optimizer):
+        tables = [table for name, table in sorted(vars(value).items()) if name.endswith("_hooks")]
     elif isinstance(value, Tensor):
         tables = [value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None)]
     else:

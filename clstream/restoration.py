@@ -1,31 +1,34 @@
 """Restoration: a snapshot is put into objects that were freshly built as those that it was taken of.
 
 An object that was there when the run began is the one at that place now, and is filled; all others are built anew, without calling
-their constructors. Nothing is imported, and nothing from the file is called.
+their constructors. Nothing is imported, and nothing from the file is called. First there are all objects, empty; then each gets
+what it holds; last come dicts and sets whose keys are objects, which may be asked for their hash.
 """
 
 from __future__ import annotations
 
 import random
-import sys
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from enum import Enum, Flag
 from functools import partial, wraps
-from itertools import islice
-from types import BuiltinMethodType, CellType, FunctionType, MethodType, SimpleNamespace
+from types import CellType, SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from clstream.forms import CODE, DICTS, NUMPY_BITS, SIMPLE, array_type, copied, set_ways
-from clstream.origin import Origin, called, data_of, name_of
+from clstream.forms import CODE, DICTS, NUMPY_BITS, SIMPLE, array_type, check_plain, copied, left_out, view_of
+from clstream.origin import GLOBAL_GENERATORS, TABLES, Origin, called, data_of, name_of
 from clstream.seeds import set_random_state
-from clstream.snapshot import Snapshot
-from clstream.state import slots
+from clstream.snapshot import Snapshot, method_of
+from clstream.state import replaces_method, slots
+
+_ANEW = ("array", "Generator", "RandomState", "bits", "seeds", "sparse")
 
 
 def restore(roots: Sequence[object], snapshot: Snapshot, origin: Origin, device: str | torch.device = "cpu") -> list[object]:
@@ -38,41 +41,48 @@ def restore(roots: Sequence[object], snapshot: Snapshot, origin: Origin, device:
         device: where tensors go that were on a GPU.
 
     Raises:
-        ValueError: if it doesn't fit: other classes or functions, or names that may not be followed.
+        ValueError: if it doesn't fit: other classes or functions, names that may not be followed, or what is no snapshot at all.
 
     """
-    return _Restore(roots, snapshot, origin, torch.device(device)).made
+    try:
+        return _Restore(roots, snapshot, origin, torch.device(device)).objects
+    except Exception as error:  # a file may hold anything, and whatever comes of it is the file's fault
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the checkpoint can't be restored: {reason[:300]}") from error
 
 
 class _Restore:
     """Puts a snapshot into objects."""
 
     def __init__(self, roots: Sequence[object], snapshot: Snapshot, origin: Origin, device: torch.device) -> None:
+        check_plain(snapshot)
         self.nodes: list[dict[str, Any]] = snapshot["nodes"]
+        self.storages: list[Tensor] = snapshot["storages"]
         self.origin, self.device = origin, device
         self.places = {} if origin.stream is None else {tuple(place): tensor for place, tensor in data_of(origin.stream)}
-        self.found: dict[int, Any] = {}
-        self.begun: set[int] = set()
         self.moved: dict[tuple[int, str], Tensor] = {}
+        for storage in self.storages:
+            if storage.dtype != torch.uint8 or storage.dim() != 1 or storage.numel() != storage.untyped_storage().nbytes():
+                raise ValueError("it has a storage that is not plain bytes")
         numbers: list[int] = snapshot["roots"]
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError(f"it begins with the objects {numbers}")
         classes = [self.nodes[number].get("class") for number in numbers]
         here = [name_of(type(root)) for root in roots]
         if classes != here:
-            raise ValueError(f"the checkpoint is of {', '.join(map(str, classes))}, not of {', '.join(here)}")
-        self.found |= dict(zip(numbers, roots, strict=True))
-        for number, node in enumerate(self.nodes):
-            if number not in self.found and "origin" in node:
-                old = origin.objects.get(node["origin"])
-                if self._fits(node, old):
-                    self.found[number] = old
-                elif "hooks" in node or (node["kind"] == "code" and "text" not in node):
-                    was = node.get("called") or node.get("class", "a tensor")
-                    now = called(old if isinstance(old, CODE) else type(old))
-                    raise ValueError(
-                        f"the checkpoint expects {was} at {node['origin']} when the run begins, but there is {now}: build the "
-                        "strategy as it was built then"
-                    )
-        self.made = [self._node(number) for number in range(len(self.nodes))]
+            raise ValueError(f"it is of {', '.join(map(str, classes))}, not of {', '.join(here)}")
+        self.made: dict[int, Any] = dict(zip(numbers, roots, strict=True))
+        self.new: set[int] = set()
+        self.objects = [self._object(number) for number in range(len(self.nodes))]
+        if len({*map(id, self.objects)}) != len(self.objects):
+            raise ValueError("two of its objects have the same place")
+        for late in range(3):
+            for number, node in enumerate(self.nodes):
+                if _late(node) == late:
+                    self._fill(node, self.objects[number])
+        for module in self.objects:
+            if isinstance(module, nn.Module):
+                _check_module(module)
 
     def value(self, value: Any) -> Any:
         """Return the value that is written."""
@@ -80,211 +90,261 @@ class _Restore:
             return value
         tag, *rest = value
         if tag == "node":
-            return self._node(rest[0])
+            return self._object(rest[0])
         if tag in SIMPLE:
             return SIMPLE[tag][2](rest[0])
         if tag == "array type":
             return array_type(rest[0])
         if tag == "name":
             return self.origin.find_code(rest[0])
-        if tag == "enum":
-            cls = self.origin.find_class(rest[0])
-            if not issubclass(cls, Enum):
-                raise ValueError(f"the checkpoint is no good: {rest[0]} is no enum")
-            return cls(self.value(rest[1]))
+        if tag in ("enum", "flag"):
+            kind = self.origin.find_class(rest[0])
+            if not issubclass(kind, Flag if tag == "flag" else Enum):
+                raise ValueError(f"{rest[0]} is no {tag}")
+            return kind(int(rest[1])) if tag == "flag" else kind.__members__[rest[1]]
         if tag == "number":
-            return np.frombuffer(bytes.fromhex(rest[1]), dtype=array_type(rest[0]))[0]
+            return np.ndarray((), array_type(rest[0]), bytes.fromhex(rest[1]) or b"\0")[()]
         if tag == "tuple":
             items = [self.value(each) for each in rest[1]]
             if not rest[0]:
                 return tuple(items)
             cls = self.origin.find_class(rest[0])
-            if not (issubclass(cls, tuple) and hasattr(cls, "_fields")):
-                raise ValueError(f"the checkpoint is no good: {rest[0]} is no named tuple")
+            if not issubclass(cls, tuple) or len(getattr(cls, "_fields", (None, *items))) != len(items):
+                raise ValueError(f"{rest[0]} is no named tuple of {len(items)}")
             return tuple.__new__(cls, items)
         if tag == "frozenset":
             return frozenset(self.value(each) for each in rest[0])
         if tag == "partial":
-            function, arguments, keywords = (self.value(each) for each in rest)
-            return partial(function, *arguments, **keywords)
+            keywords = {name: self.value(item) for name, item in rest[2]}
+            return partial(self.value(rest[0]), *self.value(rest[1]), **keywords)
         if tag == "method":
-            return self._method(self.value(rest[0]), rest[1])
-        assert self.origin.stream is not None
+            return method_of(self.value(rest[0]), rest[1], self.origin)
+        if tag == "global":
+            return GLOBAL_GENERATORS[rest[0]]
+        if self.origin.stream is None or tag not in ("task", "session", "stream"):
+            raise ValueError(f"nothing is written as {tag!r}")
         if tag == "task":
-            return self.origin.stream.tasks[rest[0]]
+            return self.origin.stream.tasks[range(len(self.origin.stream.tasks))[rest[0]]]
         return self.origin.stream.session(rest[0]) if tag == "session" else self.origin.stream.told
 
-    def _method(self, owner: object, name: str) -> Any:
-        """Return a bound method; only of what is written in the class, or is a method of Python's own containers."""
-        method = getattr(type(owner), name, None)
-        if isinstance(method, FunctionType):
-            return MethodType(method, owner)
-        bound = getattr(owner, name, None)
-        if type(owner) not in (list, dict, set, deque, *DICTS.values(), Tensor, nn.Parameter) or not isinstance(
-            bound, BuiltinMethodType
-        ):
-            raise ValueError(f"the checkpoint names the method {name!r} of a {type(owner).__name__}, which is not there")
-        return bound
-
-    def _node(self, number: int) -> Any:
-        if number not in self.begun:
-            self.begun.add(number)
+    def _object(self, number: int) -> Any:
+        """Return the object of a number: the one that was there when the run began, or a new one that is to be filled."""
+        if type(number) is not int or number < 0:
+            raise ValueError(f"it has no object {number!r}")
+        if number not in self.made:
             node = self.nodes[number]
-            if node["kind"] == "tensor":
-                self._tensor(number, node)
-            elif node["kind"] == "code":
-                self._function(number, node)
-            elif node["kind"] == "array":
-                data = node["data"].cpu().numpy().tobytes()
-                self.found[number] = np.ndarray(node["size"], self.value(node["type"]), data, order=node["order"]).copy(order="K")
-            elif node["kind"] == "set":  # made as it was, since that decides its order
-                ways = set_ways([self.value(each) for each in node["items"]])
-                self.found[number] = next(islice(ways, node["way"], None))
+            old = self.origin.objects.get(node["origin"]) if "origin" in node else None
+            if old is not None and self._fits(node, old):
+                self.made[number] = old
+            elif "hooks" in node or node["kind"] in ("code", "handle"):
+                was, now = node.get("called") or node.get("class", "a tensor"), called(old if isinstance(old, CODE) else type(old))
+                raise ValueError(
+                    f"it expects {was} at {node.get('origin')} when the run begins, but there is {now}: build the strategy as it "
+                    "was built then"
+                )
             else:
-                if number not in self.found:
-                    self.found[number] = self._new(node)
-                self._fill(node, self.found[number])
-            for hook in node.get("hooks", ()):
-                self.value(hook)  # what it closes over; the hook itself is there
-        return self.found[number]
+                self.new.add(number)
+                self.made[number] = self._new(node)
+            if node["kind"] == "tensor":
+                self._set_data(node, self.made[number], number in self.new)
+        return self.made[number]
 
     def _fits(self, node: Mapping[str, Any], old: object) -> bool:
         """Return whether an object can be filled with a node."""
         kind = node["kind"]
+        if kind in _ANEW:
+            return False
         if kind == "object":
             return bool(name_of(type(old)) == node["class"])
         if kind == "tensor":
-            same = isinstance(old, Tensor) and isinstance(old, nn.Parameter) == node["parameter"]
-            return same and isinstance(old, Tensor) and old.dtype == self._data(node).dtype
+            return isinstance(old, Tensor) and old.layout == torch.strided and isinstance(old, nn.Parameter) == node["parameter"]
         if kind == "code":
             return isinstance(old, CODE) and called(old) == node["called"]
         if kind == "generator":
             return isinstance(old, torch.Generator) and old.device.type == torch.device(node["device"]).type
         if kind == "deque":
             return isinstance(old, deque) and old.maxlen == node["maxlen"]
-        if kind in ("array", "set", "Generator"):
-            return False  # these are made anew
+        if kind == "handle":
+            return isinstance(old, RemovableHandle)
         return bool(type(old).__name__ == {"namespace": "SimpleNamespace"}.get(kind, node.get("class", kind)))
 
     def _new(self, node: Mapping[str, Any]) -> object:
         """Return an object to be filled with a node."""
-        kind = node["kind"]
-        if kind == "object":
-            cls: Any = self.origin.find_class(node["class"])
-            if cls.__new__ is not object.__new__ or issubclass(cls, Enum):
-                raise ValueError(f"the checkpoint has {node['path']} of {node['class']}, which can't be built from its attributes")
-            return object.__new__(cls)
-        if kind == "Generator":
-            if node["bits"] not in NUMPY_BITS:
-                raise ValueError(f"the checkpoint is no good: numpy has no bit generator {node['bits']}")
-            seeds = {name: self.value(each) for name, each in node.get("seeds", {"entropy": 0}).items()}
-            return np.random.Generator(getattr(np.random, node["bits"])(np.random.SeedSequence(**seeds)))
-        made: dict[str, Callable[[], object]] = {
-            "list": list, "namespace": SimpleNamespace, "RandomState": np.random.RandomState, "Random": random.Random,
-            "generator": lambda: torch.Generator(self._device(node["device"])),
+        build: dict[str, Callable[[], object]] = {
+            "list": list, "set": set, "namespace": SimpleNamespace, "Random": random.Random,
             "deque": lambda: deque[Any](maxlen=node["maxlen"]), "dict": lambda: DICTS[node["class"]](),
+            "generator": lambda: torch.Generator(self._device(node["device"])),
+            "object": lambda: self._new_object(node), "array": lambda: self._array(node),
+            "tensor": lambda: self._tensor(node), "sparse": lambda: self._sparse(node),
+            "seeds": lambda: self._seeds(node), "bits": lambda: self._bits(node),
+            "Generator": lambda: np.random.Generator(self._of_kind(node["bits"], "bits")),
+            "RandomState": lambda: np.random.RandomState(self._of_kind(node["bits"], "bits")),
         }  # fmt: skip
-        return made[kind]()
+        return build[node["kind"]]()
 
-    def _fill(self, node: dict[str, Any], made: Any) -> None:
+    def _of_kind(self, value: Any, kind: str) -> Any:
+        """Return the object that another one is made of; it must be of some kind, so that there is no circle."""
+        tag, number = value
+        if tag != "node" or self.nodes[number]["kind"] != kind:
+            raise ValueError(f"what has to be {kind} is not")
+        return self._object(number)
+
+    def _new_object(self, node: Mapping[str, Any]) -> object:
+        cls = self.origin.find_buildable(node["class"])
+        new: Any = object.__new__(cls)
+        if isinstance(new, nn.Module):
+            nn.Module.__init__(new)  # its tables of hooks
+        elif isinstance(new, Optimizer):
+            new.defaults = {}
+            Optimizer.__setstate__(new, {})  # likewise
+        return new
+
+    def _seeds(self, node: Mapping[str, Any]) -> np.random.SeedSequence:
+        given = {name: self.value(each) for name, each in node["attributes"].items()}
+        if not 4 <= given["pool_size"] <= 64:
+            raise ValueError(f"numpy has no seeds with a pool of {given['pool_size']}")
+        return np.random.SeedSequence(**given)
+
+    def _bits(self, node: Mapping[str, Any]) -> Any:
+        seeds = self._of_kind(node["seeds"], "seeds") if node["seeds"] is not None else None
+        bits = NUMPY_BITS[node["class"]](0 if seeds is None else seeds)
+        if seeds is None:
+            bits._legacy_seeding(0)  # it has no sequence of seeds then, as that of a RandomState
+        return bits
+
+    def _array(self, node: Mapping[str, Any]) -> Any:
+        data = node["data"].cpu().numpy().tobytes()
+        array = np.ndarray(node["size"], array_type(node["type"]), data, order=node["order"]).copy(order="K")
+        array.setflags(write=bool(node["writeable"]))
+        return array
+
+    def _tensor(self, node: Mapping[str, Any]) -> Tensor:
+        data = self._data(node)
+        return nn.Parameter(data, requires_grad=False) if node["parameter"] else data
+
+    def _sparse(self, node: Mapping[str, Any]) -> Tensor:
+        indices, values = (self._of_kind(node[name], "tensor") for name in ("indices", "values"))
+        data = torch.sparse_coo_tensor(
+            indices.clone(), values, node["size"], check_invariants=True, is_coalesced=bool(node["coalesced"])
+        )
+        return nn.Parameter(data, requires_grad=False) if node["parameter"] else data
+
+    def _set_data(self, node: Mapping[str, Any], tensor: Tensor, new: bool) -> None:
+        if not new:
+            tensor.grad = None
+            tensor.requires_grad_(False)
+            tensor.data = self._data(node)
+
+    def _fill(self, node: dict[str, Any], target: Any) -> None:
         """Give an object the content of its node."""
         kind = node["kind"]
         if kind == "generator":
-            made.set_state(node["state"].cpu())
-        elif kind in ("Generator", "RandomState", "Random"):
-            set_random_state(made, node["state"])
+            target.set_state(node["state"].cpu())
+        elif kind in ("RandomState", "Random", "bits"):
+            set_random_state(target, node["state"])
         elif kind in ("list", "deque"):
             items = [self.value(each) for each in node["items"]]
-            made.clear()
-            made.extend(items)
+            target.clear()
+            target.extend(items)
+        elif kind == "set":
+            target.clear()
+            target.update([self.value(each) for each in node["items"]])
         elif kind == "dict":
             pairs = [(self.value(key), self.value(item)) for key, item in node["items"]]
-            made.clear()
+            target.clear()
             for key, item in pairs:
-                made[key] = item
-            if isinstance(made, defaultdict):
-                made.default_factory = self.value(node["factory"])
-        elif kind == "namespace":
-            vars(made).clear()
-            vars(made).update({name: self.value(item) for name, item in node["attributes"].items()})
-        else:
-            self._fill_object(node, made)
+                target[key] = item
+            if "factory" in node:
+                target.default_factory = self.value(node["factory"])
+        elif kind in ("tensor", "sparse"):
+            target.requires_grad_(bool(node["gradient"]))
+            target.grad = self.value(node["grad"]) if "grad" in node else None
+            self._fill_attributes(target, node.get("attributes", {}), list(vars(target)))
+        elif kind == "code":
+            self._fill_function(target, node)
+        elif kind in ("object", "namespace"):
+            self._fill_attributes(target, node["attributes"], list(copied(target)))
+            if isinstance(target, Optimizer) and "scheduled" in node and "step" not in vars(target):
+                _count_steps(target)
 
-    def _fill_object(self, node: dict[str, Any], made: Any) -> None:
-        new = not vars(made) if hasattr(made, "__dict__") else False
-        after = {name: self.value(item) for name, item in node["attributes"].items()}
-        if new and isinstance(made, nn.Module):
-            nn.Module.__init__(made)  # its tables of hooks
-            if type(made).__module__.startswith("torch.nn.modules."):
-                made.__setstate__(after)  # a recurrent layer's weak references to its weights
-        elif new and isinstance(made, Optimizer):
-            Optimizer.__setstate__(made, after)
-            if "scheduled" in node:
-                _count_steps(made)
-        own = slots(type(made))
-        for name in copied(made):  # in their order too: it decides by which path what is shared is met first
-            object.__delattr__(made, name)
-        for name, item in after.items():
+    def _fill_attributes(self, target: Any, attributes: Mapping[str, Any], before: list[str]) -> None:
+        """Set the attributes of an object in place of those that it had; none that would stand in for a method of its class."""
+        cls = type(target)
+        own, replaced = slots(cls), self.origin.replaced.get(id(target), set())
+        for name in attributes:
+            if left_out(cls, name) or (replaces_method(cls, name) and name not in replaced):
+                raise ValueError(f"it sets {name!r} of a {cls.__qualname__}, which is no state")
+        values = {name: self.value(item) for name, item in attributes.items()}
+        for name in before:
             if name in own:
-                object.__setattr__(made, name, item)  # also where the class is frozen
+                own[name].__delete__(target)
             else:
-                vars(made)[name] = item
+                del vars(target)[name]
+        for name, item in values.items():
+            if name in own:
+                own[name].__set__(target, item)  # also where the class is frozen
+            else:
+                vars(target)[name] = item  # in their order: it decides by which path what is shared is met first
 
-    def _function(self, number: int, node: dict[str, Any]) -> None:
-        cells = node.get("cells", [])
-        if number not in self.found:
-            code = self.origin.find_text(node["text"])
-            if len(cells) != len(code.co_freevars):
-                raise ValueError(f"the checkpoint has another {node['called']}: build the strategy as it was built then")
-            scope = vars(sys.modules[node["text"][0]])
-            made = FunctionType(code, scope, code.co_name, None, tuple(CellType() for _ in cells))
-            made.__qualname__ = node["called"].partition(":")[2]
-            self.found[number] = made
-            made.__defaults__, made.__kwdefaults__ = (self.value(each) for each in node["defaults"])
-        function = self.found[number]
-        for cell, content in zip(getattr(function, "__closure__", None) or (), cells, strict=False):
+    def _fill_function(self, function: Any, node: Mapping[str, Any]) -> None:
+        """Give a function that the run holds since it began what it closes over."""
+        if "cells" not in node:
+            return
+        cells = function.__closure__ or ()
+        if len(cells) != len(node["cells"]):
+            raise ValueError(f"it has another {node['called']}: build the strategy as it was built then")
+        for cell, content in zip(cells, node["cells"], strict=True):
             if content:
                 cell.cell_contents = self.value(content[0])
-        if "attributes" in node:
-            vars(function).update({name: self.value(item) for name, item in node["attributes"].items()})
-
-    def _tensor(self, number: int, node: dict[str, Any]) -> None:
-        data = self._data(node)
-        made = self.found.get(number)
-        if made is None:
-            made = nn.Parameter(data, requires_grad=False) if node["parameter"] else data
-            self.found[number] = made
-        else:
-            made.data = data
-        made.requires_grad_(node["gradient"])
-        made.grad = self.value(node["grad"]) if "grad" in node else None
-        if "attributes" in node:
-            vars(made).update({name: self.value(item) for name, item in node["attributes"].items()})
+            elif cell != CellType():
+                del cell.cell_contents
+        function.__defaults__, function.__kwdefaults__ = (self.value(each) for each in node["defaults"])
+        self._fill_attributes(function, node["attributes"], list(vars(function)))
 
     def _data(self, node: Mapping[str, Any]) -> Tensor:
         if "place" in node:
             whole = self.places.get(tuple(node["place"]))
             if whole is None:
-                raise ValueError(
-                    f"the checkpoint refers to {node['place']} of the stream, which is not there: build the stream as it was"
-                )
-            seen = whole.new_empty(0, dtype=self.value(node["dtype"]))
-            return seen.set_(whole.untyped_storage(), node["offset"], node["size"], node["stride"])
-        data: Tensor = node["data"]
+                raise ValueError(f"it refers to {node['place']} of the stream, which is not there: build the stream as it was")
+            storage = torch.empty(0, dtype=torch.uint8, device=whole.device)
+            return view_of(node, storage.set_(whole.untyped_storage()))
         device = self._device(node["device"])
-        if data.layout != torch.strided:
-            return data.clone().to(device)
-        storage = data.untyped_storage()
-        key = (storage.data_ptr(), str(device))
+        key = (node["storage"], str(device))
         if key not in self.moved:  # a copy, of each storage once: the snapshot stays as it is, and what was shared is
-            self.moved[key] = torch.empty(0, dtype=torch.uint8).set_(storage).to(device, copy=True)
-        moved = torch.empty(0, dtype=data.dtype, device=device)
-        return moved.set_(self.moved[key].untyped_storage(), data.storage_offset(), data.shape, data.stride())
+            self.moved[key] = self.storages[range(len(self.storages))[node["storage"]]].to(device, copy=True)
+        return view_of(node, self.moved[key])
 
     def _device(self, written: str) -> torch.device:
         """Return where something goes: what was on the CPU stays there, what was on another device goes to the run's."""
         device = torch.device(written)
-        return device if device.type in ("cpu", "meta") else self.device
+        return device if device.type == "cpu" else self.device
+
+
+def _late(node: Mapping[str, Any]) -> int:
+    """Return when to fill an object: those that ask others for their hash come after these."""
+
+    def objects(value: Any) -> bool:
+        return isinstance(value, list) and (value[:1] == ["node"] or any(map(objects, value)))
+
+    def frozen(value: Any) -> bool:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return (isinstance(value, list) and value[:1] == ["frozenset"] and objects(value)) or any(map(frozen, parts))
+
+    if node["kind"] == "set" or node["kind"] == "dict":
+        keys = node["items"] if node["kind"] == "set" else [key for key, _ in node["items"]]
+        if any(map(objects, keys)):
+            return 2
+    return int(frozen(node))
+
+
+def _check_module(module: nn.Module) -> None:
+    """Refuse tables of a module that hold what torch doesn't expect there."""
+    for name, kind in zip(TABLES, (nn.Module, nn.Parameter, Tensor), strict=True):
+        table = vars(module)[name]
+        if not isinstance(table, dict) or not all(isinstance(part, (kind, type(None))) for part in table.values()):
+            raise ValueError(f"{name} of a {type(module).__qualname__} holds what it can't")
+    if isinstance(module, nn.RNNBase):
+        module._flat_weight_refs = [None if weight is None else ref(weight) for weight in module._flat_weights]
 
 
 def _count_steps(optimizer: Any) -> None:

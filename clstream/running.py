@@ -19,7 +19,7 @@ from clstream import events
 from clstream.answering import as_written
 from clstream.bus import Bus, Emitter, members
 from clstream.evaluation import Evaluation, evaluate
-from clstream.forms import plain
+from clstream.forms import check_plain, plain
 from clstream.origin import Origin
 from clstream.params import Recorded, describe, flat
 from clstream.restoration import restore
@@ -159,9 +159,9 @@ class Run:
         return {name: plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put everything into the state of a checkpoint."""
+        """Put everything into the state of a checkpoint. Raises ValueError for one that doesn't fit."""
         made = restore(self.members, state["strategy"], self.origin, self.device)
-        self.placed.know(made[number] for number in state["placed"])
+        self.placed.know(made[number] for number in state["placed"] if number < len(made))
         self.position, self.step = Position(*state["position"]), state["step"]
         self.began = time.perf_counter() - state["seconds"]
         self.evaluation = Evaluation(**state["evaluation"])
@@ -170,24 +170,68 @@ class Run:
             mine = next((one for one in kept if one[0] == type(each).__qualname__), None)
             if mine is not None and hasattr(each, "load_state_dict"):
                 kept.remove(mine)
-                each.load_state_dict(mine[1])
+                try:
+                    each.load_state_dict(mine[1])
+                except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
+                    raise ValueError(f"{mine[0]} can't take up its state in the checkpoint ({error!r})") from error
         chance = state["random"]
-        torch.set_rng_state(chance["torch"])
-        if chance["cuda"] is not None:
-            torch.cuda.set_rng_state(chance["cuda"], self.device)
-        set_random_state(np.random, chance["numpy"])
-        set_random_state(random, chance["python"])
+        try:
+            torch.set_rng_state(chance["torch"])
+            if chance["cuda"] is not None:
+                torch.cuda.set_rng_state(chance["cuda"], self.device)
+            set_random_state(np.random, chance["numpy"])
+            set_random_state(random, chance["python"])
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint is no good: the state of a random generator is none ({error})") from error
 
     def check_same(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint of another run, and say what differs."""
-        if not isinstance(state, Mapping) or not isinstance(state.get("identity"), Mapping) or "position" not in state:
-            raise ValueError("resume takes a checkpoint as clstream.checkpoint.newest(folder) returns it, and this is none")
+        """Refuse a checkpoint of another run, and say what differs; ValueError for what is no checkpoint."""
+        check_state(state)
         theirs, ours = state["identity"], self.identity | {"data fingerprint": self.stream.fingerprint}
         names = [name for name in {**ours, **theirs} if repr(theirs.get(name)) != repr(ours.get(name))]  # NaN is NaN
         if names:
             differences = "; ".join(f"{name} was {theirs.get(name)!r}, now it is {ours.get(name)!r}" for name in names[:3])
             more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
             raise OtherRunError(f"the checkpoint is of another run: {differences}{more}. Run what it was made by, or start anew")
+        session, epoch, batch = state["position"]
+        if session > self.sessions or epoch >= self.stream.epochs or (session == self.sessions and (epoch or batch)):
+            raise ValueError(f"the checkpoint is no good: this run has no session, epoch and batch {session}, {epoch}, {batch}")
+
+
+def check_state(state: object) -> None:
+    """Refuse what is not the state of a run, in a sentence. Raises ValueError."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "identity": dict, "position": list, "sessions": int, "step": int, "random": dict, "placed": list, "observers": list,
+        "strategy": dict, "evaluation": dict, "params": dict, "seconds": (int, float),
+    }  # fmt: skip
+    if not isinstance(state, Mapping) or any(name not in state for name in kinds):
+        raise ValueError("resume takes a checkpoint as clstream.checkpoint.newest(folder) returns it, and this is none")
+    check_plain(dict(state))
+    wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind) or isinstance(state[name], bool)]
+    numbers = [state["step"], *state["position"], *state["placed"]] if not wrong else []
+    if not wrong and (len(state["position"]) != 3 or any(type(number) is not int or number < 0 for number in numbers)):
+        wrong = ["position"]
+    if not wrong and not 0 <= state["seconds"] < float("inf"):
+        wrong = ["seconds"]
+    if not wrong and not all(isinstance(each, list) and len(each) == 2 for each in state["observers"]):
+        wrong = ["observers"]
+    if not wrong and not _is_evaluation(state["evaluation"]):
+        wrong = ["evaluation"]
+    if wrong:
+        raise ValueError(f"the checkpoint is no good: its {wrong[0]!r} can't be")
+
+
+def _is_evaluation(found: Mapping[str, Any]) -> bool:
+    """Return whether fields are those of an Evaluation: of its types, with as many columns as tasks."""
+    if found.keys() != {each.name for each in fields(Evaluation)}:
+        return False
+    kinds: dict[str, type] = {"probe_steps": tuple, "scenario": str, "within_session": bool}
+    if not all(isinstance(value, kinds.get(name, torch.Tensor)) for name, value in found.items()):
+        return False
+    tasks, rows, probes = len(found["baseline"]), len(found["accuracy"]), len(found["probes"])
+    shapes = {"accuracy": (rows, tasks), "task_accuracy": (rows, tasks), "taught": (rows, tasks), "probes": (probes, tasks),
+              "probe_taught": (probes, tasks), "baseline": (tasks,), "task_baseline": (tasks,)}  # fmt: skip
+    return all(found[name].shape == shape for name, shape in shapes.items()) and len(found["probe_steps"]) == probes
 
 
 class Placed:

@@ -59,20 +59,28 @@ def random_state(generator: Any) -> str:
     """Return the state of one of Python's or numpy's generators as text; of the modules `random` and `numpy.random` too."""
     if isinstance(generator, random.Random) or generator is random:
         return json.dumps(generator.getstate())
-    bits = generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state(legacy=False)
+    own = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+    bits = own.state if isinstance(own, np.random.BitGenerator) else own.get_state(legacy=False)
     return json.dumps(bits, default=lambda array: {"array": array.tolist(), "type": array.dtype.str})
 
 
 def set_random_state(generator: Any, state: str) -> None:
-    """Put a generator of Python's or numpy's into a state that `random_state` returned."""
-    if isinstance(generator, random.Random) or generator is random:
-        version, words, gauss = json.loads(state)
-        generator.setstate((version, tuple(words), gauss))
-        return
-    bits = json.loads(
-        state, object_hook=lambda found: np.array(found["array"], found["type"]) if found.keys() == {"array", "type"} else found
-    )
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = bits
-    else:
-        generator.set_state(bits)
+    """Put a generator of Python's or numpy's into a state that `random_state` returned; ValueError for what is none."""
+    try:
+        if isinstance(generator, random.Random) or generator is random:
+            version, words, gauss = json.loads(state)
+            generator.setstate((version, tuple(words), gauss))
+            return
+        bits = json.loads(
+            state, object_hook=lambda part: np.array(part["array"], "uint64") if part.keys() == {"array", "type"} else part
+        )
+        inner = bits["state"]
+        if not (0 <= inner.get("pos", 0) <= 624 and 0 <= bits.get("buffer_pos", 0) <= 4):  # numpy would read what lies behind
+            raise ValueError("there is no such position")
+        own = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+        if isinstance(own, np.random.BitGenerator):
+            own.state = bits
+        else:
+            own.set_state(bits)
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise ValueError(f"it has no state of a generator ({error})") from None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from contextlib import suppress
+from functools import cached_property
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 T = TypeVar("T")
+_POINTER = struct.calcsize("P")
 
 _LEAVES = (
     Tensor, np.ndarray, nn.Module, Optimizer, torch.Generator, torch.device, torch.dtype, type,
@@ -51,20 +55,40 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
 
 def attributes(value: object) -> dict[str, object]:
     """Return the attributes of an object, those in slots first."""
-    found = {name: getattr(value, name) for name in slots(type(value)) if hasattr(value, name)} | getattr(value, "__dict__", {})
+    found = {}
+    for name, slot in slots(type(value)).items():
+        with suppress(AttributeError):  # nothing is in it
+            found[name] = slot.__get__(value)
     hidden = {name for cls in type(value).__mro__ for name in vars(cls).get("not_state", ())}
-    return {name: item for name, item in found.items() if name not in hidden}
+    return {name: item for name, item in {**found, **getattr(value, "__dict__", {})}.items() if name not in hidden}
 
 
-def slots(cls: type) -> list[str]:
-    """Return the names of the attributes that instances keep in slots, those of base classes first."""
-    found = []
+def slots(cls: type) -> dict[str, MemberDescriptorType]:
+    """Return the attributes that instances keep in slots, by name, those of base classes first."""
+    found: dict[str, MemberDescriptorType] = {}
     for each in reversed(cls.__mro__):
         named: str | Iterable[str] = vars(each).get("__slots__", ())
         for name in [named] if isinstance(named, str) else named:
             private = name.startswith("__") and not name.endswith("__")  # Python knows it by the name of the class too
-            found.append(f"_{each.__name__.lstrip('_')}{name}" if private else name)
-    return [name for name in found if name not in ("__dict__", "__weakref__")]
+            name = f"_{each.__name__.lstrip('_')}{name}" if private else name
+            if isinstance(slot := vars(each).get(name), MemberDescriptorType):
+                found[name] = slot
+    return found
+
+
+def builds_plainly(cls: type) -> bool:
+    """Return whether objects of a class are nothing but their attributes: no C code keeps more in them, as in a lock or a file."""
+    extra = (cls.__dictoffset__ > 0) + (cls.__weakrefoffset__ > 0) + len(slots(cls))
+    return cls.__itemsize__ == 0 and cls.__basicsize__ <= object.__basicsize__ + extra * _POINTER
+
+
+def replaces_method(cls: type, name: str) -> bool:
+    """Return whether an attribute of an object would stand in for a method of its class, or for what Python itself asks for."""
+    if name.startswith("__") and name.endswith("__"):
+        return True
+    inherited = next((vars(each)[name] for each in cls.__mro__ if name in vars(each)), None)
+    bound = hasattr(type(inherited), "__get__") and not hasattr(type(inherited), "__set__")  # a descriptor that sets comes first
+    return bound and not isinstance(inherited, cached_property)
 
 
 def held(root: object, kind: type[T]) -> list[tuple[str, T]]:

@@ -85,6 +85,8 @@ class AvalancheStrategy(Strategy):
             warnings.simplefilter("ignore")  # it has no loggers: it is not asked
             theirs.evaluator = evaluation()
         needy = needs_boundaries(theirs) if boundaries is None else boundaries
+        identity = avalanche("benchmarks.utils.transform_groups").identity
+        self.functions = (identity, collate)  # a checkpoint names what is held from the start, and data sets that come hold these
         self.parts = (AtBoundaries(),) if needy else ()
         self.classes, self.tells_tasks = 0, False  # of the stream
         der = avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other

@@ -18,6 +18,7 @@ LEAVES = (
     "seeds",
     "params",
     "state",
+    "class_state",
     "models",
     "generators",
     "memory",

@@ -398,10 +398,10 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     interrupted(tmp_path)
     with monkeypatch.context() as later:
         later.setattr(clstream, "__version__", "9.9.9")
-        with pytest.raises(ValueError, match=r"was made by clstream 0.1.0 \(format 1\), and this is 9.9.9"):
+        with pytest.raises(ValueError, match=r"was made by clstream 0.1.0 \(format 2\), and this is 9.9.9"):
             newest(tmp_path)
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(ValueError, match=r"\(format 1\), and this is 0.1.0 \(format 2\): finish the run with that version"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(ValueError, match=r"\(format 2\), and this is 0.1.0 \(format 3\): finish the run with that version"):
         newest(tmp_path)
 
 

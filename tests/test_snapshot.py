@@ -125,7 +125,7 @@ class Everything(Strategy):
         if event.session.index == 1:
             self.optimizer.add_param_group({"params": [self.gate], "lr": 0.01})
             self.step = self.second_step
-            self.activation = torch.tanh
+            self.activation = F.tanh
             self.late = partial(F.leaky_relu, negative_slope=0.2)
 
     def first_step(self, value: Tensor) -> Tensor:
@@ -274,7 +274,11 @@ class OtherOptimizers(Strategy):
     def change(self, event: TaskEnded) -> None:
         made = Adam if event.task.id == 0 else SAM
         self.optimizer = made(self.model.parameters())
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step + event.task.id))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
+        self.shift = event.task.id
+
+    def rate(self, step: int) -> float:
+        return 1 / (1 + step + getattr(self, "shift", 0))
 
     @on(BatchLearned)
     def slow(self, event: BatchLearned) -> None:
@@ -318,8 +322,7 @@ class Functions(Strategy):
         self.memory = Reservoir(20)  # and `add` still fills the old one
         if event.task.id:
             self.entropy = partial(F.cross_entropy, label_smoothing=0.1)
-            shift = float(event.task.id)
-            self.counted = lambda: shift
+            self.counted = partial(float, event.task.id)
 
 
 class Hooked(Strategy):
@@ -381,7 +384,7 @@ class Containers(Strategy):
         )
 
     def loss(self, samples: Samples) -> Tensor:
-        order = sum((number + 1) * label for number, label in enumerate(self.seen)) % 7
+        order = sum((number + 1) * label for number, label in enumerate(sorted(self.seen))) % 7
         (child,) = self.draws.spawn(1)
         factor = (
             self.scales[0] + 0.01 * order + 0.01 * float(self.fortran.sum()) + 0.01 * child.random() + 0.001 * self.slotted.next()
@@ -436,19 +439,6 @@ class NewParts(Strategy):
 @pytest.mark.parametrize("make", [OtherOptimizers, Functions, Hooked, OwnStream, Containers, NewParts])
 def test_what_strategies_do_resumes_exactly(make: type[Strategy]) -> None:
     resumed_everywhere(make)
-
-
-def test_sets_of_numbers_keep_their_order_or_it_is_said() -> None:
-    for seed in range(50):
-        draw, classes = random.Random(seed), Holder(seen=set(), ids=set())
-        labels = draw.sample(range(100), 100)
-        for first in range(0, 100, 10):
-            classes.seen |= set(labels[first : first + 10])
-        assert list(restored(classes).seen) == list(classes.seen)
-    for _ in range(20):
-        classes.ids |= {draw.randrange(60000) for _ in range(32)}
-    with pytest.warns(RuntimeWarning, match=r"the set Holder.ids may come in another order after the run was resumed"):
-        assert restored(classes).ids == classes.ids
 
 
 def test_default_arguments_are_left_alone() -> None:
@@ -605,7 +595,7 @@ def test_what_cannot_be_captured_is_named() -> None:
     assert "Holder.inner.lock is a _thread.lock, which a checkpoint can't hold" in refusal(lock=threading.Lock())
     assert "name 'lock' in the `not_state` of the class of Holder.inner" in refusal(lock=threading.Lock())
     assert "Holder.inner.rows is a builtins.generator" in refusal(rows=(row for row in range(3)))
-    assert "Holder.inner.choose is a builtins.function" in refusal(choose=eval("lambda: 3", {"__name__": "nowhere"}))
+    assert "Holder.inner.choose is a function nowhere.<lambda> that it didn't hold when the run began" in refusal(choose=eval("lambda: 3", {"__name__": "nowhere"}))
     assert "Holder.inner.gaps is a view with gaps" in refusal(gaps=np.zeros((4, 4))[:, ::2])
     assert "Holder.inner.point is a test_snapshot.P, which" in refusal(point=namedtuple("P", "x", module=__name__)(1))
     assert "Holder.inner.objects is a numpy.ndarray" in refusal(objects=np.array([{}, 1], dtype=object))
@@ -655,53 +645,7 @@ def test_a_run_without_checkpoints_may_hold_anything() -> None:
         run(strategy, example_stream(), Checkpoints())
 
 
-# What a file can't do -----------------------------------------------------------------------------------------------------
-
-
-EVIL = [
-    "os:system", "subprocess:Popen", "builtins:eval", "builtins:exec", "torch:load", "torch:compile", "torch.hub:load", "nowhere:x",
-    "torch.jit:CompilationUnit", "numpy:memmap", "clstream.cli:main", "clstream.cli:os.system", "clstream.store:connect",
-    "clstream.checkpoint:Checkpointer", "numpy.lib._datasource:DataSource", "tempfile:TemporaryDirectory", "pathlib:Path",
-    "clstream.folders:FileLock",
-]  # fmt: skip
-FORMS = {
-    "name": lambda name: ["name", name],
-    "enum": lambda name: ["enum", name, "ls"],
-    "tuple": lambda name: ["tuple", name, ["ls"]],
-    "object": lambda name: {
-        "path": "x",
-        "kind": "object",
-        "class": name,
-        "attributes": {"_istmpdest": True, "_destpath": "/nowhere"},
-    },
-    "dtype": lambda name: ["dtype", name.partition(":")[2]],
-    "code": lambda name: {"path": "x", "kind": "code", "called": name, "text": [name.partition(":")[0], "x", 1, ""], "cells": []},
-    "bits": lambda name: {"path": "x", "kind": "Generator", "bits": name.partition(":")[2], "state": "{}"},
-    "method": lambda name: ["method", ["node", 0], name.partition(":")[2]],
-}
-
-
-@pytest.mark.parametrize("name", EVIL)
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_cannot_choose_what_is_run(form: str, name: str) -> None:
-    import clstream.cli
-    import clstream.store  # noqa: F401  # loaded, as they are under the command
-
-    before = Holder(act=F.relu)
-    snapshot = through_a_file(capture([before], origin_of([Holder()]))[0])
-    assert snapshot["nodes"][0]["attributes"]["act"] == ["name", "torch.nn.functional:relu"]
-    written = FORMS[form](name)
-    if isinstance(written, dict):
-        snapshot["nodes"].append(written)
-        written = ["node", len(snapshot["nodes"]) - 1]
-    snapshot["nodes"][0]["attributes"]["act"] = written
-    fresh = Holder()
-    if (form, name) == ("object", "clstream.checkpoint:Checkpointer"):  # a class of ours: an object of it does nothing by itself
-        restore([fresh], snapshot, origin_of([Holder(net=Mlp(2, 2))]))
-        assert vars(fresh.act) == {"_istmpdest": True, "_destpath": "/nowhere"}
-        return
-    with pytest.raises(ValueError, match=r"is not loaded here|is no good|which is no|which is not there|can't be built"):
-        restore([fresh], snapshot, origin_of([Holder(net=Mlp(2, 2))]))
+# What doesn't fit -------------------------------------------------------------------------------------------------------
 
 
 def test_functions_from_the_start_must_be_there_again() -> None:
@@ -713,7 +657,7 @@ def test_functions_from_the_start_must_be_there_again() -> None:
 
 def test_another_class_is_refused() -> None:
     snapshot, _ = capture([Holder()], origin_of([Holder()]))
-    with pytest.raises(ValueError, match=r"the checkpoint is of .*Holder, not of .*Notes"):
+    with pytest.raises(ValueError, match=r"it is of .*Holder, not of .*Notes"):
         restore([Notes()], snapshot, origin_of([Notes()]))
 
 
