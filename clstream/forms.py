@@ -12,6 +12,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
+from operator import index
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -67,7 +68,7 @@ SIMPLE: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
     "timedelta": (timedelta, lambda value: [value.days, value.seconds, value.microseconds], lambda parts: timedelta(*parts)),
     "decimal": (Decimal, str, Decimal),
-    "fraction": (Fraction, lambda value: [value.numerator, value.denominator], lambda pair: Fraction(*pair)),
+    "fraction": (Fraction, lambda value: [value.numerator, value.denominator], lambda pair: Fraction(*map(index, pair))),
     "pattern": (re.Pattern, lambda value: [str.__str__(value.pattern), value.flags], lambda pair: re.compile(*pair)),
     "logger": (logging.Logger, lambda value: value.name, logging.getLogger),
     "ellipsis": (type(...), repr, lambda text: ...),  # noqa: ARG005

@@ -124,14 +124,12 @@ class _Restore:
         if self.origin.stream is None or tag not in ("task", "session", "stream"):
             raise ValueError(f"nothing is written as {tag!r}")
         if tag == "task":
-            return self.origin.stream.tasks[range(len(self.origin.stream.tasks))[rest[0]]]
+            return self.origin.stream.tasks[_position(rest[0])]
         return self.origin.stream.session(rest[0]) if tag == "session" else self.origin.stream.told
 
     def _object(self, number: int) -> Any:
         """Return the object of a number: the one that was there when the run began, or a new one that is to be filled."""
-        if type(number) is not int or number < 0:
-            raise ValueError(f"it has no object {number!r}")
-        if number not in self.made:
+        if _position(number) not in self.made:
             node = self.nodes[number]
             old = self.origin.objects.get(node["origin"]) if "origin" in node else None
             if old is not None and self._fits(node, old):
@@ -311,13 +309,19 @@ class _Restore:
         device = self._device(node["device"])
         key = (node["storage"], str(device))
         if key not in self.moved:  # a copy, of each storage once: the snapshot stays as it is, and what was shared is
-            self.moved[key] = self.storages[range(len(self.storages))[node["storage"]]].to(device, copy=True)
+            self.moved[key] = self.storages[_position(node["storage"])].to(device, copy=True)
         return view_of(node, self.moved[key])
 
     def _device(self, written: str) -> torch.device:
         """Return where something goes: what was on the CPU stays there, what was on another device goes to the run's."""
         device = torch.device(written)
         return device if device.type == "cpu" else self.device
+
+
+def _position(number: object) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"nothing is at {number!r}")
+    return number
 
 
 def _late(node: Mapping[str, Any]) -> int:

@@ -32,7 +32,7 @@ from clstream.checks import Checkpoints, check_strategy, example_model, example_
 from clstream.comparing import differing, digest, hashes
 from clstream.forms import CaptureError
 from clstream.memory import ClassBalanced, Reservoir, Ring
-from clstream.models import Mlp, Timm
+from clstream.models import Timm
 from clstream.restoration import restore
 from clstream.seeds import isolated
 from clstream.snapshot import capture, origin_of
@@ -595,7 +595,9 @@ def test_what_cannot_be_captured_is_named() -> None:
     assert "Holder.inner.lock is a _thread.lock, which a checkpoint can't hold" in refusal(lock=threading.Lock())
     assert "name 'lock' in the `not_state` of the class of Holder.inner" in refusal(lock=threading.Lock())
     assert "Holder.inner.rows is a builtins.generator" in refusal(rows=(row for row in range(3)))
-    assert "Holder.inner.choose is a function nowhere.<lambda> that it didn't hold when the run began" in refusal(choose=eval("lambda: 3", {"__name__": "nowhere"}))
+    assert "Holder.inner.choose is a function nowhere.<lambda> that it didn't hold when the run began" in refusal(
+        choose=eval("lambda: 3", {"__name__": "nowhere"})
+    )
     assert "Holder.inner.gaps is a view with gaps" in refusal(gaps=np.zeros((4, 4))[:, ::2])
     assert "Holder.inner.point is a test_snapshot.P, which" in refusal(point=namedtuple("P", "x", module=__name__)(1))
     assert "Holder.inner.objects is a numpy.ndarray" in refusal(objects=np.array([{}, 1], dtype=object))
