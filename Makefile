@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = $(wildcard clstream/*.py strategies/*.py streams/*.py experiments/*.py experiments/parity/*.py experiments/*.yaml experiments/anchors/*.yaml) setup.cfg setup.py
 
-.PHONY: run test ui check bench clean
+.PHONY: run test gpu ui check bench clean
 
 run: $(VENV)/installed
 	$(BIN)/clstream compare experiments/digits_finetune.yaml experiments/digits_replay.yaml --seeds 0,1,2
@@ -13,6 +13,10 @@ run: $(VENV)/installed
 # A process for each core, up to 4: each holds its own torch, of one thread.
 test: $(VENV)/tested
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+
+# Where there is a GPU: from the source tree, with any Python that has torch and pytest.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest tests/gpu
 
 ui: $(VENV)/installed
 	$(BIN)/clstream ui

@@ -235,17 +235,18 @@ def check_strategy(make: Make) -> Iterator[Check]:
 
     def resumes_exactly() -> None:
         def go_on(head: str, observer: Checkpoints, state: Mapping[str, Any] | None = None) -> Result:
-            stream = example_stream((0, 1, 0, 2), epochs=2, batch_size=16)
+            stream = example_stream((0, 1, 0, 2), epochs=2, batch_size=20)
             return run(built(head), stream, observer, evaluate_every=3, resume=state)
 
         for head in ("fixed", *(["growing"] if "grows" not in built().exempt else [])):
             whole = Checkpoints()
             expected = go_on(head, whole)
+            end = whole.load(-1)
             for number in range(len(whole.written)):
                 state, rest = whole.load(number), Checkpoints(every=False)
                 where = "the checkpoint before (session, epoch, batch) ({}, {}, {})".format(*state["position"])
                 result = go_on(head, rest, state)
-                differs = difference(whole.load(-1), rest.load(-1))
+                differs = difference(end, rest.load(-1))
                 assert differs is None, f"resumed from {where}, the run ends with another {differs}"
                 assert torch.equal(expected.accuracy, result.accuracy), f"resumed from {where}, the run ends with other results"
 

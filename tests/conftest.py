@@ -12,12 +12,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import clstream.strategies as zoo
 import pytest
 import torch
 from filelock import FileLock
 from torch import nn
 from torch.optim import SGD
+
+import clstream
+
+if importlib.util.find_spec("clstream.strategies") is None:  # not installed: its packages lie side by side in the source tree
+    clstream.__path__.append(str(Path(__file__).resolve().parent.parent))
+
+import clstream.strategies as zoo
 
 from clstream import Strategy, optional
 

@@ -223,20 +223,6 @@ def test_no_slot_is_written_twice_at_once(kind, batches, capacity, seed):
     feed(memory, [[label % classes for label in labels] for labels in batches])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@every_kind
-def test_a_memory_on_a_gpu_keeps_what_one_on_the_cpu_does(kind):
-    memories = [seeded(KINDS[kind](6), 3) for _ in range(2)]
-    for number in range(20):
-        samples = encode(list(range(CLASSES)) * 8, 32 * number)
-        memories[0].add(samples)
-        memories[1].add(samples.to("cuda"))
-    there = memories[1].all()
-    assert there.x.is_cuda
-    assert numbers(there.to("cpu")) == kept(memories[0])
-    assert numbers(memories[1].sample(20).to("cpu")) == numbers(memories[0].sample(20))
-
-
 # Reservoir ---------------------------------------------------------------------------------------------------------------
 
 

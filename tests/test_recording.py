@@ -355,14 +355,6 @@ def test_samples_keep_their_extra_fields(tmp_path):
         recorded(file, data=plain)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no second device")
-def test_a_stream_on_another_device_gives_the_same_recording(tmp_path):
-    one, two = (record(by_hand(Invert()).to(device), tmp_path / device) for device in ("cpu", "cuda"))
-    assert one.read_bytes() == two.read_bytes()
-    replay = recorded(one, data=by_hand(), functions={"Invert": Invert}).to("cuda")
-    assert replay.session(1).samples.x.is_cuda
-
-
 # What can't be recorded --------------------------------------------------------------------------------------------------
 
 

@@ -80,17 +80,20 @@ def test_the_loss_that_is_reported_holds_the_penalty() -> None:
     assert all(one == two for one, two in losses) and len(losses) == 24
 
 
-def test_composed_strategies_meet_the_contract() -> None:
-    makes: list[Callable[[nn.Module], Strategy]] = [
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda model: Regularised(Replay(model), [EWCPenalty(10.0)]),
         lambda model: Regularised(Refresh(Replay(model)), [SIPenalty()]),
         lambda model: Regularised(LwF(model, partial(SGD, lr=0.05), renew_optimizer=True), [L2Penalty(0.01), FeatKDPenalty(0.5)]),
         lambda model: LwF(model, form="softmax_kd", alpha=[0.0, 1.0]),
         lambda model: EWC(model, online=True, fisher="sampled", fisher_batch=8, decay=0.5),
-    ]
-    for make in makes:
-        for check in check_strategy(make):
-            check()
+    ],
+    ids=["EWC on Replay", "SI on Refresh", "L2 and FeatKD on LwF", "LwF, softmax", "EWC, online"],
+)
+def test_composed_strategies_meet_the_contract(make: Callable[[nn.Module], Strategy]) -> None:
+    for check in check_strategy(make):
+        check()
 
 
 class OwnStep(Strategy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,11 +60,11 @@ class Forgets(Dies):
     @on(BatchLearned)
     def see(self, event: BatchLearned) -> None:
         SEEN.append(0)
-        self.replay_batch = 10 + len(SEEN) % 7
+        self.replay_batch = 10 + min(len(SEEN), 50)
 '''
 OPTIONS = [
     "--stream", "blobs", "--stream.train_per_class", "40", "--stream.batch_size", "8",
-    "--strategy", "mine.Dies", "--model.hidden", "[16]", "--threads", "1",
+    "--strategy", "mine.Dies", "--model.hidden", "[16]",
 ]  # fmt: skip
 
 
@@ -111,10 +112,26 @@ def seed_folder(folder: str, seed: int = 0) -> Path:
     return next(Path(folder).glob("*")) / f"seed_{seed}"
 
 
+@pytest.fixture(scope="module")
+def undisturbed_once(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with an MLflow store and a run that nothing happens to, for two seeds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copy(migrated, folder / "mlflow.db")
+    (folder / "mine.py").write_text(OWN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        patch.delitem(sys.modules, "mine", raising=False)
+        assert main(["run", *OPTIONS, "--seeds", "0,1", "--experiment", "undisturbed", "--runs", "undisturbed"]) == 0
+    return folder
+
+
 @pytest.fixture
-def undisturbed(own: Path) -> Path:
-    """The folder of a run that nothing happens to, for two seeds."""
-    assert main(["run", *OPTIONS, "--seeds", "0,1", "--experiment", "undisturbed", "--runs", "undisturbed"]) == 0
+def undisturbed(undisturbed_once: Path, own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of that run, copied to the test's own working folder and MLflow store."""
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    shutil.copy(undisturbed_once / "mlflow.db", "mlflow.db")
+    shutil.copytree(undisturbed_once / "undisturbed", "undisturbed")
     return next(Path("undisturbed").glob("*"))
 
 
@@ -230,7 +247,7 @@ def test_a_read_only_place_is_a_sentence(own: Path, capsys: pytest.CaptureFixtur
 
 def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     die(0.005, 1000)
-    text = said(capsys, 0, "prove-resume", *OPTIONS, "--stream.epochs", "4", "--kills", "3", "--out", "proof")
+    text = said(capsys, 0, "prove-resume", *OPTIONS, "--threads", "1", "--stream.epochs", "4", "--kills", "3", "--out", "proof")
     assert "3 kills" in text and "0 bits differ" in text
     assert int(text.partition("compared: ")[2].split()[0]) > 30
 
@@ -244,8 +261,8 @@ def test_too_short_a_run_proves_nothing(own: Path, capsys: pytest.CaptureFixture
 
 def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     die(0.005, 1000)
-    options = [option.replace("Dies", "Forgets") for option in OPTIONS]
-    text = said(capsys, 1, "prove-resume", *options, "--stream.epochs", "4", "--kills", "4", "--out", "proof", "--track", "false")
+    options = [*(option.replace("Dies", "Forgets") for option in OPTIONS), "--threads", "1"]
+    text = said(capsys, 1, "prove-resume", *options, "--stream.epochs", "4", "--kills", "2", "--out", "proof", "--track", "false")
     assert "DIFFERENT: Forgets." in text
     one, other = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
     assert differing(one, other) is not None

@@ -314,15 +314,6 @@ def test_a_stream_that_is_not_resident_moves_batches_only():
     assert all(batch.samples.x.device.type == "meta" for session in stream for epoch in session for batch in epoch)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no second device")
-def test_a_resident_stream_moves_its_data_once():
-    stream = make().to("cuda")
-    assert len({id(task.train.source.x) for task in stream.tasks}) == 1
-    assert all(part.x.is_cuda for task in stream.tasks for part in (task.train, task.test))
-    assert stream.fingerprint == make().fingerprint
-    assert played(stream) == played(make())
-
-
 # Samples -----------------------------------------------------------------------------------------------------------------
 
 
