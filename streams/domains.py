@@ -137,7 +137,8 @@ def rotated_mnist(
             180 * torch.rand(tasks, generator=torch.Generator().manual_seed(derive(seed, "angles")), dtype=torch.float64)
         ).tolist()
     if not isinstance(degrees, (list, tuple)) or len(degrees) != tasks:
-        raise ValueError(f"rotated_mnist: degrees must name an angle for each of {tasks} tasks, not {degrees!r}")
+        given = len(degrees) if isinstance(degrees, (list, tuple)) else repr(degrees)
+        raise ValueError(f"rotated_mnist: degrees must name an angle for each of {tasks} tasks, not {given}")
     for angle in degrees:
         check_number(degrees=angle)
     changes = [Rotate(angle, bilinear) for angle in degrees]
