@@ -35,6 +35,7 @@ from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
 from clstream.folders import FolderError, claimed
 from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.running import OtherRunError, Run, check_state
+from clstream.source_code import write_sources
 
 FORMAT = 2
 WHOLE = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")
@@ -107,6 +108,7 @@ class Checkpointer:
             raise
         self.run, self.number, self.stopped = event.run, _number(there[0]) if there else 0, 0
         self.batches, self.failed, self.tried = 0, False, [False, False]
+        self.with_code = False
         self._rest(0.0)
         if self.signals and threading.current_thread() is threading.main_thread():
             for each in (signal.SIGINT, signal.SIGTERM):
@@ -231,6 +233,9 @@ class Checkpointer:
             self._rest(time.monotonic() - begin)
         self.number += 1
         self.written += 1
+        if not self.with_code:
+            self.with_code = True
+            write_sources({**self.run.sources["observers"], **self.run.sources["run"]}, self.folder)
         for old in files(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
 

@@ -167,12 +167,17 @@ def resume_command(arguments: list[str]) -> int:
     parser.add_argument("--data_root", "--data-root", help="folder with the data sets, if it lies elsewhere now")
     parser.add_argument("--tracking_uri", "--tracking-uri", help="the tracking server, if it has another address now")
     parser.add_argument("--trust", help="packages of yours that its config may name, beside the files of this folder")
+    parser.add_argument(
+        "--accept_changed_code", "--accept-changed-code", action="store_true",
+        help="go on though source code of your own has changed since; the log and the tags of the run say so",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     from clstream.playing import play
     from clstream.tries import CONFIG, earlier
 
     folder = earlier(options.run, Path(options.runs))
     moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri", "trust") if (value := getattr(options, name))]
+    moved += ["--accept_changed_code"] if options.accept_changed_code else []
     report_runs([play(["--config", str(folder / CONFIG), *moved], folder)])
     return 0
 

@@ -192,6 +192,10 @@ def run_parser() -> Parser:
         help="auto: go on with the newest try of these very options, if there is one",
     )  # fmt: skip
     parser.add_argument(
+        "--accept_changed_code", action="store_true",
+        help="go on with a run though source code of your own has changed since; its log and its tags say so",
+    )  # fmt: skip
+    parser.add_argument(
         "--checkpoint_every", type=float, default=30.0,
         help="seconds from one checkpoint to the next; 0: no checkpoints, and no run folder",
     )  # fmt: skip
@@ -424,7 +428,7 @@ def as_yaml(parser: Parser, options: Namespace) -> str:
     return str(parser.dump(whole, skip_none=True, skip_validation=True))
 
 
-_NOT_KEPT = ("config", "print_config", "trust")
+_NOT_KEPT = ("config", "print_config", "trust", "accept_changed_code")
 
 
 def seeds_of(options: Namespace) -> list[int]:

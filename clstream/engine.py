@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
@@ -119,6 +119,8 @@ def run(
     evaluate_every: int | None = None,
     max_sessions: int | None = None,
     resume: Mapping[str, Any] | None = None,
+    accept_changed_code: bool = False,
+    code: Sequence[object] = (),
 ) -> Result:
     """Play `stream` to `strategy`, evaluate it after every session, and return what was measured.
 
@@ -132,6 +134,9 @@ def run(
         max_sessions: stop after so many sessions; the last one ends its task.
         resume: a checkpoint of this very run, as `clstream.checkpoint.newest` returns it: the run goes on from there, and ends
             as it would have without the break, bit for bit. None starts anew.
+        accept_changed_code: go on from a checkpoint though source code of your own has changed since; it is logged, and tracked.
+        code: classes, functions and modules of your own that belong to the run beside those of the strategy, the model, what the
+            stream applies to samples, and the observers: the function that built the stream.
 
     Raises:
         ValueError, TypeError: if these don't fit together, or `resume` is of another run; before anything is learned.
@@ -141,7 +146,7 @@ def run(
     check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
-        going = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions)
+        going = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code)
         if resume is not None:
             going.check_same(resume)
         note_used(strategy, warn=resume is None)
@@ -171,6 +176,32 @@ def note_used(strategy: Strategy, warn: bool) -> None:
             stacklevel=3,
         )
     _RAN.update({id(each): each for each in parts})
+
+
+def check_same_run(
+    strategy: Strategy,
+    stream: Stream,
+    *observers: object,
+    resume: Mapping[str, Any],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    evaluate_every: int | None = None,
+    max_sessions: int | None = None,
+    accept_changed_code: bool = False,
+    code: Sequence[object] = (),
+) -> list[str]:
+    """Check that `run` with these arguments would go on from a checkpoint, and return what code of the user's own has changed.
+
+    Raises OtherRunError, a ValueError, if the checkpoint is of another run; ChangedCodeError, one of these, if it is of the same
+    with other code, and that is not accepted.
+    """
+    with isolated(index(seed), "run", device=device):
+        same = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code)
+        try:
+            same.check_same(resume)
+        finally:
+            same.placed.leave()
+    return same.changed_code
 
 
 def result_of(state: Mapping[str, Any]) -> Result:

@@ -65,6 +65,7 @@ class EventLog:
     def _reset(self) -> None:
         self.journal: Journal | None = None
         self.resuming = False
+        self.changed_code: list[str] = []
         self.start = time.perf_counter()
         self.session: int | None = None
         self.learned = 0
@@ -103,6 +104,7 @@ class EventLog:
         self.start = time.perf_counter()
         if event.resumed:
             self.resuming = True
+            self.changed_code = [] if event.run is None else event.run.changed_code
             return
         set_aside(self.file)
         self.journal = Journal(self.file)
@@ -156,6 +158,7 @@ class EventLog:
         self._take_up(state)
 
     def _take_up(self, state: Mapping[str, Any] | None) -> None:
+        changed = {"changed_code": self.changed_code} if self.changed_code else {}
         self._reset()
         self.journal = Journal(self.file)
         again = 0
@@ -166,7 +169,7 @@ class EventLog:
                 file.seek(min(state["offset"], self.journal.size))
                 again = sum(1 for _ in file)
             self.journal.cut(state["offset"])
-        self.journal.append(self._now("Resumed") | {"again": again})
+        self.journal.append(self._now("Resumed") | {"again": again} | changed)
 
 
 def _of_run(event: events.RunStarted) -> Entry:
@@ -322,7 +325,10 @@ TEXT: dict[str, Callable[[Entry], str]] = {
     "SessionEnded": lambda entry: f"session {entry['session']} ended",
     "TaskEnded": lambda entry: f"task {entry['task']} ended",
     "Evaluated": _evaluation,
-    "Resumed": lambda entry: f"resumed from a checkpoint; {entry['again']} lines beyond it were cut, and come again",
+    "Resumed": lambda entry: (
+        f"resumed from a checkpoint; {entry['again']} lines beyond it were cut, and come again"
+        + (f"; with changed code: {'; '.join(entry['changed_code'])}" if "changed_code" in entry else "")
+    ),
     "RunEnded": lambda entry: "the run ended" if entry["error"] is None else f"the run ended: {entry['error']}",
 }
 """How the line of each event reads."""

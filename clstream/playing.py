@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -16,14 +17,14 @@ from clstream.bus import ObserverError
 from clstream.checkpoint import Checkpointer, newest
 from clstream.config import Parser, as_yaml, build_strategy, build_stream, observers_of, parse_run, seeds_of
 from clstream.detection import Detection
-from clstream.engine import Result, check_fits, result_of, run
+from clstream.engine import Result, check_fits, check_same_run, result_of, run
 from clstream.errors import Failure, UsageError
 from clstream.eventlog import EventLog
 from clstream.folders import FolderError, claimed
 from clstream.forms import CaptureError
 from clstream.prequential import Prequential
 from clstream.progress import ProgressBar
-from clstream.running import OtherRunError
+from clstream.running import ChangedCodeError, OtherRunError
 from clstream.strategy import Strategy
 from clstream.stream import Stream
 from clstream.tries import begin, name_of, tries
@@ -91,7 +92,13 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
     with ExitStack() as stack, said(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
         if folder is not None:
             stack.enter_context(claimed(folder))
-            say.print(f"{'going on' if resumed else 'checkpoints'} in {folder}", markup=False)
+            finished = resumed and all((folder / f"seed_{seed}" / FINISHED).exists() for seed in seeds)
+            say.print(
+                f"the run in {folder} is finished: nothing is run now, and what follows was measured then"
+                if finished
+                else f"{'going on' if resumed else 'checkpoints'} in {folder}",
+                markup=False,
+            )
         playing = _Playing(parser, options, stream, title, folder, resumed)
         playing.built[seeds[0]] = strategy
         return playing.all(seeds)
@@ -116,7 +123,7 @@ def _folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> t
     """Return the folder for a run, and whether it is that of an earlier try."""
     config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
     same.runs, same.resume, same.checkpoint_every, same.checkpoint_share = "runs", "never", 30.0, 0.02
-    same.log_batches, same.threads = False, None
+    same.log_batches, same.threads = False, None  # and accept_changed_code, which is in no YAML
     name = name_of(strategy, stream, as_yaml(parser, same))
     there = tries(runs, name)
     if options.resume == "auto" and there:
@@ -163,7 +170,20 @@ class _Playing:
         if place is not None and self.resumed:
             with said(ValueError):
                 state = newest(place)
+        if place is not None and state is None and (place / FINISHED).exists():
+            raise Failure(
+                f"{place} is marked as finished, but its last checkpoint, which has the results, is gone: run it anew in another "
+                f"folder, or remove {place / FINISHED} to run it anew in this one"
+            )
+        strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
+        module, _, name = options.stream.class_path.rpartition(".")
+        code = [getattr(importlib.import_module(module), name, None)]  # what built the stream
+        same: dict[str, Any] = {
+            "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": code,
+            "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
+        }  # fmt: skip
         if state is not None and place is not None and (place / FINISHED).exists() and state["position"][0] == state["sessions"]:
+            self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
             result = result_of(state)
             if parent is not None:
                 from clstream.tracking import delivered
@@ -172,15 +192,26 @@ class _Playing:
             return result
         observers = self.observers(seed, place, parent)
         self.first = False
-        strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
-        result = run(
-            strategy, self.stream, *observers, seed=seed, device=options.device,
-            evaluate_every=options.evaluate_every, max_sessions=options.max_sessions, resume=state,
-        )  # fmt: skip
+        result = run(strategy, self.stream, *observers, **same)
         if place is not None:
             with suppress(OSError):  # without it, a resumption finds a run with nothing left to do
                 (place / FINISHED).touch()
         return result
+
+    def _check_finished(self, seed: int, check: Callable[[], list[str]]) -> None:
+        """Say that a run is finished, and with what code if that has changed; refuse that if it is not accepted."""
+        try:
+            changed = check()
+        except ChangedCodeError as error:
+            raise Failure(
+                f"seed {seed} is finished, and the code of the run has changed since: {error.shown}. To run the changed code, "
+                "start anew, without --resume; to see the results of the old code all the same, give --accept-changed-code"
+            ) from None
+        if changed:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"seed {seed} was run by other code than there is now: {'; '.join(changed)}; its results are of the old code",
+                markup=False,
+            )
 
     def observers(self, seed: int, place: Path | None, parent: ParentRun | None) -> list[object]:
         """Return who observes the run of a seed. The checkpointer is last: when it ends, the others have closed."""

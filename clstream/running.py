@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -25,13 +26,25 @@ from clstream.params import Recorded, describe, flat
 from clstream.restoration import restore
 from clstream.seeds import derive, random_state, set_random_state
 from clstream.snapshot import capture, origin_of
+from clstream.source_code import Source, changes, checkout_hash, definitions, user_sources
 from clstream.state import held, walk
 from clstream.strategy import Strategy
-from clstream.stream import Stream
+from clstream.stream import Stream, Subset
 
 
 class OtherRunError(ValueError):
     """A checkpoint is of another run; the message says what differs."""
+
+
+class ChangedCodeError(OtherRunError):
+    """A checkpoint is of a run with other code of the user's own; the message names the files."""
+
+    def __init__(self, changed: Sequence[str]) -> None:
+        self.shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+        super().__init__(
+            f"the code of the run has changed since its checkpoint was written: {self.shown}. Go on with the changed code by "
+            "--accept-changed-code or run(..., accept_changed_code=True), put the old code back, or start anew"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,7 @@ class Run:
     """One strategy on one stream with one seed, while it goes on: what takes part, where it is, and what it measured so far.
 
     Args:
-        strategy, stream, observers, seed, device, evaluate_every, max_sessions: see `run`.
+        strategy, stream, observers, seed, device, evaluate_every, max_sessions, code, accept_changed_code: see `run`.
 
     """
 
@@ -60,10 +73,14 @@ class Run:
         device: str | torch.device,
         evaluate_every: int | None,
         max_sessions: int | None,
+        code: Sequence[object] = (),
+        accept_changed_code: bool = False,
     ) -> None:
         self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
         self.began = time.perf_counter()
+        self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
+        self.built_from = list(definitions(*_values(strategy, stream), *code))
         self.bus = Bus(strategy, *observers, learner=strategy)
         self.learning, self.watching = (
             Bus(strategy, learner=strategy),
@@ -93,6 +110,18 @@ class Run:
     def origin(self) -> Origin:
         """What was there when the run began, or when it was first asked for its state."""
         return origin_of(self.members, self.stream)
+
+    @cached_property
+    def sources(self) -> dict[str, dict[str, Source]]:
+        """The user's own source code: "run" of what learns and is learned, "observers" of what only observers are built from."""
+        run = user_sources(self.built_from)
+        observers = user_sources(definitions(*(part for each in self.observers for part in members(each))))
+        return {"run": run, "observers": {name: source for name, source in observers.items() if name not in run}}
+
+    @cached_property
+    def checkout(self) -> str:
+        """See `checkout_hash`."""
+        return checkout_hash(self.built_from)
 
     def ask(self, call: Callable[[], object]) -> None:
         """Have something done as soon as no event is under way: between two batches, or after an evaluation."""
@@ -144,6 +173,8 @@ class Run:
         rest = {
             **self.measured(),
             "identity": self.identity | {"data fingerprint": self.stream.fingerprint},
+            "code": self.sources,
+            "clstream code": self.checkout,
             "position": list(astuple(self.position)),
             "sessions": self.sessions,
             "step": self.step,
@@ -185,7 +216,10 @@ class Run:
             raise ValueError(f"the checkpoint is no good: the state of a random generator is none ({error})") from error
 
     def check_same(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint of another run, and say what differs; ValueError for what is no checkpoint."""
+        """Refuse a checkpoint of another run, and say what differs; ValueError for what is no checkpoint.
+
+        Changed code that is accepted is kept as `changed_code`.
+        """
         check_state(state)
         theirs, ours = state["identity"], self.identity | {"data fingerprint": self.stream.fingerprint}
         names = [name for name in {**ours, **theirs} if repr(theirs.get(name)) != repr(ours.get(name))]  # NaN is NaN
@@ -196,13 +230,26 @@ class Run:
         session, epoch, batch = state["position"]
         if session > self.sessions or epoch >= self.stream.epochs or (session == self.sessions and (epoch or batch)):
             raise ValueError(f"the checkpoint is no good: this run has no session, epoch and batch {session}, {epoch}, {batch}")
+        now, then = self.sources, state["code"]
+        both = {**now["run"], **now["observers"]}
+        self.changed_code = changes(then["run"], {name: both[name] for name in both if name in {*now["run"], *then["run"]}})
+        self.changed_code += changes(then["observers"], both, only_common=True)
+        if self.changed_code and not self.accept_changed_code:
+            raise ChangedCodeError(self.changed_code)
+        if state["clstream code"] and self.checkout not in ("", state["clstream code"]):
+            warnings.warn(
+                "this is a checkout of clstream, and its code is not what it was when the checkpoint was written: the run may end "
+                "otherwise than without the break",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def check_state(state: object) -> None:
     """Refuse what is not the state of a run, in a sentence. Raises ValueError."""
     kinds: dict[str, type | tuple[type, ...]] = {
         "identity": dict, "position": list, "sessions": int, "step": int, "random": dict, "placed": list, "observers": list,
-        "strategy": dict, "evaluation": dict, "params": dict, "seconds": (int, float),
+        "strategy": dict, "evaluation": dict, "params": dict, "seconds": (int, float), "code": dict, "clstream code": str,
     }  # fmt: skip
     if not isinstance(state, Mapping) or any(name not in state for name in kinds):
         raise ValueError("resume takes a checkpoint as clstream.checkpoint.newest(folder) returns it, and this is none")
@@ -215,10 +262,22 @@ def check_state(state: object) -> None:
         wrong = ["seconds"]
     if not wrong and not all(isinstance(each, list) and len(each) == 2 for each in state["observers"]):
         wrong = ["observers"]
+    if not wrong and not _is_code(state["code"]):
+        wrong = ["code"]
     if not wrong and not _is_evaluation(state["evaluation"]):
         wrong = ["evaluation"]
     if wrong:
         raise ValueError(f"the checkpoint is no good: its {wrong[0]!r} can't be")
+
+
+def _is_code(code: Mapping[str, Any]) -> bool:
+    """Return whether the sources of a checkpoint are texts: see `Run.sources`."""
+    if code.keys() != {"run", "observers"} or not all(isinstance(sources, dict) for sources in code.values()):
+        return False
+    entries = [[name, *source] for sources in code.values() for name, source in sources.items() if isinstance(source, (list, tuple))]
+    return len(entries) == sum(map(len, code.values())) and all(
+        len(entry) == 4 and all(isinstance(text, str) for text in entry) for entry in entries
+    )
 
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:
@@ -305,6 +364,18 @@ def described(
         "seed": seed,
         "device": str(device),
     }
+
+
+def _values(strategy: Strategy, stream: Stream) -> Iterator[object]:
+    """Yield what a strategy and a stream hold that code of the user's own may belong to."""
+    for _, value in walk(strategy):
+        yield value
+        if isinstance(value, Recorded):
+            yield from (param for _, param in walk(dict(getattr(value, "params", {}))))
+    parts = [part for task in stream.tasks for part in (task.train, task.test, task.validation) if isinstance(part, Subset)]
+    yield stream
+    for held_by_stream in (stream.augment, stream.schedule, *(part.transform for part in parts)):
+        yield from (value for _, value in walk(held_by_stream))
 
 
 def shapes(strategy: Strategy) -> str:

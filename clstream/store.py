@@ -14,7 +14,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterable
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -181,12 +181,15 @@ class Sender:
         return self.steps[name]
 
     def artifact(self, run_id: str, item: Item) -> None:
-        """Write an artifact whose content is in the item."""
+        """Write an artifact whose content is in the item; a name with slashes has it in folders."""
         content = item["text"].encode("utf-8", "replace") if "text" in item else base64.b64decode(item["base64"])
+        name = PurePosixPath(item["name"])
+        if name.is_absolute() or ".." in name.parts or not name.name:
+            raise ValueError(f"an artifact can't be called {item['name']!r}")
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / item["name"]
+            file = Path(folder) / name.name
             file.write_bytes(content)
-            self.client.log_artifact(run_id, str(file))
+            self.client.log_artifact(run_id, str(file), str(name.parent) if name.parent.parts else None)
 
     def image(self, run_id: str, item: Item) -> None:
         """Write a picture that the UI shows among the charts. Of several with one name and step it shows the newest."""

@@ -36,6 +36,7 @@ from clstream.evaluation import Evaluation, write_csv
 from clstream.figures import accuracy_matrix, compared_curves, forgetting_curves
 from clstream.journal import entries, set_aside
 from clstream.outbox import FILE, Delivery, Outbox, reason_of, spooled
+from clstream.source_code import as_files
 from clstream.store import Opened, connect, deliver_to, has_run, tracking_uri, without_password
 from clstream.stream import Stream
 
@@ -145,7 +146,7 @@ class MlflowTracker:
         self.evaluation: Evaluation | None = None
         self.delivered: Tensor | None = None  # (sessions that ended, tasks), bool: which tasks had samples in which
         self.renewal = Renewal()
-        self.probes_written = 0
+        self.probes_written, self.versions = 0, 1
         self.samples, self.losses = 0, list[Tensor]()
         self.earlier: Tensor | None = None  # losses of this session from before the run was resumed
         self.learning, self.began = 0.0, 0.0
@@ -194,10 +195,18 @@ class MlflowTracker:
         outbox.put("artifact", name="stream.txt", text=str(stream))
         if self.config is not None:
             outbox.put("artifact", name="config.yaml", text=self.config)
+        self._put_code()
         self.delivery.try_now()
         if self.parent is not None:
             self.parent.describe(params, tags)
         return outbox
+
+    def _put_code(self, folder: str = "code") -> None:
+        """Write the source of the user's own modules, so that the run can be repeated."""
+        if self.delivery is not None and self.started is not None and self.started.run is not None:
+            sources = self.started.run.sources
+            for name, text in as_files({**sources["observers"], **sources["run"]}).items():
+                self.delivery.outbox.put("artifact", name=f"{folder}/{name}", text=_clean(text))
 
     @property
     def outbox(self) -> Outbox:
@@ -218,6 +227,7 @@ class MlflowTracker:
             "counts": dict(self.counts),
             "probes_written": self.probes_written,
             "delivered": self.delivered,
+            "versions": self.versions,
             "evaluation": found and {each.name: getattr(found, each.name) for each in fields(Evaluation)},
         }
 
@@ -247,9 +257,15 @@ class MlflowTracker:
         self.start, self.began = now - state["seconds"], now - state["session_seconds"]
         self.learning, self.samples, self.earlier, self.losses = state["learning"], state["samples"], state["losses"], []
         self.delivered = state["delivered"]
+        self.versions = state["versions"]
         self.counts, self.probes_written, found = dict(state["counts"]), state["probes_written"], state["evaluation"]
         self.evaluation = found and Evaluation(**dict(found) | {"probe_steps": tuple(found["probe_steps"])})
         outbox.put("resume")
+        changed = [] if self.started is None or self.started.run is None else self.started.run.changed_code
+        if changed:
+            outbox.put("tags", values={"changed_code": _clean("; ".join(changed)[:5000])})
+            self.versions += 1
+            self._put_code(f"code.{self.versions}")
         self.delivery.try_now()
 
     def _same_server(self, recorded: Mapping[str, str]) -> str:

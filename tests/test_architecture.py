@@ -31,6 +31,7 @@ LEAVES = (
     "augmenting",
     "optional",
     "errors",
+    "source_code",
 )
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (

@@ -166,12 +166,12 @@ def test_auto_begins_goes_on_and_then_has_nothing_to_do(own: Path, capsys: pytes
     (folder,) = Path("runs").iterdir()
     assert len([entry for entry in read(folder / "seed_0") if entry["event"] == "Resumed"]) == 2
     log = (folder / "seed_0" / "events.jsonl").read_bytes()
-    assert "going on in runs/Dies" in said(capsys, 0, *again)
+    assert "the run in runs/Dies" in (text := said(capsys, 0, *again)) and "is finished: nothing is run now" in text
     assert (folder / "seed_0" / "events.jsonl").read_bytes() == log  # it was over
     assert "Dies on blobs" in said(capsys, 0, "resume", str(folder / "seed_0"))
     assert "checkpoints in runs/Dies" in said(capsys, 0, "run", *OPTIONS, "--track", "false")  # without it, another try
     assert sorted(each.name for each in Path("runs").iterdir()) == [folder.name, f"{folder.name}.2"]
-    assert f"going on in runs/{folder.name}.2" in said(capsys, 0, *again)
+    assert f"the run in runs/{folder.name}.2 is finished" in said(capsys, 0, *again)
     assert "checkpoints in" in said(capsys, 0, *again, "--seed", "5")  # other options, another run
 
 
@@ -192,7 +192,7 @@ def test_several_seeds_go_on_together(
     }  # fmt: skip
     (own / "mine.py").write_text(OWN)
     first = (folder / "seed_0" / "events.jsonl").read_bytes()
-    assert "± " in said(capsys, 0, "resume", str(folder))
+    assert "± " in said(capsys, 0, "resume", str(folder), "--accept-changed-code")
     assert (folder / "seed_0" / "events.jsonl").read_bytes() == first  # the first seed was over
     after, whole = ({run.info.run_name: run for run in runs(name)} for name in ("stopped", "undisturbed"))
     assert {name: run.info.status for name, run in after.items()} == dict.fromkeys(whole, "FINISHED")
