@@ -51,6 +51,9 @@ class EventLog:
 
     """
 
+    joins_late = True
+    """Whether it has a place in a run that is resumed, and that it did not see before."""
+
     def __init__(self, folder: str | Path, batches: bool = False) -> None:
         check_bool(batches=batches)
         self.file, self.batches = Path(folder).absolute() / FILE, batches

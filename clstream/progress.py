@@ -30,6 +30,9 @@ class ProgressBar:
 
     """
 
+    joins_late = True
+    """Whether it has a place in a run that is resumed, and that it did not see before."""
+
     def __init__(self, title: str = "", console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.title = title

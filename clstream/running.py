@@ -205,6 +205,13 @@ class Run:
                     each.load_state_dict(mine[1])
                 except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
                     raise ValueError(f"{mine[0]} can't take up its state in the checkpoint ({error!r})") from error
+            elif hasattr(each, "load_state_dict") and not getattr(each, "joins_late", False):
+                warnings.warn(
+                    f"{type(each).__name__} was not among the observers when the checkpoint was written: it sees only what comes "
+                    "from there on",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         chance = state["random"]
         try:
             torch.set_rng_state(chance["torch"])

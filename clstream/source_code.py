@@ -385,6 +385,8 @@ def _in_no_file(definition: type | FunctionType, namespace: Namespace) -> tuple[
     name = f"{definition.__module__}.{definition.__qualname__}"
     texts, lost = [], []
     for function in _functions_of(definition):
+        if function.__globals__ is not namespace:  # a decorator's, from elsewhere
+            continue
         try:
             text = textwrap.dedent(inspect.getsource(function))
         except (OSError, TypeError, SyntaxError, IndexError):
@@ -408,7 +410,8 @@ def _in_no_file(definition: type | FunctionType, namespace: Namespace) -> tuple[
 
 def _named_by(definition: type | FunctionType, namespace: Namespace) -> dict[str, object]:
     """Return what a function, or those of a class, name among the globals."""
-    names = {name for function in _functions_of(definition) for code in _codes(function.__code__) for name in code.co_names}
+    functions = [function for function in _functions_of(definition) if function.__globals__ is namespace]
+    names = {name for function in functions for code in _codes(function.__code__) for name in code.co_names}
     return {name: namespace[name] for name in names if name in namespace}
 
 
@@ -467,7 +470,7 @@ def _shape(code: CodeType) -> str:
         for each in code.co_consts
     ]
     parts = (
-        code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags,
+        code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags & 0xFFF,
         code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()

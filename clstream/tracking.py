@@ -116,6 +116,9 @@ class MlflowTracker:
 
     """
 
+    joins_late = True
+    """Whether it has a place in a run that is resumed, and that it did not see before."""
+
     def __init__(
         self,
         experiment: str = "clstream",

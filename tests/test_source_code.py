@@ -9,6 +9,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ from clstream.cli import main
 from clstream.eventlog import EventLog, read
 from clstream.folders import FolderError
 from clstream.models import Mlp
+from clstream.prequential import Prequential
 from clstream.running import ChangedCodeError, OtherRunError
 from clstream.source_code import changes, definitions, same_code, user_sources
 
@@ -169,7 +171,7 @@ def test_code_that_was_accepted_is_the_runs_from_then_on(place):
             strategy(load()),
             stream(),
             Checkpointer("run", every_batches=1),
-            Stop(1),
+            Stop(2),
             resume=newest("run"),
             accept_changed_code=True,
         )
@@ -531,6 +533,30 @@ def test_a_folder_of_a_run_with_other_code_is_refused_by_the_checkpointer_too(pl
     module = load()
     with pytest.raises(FolderError, match=r"elsewhere has the checkpoints of another run: the code of the run has changed"):
         run(strategy(module), stream(), Checkpointer("elsewhere"), resume=state)
+
+
+def test_other_code_of_a_checkout_of_clstream_is_a_warning(place):
+    start()
+    state = newest("run")
+    assert state["clstream code"] == "" or len(state["clstream code"]) == 16
+    with (
+        pytest.warns(RuntimeWarning, match="this is a checkout of clstream, and its code is not what it was")
+        if state["clstream code"]
+        else nullcontext()
+    ):
+        run(strategy(load()), stream(), resume={**state, "clstream code": state["clstream code"] and "0" * 16})
+
+
+def test_a_measure_that_was_not_there_before_is_said(place):
+    start(Prequential())
+    go_on(Prequential())
+    for file in Path("run").glob("*.pt"):
+        file.unlink()
+    start()
+    with pytest.warns(
+        RuntimeWarning, match="Prequential was not among the observers when the checkpoint was written: it sees only"
+    ):
+        go_on(Prequential(), EventLog("run"))
 
 
 # On the command line --------------------------------------------------------------------------------------------------------
