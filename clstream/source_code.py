@@ -470,8 +470,8 @@ def _shape(code: CodeType) -> str:
         for each in code.co_consts
     ]
     parts = (
-        code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags & 0xFFF,
-        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount,
+        code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
+        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0xFFF,  # none of `__future__`'s
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
