@@ -125,7 +125,7 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{message}; {self.prog} --help says what it takes")
 
 
-def _complain(error: Exception) -> None:
+def _complain(error: Exception | str) -> None:
     print(f"clstream: error: {error}", file=sys.stderr)
 
 
@@ -569,21 +569,31 @@ def log_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from clstream import eventlog
+    from clstream.journal import are_damaged
 
     place = run_folder(options.run)
     files = [place] if place.is_file() else sorted(place.rglob(eventlog.FILE))
     if not files:
         raise Failure(f"there is no event log in {place}")
     console = wide_console()
+    failed = False
     for file in files:
         if len(files) > 1:
             console.print(f"{file}:", style="bold", markup=False)
+        damaged: list[int] = []
         try:
-            for line in eventlog.reading(eventlog.read(file), options.batches):
+            for line in eventlog.reading(eventlog.read(file, damaged), options.batches):
                 console.print(line, markup=False)
         except OSError as error:
-            raise Failure(f"the event log {file} can't be read: {error.strerror}") from error
-    return 0
+            _complain(f"the event log {file} can't be read: {error.strerror}")
+        except ValueError as error:
+            _complain(error)
+        else:
+            if not damaged:
+                continue
+            _complain(f"{file}: {are_damaged(damaged)}, and left out")
+        failed = True
+    return int(failed)
 
 
 def sync_command(arguments: list[str]) -> int:
@@ -594,19 +604,33 @@ def sync_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from clstream import outbox
     from clstream.folders import claimed
+    from clstream.journal import are_damaged
 
     place = Path("runs") if options.run is None else run_folder(options.run)
     files = [place] if place.is_file() else outbox.journals(place)
-    try:
-        waiting = {file: outbox.waiting(file) for file in files}
-    except OSError as error:
-        raise Failure(f"the journal {error.filename} can't be read: {error.strerror}") from error
+    if options.run is not None and not files:
+        raise Failure(f"there is no journal of a tracker in {place}: nothing was tracked there")
+    waiting: dict[Path, int] = {}
+    faults: list[str] = []
+    for file in files:
+        try:
+            journal = outbox.peek(file)
+        except OSError as error:
+            faults.append(f"the journal {file} can't be read: {error.strerror}")
+        except ValueError as error:
+            faults.append(str(error))
+        else:
+            waiting[file] = len(journal.pending)
+            faults += [f"{file}: {are_damaged(journal.damaged)}, and what it said can't be sent"] if journal.damaged else []
+    left = len(faults)
+    for fault in faults:
+        _complain(fault)
     if not any(waiting.values()):
-        print(f"there is nothing to send in {place}")
-        return 0
+        if not faults:
+            print(f"there is nothing to send in {place}")
+        return int(left > 0)
     from clstream.store import deliver  # importing mlflow takes seconds: only where it is used
 
-    left = 0
     for file in [file for file, count in waiting.items() if count]:
         try:
             with claimed(file.parent):

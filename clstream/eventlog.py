@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -20,7 +21,7 @@ from clstream import __version__, events, metrics
 from clstream.bus import on
 from clstream.engine import described
 from clstream.evaluation import Evaluation
-from clstream.journal import Journal, entries, set_aside
+from clstream.journal import Journal, are_damaged, lines_of, set_aside
 from clstream.params import check_bool
 
 FILE = "events.jsonl"
@@ -265,21 +266,41 @@ def plain(value: object) -> Any:
     return repr(value)[:200]
 
 
-def read(file: str | Path) -> Iterator[Entry]:
-    """Yield the events of a log, as dicts; a line that is not whole, which a killed process may leave, is skipped.
+def read(file: str | Path, damaged: list[int] | None = None) -> Iterator[Entry]:
+    """Yield the events of a log, as dicts; a last line that is not whole, which a killed process may leave, is left out.
 
     Args:
         file: events.jsonl, or the folder that it is in.
+        damaged: takes the numbers of lines that are no events. None: a warning names them.
 
     Raises:
         FileNotFoundError: if it isn't there.
+        ValueError: after the last line, if there is no event in it; or if it is of a later version.
 
     """
     path = Path(file)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"there is no event log at {path}: pass EventLog(folder) to `run` as an observer")
-    return (entry for entry in entries(path) if "event" in entry)
+    return _read(path, damaged)
+
+
+def _read(path: Path, damaged: list[int] | None) -> Iterator[Entry]:
+    spoilt: list[int] = [] if damaged is None else damaged
+    empty = True
+    for number, entry in lines_of(path):
+        if entry is None or not isinstance(entry.get("event"), str):
+            spoilt.append(number)
+            continue
+        if entry["event"] == "RunStarted" and isinstance(entry.get("log"), int) and entry["log"] > FORMAT:
+            raise ValueError(f"{path} is an event log of clstream {entry.get('clstream')}, which this version can't read")
+        empty = False
+        yield entry
+    if empty:
+        what = "is empty, or its first line is not whole" if not spoilt else "is no event log: no line of it is an event"
+        raise ValueError(f"{path} {what}")
+    if spoilt and damaged is None:
+        warnings.warn(f"{path}: {are_damaged(spoilt)}, and left out", RuntimeWarning, stacklevel=2)
 
 
 def reading(log: Iterable[Entry], batches: bool = False) -> Iterator[str]:
@@ -292,9 +313,11 @@ def reading(log: Iterable[Entry], batches: bool = False) -> Iterator[str]:
         depth = 0 if name == "RunEnded" else max(0, depth - (name in ("TaskEnded", "SessionEnded", "EpochEnded")))
         try:
             text = TEXT[name](entry) if name in TEXT else _own(entry)
-        except (KeyError, TypeError, ValueError):  # of another version
+        except (KeyError, TypeError, ValueError, AttributeError, LookupError):  # of another version
             text = json.dumps(entry)
-        yield f"{str(entry.get('time', ''))[11:19]:8} {float(entry.get('seconds', math.nan)):9.2f} s  {'  ' * depth}{text}"
+        seconds = entry.get("seconds")
+        seconds = seconds if isinstance(seconds, (int, float)) else math.nan
+        yield f"{str(entry.get('time', ''))[11:19]:8} {seconds:9.2f} s  {'  ' * depth}{text}"
         depth += name in ("RunStarted", "TaskStarted", "SessionStarted", "EpochStarted")
 
 

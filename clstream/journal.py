@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +93,49 @@ def _whole(file: Path) -> int:
     return 0
 
 
+LONGEST = 1 << 26
+"""Bytes of the longest line that is read: pictures are in some."""
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield the number of each line of a journal, from 1, and its entry: None if it is damaged, no entry, or too long.
+
+    A last line that is not whole, as a killed process leaves it, is left out. Raises OSError if it can't be read.
+    """
+    with file.open("rb") as source:
+        number = 0
+        while line := source.readline(LONGEST):
+            number += 1
+            whole, end = line.endswith(b"\n"), len(line) < LONGEST
+            while not whole and not end:  # the rest of a line that is too long
+                rest = source.readline(LONGEST)
+                whole, end, line = rest.endswith(b"\n"), len(rest) < LONGEST, b""
+            if whole:
+                yield number, _entry(line)
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
 def entries(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the entries of a journal; a line that is not whole, or is damaged, is skipped.
 
     Raises OSError if it can't be read.
     """
-    with file.open("rb") as lines:
-        for line in lines:
-            try:
-                found = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                yield found
+    return (entry for _, entry in lines_of(file) if entry is not None)
+
+
+def are_damaged(numbers: Sequence[int]) -> str:
+    """Return which lines are damaged, in words."""
+    if len(numbers) == 1:
+        return f"line {numbers[0]} is damaged"
+    shown = ", ".join(map(str, numbers[:3]))
+    return f"{len(numbers)} lines are damaged: {shown}{', ...' if len(numbers) > 3 else ''}"
 
 
 def set_aside(file: Path) -> None:

@@ -12,12 +12,12 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clstream.journal import Journal, entries
+from clstream.journal import Journal, entries, lines_of
 
 FILE = "tracking.jsonl"
 FORMAT = 1
@@ -44,6 +44,8 @@ class Outbox:
         """(name, step) of every point of a metric so far, sent or not."""
         self.numbered = 0
         self.ended = False
+        self.damaged: list[int] = []
+        """Numbers of the lines of its journal that could not be read, or are not to be followed."""
         self.journal: Journal | None = None
         self.lock: FileLock | None = None
 
@@ -68,8 +70,10 @@ class Outbox:
 
     def _take(self, file: Path) -> None:
         waiting: dict[int, Item] = {}
-        for entry in entries(file):
-            if "item" in entry:
+        for number, entry in lines_of(file):
+            if entry is None or not _is_sound(entry, file.parent):
+                self.damaged.append(number)
+            elif "item" in entry:
                 self._add(entry)
                 waiting[entry["item"]] = entry
             elif "sent" in entry:
@@ -80,6 +84,8 @@ class Outbox:
                 self.points |= {(name, step) for name, step in entry.get("points", ())}
         if self.head.get("clstream") != "tracking" or self.head.get("format") != FORMAT:
             raise ValueError(f"{file} is not the journal of a tracker, or not of this version of clstream")
+        if not all(isinstance(self.head.get(name), str) for name in ("uri", "experiment", "key")):
+            raise ValueError(f"{file} is a damaged journal of a tracker: it doesn't say where the run is tracked")
         self.head.pop("points", None)
         self.run_id = self.run_id or self.head.get("run_id")
         self.pending = deque(waiting.values())
@@ -255,14 +261,67 @@ def journals(folder: Path) -> list[Path]:
     return sorted(folder.rglob(f"{FILE.removesuffix('.jsonl')}*.jsonl"))
 
 
+def peek(file: Path) -> Outbox:
+    """Return what a journal holds, without taking it up.
+
+    Raises OSError if it can't be read, and ValueError if it is no journal of a tracker.
+    """
+    outbox = Outbox({})
+    outbox._take(file)
+    return outbox
+
+
 def waiting(file: Path) -> int:
-    """Return how many items of a journal have no mark, without taking it up; raises OSError if it can't be read."""
-    found: set[int] = set()
-    for entry in entries(file):
-        if "item" in entry:
-            found.add(entry["item"])
-        found.discard(entry.get("sent", 0))
-    return len(found)
+    """Return how many items of a journal have no mark: see `peek`."""
+    return len(peek(file).pending)
+
+
+_NUMBER = (int, float)
+_CONTENTS: dict[str, Callable[[Item], bool]] = {
+    "create": lambda item: isinstance(item["name"], str) and isinstance(item["at"], int) and _are_texts(item["tags"]),
+    "metrics": lambda item: isinstance(item["at"], int) and all(_is_point(point) for point in item["points"]),
+    "params": lambda item: _are_texts(item["values"]),
+    "tags": lambda item: _are_texts(item["values"]),
+    "artifact": lambda item: is_plain_name(item["name"]) and isinstance(item.get("text", item.get("base64")), str),
+    "image": lambda item: all(isinstance(item[name], str) for name in ("key", "base64")) and isinstance(item["at"], int),
+    "file": lambda item: isinstance(item["path"], str),
+    "resume": lambda item: True,  # noqa: ARG005
+    "end": lambda item: item["status"] in ("FINISHED", "FAILED", "KILLED") and isinstance(item["at"], int),
+}
+"""Whether an item has what is needed to do it."""
+
+
+def _is_sound(entry: Item, folder: Path) -> bool:
+    """Return whether an entry of a journal is what it seems to be, and names no file outside of the run's folder."""
+    try:
+        if "item" not in entry:
+            named = all(isinstance(entry[name], str) for name in ("run_id", "uri", "experiment", "key") if name in entry)
+            points = all(isinstance(name, str) and isinstance(step, int) for name, step in entry.get("points", ()))
+            return named and points and isinstance(entry.get("sent", 0), int)
+        if not isinstance(entry["item"], int) or not isinstance(entry["do"], str):
+            return False
+        if entry["do"] == "file" and not (folder / entry["path"]).resolve().is_relative_to(folder.resolve()):
+            return False
+        return entry["do"] not in _CONTENTS or _CONTENTS[entry["do"]](entry)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
+
+
+def _is_point(point: object) -> bool:
+    """Return whether something is the name, step and value of a point of a metric."""
+    if not isinstance(point, list) or len(point) < 3:
+        return False
+    return isinstance(point[0], str) and isinstance(point[1], int) and isinstance(point[2], _NUMBER)
+
+
+def is_plain_name(name: object) -> bool:
+    """Return whether an artifact may be called so: a path that stays in its folder."""
+    path = PurePosixPath(name) if isinstance(name, str) and "\\" not in name and "\0" not in name else PurePosixPath("..")
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
 def find(run_id: str, folder: Path) -> Path | None:
@@ -273,7 +332,7 @@ def find(run_id: str, folder: Path) -> Path | None:
 def _ids(file: Path) -> Iterator[str]:
     try:
         for entry in entries(file):
-            if "run_id" in entry:
+            if isinstance(entry.get("run_id"), str):
                 yield entry["run_id"]
                 return
     except OSError:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import clstream
+from clstream import torch_files
 from clstream.params import Recorded, check_integer, describe
 from clstream.stream import Samples, Stream, Subset, Task
 
@@ -102,7 +103,7 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
     file = Path(file)
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch_files.load(file)
     except OSError as error:
         raise OSError(f"the weights {file} can't be read: {error.strerror or error}") from None
     except (RuntimeError, ValueError, EOFError, KeyError, UnpicklingError):
@@ -110,14 +111,14 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(content["header"])
         weights: dict[str, Tensor] = content["weights"]
-        if header["format"] != FORMAT:
+        if header["format"] != FORMAT or not {"model", "params"} <= header.keys() or not all(map(_is_weight, weights.items())):
             raise ValueError
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
         raise ValueError(f"{file} is no file of weights that `clstream pretrain` wrote") from None
     mine = {name: each for name, each in model.state_dict().items() if not name.startswith("head.")}
     theirs = {name: each for name, each in weights.items() if not name.startswith("head.")}
     for name in [*mine, *theirs]:
-        shapes = [str(tuple(each[name].shape)) if name in each else "missing" for each in (theirs, mine)]
+        shapes = [f"{tuple(each[name].shape)} of {each[name].dtype}" if name in each else "missing" for each in (theirs, mine)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the weights {file} are of {header['model']}, and don't fit {type(model).__name__}: {name} is {shapes[0]} there, "
@@ -127,3 +128,9 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
     if isinstance(model, Recorded):
         model.params["pretrained"] = f"{file.name} {digest}"
     return header
+
+
+def _is_weight(named: tuple[object, object]) -> bool:
+    """Return whether an entry is a name, and a tensor whose numbers are there."""
+    name, weight = named
+    return isinstance(name, str) and isinstance(weight, Tensor) and weight.layout == torch.strided and weight.device.type == "cpu"

@@ -3,6 +3,10 @@
 A recording is a zip file. `stream.json`, its first member, says what the stream is, and names the `.npy` members beside it: row
 numbers, and labels where they are others than the data's own. It holds no samples, and no code: it names the data by its
 content. The comment of the zip file is the SHA-256 of all that comes before.
+
+A recording may come from anyone, so nothing of it is taken on trust: it is no larger in memory than a small multiple of the file
+(`RATIO`), only members that `stream.json` names are read, and what that says is checked against `HEADER` before it is used, and
+against the data that is at hand before anything is made of it.
 """
 
 from __future__ import annotations
@@ -12,14 +16,17 @@ import io
 import json
 import math
 import os
+import re
+import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from operator import index
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +39,13 @@ FORMAT = 3
 """Number of the newest format; files of a greater one are refused. What an older one can say is written in that."""
 
 STREAM = "stream.json"
+RATIO = 16
+"""How many times as large as in the file a member may be once unpacked; what would be more is stored as it is."""
+LEAST = 1 << 16
+"""Bytes that a member may have in any case."""
+MOST_TEXT = 1 << 23
+"""Bytes of `stream.json` at most."""
+MOST_MEMBERS = 65_000
 PROBE = 8  # rows of a transform that are compared at replay
 _HASH = 64  # hexadecimal digits of a SHA-256
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time is recorded: the same stream gives the same bytes
@@ -143,15 +157,26 @@ def _packed(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) ->
         out = io.BytesIO()
         np.lib.format.write_array(out, array, allow_pickle=False)
         members[name] = out.getvalue()
+    if len(members[STREAM]) > MOST_TEXT or len(members) > MOST_MEMBERS:
+        raise ValueError(
+            f"{about['name']} can't be recorded: it has too many sessions that are not rows in order ({len(arrays):,} arrays of "
+            f"{MOST_MEMBERS:,}, {len(members[STREAM]):,} bytes of text of {MOST_TEXT:,})"
+        )
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as packed:
         for name, member in members.items():
             entry = zipfile.ZipInfo(name, _LONG_AGO)
             entry.create_system, entry.external_attr = 3, 0o644 << 16  # on every system
-            packed.writestr(entry, member, zipfile.ZIP_DEFLATED, 9)
+            small = len(zlib.compress(member, 9))
+            packed.writestr(entry, member, zipfile.ZIP_DEFLATED if _may_be(len(member), small) else zipfile.ZIP_STORED, 9)
         packed.comment = b"0" * _HASH
     body = whole.getvalue()[:-_HASH]
     return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def _may_be(size: int, packed: int) -> bool:
+    """Return whether a member may be so large, given its size in the file."""
+    return size <= max(LEAST, RATIO * packed)
 
 
 def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -428,13 +453,15 @@ class Recording:
         """
         about, functions = self.about, functions or {}
         self._compare(parts, where)
+        if strange := [source["part"] for source in about["sources"] if source["part"] not in about["parts"]]:
+            raise self._wrong(f"it has no part {strange[0]!r}")
         sources = [self._source(source, parts[source["part"]]) for source in about["sources"]]
         tasks = []
         for number, task in enumerate(about["tasks"]):
             train, test = (self._samples(task[kind], sources, functions) for kind in ("train", "test"))
             held = self._samples(task["validation"], sources, functions) if task["validation"] else None
             tasks.append(Task(number, tuple(task["classes"]), train, test, held))
-        dealt = [self._dealt(session) for session in about["sessions"]]
+        dealt = [self._dealt(session, tasks) for session in about["sessions"]]
         mixture = RecordedMixture(**about["drift"], drawn=dealt) if "drift" in about else None
         stream = RecordedStream(
             **{name: about[name] for name in ("name", "epochs", "batch_size", "scenario", "seed", "boundaries", "resident")},
@@ -485,35 +512,58 @@ class Recording:
         if labels is None:
             return part
         if isinstance(labels, str):
+            if len(self.arrays[labels]) != len(part):
+                raise self._wrong(f"{labels} has {len(self.arrays[labels]):,} labels for {len(part):,} samples")
             return Samples(part.x, self.arrays[labels], part.extra)
+        if not all(len(pair) == 2 and -(1 << 62) < pair[1] < 1 << 62 for pair in labels):
+            raise self._wrong("its labels are no pairs")
         old, new = torch.tensor(labels).T.contiguous()
+        if not torch.equal(old, part.y.cpu().unique()):
+            raise self._wrong("its labels are not those of the data")
         return Samples(part.x, new[torch.searchsorted(old, part.y)], part.extra)
 
     def _samples(
         self, part: Mapping[str, Any], sources: Sequence[Samples], functions: Mapping[str, Callable[..., Any]]
     ) -> Samples | Subset:
         """Return the samples of a task."""
+        if not 0 <= part["source"] < len(sources):
+            raise self._wrong(f"it has no source {part['source']}")
         source: Samples = sources[part["source"]]
         if part["rows"] is None:
             return source
         rows = torch.arange(len(source)) if part["rows"] == "all" else self.arrays[part["rows"]]
+        if int(rows.max()) >= len(source):
+            raise self._wrong(f"{part['rows']} names row {int(rows.max()):,} of {len(source):,}")
         if "transform" not in part:
             subset = Subset(source, rows)
         else:
             subset = Subset(source, rows, self._function(part["transform"], functions))
-            if _probe(subset) != part["probe"]:
+            if _probe(subset) != part.get("probe"):
                 raise ValueError(
                     f"{self.file} can't be replayed here: its transform {part['transform']['name']} gives other values than "
                     f"when it was recorded, with torch {self.about['torch']} and clstream {self.about['clstream']}"
                 )
         return subset.make() if part.get("made") else subset
 
-    def _dealt(self, session: Mapping[str, Any]) -> slice | Tensor:
-        """Return the positions of a session's samples among its task's."""
+    def _dealt(self, session: Mapping[str, Any], tasks: Sequence[Task]) -> slice | Tensor:
+        """Return the positions of a session's samples among its task's, or among those of all tasks where it mixes them."""
+        if not 0 <= session["task"] < len(tasks):
+            raise self._wrong(f"it has no task {session['task']}")
+        among = sum(len(task.train) for task in tasks) if "drift" in self.about else len(tasks[session["task"]].train)
+        positions: slice | Tensor
         if "positions" in session:
-            return self.arrays[session["positions"]]
-        start, step, count = (session[name] for name in ("start", "step", "count"))
-        return slice(start, start + step * count, step)
+            positions = self.arrays[session["positions"]]
+            last = int(positions.max())
+        else:
+            start, step, count = (session.get(name, -1) for name in ("start", "step", "count"))
+            last = start + step * (count - 1) if start >= 0 and step > 0 and count > 0 else among
+            positions = slice(start, start + step * count, step)
+        if last >= among:
+            raise self._wrong(f"a session names sample {last:,} of {among:,}")
+        return positions
+
+    def _wrong(self, what: str) -> ValueError:
+        return ValueError(f"{self.file} is no recording that clstream {_version('clstream')} can read: {what}")
 
     def _function(self, named: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]) -> Callable[[Tensor], Tensor]:
         """Return a function by its recorded name and fields; the recording itself can name nothing else."""
@@ -523,17 +573,19 @@ class Recording:
                 f"{self.file} uses {name!r}, which does not come with clstream: supply it, "
                 f"recorded(..., functions={{{name!r}: {name}}})"
             )
+        if isinstance(functions[name], type) != ("fields" in named):
+            raise self._wrong(f"it uses {name!r} as something else than it is")
         if "fields" not in named:
             return functions[name]
         try:
             made: Callable[[Tensor], Tensor] = functions[name](**named["fields"])
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{self.file}: {name} does not take the recorded {named['fields']}: {error}") from None
         return made
 
 
 def read(file: str | Path) -> Recording:
-    """Read a recording. Nothing in it is run.
+    """Read a recording. Nothing in it is run, and it takes no more than a multiple of the file's size in memory: see `RATIO`.
 
     Raises:
         FileNotFoundError, OSError: if there is no such file, or it can't be read.
@@ -542,32 +594,183 @@ def read(file: str | Path) -> Recording:
     """
     file = Path(file)
     try:
-        content = file.read_bytes()
+        with file.open("rb") as content:
+            return _read(file, content)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no recording {file}: clstream record --stream ... --out {file} makes one") from None
     except OSError as error:
         raise OSError(f"the recording {file} can't be read: {os.strerror(error.errno) if error.errno else error}") from None
-    if not content:
+
+
+def _read(file: Path, content: IO[bytes]) -> Recording:
+    head = content.read(30 + len(STREAM))
+    if not head:
         raise ValueError(f"{file} is empty: record the stream again, or copy the recording again")
-    if not content.startswith(b"PK") or not content[30:].startswith(STREAM.encode()):
+    if not head.startswith(b"PK") or not head.endswith(STREAM.encode()):
         raise ValueError(f"{file} is no recording of clstream: clstream record makes them")
-    if hashlib.sha256(content[:-_HASH]).hexdigest().encode() != content[-_HASH:]:
+    if not _is_whole(content):
         raise ValueError(f"{file} is damaged or was changed: its content is not what was recorded; copy it again, or record again")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as packed:
-            about = json.loads(packed.read(STREAM))
+        _check_end(content)
+        with zipfile.ZipFile(content) as packed:
+            members = _members(packed)
+            text = _unpacked(packed, members.pop(STREAM))
+            if text.count(b"[") + text.count(b"{") > 1000 + len(text) / 16:
+                raise ValueError("stream.json has more lists than it can need")  # each takes dozens of bytes in memory
+            about = json.loads(text, parse_constant=_refuse_constant)
+            if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+                raise ValueError("stream.json has no format")
             newer = about["format"] > FORMAT
-            arrays = {} if newer else {name: _array(packed.read(name)) for name in packed.namelist() if name != STREAM}
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            if not newer:
+                _check_form(about, HEADER, STREAM)
+                if lacking := [name for name, part in about["parts"].items() if not {"x", "y"} <= part.keys()]:
+                    raise ValueError(f"its part {lacking[0]!r} has no inputs, or no labels")
+                named = set(_arrays_of(about))
+                if named != set(members):
+                    raise ValueError(f"stream.json doesn't name the members that there are: {sorted(named ^ set(members))[0]}")
+            arrays = {} if newer else {name: _array(name, _unpacked(packed, member)) for name, member in members.items()}
+    except _NOT_READABLE as error:
         raise ValueError(f"{file} is no recording that clstream {_version('clstream')} can read: {error}") from None
     if newer:
         raise ValueError(
-            f"{file} has format {about['format']}, of clstream {about['clstream']}; clstream {_version('clstream')} reads up to "
-            f"format {FORMAT}: install the newer one"
+            f"{file} has format {about['format']}, of clstream {about.get('clstream')}; clstream {_version('clstream')} reads up "
+            f"to format {FORMAT}: install the newer one"
         )
     return Recording(file, about, arrays)
 
 
-def _array(member: bytes) -> Tensor:
-    array = np.lib.format.read_array(io.BytesIO(member), allow_pickle=False)
-    return torch.from_numpy(array.astype(np.int64))
+_NOT_READABLE = (
+    ValueError, KeyError, TypeError, IndexError, EOFError, RecursionError, NotImplementedError, RuntimeError, struct.error,
+    zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def _is_whole(content: IO[bytes]) -> bool:
+    """Return whether the end of a file is the hash of all before."""
+    size = content.seek(0, os.SEEK_END)
+    content.seek(0)
+    digest, left = hashlib.sha256(), max(0, size - _HASH)
+    while chunk := content.read(min(left, 1 << 20)):
+        digest.update(chunk)
+        left -= len(chunk)
+    return content.read() == digest.hexdigest().encode()
+
+
+def _check_end(content: IO[bytes]) -> None:
+    """Check that a zip file ends as ours do, with a short directory, before it is read."""
+    end = 22 + _HASH  # of the record at the end: its comment is our hash
+    if content.seek(0, os.SEEK_END) < end + 20:
+        raise ValueError("it is too short")
+    content.seek(-end - 20, os.SEEK_END)
+    locator, record = content.read(20), content.read(22)
+    signature, *_, members, directory, _, comment = struct.unpack("<4s4H2IH", record)
+    if signature != b"PK\5\6" or comment != _HASH or locator.startswith(b"PK\6\7"):
+        raise ValueError("its directory is not where it should be")
+    if members > MOST_MEMBERS or directory > MOST_MEMBERS * 200:
+        raise ValueError("its directory is too large")
+
+
+def _members(packed: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name; ValueError if there is one of a kind that is never written, or that is too large."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in packed.infolist():
+        name = member.filename
+        if name in members or member.orig_filename != name:
+            raise ValueError(f"it has two members {name!r}")
+        if name != STREAM and not re.fullmatch(r"[A-Za-z0-9_]{1,100}\.npy", name):
+            raise ValueError(f"it has a member {name[:100]!r}")
+        if member.flag_bits & ~0x800 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} is encrypted, or packed in an unusual way")
+        if not _may_be(member.file_size, member.compress_size) or (name == STREAM and member.file_size > MOST_TEXT):
+            raise ValueError(f"{name} is said to be {member.file_size:,} bytes, of {member.compress_size:,} in the file: too many")
+        members[name] = member
+    if sum(member.compress_size for member in members.values()) > packed.start_dir:
+        raise ValueError("its members overlap")
+    return members
+
+
+def _unpacked(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return what a member holds; no more is unpacked than it is said to have."""
+    with packed.open(member) as source:
+        content = source.read(member.file_size)
+        if len(content) != member.file_size or source.read(1):
+            raise ValueError(f"{member.filename} has another size than it is said to have")
+    return content
+
+
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '([|<]u[1248])', 'fortran_order': False, 'shape': \((\d{1,15}),\), \} *\n", re.DOTALL
+)
+
+
+def _array(name: str, content: bytes) -> Tensor:
+    """Return the whole numbers of a `.npy` member, int64; ValueError if it is not as `numpy.save` writes a row of them."""
+    head = _NPY.match(content)
+    if head is None or int.from_bytes(head[1], "little") != head.end() - 10:
+        raise ValueError(f"{name} is no row of whole numbers")
+    dtype, count = np.dtype(head[2].decode()), int(head[3])
+    if count < 1 or head.end() + count * dtype.itemsize != len(content):
+        raise ValueError(f"{name} is said to have {count:,} numbers, and has others")
+    numbers = np.frombuffer(content, dtype, offset=head.end())
+    if int(numbers.max()) >= 1 << 62:
+        raise ValueError(f"{name} has numbers that are too large")
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+# What `stream.json` may say ------------------------------------------------------------------------------------------------
+
+_SCALAR = (int, float, bool, str, None)
+_NAMED = {"name": str, "fields?": {str: _SCALAR}}
+_SAMPLES = {"source": int, "rows": (str, None), "transform?": _NAMED, "probe?": str, "made?": bool}
+HEADER: dict[Any, Any] = {
+    "format": int, "clstream": str, "torch": str, "name": str, "scenario": str, "epochs": int, "batch_size": int, "seed": int,
+    "boundaries": bool, "resident": bool, "shuffle?": bool, "drop_last?": bool, "drift?": {"what": str, "once": bool},
+    "notes": [str], "fingerprint": str, "order": str, "augment": (_NAMED, None), "loader": (str, None),
+    "options": {str: _SCALAR}, "parts": {str: {str: {"shape": [int], "dtype": str, "sha256": str}}},
+    "sources": [{"part": str, "labels": ([[int]], str, None)}],
+    "tasks": [{"classes": [int], "train": _SAMPLES, "test": _SAMPLES, "validation": (_SAMPLES, None)}],
+    "sessions": [{"task": int, "start?": int, "step?": int, "count?": int, "positions?": str}],
+}  # fmt: skip
+"""What stands in `stream.json`: a type for a value, a list or dict for what is in one, a tuple for a choice, ? for an option."""
+
+
+def _check_form(value: object, form: Any, place: str) -> None:
+    """Raise ValueError for what is not of a form, as `HEADER` writes it."""
+    if isinstance(form, tuple):
+        for choice in form:
+            try:
+                return _check_form(value, choice, place)
+            except ValueError:
+                continue
+        raise ValueError(f"{place} is not what it should be")
+    if isinstance(form, list) and isinstance(value, list):
+        for item in value:
+            _check_form(item, form[0], place)
+    elif isinstance(form, dict) and isinstance(value, dict) and str in form:
+        for key, item in value.items():
+            _check_form(item, form[str], f"{place}: {key[:50]}")
+    elif isinstance(form, dict) and isinstance(value, dict):
+        forms = {name.removesuffix("?"): part for name, part in form.items()}
+        if strange := [name for name in value if name not in forms]:
+            raise ValueError(f"{place} has {strange[0][:50]!r}, which doesn't belong there")
+        for name in form:
+            if not name.endswith("?") and name not in value:
+                raise ValueError(f"{place} lacks {name!r}")
+        for name, item in value.items():
+            _check_form(item, forms[name], f"{place}: {name}")
+    elif not (value is None if form is None else isinstance(form, type) and type(value) is form):
+        raise ValueError(f"{place} is not what it should be")
+    return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"stream.json has {name}, which is no number")
+
+
+def _arrays_of(about: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the arrays that `stream.json` names."""
+    yield from (source["labels"] for source in about["sources"] if isinstance(source["labels"], str))
+    yield from (session["positions"] for session in about["sessions"] if "positions" in session)
+    for task in about["tasks"]:
+        parts = [task[kind] for kind in ("train", "test", "validation") if task[kind] is not None]
+        yield from (part["rows"] for part in parts if part["rows"] not in (None, "all"))

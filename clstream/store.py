@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from clstream.outbox import Delivery, Item, Outbox, reason_of
+from clstream.outbox import Delivery, Item, Outbox, is_plain_name, reason_of
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are the user's business
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # a server that hangs must not hold up a run: MLflow waits 2 minutes,
@@ -184,7 +184,7 @@ class Sender:
         """Write an artifact whose content is in the item; a name with slashes has it in folders."""
         content = item["text"].encode("utf-8", "replace") if "text" in item else base64.b64decode(item["base64"])
         name = PurePosixPath(item["name"])
-        if name.is_absolute() or ".." in name.parts or not name.name:
+        if not is_plain_name(item["name"]):
             raise ValueError(f"an artifact can't be called {item['name']!r}")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name.name

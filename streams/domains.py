@@ -17,6 +17,9 @@ from clstream.params import check_bool, check_integer, check_number
 from clstream.seeds import derive
 from clstream.stream import Data, Samples, Stream, Subset, Task
 
+MOST_PAD = 64
+"""Pixels on each side: a recording may name any number, and memory grows with its square."""
+
 
 @dataclass(frozen=True)
 class Permute:
@@ -26,7 +29,8 @@ class Permute:
     pad: int = 0
 
     def __post_init__(self) -> None:
-        check_integer(0, seed=self.seed, pad=self.pad)
+        check_integer(0, seed=self.seed)
+        check_integer(0, MOST_PAD, pad=self.pad)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (n, channels, height + 2 pad, width + 2 pad)."""
@@ -42,7 +46,7 @@ class Pad:
     pad: int
 
     def __post_init__(self) -> None:
-        check_integer(0, pad=self.pad)
+        check_integer(0, MOST_PAD, pad=self.pad)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (n, channels, height + 2 pad, width + 2 pad)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def recorded(
 
 def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Samples], str]:
     """Return the data sets that a recording names, and what to call them."""
-    loader, options = recording.about["loader"], recording.about["options"]
+    loader = recording.about["loader"]
     if loader in FILES:
         (train, test), where = load(loader, root), f"{loader} in {data_root(root)}"
     elif loader == "digits":
@@ -59,10 +60,26 @@ def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Sa
     elif loader in TABLES:
         (train, test), where = table(loader), f"scikit-learn's {loader}, as it is here,"
     elif loader == "blobs":
-        (train, test), where = points(**options), "blobs, as this torch draws them,"
+        (train, test), where = _points(recording), "blobs, as this torch draws them,"
     else:
         raise ValueError(
             f"{recording.file} was recorded from samples that clstream can't load: give a stream over them, "
             f"recorded({str(recording.file)!r}, data=my_stream()) or --stream.data my_file.my_stream"
         )
     return {"train": train, "test": test}, where
+
+
+MOST_POINTS = 1 << 27
+"""Numbers that are drawn for a recording of blobs at most: it is a small file that asks for them."""
+
+
+def _points(recording: Recording) -> tuple[Samples, Samples]:
+    """Return the points that a recording of blobs asks for. Raises ValueError for what can't be, and for too many."""
+    options = recording.about["options"]
+    counts = [options.get(name) for name in ("classes", "features", "train_per_class", "test_per_class", "seed")]
+    if set(options) != set(inspect.signature(points).parameters) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"{recording.file} asks for blobs that can't be: {options}")
+    classes, features, train, test, _ = counts
+    if classes * features * (train + test) > MOST_POINTS:
+        raise ValueError(f"{recording.file} asks for blobs of more than {MOST_POINTS:,} numbers: give a stream over them, data=...")
+    return points(**options)

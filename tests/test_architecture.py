@@ -32,6 +32,7 @@ LEAVES = (
     "optional",
     "errors",
     "source_code",
+    "torch_files",
 )
 LEVELS = (  # each imports from the levels before it, and from its own without going in circles
     (

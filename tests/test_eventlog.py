@@ -285,7 +285,10 @@ def test_torn_and_damaged_lines_are_skipped(tmp_path: Path) -> None:
         (tmp_path / FILE).write_bytes(text[:size])
         assert list(read(tmp_path / FILE)) == whole[:-1]
     (tmp_path / FILE).write_bytes(b"\x00\xff\n[1]\n{}\n" + text)
-    assert list(read(tmp_path / FILE)) == whole
+    with pytest.warns(RuntimeWarning, match="3 lines are damaged: 1, 2, 3, and left out"):
+        assert list(read(tmp_path / FILE)) == whole
+    damaged: list[int] = []
+    assert (list(read(tmp_path / FILE, damaged)), damaged) == (whole, [1, 2, 3])
 
 
 @contextmanager
