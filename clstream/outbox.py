@@ -278,10 +278,10 @@ def waiting(file: Path) -> int:
 
 _NUMBER = (int, float)
 _CONTENTS: dict[str, Callable[[Item], bool]] = {
-    "create": lambda item: isinstance(item["name"], str) and isinstance(item["at"], int) and _are_texts(item["tags"]),
+    "create": lambda item: isinstance(item["name"], str) and isinstance(item["at"], int) and _are_plain(item["tags"]),
     "metrics": lambda item: isinstance(item["at"], int) and all(_is_point(point) for point in item["points"]),
-    "params": lambda item: _are_texts(item["values"]),
-    "tags": lambda item: _are_texts(item["values"]),
+    "params": lambda item: _are_plain(item["values"]),
+    "tags": lambda item: _are_plain(item["values"]),
     "artifact": lambda item: is_plain_name(item["name"]) and isinstance(item.get("text", item.get("base64")), str),
     "image": lambda item: all(isinstance(item[name], str) for name in ("key", "base64")) and isinstance(item["at"], int),
     "file": lambda item: isinstance(item["path"], str),
@@ -307,8 +307,8 @@ def _is_sound(entry: Item, folder: Path) -> bool:
         return False
 
 
-def _are_texts(values: object) -> bool:
-    return isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
+def _are_plain(values: object) -> bool:
+    return isinstance(values, dict) and all(isinstance(value, (str, int, float)) or value is None for value in values.values())
 
 
 def _is_point(point: object) -> bool:
