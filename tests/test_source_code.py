@@ -607,7 +607,7 @@ def test_a_finished_run_says_so_and_is_not_taken_for_a_run_of_other_code(place, 
         assert "│" not in text  # no table
     text = said(capsys, 0, *untracked, "--accept-changed-code")
     assert "seed 0 was run by other code than there is now: mine.py (Mine.loss); its results are of the old code" in text
-    assert f"checkpoints in {folder}.2" in said(capsys, 0, *untracked, "--resume", "never")
+    assert f"checkpoints in {folder}.2" in said(capsys, 0, *(word.replace("auto", "never") for word in untracked))
 
 
 def test_a_finished_run_whose_config_was_edited_is_refused(place, capsys):
