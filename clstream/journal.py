@@ -95,6 +95,7 @@ def _whole(file: Path) -> int:
 
 LONGEST = 1 << 26
 """Bytes of the longest line that is read: pictures are in some."""
+_CHUNK = 1 << 20
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -106,10 +107,11 @@ def lines_of(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         number = 0
         while line := source.readline(LONGEST):
             number += 1
-            whole, end = line.endswith(b"\n"), len(line) < LONGEST
-            while not whole and not end:  # the rest of a line that is too long
-                rest = source.readline(LONGEST)
-                whole, end, line = rest.endswith(b"\n"), len(rest) < LONGEST, b""
+            whole, last = line.endswith(b"\n"), len(line) < LONGEST
+            while not whole and not last:  # the rest of a line that is too long
+                line = source.readline(_CHUNK)
+                whole, last = line.endswith(b"\n"), len(line) < _CHUNK
+                line = b""
             if whole:
                 yield number, _entry(line)
 
