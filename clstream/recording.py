@@ -724,7 +724,8 @@ _NAMED = {"name": str, "fields?": {str: _SCALAR}}
 _SAMPLES = {"source": int, "rows": (str, None), "transform?": _NAMED, "probe?": str, "made?": bool}
 HEADER: dict[Any, Any] = {
     "format": int, "clstream": str, "torch": str, "name": str, "scenario": str, "epochs": int, "batch_size": int, "seed": int,
-    "boundaries": bool, "resident": bool, "shuffle?": bool, "drop_last?": bool, "class_names?": [_SCALAR], "drift?": {"what": str, "once": bool},
+    "boundaries": bool, "resident": bool, "shuffle?": bool, "drop_last?": bool, "class_names?": [str],
+    "drift?": {"what": str, "once": bool},
     "notes": [str], "fingerprint": str, "order": str, "augment": (_NAMED, None), "loader": (str, None),
     "options": {str: _SCALAR}, "parts": {str: {str: {"shape": [int], "dtype": str, "sha256": str}}},
     "sources": [{"part": str, "labels": ([[int]], str, None)}],
