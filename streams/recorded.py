@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,14 @@ def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Sa
 MOST_POINTS = 1 << 27
 """Numbers that are drawn for a recording of blobs at most: it is a small file that asks for them."""
 
+_COUNTS = ("classes", "features", "train_per_class", "test_per_class", "seed")
+
 
 def _points(recording: Recording) -> tuple[Samples, Samples]:
     """Return the points that a recording of blobs asks for. Raises ValueError for what can't be, and for too many."""
     options = recording.about["options"]
-    counts = [options.get(name) for name in ("classes", "features", "train_per_class", "test_per_class", "seed")]
-    if set(options) != set(inspect.signature(points).parameters) or not all(type(count) is int and count >= 0 for count in counts):
+    counts = [options.get(name) for name in _COUNTS]
+    if set(options) != {*_COUNTS, "spread"} or not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError(f"{recording.file} asks for blobs that can't be: {options}")
     classes, features, train, test, _ = counts
     if classes * features * (train + test) > MOST_POINTS:
