@@ -118,7 +118,9 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
     mine = {name: each for name, each in model.state_dict().items() if not name.startswith("head.")}
     theirs = {name: each for name, each in weights.items() if not name.startswith("head.")}
     for name in [*mine, *theirs]:
-        shapes = [f"{tuple(each[name].shape)} of {each[name].dtype}" if name in each else "missing" for each in (theirs, mine)]
+        shapes = [str(tuple(each[name].shape)) if name in each else "missing" for each in (theirs, mine)]
+        if shapes[0] == shapes[1]:
+            shapes = [str(each[name].dtype) for each in (theirs, mine)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the weights {file} are of {header['model']}, and don't fit {type(model).__name__}: {name} is {shapes[0]} there, "

@@ -311,7 +311,7 @@ def test_weights_of_another_shape_or_dtype_are_refused(place):
     name = next(name for name in content["weights"] if not name.startswith("head"))
     weight = content["weights"][name]
     huge = torch.zeros(1).expand(1 << 20, 1 << 20)  # a terabyte, of four bytes in the file
-    for other, sentence in ((weight.double(), "of torch.float64 there"), (weight[:1], "there"), (huge, r"\(1048576, 1048576\)")):
+    for other, sentence in ((weight.double(), "is torch.float64 there"), (weight[:1], "there"), (huge, r"\(1048576, 1048576\)")):
         torch.save(content | {"weights": content["weights"] | {name: other}}, file)
         with pytest.raises(ValueError, match=sentence):
             load_weights(model, file)
