@@ -281,7 +281,9 @@ def _is_code(code: Mapping[str, Any]) -> bool:
     """Return whether the sources of a checkpoint are texts: see `Run.sources`."""
     if code.keys() != {"run", "observers"} or not all(isinstance(sources, dict) for sources in code.values()):
         return False
-    entries = [[name, *source] for sources in code.values() for name, source in sources.items() if isinstance(source, (list, tuple))]
+    entries = [
+        [name, *source] for sources in code.values() for name, source in sources.items() if isinstance(source, (list, tuple))
+    ]
     return len(entries) == sum(map(len, code.values())) and all(
         len(entry) == 4 and all(isinstance(text, str) for text in entry) for entry in entries
     )

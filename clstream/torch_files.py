@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,4 +27,6 @@ def load(file: Path) -> Any:
     packed = [member.filename for member in members if member.compress_type or member.compress_size != member.file_size]
     if packed or sum(member.file_size for member in members) > file.stat().st_size:
         raise ValueError(f"its members are packed, or overlap: {packed[:1]}")
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch thinks of the file, for which there is a sentence of ours
+        return torch.load(file, map_location="cpu", weights_only=True)
