@@ -166,7 +166,9 @@ def main() -> None:
         configs = []
         for name in ("Finetune", "Replay"):
             configs.append(f"{name}.yaml")
-            Path(configs[-1]).write_text(f"strategy: {name}\nstream: {{class_path: split_digits, init_args: {{epochs: 3}}}}\n")
+            Path(configs[-1]).write_text(
+                f"strategy: {name}\nstream: {{class_path: split_digits, init_args: {{epochs: 3}}}}\n", encoding="utf-8"
+            )
         assert not cli(["compare", *configs, "--seeds", "0,1", "--experiment", "compared", "--threads", "1"])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

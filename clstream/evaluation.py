@@ -91,7 +91,7 @@ def write_csv(accuracy: Tensor, taught: Tensor, file: str | Path) -> None:
     """Write the columns of `table`, with all digits."""
     columns = table(accuracy, taught)
     rows = [",".join(columns), *(",".join(map(repr, row)) for row in zip(*columns.values(), strict=True))]
-    Path(file).write_text("\n".join(rows) + "\n")
+    Path(file).write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:

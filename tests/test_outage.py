@@ -158,7 +158,7 @@ def assert_complete(client: MlflowClient, run_id: str, result: Result) -> None:
     assert found.data.params == {key: str(value) for key, value in result.params.items()}
     assert "error" not in found.data.tags
     assert {artifact.path for artifact in client.list_artifacts(run_id)} >= ARTIFACTS
-    rows = Path(client.download_artifacts(run_id, "accuracy.csv")).read_text().split()
+    rows = Path(client.download_artifacts(run_id, "accuracy.csv")).read_text(encoding="utf-8").split()
     assert len(rows) == 7
 
 
@@ -630,7 +630,7 @@ def test_files_become_artifacts_by_reference(store: str, tmp_path: Path) -> None
     named = [entry["path"] for entry in entries(folder / FILE) if entry.get("do") == "file"]
     assert named == ["events.jsonl"]  # so that the folder may be moved
     client = MlflowClient(store)
-    assert Path(client.download_artifacts(tracker.run_id, "events.jsonl")).read_text() == "{}\n"
+    assert Path(client.download_artifacts(tracker.run_id, "events.jsonl")).read_text(encoding="utf-8") == "{}\n"
     outbox = Outbox.read(folder / FILE)
     outbox.put("file", path="gone")
     outbox.close()

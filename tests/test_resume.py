@@ -78,7 +78,7 @@ def own(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def die(pause: float, batches: int, number: int = signal.SIGKILL) -> None:
-    Path("die").write_text(f"{pause} {batches} {int(number)}")
+    Path("die").write_text(f"{pause} {batches} {int(number)}", encoding="utf-8")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -238,7 +238,7 @@ def test_without_checkpoints_there_is_no_folder(own: Path) -> None:
 
 
 def test_a_read_only_place_is_a_sentence(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("runs").write_text("a file is in the way")
+    Path("runs").write_text("a file is in the way", encoding="utf-8")
     assert "can't be made (Not a directory): name another place with --runs" in said(capsys, 1, "run", *OPTIONS, "--track", "false")
 
 

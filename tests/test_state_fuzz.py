@@ -199,7 +199,7 @@ HELD: dict[str, Callable[..., Any]] = {
 REFUSED: dict[str, Callable[..., Any]] = {
     "lock": lambda *parts: threading.Lock(),
     "buffer": lambda *parts: io.BytesIO(b"content"),
-    "file": lambda *parts: open(os.devnull),  # noqa: SIM115
+    "file": lambda *parts: open(os.devnull, encoding="utf-8"),  # noqa: SIM115
     "items to come": lambda *parts: (part for part in parts),
     "iterator": lambda *parts: iter([*parts]),
     "count": lambda *parts: itertools.count(3),

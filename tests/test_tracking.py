@@ -97,7 +97,7 @@ def test_artifacts_hold_the_matrix_and_pictures(store: str, tmp_path: Path) -> N
         "accuracy.csv", "accuracy.png", "task_il_accuracy.csv", "task_il_accuracy.png", "forgetting_curves.png", "config.yaml",
         "stream.txt", "images",
     }  # fmt: skip
-    text = Path(client.download_artifacts(tracker.run_id, "accuracy.csv", str(tmp_path))).read_text().splitlines()
+    text = Path(client.download_artifacts(tracker.run_id, "accuracy.csv", str(tmp_path))).read_text(encoding="utf-8").splitlines()
     assert text[0] == "sessions_finished,task_0,task_1,task_2,mean"
     rows = torch.tensor([[float(value) for value in line.split(",")] for line in text[1:]], dtype=torch.float64)
     assert torch.equal(rows[:, 1:4], result.accuracy)  # untaught tasks too: forward transfer can be had from it
