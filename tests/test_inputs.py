@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,13 +14,15 @@ import scipy.sparse
 import torch
 from clstream.strategies import DERpp, Finetune, Replay
 from clstream.streams import from_dataset, from_tensors
+from conftest import STRATEGIES, make
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
 from clstream import Strategy, run
+from clstream.checks import example_model, example_stream
 from clstream.models import Mlp
-from clstream.stream import Samples, Stream, Task
+from clstream.stream import Samples, Stream, Subset, Task
 
 X, Y = torch.arange(180.0).view(60, 3) / 180, torch.arange(60) % 6
 
@@ -69,9 +73,9 @@ def test_a_model_that_embeds_gets_its_tokens() -> None:
             return answer
 
     tokens = (Y * 10)[:, None] + torch.arange(4)
-    for make in (Finetune, Replay, DERpp):
+    for strategy in (Finetune, Replay, DERpp):
         torch.manual_seed(0)
-        result = run(make(Words()), of(tokens, epochs=20))
+        result = run(strategy(Words()), of(tokens, epochs=20))
         assert result.task_accuracy[-1].mean() > 0.9
 
 
@@ -417,3 +421,21 @@ def test_tasks_that_are_none_are_refused(tasks: object, message: str) -> None:
         Stream("s", tasks)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="the classes of a task must be whole numbers, not 'ab'"):
         Task(0, "ab", Samples(X, Y), Samples(X, Y))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_learns_integers_as_the_same_floats(name: str) -> None:
+    """What a network turns into floats first may be anything on the way: memories, teachers, generators, experts."""
+    whole = example_stream((0, 1))
+    rows = []
+    for dtype in (torch.int64, torch.float32):
+
+        def cast(part: Samples | Subset, to: torch.dtype = dtype) -> Samples:
+            return Samples(part[:].x.to(to) // 64, part[:].y)
+
+        tasks = [replace(task, train=cast(task.train), test=cast(task.test)) for task in whole.tasks]
+        torch.manual_seed(0)  # some draw weights of their own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TAME's sigmoids
+            rows.append(run(make(name)(example_model()), replace(whole, tasks=tasks)).accuracy)
+    assert torch.equal(*rows)
