@@ -471,7 +471,7 @@ def test_an_observer_that_cannot_take_up_its_state_says_so(checkpoint: dict[str,
 
 def test_what_is_no_checkpoint_at_all_is_a_sentence() -> None:
     for given in ({"a": 1}, {}, [1], "runs/mine"):
-        with pytest.raises(ValueError, match=r"resume takes a checkpoint, as clstream\.checkpoint\.newest returns it"):
+        with pytest.raises(ValueError, match=r"resume takes a checkpoint as clstream\.checkpoint\.newest"):
             run(victim(), STREAM, resume=given)
 
 

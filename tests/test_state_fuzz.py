@@ -14,7 +14,7 @@ import os
 import random
 import threading
 import weakref
-from collections import Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -96,6 +96,10 @@ class Text(str):
 
 
 class Labelled(list):
+    pass
+
+
+class Dice(random.Random):
     pass
 
 
@@ -225,11 +229,10 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "bytearray": lambda *parts: bytearray(3),
     "time zone": lambda *parts: datetime.datetime(2026, 1, 1, tzinfo=ZONE),
     "weak": lambda *parts: weakref.WeakKeyDictionary({SHARED: 1}),
-    "odd random": lambda *parts: random.SystemRandom(),
+    "odd random": lambda *parts: Dice(3),
 }  # fmt: skip
 LATE: dict[str, Callable[..., Any]] = {  # held from the start, and refused when they come later
     "function": lambda *parts: lambda: parts,
-    "another's object": lambda *parts: UserDict(x=parts),
 }
 ZONE = datetime.timezone(datetime.timedelta(hours=1), "named")
 SHARED = Box()
