@@ -16,8 +16,16 @@ from torch import Tensor
 from clstream.params import check_integer
 from clstream.stream import Samples
 
+OFFERS = ("first_epoch", "every_epoch")
+"""When a strategy offers what it learns to its memory: in the first pass over a session only, or in each."""
+
 Ints = npt.NDArray[np.int64]
 Kind = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def offered(offer: str, epoch: int) -> bool:
+    """Return whether a batch of a pass (counted from 0) is offered: `offer` is one of OFFERS."""
+    return epoch == 0 or offer == "every_epoch"
 
 
 class Memory:

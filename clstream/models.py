@@ -111,6 +111,22 @@ class HalvingPool(nn.MaxPool2d):
         return torch.maximum(rows[..., 0:wide:2], rows[..., 1:wide:2])
 
 
+class CosineHead(nn.Linear):
+    """A head with an output for each class from the start: `scale` times the cosine of the features and the class's weights.
+
+    There is no bias, and how long the weights are doesn't matter, so that no class is ahead because it came last.
+    """
+
+    def __init__(self, in_features: int, classes: int, scale: float = 10.0) -> None:
+        super().__init__(in_features, classes, bias=False)
+        check_positive(scale=scale)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (n, in_features) to (n, classes); features that are all 0 give 0."""
+        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+
 class GrowingHead(nn.Module):
     """A linear head with an output for each class seen so far; a class not seen yet scores -inf.
 
@@ -177,6 +193,9 @@ def _padded(value: Tensor, like: Tensor) -> Tensor:
     return torch.cat([value, value.new_zeros(len(like) - len(value), *value.shape[1:])])
 
 
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"fixed": nn.Linear, "growing": GrowingHead, "cosine": CosineHead}
+
+
 class Classifier(Recorded, nn.Module):
     """Named stages, then a head: `head(features(x))`.
 
@@ -184,19 +203,19 @@ class Classifier(Recorded, nn.Module):
         stages: modules by name, from raw input to (n, features).
         features: width of what the stages return.
         classes: number of outputs.
-        head: "fixed" (an output for each class from the start) or "growing" (see GrowingHead).
+        head: "fixed" (an output for each class from the start), "growing" (see GrowingHead) or "cosine" (see CosineHead).
         cut: the stage after which activations are stored and replayed by methods that do so.
 
     """
 
     def __init__(self, stages: dict[str, nn.Module], features: int, classes: int, head: str, cut: str) -> None:
         super().__init__()
-        check_choice(("fixed", "growing"), head=head)
+        check_choice(HEADS, head=head)
         if cut not in stages:
             raise ValueError(f"cut must be one of the stages {', '.join(stages)}, not {cut!r}")
         check_integer(1, classes=classes)
         self.stages = nn.Sequential(OrderedDict(stages))
-        self.head = GrowingHead(features, classes) if head == "growing" else nn.Linear(features, classes)
+        self.head = HEADS[head](features, classes)
         self.cut = cut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -253,7 +272,7 @@ class Mlp(Classifier):
         input_shape: of one raw sample: a size or a tuple of sizes; it is flattened.
         classes: number of outputs.
         hidden: width of each hidden layer.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255.
         init: "torch" (its default) or "xavier": uniform weights after Glorot & Bengio 2010, biases of zero.
         activation: "relu" or "tanh".
@@ -284,8 +303,9 @@ class Mlp(Classifier):
         super().__init__(stages, widths[-1], classes, head, cut=list(stages)[-1])
         if init == "xavier":
             for linear in [module for module in self.modules() if isinstance(module, nn.Linear)]:
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
+                if not isinstance(linear, CosineHead):  # whose step is the longer, the shorter its weights are
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.zeros_(linear.bias)
 
 
 class ConvNet(Classifier):
@@ -296,7 +316,7 @@ class ConvNet(Classifier):
         classes: number of outputs.
         channels: of each convolution.
         hidden: width of the layer before the head.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     """
@@ -343,7 +363,7 @@ class LeNet(Classifier):
     Args:
         input_shape: (channels, height, width).
         classes: number of outputs.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     """
@@ -378,7 +398,7 @@ class MnistLike(Classifier):
         classes: number of outputs.
         channels: of both convolutions.
         hidden: width of both layers before the head.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     """
@@ -415,7 +435,7 @@ class VggSmall(Classifier):
         classes: number of outputs.
         width: channels of the first four convolutions; the others have twice as many.
         hidden: width of both layers before the head.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     """
@@ -472,7 +492,7 @@ class ResNet18(Classifier):
         input_shape: (channels, height, width), at least 8 x 8.
         classes: number of outputs.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     """
@@ -507,7 +527,7 @@ class SlimResNet18(ResNet18):
     Args:
         input_shape: (channels, height, width), at least 8 x 8.
         classes: number of outputs.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     """
@@ -593,7 +613,7 @@ class VitTiny(Classifier):
         depth: number of blocks.
         heads: of each attention.
         fused: one layer for queries, keys and values: `stages.block1.attention.qkv.weight`.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     """
@@ -638,7 +658,7 @@ class Timm(Classifier):
         classes: number of outputs.
         name: as `timm.list_models()` has it.
         weights: a file of weights for `timm.load_checkpoint`, or "download" for timm's own, or None for random ones.
-        head: "fixed" or "growing".
+        head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
     Raises:

@@ -9,7 +9,8 @@ where (x', z') and (x'', y'') are two independent draws from a reservoir, each w
 The squared error is averaged over samples and outputs. Then the batch is offered to the memory: raw, with its labels and the
 outputs z of this step's forward pass, from before the step. DER is beta = 0. It needs no task boundaries.
 
-Unlike `Replay`, each pass over a session is offered: the outputs kept are those along the way. Deviations: on a task-incremental
+Unlike `Replay`, each pass over a session is offered, as in the authors' code: the outputs kept are those along the way
+(`offer="first_epoch"`: those of the first pass alone). Deviations: on a task-incremental
 stream the cross-entropies are over the heads of a sample's own task (the squared error is over all outputs); with a growing head,
 outputs that were -inf when they were kept are left out of the squared error.
 
@@ -31,8 +32,8 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import BatchLearned
-from clstream.memory import Reservoir
-from clstream.params import check_integer, check_number
+from clstream.memory import OFFERS, Reservoir, offered
+from clstream.params import check_choice, check_integer, check_number
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -50,6 +51,7 @@ class DER(Strategy):
         draws: 2 draws for the two terms, or 1 for both.
         active_classes: whose outputs compete in the cross-entropies, "all", "seen" or "task"; see
             `clstream.Strategy`.
+        offer: "every_epoch" (a session is offered to the memory in each pass over it) or "first_epoch" (in the first one).
 
     """
 
@@ -65,13 +67,15 @@ class DER(Strategy):
         beta: float = 0.0,
         draws: int = 2,
         active_classes: str = "all",
+        offer: str = "every_epoch",
     ) -> None:
         super().__init__(model, optimizer, active_classes)
+        check_choice(OFFERS, offer=offer)
         check_integer(1, none=True, replay_batch=replay_batch)
         check_number(0, alpha=alpha, beta=beta)
         check_integer(1, 2, draws=draws)
         self.memory, self.replay_batch = Reservoir(capacity), replay_batch
-        self.alpha, self.beta, self.draws = alpha, beta, draws
+        self.alpha, self.beta, self.draws, self.offer = alpha, beta, draws, offer
         self.fresh: Tensor | None = None  # the outputs for the batch under way
 
     def loss(self, samples: Samples) -> Tensor:
@@ -98,7 +102,8 @@ class DER(Strategy):
         samples = event.batch.samples
         if self.fresh is None or len(self.fresh) != len(samples):
             raise RuntimeError(f"{type(self).__name__}.loss was not called on the batch that was learned")
-        self.memory.add(Samples(samples.x, samples.y, {**samples.extra, "logits": self.fresh}))
+        if offered(self.offer, event.batch.epoch):
+            self.memory.add(Samples(samples.x, samples.y, {**samples.extra, "logits": self.fresh}))
         self.fresh = None
 
 
@@ -106,7 +111,7 @@ class DERpp(DER):
     """DER++: DER, and the cross-entropy of a second draw of past samples.
 
     Args:
-        model, optimizer, capacity, replay_batch, alpha, beta, draws, active_classes: as for DER.
+        model, optimizer, capacity, replay_batch, alpha, beta, draws, active_classes, offer: as for DER.
 
     """
 
@@ -120,8 +125,9 @@ class DERpp(DER):
         beta: float = 0.5,
         draws: int = 2,
         active_classes: str = "all",
+        offer: str = "every_epoch",
     ) -> None:
-        super().__init__(model, optimizer, capacity, replay_batch, alpha, beta, draws, active_classes)
+        super().__init__(model, optimizer, capacity, replay_batch, alpha, beta, draws, active_classes, offer)
 
 
 def drift(outputs: Tensor, kept: Tensor) -> Tensor:

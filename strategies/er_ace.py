@@ -11,6 +11,17 @@ first term, so their outputs are moved by replay alone. It needs no task boundar
 Deviations: the first term is masked from the first batch on, by what is in the batch, so that no boundaries are needed. In the
 second term all outputs compete, also those of classes that were never seen. With several epochs a session is offered to the memory
 in its first one only.
+
+Mammoth's code differs in four things, each an option here; all four together are its ER-ACE, with `replay_batch` its minibatch:
+
+head="cosine" of the model   10 times the cosine of features and a class's weights, no bias (`clstream.models.CosineHead`), the
+                             default there, and called the classifier of the original work
+start="second_task"          in the first task all outputs compete and nothing is replayed, though it is kept: it needs boundaries
+competing="batch_and_above"  the outputs from the highest label seen so far on are not masked: that label's and, in the natural
+                             order of classes, those of classes to come
+offer="every_epoch"          each pass over a session is offered to the memory
+
+It draws without repeats, too, which hardly matters for a memory much larger than the draw.
 """
 
 from __future__ import annotations
@@ -23,9 +34,9 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream.bus import on
-from clstream.events import BatchLearned
-from clstream.memory import Reservoir
-from clstream.params import check_integer
+from clstream.events import BatchLearned, RunStarted, TaskEnded
+from clstream.memory import OFFERS, Reservoir, offered
+from clstream.params import check_choice, check_integer
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -39,6 +50,9 @@ class ERACE(Strategy):
         capacity: the most samples that are kept.
         replay_batch: how many kept samples are drawn for each batch. None: as many as the batch holds.
         active_classes: whose outputs compete for what is replayed, "all", "seen" or "task": see `clstream.Strategy`.
+        competing: for a batch: "batch" (its own classes) or "batch_and_above" (also those from the highest label seen so far on).
+        start: when masking and replay start: with the "first_task" or the "second_task".
+        offer: "first_epoch" (a session is offered to the memory in the first pass over it) or "every_epoch" (in each).
 
     """
 
@@ -51,15 +65,36 @@ class ERACE(Strategy):
         capacity: int = 500,
         replay_batch: int | None = None,
         active_classes: str = "all",
+        competing: str = "batch",
+        start: str = "first_task",
+        offer: str = "first_epoch",
     ) -> None:
         super().__init__(model, optimizer, active_classes)
         check_integer(1, none=True, replay_batch=replay_batch)
+        check_choice(("batch", "batch_and_above"), competing=competing)
+        check_choice(("first_task", "second_task"), start=start)
+        check_choice(OFFERS, offer=offer)
         self.memory, self.replay_batch = Reservoir(capacity), replay_batch
+        self.competing, self.offer = competing, offer
+        self.highest = torch.zeros((), dtype=torch.int64)  # the highest label seen so far
+        self.finished = Finished() if start == "second_task" else None
+        self.parts = () if self.finished is None else (self.finished,)
+
+    @on(RunStarted)
+    def forget(self, event: RunStarted) -> None:
+        """No label was seen yet."""
+        self.highest = torch.zeros((), dtype=torch.int64, device=event.stream.device or "cpu")
 
     def loss(self, samples: Samples) -> Tensor:
         """Return both cross-entropies."""
         logits = self.logits(samples)
+        if self.competing == "batch_and_above":
+            self.highest = torch.maximum(self.highest, samples.y.max())
+        if self.finished is not None and not self.finished.tasks:
+            return F.cross_entropy(logits, samples.y)
         absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill_(0, samples.y, False)
+        if self.competing == "batch_and_above":
+            absent &= torch.arange(logits.shape[1], device=logits.device) < self.highest
         loss = F.cross_entropy(logits.masked_fill(absent, float("-inf")), samples.y)
         if len(self.memory):
             past = self.memory.sample(self.replay_batch or len(samples))
@@ -68,6 +103,23 @@ class ERACE(Strategy):
 
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:
-        """Offer the batch to the memory, once."""
-        if event.batch.epoch == 0:
+        """Offer the batch to the memory."""
+        if offered(self.offer, event.batch.epoch):
             self.memory.add(event.batch.samples)
+
+
+class Finished:
+    """How many tasks are over. A part of its own, since hearing of tasks is what makes a strategy need their boundaries."""
+
+    def __init__(self) -> None:
+        self.tasks = 0
+
+    @on(RunStarted)
+    def forget(self, event: RunStarted) -> None:
+        """None is."""
+        self.tasks = 0
+
+    @on(TaskEnded)
+    def count(self, event: TaskEnded) -> None:
+        """One more is."""
+        self.tasks += 1

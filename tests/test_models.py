@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW
 from clstream.models import (
     Classifier,
     ConvNet,
+    CosineHead,
     GrowingHead,
     HalvingPool,
     LeNet,
@@ -230,6 +231,31 @@ def test_normalise_keeps_floats_and_scales_bytes():
     assert Normalise(0.5, 0.25)(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == pytest.approx([-2, 2])
 
 
+# The cosine head ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cosine_head_is_deaf_to_lengths():
+    torch.manual_seed(0)
+    head, features = CosineHead(5, 3), torch.randn(4, 5)
+    expected = 10 * torch.stack([F.cosine_similarity(features, row[None], dim=1) for row in head.weight], 1)
+    torch.testing.assert_close(head(features), expected)
+    torch.testing.assert_close(head(7 * features), expected)
+    with torch.no_grad():
+        head.weight *= torch.tensor([[0.1], [1.0], [30.0]])
+    torch.testing.assert_close(head(features), expected)
+    assert not head(torch.zeros(2, 5)).any() and head.bias is None
+    with pytest.raises(ValueError, match="scale must be a finite number above 0, not 0"):
+        CosineHead(5, 3, scale=0)
+
+
+@every_model
+def test_every_model_takes_a_cosine_head(name):
+    model = build(name, head="cosine")
+    assert isinstance(model.head, CosineHead)
+    logits = model(images())
+    assert logits.shape == (3, 4) and logits.abs().max() <= 10.0001
+
+
 # The growing head --------------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +390,7 @@ def test_image_models_refuse_other_shapes(model, shape, message):
 
 @every_model
 def test_bad_heads_and_classes_are_refused(name):
-    with pytest.raises(ValueError, match="head must be one of fixed, growing, not 'shrinking'"):
+    with pytest.raises(ValueError, match="head must be one of fixed, growing, cosine, not 'shrinking'"):
         build(name, head="shrinking")
     with pytest.raises(ValueError, match="classes must be a whole number of at least 1, not 0"):
         build(name, classes=0)

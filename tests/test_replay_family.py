@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from clstream import Batch, BatchLearned, BatchReady, RunStarted, Samples, Strategy, on, run
+from clstream import Batch, BatchLearned, BatchReady, RunStarted, Samples, Strategy, Stream, on, run
 from clstream.checks import example_model, example_stream
-from clstream.memory import ClassBalanced
+from clstream.memory import ClassBalanced, Reservoir
 from clstream.mixing import mix
 from clstream.models import ConvNet, Mlp
 from clstream.seeds import derive
@@ -119,6 +119,90 @@ def test_er_ace_moves_old_classes_by_replay_alone() -> None:
     head.weight.grad = None
     loss.backward()
     assert head.weight.grad[[0, 1, 4, 5]].any(1).all()
+
+
+def mammoth(model: nn.Module, stream: Stream, seed: int, lr: float, capacity: int, draws: int) -> Reservoir:
+    """ER-ACE as in Mammoth's code, by hand; a memory that holds everything, so that its draws are known."""
+    optimizer, memory = SGD(model.parameters(), lr=lr), Reservoir(capacity)
+    memory.random = torch.Generator().manual_seed(derive(seed, "ERACE.memory.random"))
+    highest = 0
+    for session in stream.reseeded(seed):
+        for epoch in session:
+            for batch in epoch:
+                x, y = batch.samples.x, batch.samples.y
+                highest = max(highest, int(y.max()))
+                logits = model(x)
+                if session.index:
+                    kept = [each in y.tolist() or each >= highest for each in range(logits.shape[1])]
+                    logits = logits.masked_fill(~torch.tensor(kept), -1e9)
+                loss = F.cross_entropy(logits, y)
+                if session.index and len(memory):
+                    past = memory.sample(draws)
+                    loss = loss + F.cross_entropy(model(past.x), past.y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                memory.add(batch.samples)
+    return memory
+
+
+def test_er_ace_can_be_mammoths() -> None:
+    stream = example_stream(epochs=2, batch_size=7)
+    net = partial(Mlp, stream.input_shape, stream.classes, hidden=(16,), head="cosine")
+    one, two = net(), net()
+    two.load_state_dict(one.state_dict())
+    strategy = ERACE(
+        one, partial(SGD, lr=0.1), 30, 5, competing="batch_and_above", start="second_task", offer="every_epoch"
+    )  # fmt: skip
+    run(strategy, stream, seed=3)
+    memory = mammoth(two, stream, 3, 0.1, 30, 5)
+    torch.testing.assert_close(flat(one), flat(two), rtol=1e-4, atol=1e-6)
+    assert torch.equal(strategy.memory.all().x, memory.all().x) and strategy.memory.seen == memory.seen
+
+
+def test_er_ace_needs_boundaries_only_to_start_late() -> None:
+    hidden = example_stream()
+    object.__setattr__(hidden, "boundaries", False)
+    run(ERACE(example_model(), competing="batch_and_above", offer="every_epoch"), hidden)
+    with pytest.raises(ValueError, match="needs boundaries"):
+        run(ERACE(example_model(), start="second_task"), hidden)
+
+
+def test_er_ace_starts_late_in_every_run() -> None:
+    """A strategy that is run again forgets the tasks of its first run: nothing is masked in the first task."""
+    strategy = ERACE(example_model(), start="second_task", capacity=20)
+    run(strategy, example_stream())
+    assert strategy.finished is not None and strategy.finished.tasks == len(example_stream().tasks)
+    samples = example_stream().tasks[0].train[:8]
+    strategy.finished.forget(RunStarted(example_stream(), strategy, 0, False, None))  # type: ignore[arg-type]
+    torch.testing.assert_close(strategy.loss(samples), F.cross_entropy(strategy.model(samples.x), samples.y))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"competing": "seen"}, "competing must be one of batch, batch_and_above, not 'seen'"),
+        ({"start": "second"}, "start must be one of first_task, second_task, not 'second': did you mean second_task"),
+        ({"offer": True}, "offer must be one of first_epoch, every_epoch, not True"),
+    ],
+)
+def test_er_ace_refuses(options: dict, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        ERACE(example_model(), **options)
+
+
+@pytest.mark.parametrize("make", [Replay, ERACE, DER, DERpp])
+@pytest.mark.parametrize("offer", ["first_epoch", "every_epoch"])
+def test_a_session_is_offered_once_or_in_every_pass(make: type[Strategy], offer: str) -> None:
+    stream = example_stream(epochs=3)
+    strategy = make(example_model(), capacity=10_000, offer=offer)  # type: ignore[call-arg]
+    run(strategy, stream)
+    times = 3 if offer == "every_epoch" else 1
+    assert strategy.memory.seen == len(strategy.memory) == times * sum(len(task.train) for task in stream.tasks)  # type: ignore[attr-defined]
+    default = "every_epoch" if issubclass(make, DER) else "first_epoch"
+    assert make(example_model()).offer == default  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="offer must be one of first_epoch, every_epoch"):
+        make(example_model(), offer="each_epoch")  # type: ignore[call-arg]
 
 
 # A-GEM --------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ Replay: theirs fills its memory when an experience is over, as many samples of e
 DER++: theirs (DER with beta > 0) fills its memory in the same way, with the outputs of the model at the end of the experience, in
     evaluation mode. Paper, ours: those at the step that learned the sample. Theirs takes both replay terms on one draw, in one
     forward pass with the batch; paper, ours: two.
+ER-ACE: theirs takes the samples of an experience into its memory before it is learned, as many of each class; replay and masking
+    start with the second experience, and from there on its loss is the mean of both terms. Ours, as the paper: their sum, and the
+    memory takes in each batch when it was learned.
 A-GEM: theirs takes the reference gradient on sample_size // (past experiences) samples of each past one, in shuffled passes; ours
     draws from all of them together. The rest is the same.
 EWC: their importance is the mean over batches of the squared gradient of a batch's mean loss, without the batch size as a factor
@@ -31,10 +34,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from clstream.strategies import AGEM, EWC, SI, DERpp, Finetune, Joint, LwF, Replay
-from torch import nn
+from clstream.strategies import AGEM, ERACE, EWC, SI, DERpp, Finetune, Joint, LwF, Replay
+from torch import Tensor, nn
 
-from clstream import BatchLearned, Strategy, TaskEnded, on
+from clstream import BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
 from clstream.memory import ClassBalanced
 from clstream.optional import avalanche
 
@@ -101,6 +104,28 @@ class DERppFilledAfterwards(DERpp):
         self.memory.add(type(samples)(samples.x, samples.y, {"logits": self.outputs(samples)}))
 
 
+class ERACEFilledBefore(ERACE):
+    """ER-ACE as Avalanche's: its memory takes in a task before it is learned, and from the second one on the loss is a mean."""
+
+    def __init__(self, model: nn.Module, optimizer: Callable[..., Any], capacity: int) -> None:
+        super().__init__(model, optimizer, capacity, start="second_task")
+        self.memory = ClassBalanced(capacity)  # type: ignore[assignment]
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the mean of both terms, and in the first task the first one."""
+        loss = super().loss(samples)
+        return loss / 2 if self.finished is not None and self.finished.tasks else loss
+
+    @on(BatchLearned)
+    def remember(self, event: BatchLearned) -> None:
+        """Keep nothing now."""
+
+    @on(TaskStarted)
+    def fill(self, event: TaskStarted) -> None:
+        """Offer the whole task."""
+        self.memory.add(event.task.train[:])
+
+
 @contextmanager
 def copies() -> Any:
     """Have Avalanche's SI note copies of the weights, as it does where the weights are not on the CPU."""
@@ -143,12 +168,15 @@ def our_si(net: nn.Module) -> Strategy:
 
 THEIR_REPLAY = their("Replay", mem_size=CAPACITY)
 THEIR_DER = their("DER", mem_size=CAPACITY, batch_size_mem=BATCH, alpha=ALPHA, beta=BETA)
+THEIR_ACE = their("ER_ACE", mem_size=CAPACITY, batch_size_mem=BATCH)
 THEIR_EWC = their("EWC", ewc_lambda=EWC_LAMBDA)
 THEIR_SI = their("SynapticIntelligence", si_lambda=SI_LAMBDA, eps=SI_EPSILON)
 
 METHODS = (
     Method("Replay", lambda net: Replay(net, SGD, CAPACITY, BATCH), THEIR_REPLAY, apart=True),
     Method("Replay, memory filled as Avalanche's", lambda net: ReplayFilledAfterwards(net, SGD, CAPACITY), THEIR_REPLAY),
+    Method("ER-ACE", lambda net: ERACE(net, SGD, CAPACITY, BATCH), THEIR_ACE, apart=True),
+    Method("ER-ACE, memory filled as Avalanche's", lambda net: ERACEFilledBefore(net, SGD, CAPACITY), THEIR_ACE),
     Method("EWC", our_ewc, THEIR_EWC),
     Method("EWC, theirs class by class", our_ewc, THEIR_EWC, by_class=True, apart=True),
     Method("SI", our_si, THEIR_SI, apart=True),
