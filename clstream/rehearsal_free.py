@@ -1,4 +1,4 @@
-"""Learning without past samples: what L2, EWC, SI and LwF share. A classification loss, batch norm, optimizers by task."""
+"""Learning without past samples: what L2, EWC, SI, LwF and LwFMC share. A loss, batch norm, optimizers by task."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from clstream.bus import on
 from clstream.events import RunStarted, TaskEnded, TaskStarted
 from clstream.models import GrowingHead
 from clstream.params import check_bool, check_choice, check_positive
+from clstream.regulariser import frozen
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -118,6 +119,48 @@ class RehearsalFree(Strategy):
         if self.form != "bce":
             return super().loss(samples)
         return self.sample_losses(self.outputs(samples), samples.y).mean()
+
+
+class Distilling(RehearsalFree):
+    """A `RehearsalFree` with a teacher, for LwF and LwFMC: the network as the last task left it, in evaluation mode.
+
+    Args:
+        model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes: see `RehearsalFree`. Its own forms have no
+            teacher.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory,
+        form: str,
+        bce_scale: float | None,
+        bn_mode: str,
+        renew_optimizer: bool,
+        active_classes: str,
+    ) -> None:
+        super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
+        self.teacher: nn.Module | None = None
+        self.past: list[Tensor] = []  # the labels of each head that the teacher knows
+        self.tasks = 0  # that are over
+
+    @on(RunStarted)
+    def forget(self, event: RunStarted) -> None:
+        """Nothing was learned yet."""
+        self.teacher, self.past, self.tasks = None, [], 0
+
+    @on(TaskEnded)
+    def freeze(self, event: TaskEnded) -> None:
+        """Make the network as it is the teacher, if the form has one."""
+        self.tasks += 1
+        if self.form in FORMS:
+            return
+        self.teacher = frozen(self.model)
+        if not self.task_given:
+            self.past = [self.old_classes]
+        elif not any(torch.equal(self.new_classes, labels) for labels in self.past):
+            self.past = [*self.past, self.new_classes]
 
 
 def one_hot(y: Tensor, labels: Tensor, like: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from clstream.seeds import isolated
 EPOCHS, BATCH, FIRST = 1, 128, 5  # FIRST: of PRD, the steps for each batch of the first task
 NET = partial(ConvNet, channels=(16, 32, 32), mean=0.286, std=0.353)
 FASTER, SLOWER = partial(SGD, lr=0.05), partial(SGD, lr=0.02)  # with replay, and without
-OTHERS = ("L2", "EWC", "SI", "LwF", "PredKD", "FeatKD")
+OTHERS = ("L2", "EWC", "SI", "LwF", "LwFMC")
 
 Make = Callable[[nn.Module], Strategy]
 

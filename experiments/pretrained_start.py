@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from clstream.strategies import L2, EWCPenalty, Finetune, L2Penalty, LwF, Regularised
+from clstream.strategies import L2, EWCPenalty, Finetune, L2Penalty, LwFMC, Regularised
 from clstream.streams import from_tensors
 from clstream.streams.data import load
 from scipy.stats import t as student
@@ -67,7 +67,7 @@ def row(kind: str, net: VitTiny, l2: float, ewc: float, rate: float) -> Strategy
             weight.requires_grad_(name in held or name.startswith("head."))
     optimizer = partial(Adam, lr=rate)
     plain = partial(L2, strength=0.0, active_classes="task")
-    base: Strategy = (LwF if kind.startswith("PredKD") else plain)(net, optimizer, renew_optimizer=True)
+    base: Strategy = (LwFMC if kind.startswith("PredKD") else plain)(net, optimizer, renew_optimizer=True)
     if "L2" in kind:
         return Regularised(base, [L2Penalty(l2, QKV)])
     return Regularised(base, [EWCPenalty(ewc, QKV)]) if "EWC" in kind else base

@@ -13,6 +13,7 @@ from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
 from clstream.strategies.lwf import LwF
+from clstream.strategies.lwf_mc import LwFMC
 from clstream.strategies.prd import PRD
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.regularised import Regularised
@@ -35,6 +36,7 @@ __all__ = [
     "Joint",
     "L2",
     "LwF",
+    "LwFMC",
     "PRD",
     "Refresh",
     "Regularised",

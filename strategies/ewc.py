@@ -17,8 +17,8 @@ fisher_batch  a number: squares of the mean gradient of batches of so many sampl
               has it with true labels and batches of the stream's size (and a penalty with 1/2, at 10); Avalanche's EWC without the
               factor
 
-F is of the strategy's own classification loss: over the outputs that compete (`active_classes`), and in its form; with `LwF`'s
-forms of sigmoids, over the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave
+F is of the strategy's own classification loss: over the outputs that compete (`active_classes`), and in its form; with `LwFMC`'s
+forms, over the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave
 while it was there.
 
 Measured: see `docs/rehearsal-free.md`; against Avalanche's EWC: `docs/avalanche.md`.

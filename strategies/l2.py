@@ -12,8 +12,8 @@ strength depends on the number of weights. What the papers do differently is opt
 from_start        True: the first task has the initial anchor    False: held from the second task on
 parameters        the feature extractor: "stages.*"              "*", the head too
 strength          0.05                                           0.01 / 0.5 / 100 (task- / domain- / class-IL Split MNIST)
-form              BCE, alone or with distillation (`LwF`)        softmax
-active_classes    "task", or as `LwF` has it                     "seen"
+form              BCE, alone or with distillation (`LwFMC`)      softmax
+active_classes    "task", or as `LwFMC` has it                   "seen"
 bn_mode           "eval" (pre-trained, or not)                   no batch norm
 renew_optimizer   True                                           False
 

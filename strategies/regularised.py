@@ -1,7 +1,7 @@
 """A strategy with regularisers: any strategy, and the penalties that each of its steps minimises too.
 
-So the rows of Smith et al. 2023 are put together, `Regularised(LwF(model), [L2Penalty()])` for PredKD + L2, and a method of replay
-can hold its weights: `Regularised(Replay(model), [EWCPenalty(100.0)])`. On the command line, with more of them after it:
+So the rows of Smith et al. 2023 are put together, `Regularised(LwFMC(model), [L2Penalty()])` for PredKD + L2, and a method of
+replay can hold its weights: `Regularised(Replay(model), [EWCPenalty(100.0)])`. On the command line, with more of them after it:
 
     --strategy Regularised --strategy.base Replay --strategy.regularisers+=EWCPenalty --strategy.regularisers.strength 100
 

@@ -68,7 +68,7 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
     if name == "Regularised":
-        return lambda model: zoo.Regularised(zoo.LwF(model), [zoo.EWCPenalty(0.01), zoo.FeatKDPenalty(0.1)])
+        return lambda model: zoo.Regularised(zoo.LwFMC(model), [zoo.EWCPenalty(0.01), zoo.FeatKDPenalty(0.1)])
     if name == "WithDetectedBoundaries":
         return lambda model: zoo.WithDetectedBoundaries(zoo.AGEM(model, per_task=20, sample=10), warmup=4, window=10)
     if name == "TAME":  # the examples are short: with the defaults the selector would take the time, and no expert be added

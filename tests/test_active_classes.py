@@ -25,6 +25,7 @@ from clstream.strategies import (
     Joint,
     L2Penalty,
     LwF,
+    LwFMC,
     Regularised,
     Replay,
     SIPenalty,
@@ -50,8 +51,8 @@ WITHOUT: dict[str, Callable[[nn.Module], Strategy]] = {
     "EWC online": partial(EWC, strength=0.0, online=True),
     "SI": partial(SI, strength=0.0),
     "L2": partial(L2, strength=0.0),
-    "LwF": partial(LwF, form="softmax_kd", alpha=0.0),
-    "LwF among seen": partial(LwF, form="softmax_kd", alpha=0.0, distil="seen"),
+    "LwF": partial(LwF, alpha=0.0),
+    "LwF among seen": partial(LwF, alpha=0.0, distil="seen"),
 }
 
 
@@ -94,7 +95,7 @@ def test_the_check_tells_what_differs() -> None:
     checks(partial(EWC, strength=0.0, active_classes="seen"), partial(Finetune, active_classes="seen"))["alike_class"]()
 
 
-@pytest.mark.parametrize("kind", [EWC, SI, L2, LwF])
+@pytest.mark.parametrize("kind", [EWC, SI, L2, LwF, LwFMC])
 def test_with_batch_norm_the_defaults_learn(kind: type[Strategy]) -> None:
     result = run(kind(normed_model(), partial(SGD, lr=0.05)), example_stream(epochs=10))
     assert min(float(result.accuracy[task, task]) for task in range(3)) > 0.7
@@ -113,7 +114,7 @@ def columns(active: str, seen: list[int], own: list[int]) -> list[int]:
 OPTIONED = {
     "Finetune": Finetune, "Joint": Joint, "Replay": Replay, "MIR": partial(Replay, retrieval="mir", candidates=10, replay_batch=4),
     "DER": DER, "DERpp": DERpp, "ERACE": ERACE, "AGEM": partial(AGEM, per_task=20, sample=10), "EWC": EWC, "SI": SI, "L2": L2,
-    "LwF": partial(LwF, form="softmax_kd"), "EWC of sigmoids": partial(EWC, form="bce"),
+    "LwF": LwF, "EWC of sigmoids": partial(EWC, form="bce"),
 }  # fmt: skip
 
 

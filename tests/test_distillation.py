@@ -1,4 +1,4 @@
-"""LwF in its loss forms, and FeatKD, against values worked out from their definitions."""
+"""LwF, LwFMC in its loss forms, and FeatKD, against values worked out from their definitions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from clstream.strategies import (
     FeatKDPenalty,
     LwF,
+    LwFMC,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from clstream import RunStarted, Samples, Strategy, TaskEnded, on, run
 from clstream.checks import example_model, example_stream
 from clstream.regulariser import frozen
-from clstream.rehearsal_free import RehearsalFree
+from clstream.rehearsal_free import Distilling, RehearsalFree
 
 DOUBLE = torch.float64
 O = torch.tensor([[0.5, -1, 0.2, 1.5, -0.3], [-0.2, 0.4, -0.8, 0.1, 0.9]], dtype=DOUBLE)  # noqa: E741
@@ -45,10 +46,13 @@ def in_task(strategy: RehearsalFree, old: list[int], new: list[int]) -> Rehearsa
     return strategy
 
 
-def lwf(form: str, first: bool = False, teacher: bool = True, **options: object) -> LwF:
-    strategy = LwF(Table(O), form=form, **options)
+FORMS = {form: kind for kind in (RehearsalFree, LwFMC, LwF) for form in kind.forms}  # and which strategy has it
+
+
+def lwf(form: str, first: bool = False, teacher: bool = True, **options: object) -> RehearsalFree:
+    strategy = LwF(Table(O), **options) if form == "softmax_kd" else FORMS[form](Table(O), form=form, **options)
     in_task(strategy, [] if first else [0, 1, 2], [0, 1, 2, 3, 4] if first else [3, 4])
-    if teacher and not first:
+    if teacher and not first and isinstance(strategy, Distilling):
         strategy.teacher, strategy.past = frozen(Table(BEFORE)), [strategy.old_classes]
     return strategy
 
@@ -79,7 +83,8 @@ GIVEN = Samples(torch.tensor([[0], [1]]), Y)
 )
 def test_the_losses_have_the_values_worked_out(form: str, options: dict, first: bool, expected: float) -> None:
     strategy = lwf(form, first, **options)
-    strategy.tasks = 0 if first else 1
+    if isinstance(strategy, Distilling):
+        strategy.tasks = 0 if first else 1
     assert strategy.loss(GIVEN).item() == pytest.approx(expected, abs=1e-9)
 
 
@@ -90,7 +95,15 @@ def test_the_parts_of_the_balanced_loss() -> None:
     assert old.item() == pytest.approx(0.6484271502, abs=1e-9)
 
 
-@pytest.mark.parametrize("form", LwF.forms)
+def test_their_defaults_are_the_papers() -> None:
+    """Li & Hoiem: softmax, T = 2, alpha = 1, no T^2; Rebuffi et al.: sigmoids. Neither has a form of the other."""
+    assert lwf("softmax_kd").loss(GIVEN).item() == pytest.approx(0.7899327888 + 1.0545833604, abs=1e-9)
+    assert LwFMC(Table(O)).form == "bce_kd" and not set(LwF.forms) & set(LwFMC.forms)
+    with pytest.raises(TypeError, match="form"):
+        LwF(Table(O), form="bce_kd")
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_gradients_are_those_of_the_value(form: str) -> None:
     strategy = lwf(form)
 
@@ -136,7 +149,7 @@ def test_distillation_may_be_among_all_outputs_that_have_come() -> None:
     targets = torch.cat([(BEFORE[:, :3] / 2).softmax(1), torch.zeros(2, 2)], 1)
     expected = -(targets * (O / 2).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(strategy.loss(GIVEN), expected)
-    with pytest.raises(ValueError, match="distil must be old or seen"):
+    with pytest.raises(ValueError, match="distil must be one of old, seen, not 'new'"):
         lwf("softmax_kd", distil="new")
 
 
@@ -148,7 +161,7 @@ def test_a_task_incremental_stream_distils_head_by_head() -> None:
     soft, target = (O[:, 1:3] / 2).log_softmax(1), (BEFORE[:, 1:3] / 2).softmax(1)
     expected = F.cross_entropy(O[:, 3:], Y - 3) - (target * soft).sum(1).mean()  # a head of one class adds nothing
     torch.testing.assert_close(strategy.loss(GIVEN), expected)
-    run(real := LwF(example_model(), form="softmax_kd"), example_stream((0, 1, 0, 2), scenario="task"))
+    run(real := LwF(example_model()), example_stream((0, 1, 0, 2), scenario="task"))
     assert [labels.tolist() for labels in real.past] == [[0], [2, 3], [1], [4, 5]]  # half of task 0 came at a time
 
 
@@ -162,8 +175,9 @@ def test_featkd_is_the_value_worked_out() -> None:
     torch.testing.assert_close(strategy.model.rows.grad, expected)
 
 
-def test_a_teacher_learns_nothing_and_is_renewed_at_each_boundary() -> None:
-    strategy, seen = LwF(example_model()), []
+@pytest.mark.parametrize("kind", [LwF, LwFMC])
+def test_a_teacher_learns_nothing_and_is_renewed_at_each_boundary(kind: type[Distilling]) -> None:
+    strategy, seen = kind(example_model()), []
 
     class Watch:
         @on(RunStarted)

@@ -17,6 +17,7 @@ from clstream.strategies import (
     Joint,
     L2Penalty,
     LwF,
+    LwFMC,
     Refresh,
     Regularised,
     Replay,
@@ -39,9 +40,10 @@ HOSTS: dict[str, Callable[[nn.Module], Strategy]] = {
     "AGEM": AGEM,
     "Joint": Joint,
     "LwF": LwF,
+    "LwFMC": LwFMC,
     "Refresh": lambda model: Refresh(DERpp(model)),
     "Refresh, paper": lambda model: Refresh(DERpp(model), form="paper"),
-    "Regularised": lambda model: Regularised(LwF(model), [FeatKDPenalty()]),
+    "Regularised": lambda model: Regularised(LwFMC(model), [FeatKDPenalty()]),
 }
 
 
@@ -85,8 +87,8 @@ def test_the_loss_that_is_reported_holds_the_penalty() -> None:
     [
         lambda model: Regularised(Replay(model), [EWCPenalty(10.0)]),
         lambda model: Regularised(Refresh(Replay(model)), [SIPenalty()]),
-        lambda model: Regularised(LwF(model, partial(SGD, lr=0.05), renew_optimizer=True), [L2Penalty(0.01), FeatKDPenalty(0.5)]),
-        lambda model: LwF(model, form="softmax_kd", alpha=[0.0, 1.0]),
+        lambda model: Regularised(LwFMC(model, partial(SGD, lr=0.05), renew_optimizer=True), [L2Penalty(0.01), FeatKDPenalty(0.5)]),
+        lambda model: LwF(model, alpha=[0.0, 1.0]),
         lambda model: EWC(model, online=True, fisher="sampled", fisher_batch=8, decay=0.5),
     ],
     ids=["EWC on Replay", "SI on Refresh", "L2 and FeatKD on LwF", "LwF, softmax", "EWC, online"],
@@ -145,7 +147,7 @@ def test_the_command_line_knows_regularisers_by_name() -> None:
 def test_the_command_line_builds_any_of_it() -> None:
     stream = example_stream()
     given = (
-        "--strategy Regularised --strategy.base LwF --strategy.base.form softmax_kd --strategy.base.alpha [0,1,2] "
+        "--strategy Regularised --strategy.base LwF --strategy.base.alpha [0,1,2] "
         "--strategy.regularisers+=L2Penalty --strategy.regularisers.parameters stages.* "
         "--strategy.regularisers+=EWCPenalty --strategy.regularisers.strength 100 --strategy.regularisers.online true"
     )

@@ -1,4 +1,4 @@
-"""What L2, EWC, SI and LwF share: the quadratic penalty, the loss forms, batch norm at rest, optimizers, answers."""
+"""What L2, EWC, SI, LwF and LwFMC share: the quadratic penalty, the loss forms, batch norm at rest, optimizers, answers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from clstream.strategies import (
     Finetune,
     L2Penalty,
     LwF,
+    LwFMC,
     Regularised,
     SIPenalty,
 )
@@ -152,7 +153,7 @@ def test_without_strength_it_is_the_base_bit_for_bit(name: str, head: str) -> No
     for carried in ([], [CARRIED[name](strength=0.0)]):
         stream = example_stream((0, 1, 0, 2), epochs=2)
         object.__setattr__(stream, "augment", jitter)
-        strategy = LwF(example_model(head=head), partial(Adam, lr=1e-2), form="softmax_kd")
+        strategy = LwF(example_model(head=head), partial(Adam, lr=1e-2))
         run(Regularised(strategy, carried) if carried else strategy, stream, seed=4)
         weights.append(torch.cat([weight.detach().flatten() for weight in strategy.model.parameters()]))
     assert torch.equal(*weights)
@@ -198,12 +199,12 @@ def test_l2_has_no_anchor_in_the_first_task_if_it_is_to_have_none() -> None:
         (lambda: SI(example_model(), damping=0.0), "damping must be a finite number above 0"),
         (lambda: SI(example_model(), gradient="all"), "gradient must be loss or objective"),
         (lambda: SI(example_model(), most=0.0), "most must be a finite number above 0 or None"),
-        (lambda: LwF(example_model(), form="kd"), r"form must be one of softmax, bce, bce_kd, bce_balanced, softmax_kd, not 'kd'"),
+        (lambda: LwFMC(example_model(), form="softmax_kd"), "form must be one of bce_kd, bce_balanced, bce, not 'softmax_kd'"),
         (lambda: L2(example_model(), form="bce_kd"), "form must be one of softmax, bce, not 'bce_kd'"),
         (lambda: LwF(example_model(), alpha=[1.0, -1.0]), "alpha must be a finite number of at least 0"),
         (lambda: LwF(example_model(), weight=[]), "weight must be a number from 0 up, or a list"),
         (lambda: LwF(example_model(), temperature=0.0), "temperature must be a finite number above 0"),
-        (lambda: LwF(example_model(), bce_scale=0.0), "bce_scale must be a finite number above 0 or None"),
+        (lambda: LwFMC(example_model(), bce_scale=0.0), "bce_scale must be a finite number above 0 or None"),
         (lambda: LwF(example_model(), bn_mode="frozen"), "bn_mode must be one of train, eval"),
         (lambda: L2(example_model(), active_classes="some"), "active_classes must be one of all, seen, task, not 'some'"),
         (lambda: FeatKDPenalty(-1.0), "strength must be a finite number of at least 0"),
@@ -227,7 +228,7 @@ class Normed(nn.Module):
 
 
 @pytest.mark.parametrize("bn_mode", ["eval", "train"])
-@pytest.mark.parametrize("kind", [L2, EWC, SI, LwF])
+@pytest.mark.parametrize("kind", [L2, EWC, SI, LwF, LwFMC])
 def test_batch_norm_rests_unless_it_is_to_learn(kind: type, bn_mode: str) -> None:
     strategy = kind(Normed(), bn_mode=bn_mode)
     before = [buffer.clone() for buffer in strategy.model.buffers()]
@@ -236,7 +237,7 @@ def test_batch_norm_rests_unless_it_is_to_learn(kind: type, bn_mode: str) -> Non
     assert all(same) if bn_mode == "eval" else not any(same)
     assert strategy.model.norm.training == (bn_mode == "train")
     assert int(strategy.model.norm.num_batches_tracked) == (0 if bn_mode == "eval" else 16)  # not those of a Fisher pass
-    if kind is not LwF:
+    if kind not in (LwF, LwFMC):
         assert "norm.weight" in strategy.regularisers[0].anchor
 
 
@@ -281,7 +282,7 @@ def test_an_answer_is_a_class_that_came() -> None:
 
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
-@pytest.mark.parametrize("form", LwF.forms)
+@pytest.mark.parametrize("form", ["softmax", "softmax_kd", *LwFMC.forms])
 def test_each_form_learns_in_each_scenario(form: str, scenario: str) -> None:
     stream = example_stream(epochs=10)
     if scenario == "domain":
@@ -293,14 +294,16 @@ def test_each_form_learns_in_each_scenario(form: str, scenario: str) -> None:
         stream = from_tensors(*train, *test, tasks=3, scenario="domain", epochs=10, batch_size=8)
     elif scenario == "task":
         stream = example_stream(epochs=10, scenario="task")
-    result = run(LwF(example_model(), partial(SGD, lr=0.05), form=form), stream)
+    given: dict[str, str] = {} if form == "softmax_kd" else {"form": form}
+    kind = LwF if form == "softmax_kd" else LwFMC if form in LwFMC.forms else RehearsalFree
+    result = run(kind(example_model(), partial(SGD, lr=0.05), **given), stream)
     least = 0.45 if scenario == "class" and form == "bce_balanced" else 0.7  # where old outputs can win
     assert min(float(result.main[task, task]) for task in range(3)) > least
 
 
 def test_distillation_keeps_what_fine_tuning_forgets() -> None:
     stream = example_stream(epochs=10)
-    lost, kept = (run(make(example_model()), stream).average_accuracy for make in (Finetune, LwF))
+    lost, kept = (run(make(example_model()), stream).average_accuracy for make in (Finetune, LwFMC))
     assert lost < 0.4 and kept > lost + 0.2
     by_task = example_stream(epochs=10, scenario="task")
     plain = run(Finetune(example_model()), by_task)

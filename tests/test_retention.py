@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from clstream.strategies import AGEM, EWC, L2, SI, DERpp, Finetune, Joint, L2Penalty, LwF, Refresh, Regularised, Replay
+from clstream.strategies import AGEM, EWC, L2, SI, DERpp, Finetune, Joint, L2Penalty, LwF, LwFMC, Refresh, Regularised, Replay
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -129,10 +129,10 @@ def test_a_strategy_that_keeps_samples_is_caught(cheat: Callable[[nn.Module], St
 @pytest.mark.parametrize(
     "make",
     [
-        L2, EWC, SI, LwF, Finetune,
+        L2, EWC, SI, LwF, LwFMC, Finetune,
         lambda model: EWC(model, partial(Adam, lr=1e-3), fisher_batch=4),
         lambda model: L2(model, partial(SGD, lr=0.05, momentum=0.9), renew_optimizer=True),
-        lambda model: Regularised(LwF(model, form="softmax_kd"), [L2Penalty()]),
+        lambda model: Regularised(LwFMC(model), [L2Penalty()]),
     ],
 )  # fmt: skip
 def test_honest_ones_are_not(make: Callable[[nn.Module], Strategy]) -> None:
@@ -145,7 +145,7 @@ def test_it_is_declared_by_the_ones_that_keep_nothing() -> None:
 
         return make(example_model())
 
-    assert all(built(make).rehearsal_free for make in (L2, EWC, SI, LwF, Finetune))
+    assert all(built(make).rehearsal_free for make in (L2, EWC, SI, LwF, LwFMC, Finetune))
     assert not any(built(make).rehearsal_free for make in (Replay, DERpp, AGEM, Joint, lambda model: Refresh(Replay(model))))
     assert built(lambda model: Regularised(LwF(model), [L2Penalty()])).rehearsal_free
     assert not built(lambda model: Regularised(Replay(model), [L2Penalty()])).rehearsal_free

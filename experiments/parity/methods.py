@@ -183,7 +183,7 @@ METHODS = (
     Method("SI, theirs with copies", our_si, THEIR_SI, within=copies),
     Method(
         "LwF",
-        lambda net: LwF(net, SGD, "softmax_kd", LWF_ALPHA, temperature=TEMPERATURE),
+        lambda net: LwF(net, SGD, LWF_ALPHA, temperature=TEMPERATURE),
         their("LwF", alpha=LWF_ALPHA, temperature=TEMPERATURE),
     ),
     Method("A-GEM", lambda net: AGEM(net, SGD, PER_TASK, SAMPLE), their("AGEM", patterns_per_exp=PER_TASK, sample_size=SAMPLE)),
