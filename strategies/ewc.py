@@ -17,6 +17,10 @@ fisher_batch  a number: squares of the mean gradient of batches of so many sampl
               has it with true labels and batches of the stream's size (and a penalty with 1/2, at 10); Avalanche's EWC without the
               factor
 
+Smith et al.'s code also holds the feature extractor alone (parameters="stages.*") and one summed term (online=True), with F of the
+binary cross-entropy over the new classes (`Regularised(LwFMC(model), [EWCPenalty(...)])`), and its pass leaves out the last batch
+that is not full.
+
 F is of the strategy's own classification loss: over the outputs that compete (`active_classes`), and in its form; with `LwFMC`'s
 forms, over the new classes alone. With several sessions a task, F_t is the mean over samples of what each session gave
 while it was there.

@@ -24,6 +24,8 @@ Of the code: the teacher stays in training mode, so that teacher and model agree
 (`teacher_mode="eval"` for the other); a step decay of the learning rate by the epoch of the session (`milestones`). Deviations: the
 code passes over the first task 120 times more than over the others; epochs are the stream's, so here a step of the first task may
 be taken `first_task_steps` times, each with fresh views. The code has all prototypes from the start, and untrained ones compete.
+The code always crops, flips, jitters and grays; by default a view here is the
+stream's augmentation, and where it has none both views are the same. Images are scaled as the model does it (code: from -1 to 1).
 Colour jitter is drawn in one order (see `CropFlipJitter`); its clamping quirk is off unless asked for. A zero feature has cosine 0.
 
 A task that comes again: its classes are current, whatever they were before. The middle term moves their prototypes, and D leaves

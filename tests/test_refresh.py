@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from clstream.strategies import AGEM, DERpp, Finetune, Joint, Refresh, Replay
+from clstream.strategies import AGEM, DER, ERACE, DERpp, Finetune, Joint, Refresh, Replay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
-from clstream import BatchReady, Samples, Strategy, TaskEnded, on, run
+from clstream import BatchLearned, BatchReady, Samples, Strategy, TaskEnded, on, run
 from clstream.checks import Checkpoints, check_strategy, example_model, example_stream
 from clstream.comparing import digest
 from clstream.models import Mlp
@@ -151,6 +151,31 @@ def test_without_a_move_it_is_the_host_bit_for_bit(name: str, augmented: bool) -
         assert torch.equal(old, wrapped.model.state_dict()[name_]), name_
     if not augmented:
         assert digest(plain) == digest(wrapped)
+
+
+@pytest.mark.parametrize("host", [DER, DERpp, ERACE, Finetune])
+@pytest.mark.parametrize("normed", [False, True])
+def test_what_is_unlearned_is_the_very_augmented_batch_that_is_learned(host: type[Strategy], normed: bool) -> None:
+    stream, asked = example_stream(epochs=2), []
+    object.__setattr__(stream, "augment", lambda x: x + torch.randint(0, 9, (len(x), 1, 1, 1), dtype=torch.uint8))
+    model = Normed() if normed else example_model()
+    model.register_forward_pre_hook(lambda module, given: asked.append(given[0]) if torch.is_grad_enabled() else None)
+    told: list[Tensor] = []
+
+    class Watch:
+        @on(BatchReady)
+        def see(self, event: BatchReady) -> None:
+            asked.clear()
+            told[:] = [event.batch.samples.x]
+
+        @on(BatchLearned)
+        def look(self, event: BatchLearned) -> None:
+            assert torch.equal(asked[0], asked[1]) and not torch.equal(asked[0], told[0])
+            counted.append(len(asked))
+
+    counted: list[int] = []
+    run(Refresh(host(model), fisher_weight=0.0), stream, Watch())
+    assert len(counted) > 10 and min(counted) >= 2
 
 
 def test_the_move_is_kept_and_the_host_steps_from_there() -> None:
