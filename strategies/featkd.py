@@ -2,8 +2,8 @@
 
 Smith, Tian, Halbe, Hsu, Kira 2023, "A Closer Look at Rehearsal-Free Continual Learning". It is a regulariser for any strategy whose
 model has `features`: `Regularised(LwFMC(model), [FeatKDPenalty()])` is the paper's PredKD + FeatKD, and
-`Regularised(LwFMC(model, form="bce", active_classes="task"), [FeatKDPenalty()])` its FeatKD (BCE). Form implemented, as research code
-of the group:
+`Regularised(LwFMC(model, form="bce", active_classes="task"), [FeatKDPenalty()])` its FeatKD (BCE). Form implemented, as research
+code of the group:
 
     loss + strength * mean over samples and features of (f(x) - f'(x))^2
 

@@ -5,11 +5,11 @@ Li & Hoiem 2016, "Learning without Forgetting". Form implemented, with o and o' 
     weight * cross-entropy + alpha * sum over the old heads of CE(softmax(o' / T), softmax(o / T))
 
 The teacher is the network as the last task left it, in evaluation mode, asked about the same augmented inputs. T = 2 and alpha = 1
-as in the paper, without a factor T^2. In the first task it is the cross-entropy. `alpha` and `weight` may be lists, a value for each
-task. With `distil="seen"` the softmax of o is over all classes that came, and the teacher's answer for new ones is 0.
+as in the paper, without a factor T^2. In the first task it is the cross-entropy. `alpha` and `weight` may be lists, a value for
+each task. With `distil="seen"` the softmax of o is over all classes that came, and the teacher's answer for new ones is 0.
 
-On a task-incremental stream each past task is a head, as in the paper, and the sum is over them. On a class-incremental one there is
-one head, where the paper has none: all old classes are one softmax in the distillation. What competes in the cross-entropy and in
+On a task-incremental stream each past task is a head, as in the paper, and the sum is over them. On a class-incremental one
+there is one head, where the paper has none: all old classes are one softmax in the distillation. What competes in the cross-entropy and in
 answers is `active_classes`.
 
 Deviations: the paper first trains the new head alone ("warm-up"), and has weight decay; here all is trained from the first step,
