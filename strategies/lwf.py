@@ -9,8 +9,8 @@ as in the paper, without a factor T^2. In the first task it is the cross-entropy
 each task. With `distil="seen"` the softmax of o is over all classes that came, and the teacher's answer for new ones is 0.
 
 On a task-incremental stream each past task is a head, as in the paper, and the sum is over them. On a class-incremental one
-there is one head, where the paper has none: all old classes are one softmax in the distillation. What competes in the cross-entropy and in
-answers is `active_classes`.
+there is one head, where the paper has none: all old classes are one softmax in the distillation. What competes in the
+cross-entropy and in answers is `active_classes`.
 
 Deviations: the paper first trains the new head alone ("warm-up"), and has weight decay; here all is trained from the first step,
 and decay is the optimizer's business. It writes the distillation as the cross-entropy of probabilities raised to 1 / T: the same.
