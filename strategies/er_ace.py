@@ -22,6 +22,10 @@ competing="batch_and_above"  the outputs from the highest label seen so far on a
 offer="every_epoch"          each pass over a session is offered to the memory
 
 It draws without repeats, too, which hardly matters for a memory much larger than the draw.
+
+Measured (anchor `er-ace-split-mnist`: all four, class-IL, 5 tasks, one epoch, batch 10 + 10, capacity 500, SGD 0.03, Mlp 100-100):
+0.899 ± 0.007 over 10 seeds; Mammoth's er_ace.py in a bare loop, run by us, 0.891 ± 0.006 over 10 (p = 0.01, not explained: a loop
+by hand that follows its code step by step gives our weights).
 """
 
 from __future__ import annotations
