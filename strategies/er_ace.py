@@ -78,8 +78,8 @@ class ERACE(Strategy):
         check_choice(("batch", "batch_and_above"), competing=competing)
         check_choice(("first_task", "second_task"), start=start)
         check_choice(OFFERS, offer=offer)
-        self.memory, self.replay_batch = Reservoir(capacity), replay_batch
-        self.competing, self.offer = competing, offer
+        self.memory, self.replay_batch, self.offer = Reservoir(capacity), replay_batch, offer
+        self.competing = competing
         self.highest = torch.zeros((), dtype=torch.int64)  # the highest label seen so far
         self.finished = Finished() if start == "second_task" else None
         self.parts = () if self.finished is None else (self.finished,)
