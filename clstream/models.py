@@ -292,7 +292,7 @@ class Mlp(Classifier):
     ) -> None:
         check_choice(("torch", "xavier"), init=init)
         check_choice(("relu", "tanh"), activation=activation)
-        check_choice(("fixed", "growing"), head=head)
+        check_choice(HEADS, head=head)
         check_integers(1, hidden=hidden)
         check_integer(1, classes=classes)
         layer = LinearRelu if activation == "relu" else LinearTanh
@@ -677,7 +677,7 @@ class Timm(Classifier):
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
         shape, first = _image_shape("Timm", input_shape, 1), Normalise(mean, std)
-        check_choice(("fixed", "growing"), head=head)
+        check_choice(HEADS, head=head)
         check_integer(1, classes=classes)
         body = _timm_body(name, weights, shape)
         stages: dict[str, nn.Module] = {"input": first, "body": body}
