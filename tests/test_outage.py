@@ -464,10 +464,10 @@ def test_a_torn_journal_is_taken_up_where_it_is_whole(store: str, tmp_path: Path
         folder.mkdir()
         (folder / FILE).write_bytes(text[:size])
         outbox = Outbox.read(folder / FILE)
-        assert outbox.numbered == 7 and outbox.run_id == tracker.run_id
+        assert outbox.numbered == 8 and outbox.run_id == tracker.run_id
         outbox.close()
         assert (folder / FILE).read_bytes() == text[:last]
-    (folder / FILE).write_bytes(text[:last] + b'\x00\x00\n{"item": 8, "do": "tags", "values": {"a": "b"}}\n{"ite')
+    (folder / FILE).write_bytes(text[:last] + b'\x00\x00\n{"item": 9, "do": "tags", "values": {"a": "b"}}\n{"ite')
     assert waiting(folder / FILE) == 1
     resumed = MlflowTracker(uri=store, folder=folder, config="seed: 0\n", patient=True)
     result = play(Resumes(resumed, 1, tmp_path / "state"))
