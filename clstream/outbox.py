@@ -294,6 +294,8 @@ _CONTENTS: dict[str, Callable[[Item], bool]] = {
 def _is_sound(entry: Item, folder: Path) -> bool:
     """Return whether an entry of a journal is what it seems to be, and names no file outside of the run's folder."""
     try:
+        if "seed" in entry:
+            return isinstance(entry["seed"], int) and all(map(_is_point, entry["points"]))
         if "item" not in entry:
             named = all(isinstance(entry[name], str) for name in ("run_id", "uri", "experiment", "key") if name in entry)
             points = all(isinstance(name, str) and isinstance(step, int) for name, step in entry.get("points", ()))

@@ -181,6 +181,7 @@ def test_a_folder_without_a_journal_is_said(place, capsys):
         lines({"item": 3, "do": "metrics", "at": 0, "points": [["a", "b", 1]]}), lines({"item": 3, "do": "metrics", "points": 5}),
         lines({"item": 3, "do": "params", "values": ["a"]}), lines({"item": 3, "do": "artifact", "name": "x"}),
         lines({"item": 3, "do": "end", "status": "DONE", "at": 1}), lines({"sent": "x"}), lines({"run_id": 5}),
+        lines({"seed": 0, "points": [["a", 1]]}), lines({"seed": "0", "points": []}),
     ],
 )  # fmt: skip
 def test_what_can_be_read_of_a_damaged_journal_is_sent(store, place, capsys, damage):
