@@ -86,7 +86,7 @@ class AvalancheStrategy(Strategy):
             theirs.evaluator = evaluation()
         needy = needs_boundaries(theirs) if boundaries is None else boundaries
         identity = avalanche("benchmarks.utils.transform_groups").identity
-        self.functions = (identity, collate, torch.zeros)  # a checkpoint names what is held from the start, and data sets that come hold these
+        self.functions = (identity, collate, torch.zeros)  # their data sets that come hold these
         self.parts = (AtBoundaries(),) if needy else ()
         self.classes, self.tells_tasks = 0, False  # of the stream
         der = avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other
