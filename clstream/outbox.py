@@ -253,7 +253,10 @@ def reason_of(error: Exception) -> str:
 
 def spooled(folder: Path, head: Mapping[str, str]) -> Path:
     """Return the journal, below `folder`, of a run that was given no folder of its own."""
-    return folder / (head.get("run_id") or head["key"]) / FILE
+    name = head.get("run_id") or head["key"]
+    if not re.fullmatch(r"[\w-]+", name):  # it may come from a checkpoint, and must not lead elsewhere
+        raise ValueError(f"there is no MLflow run {name!r}: its id is letters, digits and -")
+    return folder / name / FILE
 
 
 def journals(folder: Path) -> list[Path]:

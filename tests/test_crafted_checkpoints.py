@@ -529,3 +529,12 @@ def test_pickles_that_run_something_are_refused(tmp_path: Path, monkeypatch: pyt
         assert not MARKER.exists()
         for old in files(tmp_path):
             old.unlink()
+
+
+def test_the_journal_of_a_tracker_lies_below_its_folder(tmp_path: Path) -> None:
+    from clstream.outbox import spooled
+
+    assert spooled(tmp_path, {"run_id": "5f0c-7e_3"}).parent == tmp_path / "5f0c-7e_3"
+    for name in ("../elsewhere", "/etc", "..", "a/b", "a\n"):
+        with pytest.raises(ValueError, match="there is no MLflow run"):
+            spooled(tmp_path, {"run_id": name, "key": "x"})
