@@ -10,7 +10,7 @@ import hashlib
 import random
 import sys
 from collections import deque
-from collections.abc import Container, Iterable, Mapping, Set
+from collections.abc import Collection, Container, Iterable, Mapping, Set
 from enum import Enum
 from functools import partial, partialmethod, singledispatchmethod
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -28,13 +28,13 @@ _EMPTY = CellType()
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
-def class_state(classes: Iterable[type], functions: Iterable[FunctionType], held: Container[int]) -> dict[str, str]:
+def class_state(classes: Collection[type], functions: Iterable[FunctionType], held: Container[int]) -> dict[str, str]:
     """Return a hash of what classes and functions keep, by name; objects whose ids are `held` are only referred to."""
     found: dict[str, str] = {}
     for cls in classes:
         if cls.__module__.partition(".")[0] in _NOT_SEARCHED or issubclass(cls, Enum):
             continue
-        hidden = {name for each in cls.__mro__ for name in vars(each).get("not_state", ())}
+        hidden = _not_state(cls, classes)
         for name, value in vars(cls).items():
             dunder = name.startswith("__") and name.endswith("__")
             if name not in hidden and name != "_abc_impl" and (not dunder or isinstance(value, FunctionType)):
@@ -45,13 +45,21 @@ def class_state(classes: Iterable[type], functions: Iterable[FunctionType], held
     return found
 
 
-def caches_of(cls: type) -> list[str]:
-    """Return the methods of a class whose answers functools.lru_cache keeps, where no checkpoint sees them."""
-    if cls.__module__.partition(".")[0] in _NOT_SEARCHED:
-        return []
-    hidden = {name for each in cls.__mro__ for name in vars(each).get("not_state", ())}
-    plain = {name: getattr(value, "__func__", value) for name, value in vars(cls).items() if name not in hidden}
-    return [name for name, value in plain.items() if hasattr(value, "cache_info") and hasattr(value, "cache_clear")]
+def caches_of(classes: Collection[type]) -> list[str]:
+    """Return the methods of classes whose answers functools.lru_cache keeps, where no checkpoint sees them."""
+    return [
+        f"{cls.__qualname__}.{name}"
+        for cls in classes
+        if cls.__module__.partition(".")[0] not in _NOT_SEARCHED
+        for name, value in vars(cls).items()
+        if hasattr(getattr(value, "__func__", value), "cache_clear") and name not in _not_state(cls, classes)
+    ]
+
+
+def _not_state(cls: type, classes: Collection[type]) -> set[str]:
+    """Return what a class, one that it derives from, or one that derives from it names as no state."""
+    family = [*cls.__mro__, *(other for other in classes if issubclass(other, cls))]
+    return {name for each in family for name in vars(each).get("not_state", ())}
 
 
 def state_hash(value: object, held: Container[int]) -> str:

@@ -8,6 +8,7 @@ a seed; it is never sent.
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections import deque

@@ -457,12 +457,11 @@ class _Capture:
 
     def check_classes(self, origin: Origin) -> None:
         """Refuse what is kept on a class or function in place of the object, once it has changed."""
-        for cls in self.classes.values():
-            for name in caches_of(cls):
-                raise CaptureError(
-                    f"{cls.__qualname__}.{name} is a functools.lru_cache, whose answers a checkpoint can't hold: keep them in a "
-                    f"dict of the object, or name {name!r} in the `not_state` of {cls.__qualname__} if they never change"
-                )
+        for name in caches_of(self.classes.values()):
+            raise CaptureError(
+                f"{name} is a functools.lru_cache, whose answers a checkpoint can't hold: keep them in a dict of the object, or "
+                f"name {name.rpartition('.')[2]!r} in the `not_state` of the class if they never change"
+            )
         before, now = origin.class_state, self.class_state(self.numbers)
         owners = {name.rpartition(".")[0] for name in before}
         changed = [name for name in now if before.get(name, "" if name.rpartition(".")[0] in owners else now[name]) != now[name]]
