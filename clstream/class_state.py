@@ -58,7 +58,7 @@ def caches_of(classes: Collection[type]) -> list[str]:
 
 def _not_state(cls: type, classes: Collection[type]) -> set[str]:
     """Return what a class, one that it derives from, or one that derives from it names as no state."""
-    family = [*cls.__mro__, *(other for other in classes if issubclass(other, cls))]
+    family = [*cls.__mro__, *(other for other in classes if cls in other.__mro__)]
     return {name for each in family for name in vars(each).get("not_state", ())}
 
 
