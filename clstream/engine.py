@@ -20,6 +20,7 @@ from clstream.answering import as_written
 from clstream.bus import members
 from clstream.evaluation import Evaluation, table, write_csv
 from clstream.fits import check_fits as check_fits
+from clstream.params import check_bool
 from clstream.running import Position, Run
 from clstream.running import described as described
 from clstream.seeds import isolated
@@ -143,6 +144,7 @@ def run(
         FloatingPointError: if a loss is not finite; it names the task, session and batch.
 
     """
+    check_bool(accept_changed_code=accept_changed_code)
     check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside

@@ -724,7 +724,8 @@ def test_another_run_begins_without_tasks() -> None:
     strategy = built()
     run(strategy, example_stream())
     assert list(strategy.tasks) == [0, 1, 2]
-    run(strategy, example_stream(), max_sessions=1)
+    with pytest.warns(UserWarning, match="was run before"):
+        run(strategy, example_stream(), max_sessions=1)
     assert list(strategy.tasks) == [0] and not strategy.old
 
 
