@@ -164,12 +164,14 @@ def data_of(stream: Stream) -> Iterator[tuple[list[Any], Tensor]]:
 
 def own_modules(names: Iterable[str]) -> set[str]:
     """Return which of some loaded modules are the user's own, and the user's own modules that these import."""
-    own: set[str] = set()
-    waiting = [*names]
+    own, seen, waiting = set[str](), set[str](), [*names]
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)
-        if name in own or module is None or not _is_own(module):
+        if name in seen or module is None:
+            continue
+        seen.add(name)
+        if not _is_own(module):
             continue
         own.add(name)
         for value in list(vars(module).values()):
