@@ -4,7 +4,7 @@
 
 starts a run, or goes on with it if it was begun before. A checkpoint is one file, `000042-0123456789abcdef.pt`: its number, and
 a hash of its content, so that a torn or altered one is found out, and the one before is used. It is read by
-`torch.load(weights_only=True)`, which runs no code. It is written beside, synced to the disk, and renamed; the ones before are
+`clstream.torch_files`, which runs no code. It is written beside, synced to the disk, and renamed; the ones before are
 kept until it is whole. Not in it: what is rebuilt from the config (the stream, the classes) and what never changes.
 """
 
@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import warnings
-import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import IO, Any
 import torch
 
 import clstream
+from clstream import torch_files
 from clstream.bus import on
 from clstream.comparing import differing
 from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
@@ -351,11 +351,7 @@ def load(file: Path) -> Mapping[str, Any] | None:
     if hashing.hexdigest() != file.stem.partition("-")[2]:
         return None
     try:
-        with zipfile.ZipFile(file) as packed:
-            members = packed.infolist()
-        if any(each.compress_type != zipfile.ZIP_STORED for each in members) or sum(each.file_size for each in members) > size:
-            raise ValueError("it would grow when it is read")
-        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        found: dict[str, Any] = torch_files.load(file)
         made_by, version, threads = (found["format"], found["clstream"]), found["torch"], found["threads"]
         if not (type(made_by[0]) is type(threads) is int and type(made_by[1]) is type(version) is str):
             raise ValueError("it doesn't say what made it")

@@ -494,7 +494,7 @@ def test_a_file_takes_no_more_memory_than_it_has_bytes(checkpoint: dict[str, Any
         for name in source.namelist():
             into.writestr(name, source.read(name))
     hashed(tmp_path, packed.getvalue())
-    with pytest.raises(ValueError, match=r"is no checkpoint of clstream \(it would grow when it is read\)"):
+    with pytest.raises(ValueError, match=r"is no checkpoint of clstream \(its members are packed"):
         newest(tmp_path)
     for old in files(tmp_path):
         old.unlink()
@@ -511,6 +511,23 @@ def test_a_file_takes_no_more_memory_than_it_has_bytes(checkpoint: dict[str, Any
     hashed(tmp_path, larger.getvalue())
     with pytest.raises(ValueError, match="is no checkpoint of clstream"):
         newest(tmp_path)
+
+
+def test_a_checkpoint_is_read_as_other_files_of_torch_are(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    class Asks:
+        def __reduce__(self) -> Any:
+            return bytearray, (1 << 20,)
+
+    whole = io.BytesIO()
+    torch.save(checkpoint | {"threads": torch.get_num_threads(), "more": Asks()}, whole)
+    for content in (whole.getvalue(), b"before" + whole.getvalue()):
+        hashed(tmp_path, content)
+        with pytest.raises(
+            ValueError, match=r"is no checkpoint of clstream .(it names '__builtin__ bytearray'|its directory|it is no)"
+        ):
+            newest(tmp_path)
+        for old in files(tmp_path):
+            old.unlink()
 
 
 def test_pickles_that_run_something_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

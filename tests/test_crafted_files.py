@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from clstream import journal as journals
-from clstream import run
+from clstream import run, torch_files
 from clstream.cli import main
 from clstream.eventlog import EventLog, read
 from clstream.models import Mlp
@@ -288,6 +290,72 @@ def test_weights_are_no_bomb(place):
     with pytest.raises(ValueError, match="is no file of weights that"):
         load_weights(model, file)
     assert load_weights(model, weights(place)[1])["model"] == "Mlp"
+
+
+def two_faced(members: dict[str, bytes]) -> bytes:
+    """Return a zip file with two directories: to Python its members are as they are, to torch the largest is packed."""
+    body, told, seen = b"", b"", b""
+    largest = max(members, key=lambda name: len(members[name]))
+    for name, data in members.items():
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+        inner = deflate.compress(data) + deflate.flush() if name == largest else data
+        how, crc, encoded = 8 if name == largest else 0, zlib.crc32(data), name.encode()
+
+        def entry(how: int, size: int, crc=crc, inner=inner, encoded=encoded, at=len(body)) -> bytes:
+            sizes = (crc, len(inner), size, len(encoded), 0, 0, 0, 0, 0, at)
+            return struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, how, 0, 33, *sizes) + encoded
+
+        seen, told = seen + entry(0, len(inner)), told + entry(how, len(data))
+        head = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, how, 0, 33, crc, len(inner), len(data), len(encoded), 0)
+        body += head + encoded + inner
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, len(members), len(members), len(told), len(body), 0)
+    return body + told + seen + end
+
+
+class Asks:
+    def __reduce__(self):
+        return bytearray, (1 << 20,)
+
+
+def test_torch_reads_no_other_members_than_were_looked_at(place):
+    torch.save({"more": torch.zeros(1 << 20)}, "whole.pt")
+    with zipfile.ZipFile("whole.pt") as source:
+        members = {name: source.read(name) for name in source.namelist()}
+    whole = Path("whole.pt").read_bytes()
+    crafted = two_faced(members)
+    Path("two.pt").write_bytes(crafted)
+    with zipfile.ZipFile("two.pt") as seen:
+        assert all(not each.compress_type for each in seen.infolist())
+    assert torch.load("two.pt", weights_only=True)["more"].shape == (1 << 20,)  # the bomb is one
+    at = len(whole) - 98  # the end record of 64 bits
+    moved = whole[:at] + whole[at:][:64] + struct.pack("<Q", at - 8) + whole[at + 72 :]
+    for content in (crafted, b"before" + whole, b"PK\3\4" + whole, whole + b"behind", whole[:-2] + b"\1\0c", moved):
+        Path("two.pt").write_bytes(content)
+        with pytest.raises(ValueError, match="its directory is not where torch writes it"):
+            torch_files.load(Path("two.pt"))
+    assert torch_files.load(Path("whole.pt"))["more"].shape == (1 << 20,)
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL", "Data.pkl"])  # by each of which torch finds it
+def test_a_pickle_asks_for_no_memory_by_a_number(place, name):
+    torch.save({"a": [Asks()]}, "asks.pt")
+    with zipfile.ZipFile("asks.pt") as source:
+        members = {each.replace("data.pkl", name): source.read(each) for each in source.namelist()}
+    with zipfile.ZipFile("asks.pt", "w") as out:
+        for each, content in members.items():
+            out.writestr(each, content)
+    assert len(torch.load("asks.pt", weights_only=True)["a"][0]) == 1 << 20  # torch itself gives it
+    with pytest.raises(ValueError, match="bytearray', which no tensor needs"):
+        torch_files.load(Path("asks.pt"))
+
+
+def test_what_torch_saves_of_tensors_is_read(place):
+    tensors = [torch.ones(3, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.uint16, torch.complex64, torch.bool)]
+    content = {"a": tensors, "b": nn.Parameter(torch.ones(2)), "c": nn.Linear(2, 2).state_dict(), "d": torch.Size((1, 2))}
+    torch.save(content, "whole.pt")
+    again = torch_files.load(Path("whole.pt"))
+    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(tensors, again["a"], strict=True))
+    assert (again["d"], list(again["c"]), type(again["b"])) == ((1, 2), ["weight", "bias"], nn.Parameter)
 
 
 @pytest.mark.parametrize(
