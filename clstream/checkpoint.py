@@ -32,7 +32,7 @@ from clstream import torch_files
 from clstream.bus import on
 from clstream.comparing import differing
 from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
-from clstream.folders import FolderError, claimed
+from clstream.folders import FolderError, check_plain_files, claimed
 from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.running import OtherRunError, Run, check_state
 from clstream.source_code import write_sources
@@ -67,7 +67,8 @@ class Checkpointer:
 
     Raises:
         ValueError: for numbers below 1.
-        FolderError: when the run starts, if the folder can't be written, is in use, or has the checkpoints of another run.
+        FolderError: when the run starts, if the folder can't be written, is in use, has links in it, or the checkpoints of another
+            run.
 
     """
 
@@ -99,6 +100,7 @@ class Checkpointer:
     def begin(self, event: RunStarted) -> None:
         """Claim the folder, and ask for the first checkpoint."""
         assert event.run is not None
+        check_plain_files(self.folder)
         self.held.enter_context(claimed(self.folder))
         there = files(self.folder)
         try:
@@ -303,7 +305,7 @@ def newest(folder: str | Path) -> Mapping[str, Any] | None:
 def files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest first."""
     there = folder.iterdir() if folder.is_dir() else ()
-    return sorted((file for file in there if WHOLE.fullmatch(file.name)), key=_number, reverse=True)
+    return sorted((file for file in there if WHOLE.fullmatch(file.name) and file.is_file()), key=_number, reverse=True)
 
 
 def _number(file: Path) -> int:

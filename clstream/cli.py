@@ -23,7 +23,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from clstream import __version__
-from clstream.errors import Failure, UsageError, nearest
+from clstream.errors import Failure, UsageError, nearest, printable
 from clstream.settings import parse_seeds
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _complain(error: Exception | str) -> None:
-    print(f"clstream: error: {error}", file=sys.stderr)
+    print(printable(f"clstream: error: {error}"), file=sys.stderr)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -281,7 +281,7 @@ def show_curves(console: Console, results: list[Result]) -> None:
     result = results[0]
     console.print(f"\n{title(results)}, seed {result.params['seed']}: accuracy on each task, session by session", markup=False)
     for line in sparklines(result.main, result.taught):
-        console.print("  " + line, markup=False)
+        console.print(printable("  " + line), markup=False)
 
 
 def verify_command(arguments: list[str]) -> int:
@@ -501,7 +501,7 @@ def show_command(arguments: list[str]) -> int:
     stream = _stream_of("show", rest, "--by and --out")
     found = composition(stream, own.by)
     console = wide_console()
-    console.print(str(stream), markup=False)
+    console.print(printable(str(stream)), markup=False)
     whole = len(found.sessions) == len(stream)
     console.print(f"\nsamples of each {found.by}, session by session{'' if whole else f', {len(found.sessions)} of {len(stream)}'}")
     for line in composition_lines(found.counts, found.names, found.by, max(10, min(120, console.width - 24))):
@@ -572,7 +572,7 @@ def log_command(arguments: list[str]) -> int:
     from clstream.journal import are_damaged
 
     place = run_folder(options.run)
-    files = [place] if place.is_file() else sorted(place.rglob(eventlog.FILE))
+    files = [place] if place.is_file() else sorted(each for each in place.rglob(eventlog.FILE) if each.is_file())
     if not files:
         raise Failure(f"there is no event log in {place}")
     console = wide_console()
@@ -585,7 +585,7 @@ def log_command(arguments: list[str]) -> int:
             for line in eventlog.reading(eventlog.read(file, damaged), options.batches):
                 console.print(line, markup=False)
         except OSError as error:
-            _complain(f"the event log {file} can't be read: {error.strerror}")
+            _complain(f"the event log {file} can't be read: {error.strerror or error}")
         except ValueError as error:
             _complain(error)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,3 +19,8 @@ def nearest(word: str, names: Iterable[str]) -> str:
     """Return ': did you mean ...?' for the name nearest to a word, or nothing."""
     near = get_close_matches(word, list(names), n=1, cutoff=0.5)
     return f": did you mean {near[0]}?" if near else ""
+
+
+def printable(text: str) -> str:
+    r"""Return a text with what would steer a terminal written out, as \x1b; lines and tabs stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda odd: ascii(odd[0])[1:-1], text)

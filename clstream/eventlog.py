@@ -20,6 +20,7 @@ from torch import Tensor
 from clstream import __version__, events, metrics
 from clstream.bus import on
 from clstream.engine import described
+from clstream.errors import printable
 from clstream.evaluation import Evaluation
 from clstream.journal import Journal, are_damaged, lines_of, set_aside
 from clstream.params import check_bool
@@ -317,7 +318,7 @@ def reading(log: Iterable[Entry], batches: bool = False) -> Iterator[str]:
             text = json.dumps(entry)
         seconds = entry.get("seconds")
         seconds = seconds if isinstance(seconds, (int, float)) else math.nan
-        yield f"{str(entry.get('time', ''))[11:19]:8} {seconds:9.2f} s  {'  ' * depth}{text}"
+        yield printable(f"{str(entry.get('time', ''))[11:19]:8} {seconds:9.2f} s  {'  ' * depth}{text}".replace("\n", " "))
         depth += name in ("RunStarted", "TaskStarted", "SessionStarted", "EpochStarted")
 
 

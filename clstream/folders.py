@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,9 +19,11 @@ class FolderError(OSError):
 def claimed(folder: Path) -> Iterator[None]:
     """Make a folder if it isn't there, and keep other processes out of it; a process that dies lets go of it.
 
-    Raises FolderError if it can't be written, or another process has it.
+    Raises FolderError if it can't be written, another process has it, or its lock is a link.
     """
     lock = FileLock(folder / "lock", timeout=0)
+    if (folder / "lock").is_symlink():  # some versions of filelock empty what it leads to
+        raise FolderError(f"the lock of the run folder {folder} is a link: remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -33,3 +37,17 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def check_plain_files(folder: Path) -> None:
+    """Raise FolderError if there is anything but files and folders in a folder that comes from somebody else, at any depth.
+
+    What is written to a link is written elsewhere, and who reads a pipe or a device waits for ever.
+    """
+    for place, names, files in os.walk(folder):
+        for name in (*names, *files):
+            with suppress(FileNotFoundError):  # a process that is at work there has just replaced it
+                mode = os.lstat(os.path.join(place, name)).st_mode
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    what = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+                    raise FolderError(f"{os.path.join(place, name)} is {what}, and a run folder has plain files only: remove it")

@@ -21,14 +21,14 @@ class Journal:
         synced: whether a line is on the disk itself when `append` returns, and so outlives the machine and not just the process.
 
     Raises:
-        OSError: if it can't be opened.
+        OSError: if it can't be opened, or is a link.
 
     """
 
     def __init__(self, file: Path, synced: bool = False) -> None:
         self.file, self.synced = file, synced
         file.parent.mkdir(parents=True, exist_ok=True)
-        self.number = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self.number = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _PLAINLY, 0o666)
         self.size = _whole(file)
         self.unwritten = bytearray()
         self.failing = False
@@ -92,6 +92,9 @@ def _whole(file: Path) -> int:
             end = start
     return 0
 
+
+_PLAINLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""No other file by way of a link, and no waiting for who reads a pipe."""
 
 LONGEST = 1 << 26
 """Bytes of the longest line that is read: pictures are in some."""

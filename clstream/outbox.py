@@ -8,6 +8,7 @@ a seed; it is never sent.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import warnings
@@ -100,6 +101,8 @@ class Outbox:
 
     def _lock(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.islink(f"{file}.lock"):  # some versions of filelock empty what it leads to
+            raise OSError(f"{file}.lock is a link: remove it")
         self.lock = FileLock(f"{file}.lock", timeout=0)
         try:
             self.lock.acquire()
@@ -262,7 +265,7 @@ def spooled(folder: Path, head: Mapping[str, str]) -> Path:
 
 def journals(folder: Path) -> list[Path]:
     """Return the journals of trackers in a folder and below."""
-    return sorted(folder.rglob(f"{FILE.removesuffix('.jsonl')}*.jsonl"))
+    return sorted(file for file in folder.rglob(f"{FILE.removesuffix('.jsonl')}*.jsonl") if file.is_file())
 
 
 def peek(file: Path) -> Outbox:

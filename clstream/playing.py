@@ -18,9 +18,9 @@ from clstream.checkpoint import Checkpointer, newest
 from clstream.config import Parser, as_yaml, build_strategy, build_stream, observers_of, parse_run, seeds_of
 from clstream.detection import Detection
 from clstream.engine import Result, check_fits, check_same_run, result_of, run
-from clstream.errors import Failure, UsageError
+from clstream.errors import Failure, UsageError, printable
 from clstream.eventlog import EventLog
-from clstream.folders import FolderError, claimed
+from clstream.folders import FolderError, check_plain_files, claimed
 from clstream.forms import CaptureError
 from clstream.prequential import Prequential
 from clstream.progress import ProgressBar
@@ -83,7 +83,7 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
         check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions)
         title = f"{type(strategy).__name__} on {stream.name}"
         say = Console(stderr=True, highlight=False, soft_wrap=True)
-        say.print(str(stream), markup=False)
+        say.print(printable(str(stream)), markup=False)
         resumed = folder is not None
         if folder is None and options.checkpoint_every:
             folder, resumed = _folder(parser, options, type(strategy).__name__, stream.name)
@@ -91,6 +91,7 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
         raise Failure(str(error)) from error
     with ExitStack() as stack, said(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
         if folder is not None:
+            check_plain_files(folder)
             stack.enter_context(claimed(folder))
             finished = resumed and all((folder / f"seed_{seed}" / FINISHED).exists() for seed in seeds)
             say.print(

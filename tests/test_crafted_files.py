@@ -20,8 +20,10 @@ from torch import nn
 
 from clstream import journal as journals
 from clstream import run, torch_files
+from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import main
 from clstream.eventlog import EventLog, read
+from clstream.folders import FolderError, claimed
 from clstream.models import Mlp
 from clstream.outbox import Outbox, is_plain_name, peek
 from clstream.pretraining import load_weights, save_weights
@@ -244,6 +246,64 @@ def test_a_run_goes_on_beside_a_journal_that_is_damaged(place):
     again = Outbox.read(place / "tracking.jsonl")
     assert ([item["do"] for item in again.pending], again.damaged, again.numbered) == (["params"], [3], 1)
     again.close()
+
+
+# Links, and what steers a terminal ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "tracking.jsonl", "lock", "finished", "000009.writing", "more"])
+def test_a_run_is_not_resumed_in_a_folder_with_links(place, capsys, name):
+    """What is written to a link is written elsewhere: a log that is cut, say."""
+    arguments = ["--stream", "blobs", "--strategy", "Finetune", "--track", "false", "--max_sessions", "1"]
+    assert main(["run", *arguments]) == 0
+    (seed,) = Path("runs").glob("*/seed_0")
+    (place / "precious").write_text("{}\nprecious")
+    (seed / name).unlink(missing_ok=True)
+    (seed / name).symlink_to(place / "precious")
+    assert f"{name} is a link, and a run folder has plain files only" in said(capsys, 1, "resume", str(seed.parent))[1]
+    assert (place / "precious").read_text() == "{}\nprecious" and (seed / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["000009-0123456789abcdef.pt", "events.jsonl", "tracking.jsonl"])
+def test_a_pipe_is_not_waited_for(place, capsys, name):
+    folder = place / "runs" / "a"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / name)
+    assert newest(folder) is None
+    assert main(["sync"]) == 0
+    assert "there is no event log" in said(capsys, 1, "log", "a")[1]
+    with pytest.raises(FolderError, match="is neither a file nor a folder"):
+        run(Finetune(Mlp(20, 4, hidden=(8,))), blobs(tasks=2, classes=4), Checkpointer(folder))
+
+
+def test_a_journal_writes_through_no_link(place):
+    (place / "precious").write_text("{}\nprecious")
+    for name in ("events.jsonl", "tracking.jsonl"):
+        (place / name).symlink_to(place / "precious")
+        with pytest.raises(OSError, match="symbolic links"):
+            journals.Journal(place / name)
+    (place / "tracking.jsonl").unlink()
+    (place / "tracking.jsonl").write_text("{}\n")
+    (place / "tracking.jsonl.lock").symlink_to(place / "precious")
+    with pytest.raises(OSError, match="lock is a link: remove it"):
+        Outbox.read(place / "tracking.jsonl")
+    (place / "lock").symlink_to(place / "precious")
+    with pytest.raises(FolderError, match="is a link: remove it"), claimed(place):
+        pass
+    assert (place / "precious").read_text() == "{}\nprecious"
+
+
+def test_nothing_that_is_printed_of_a_file_steers_the_terminal(place, capsys):
+    steering = "\x1b]0;title\x07\x1b[2J\x9b1m\x08\u202e\r"
+    entry = LOG[0] | {"title": steering}
+    own = {"event": "My" + steering, "time": steering, "seconds": 1.0, "fields": {steering: steering}}
+    (place / "events.jsonl").write_bytes(lines(entry, own, LOG[2] | {"error": f"{steering}\nclstream: all is well"}))
+    out, _ = said(capsys, 0, "log", "events.jsonl")
+    assert r"\x1b]0;title\x07\x1b[2J\x9b1m\x08\u202e\r" in out
+    assert out.count("\n") == 3 and all(letter.isprintable() for letter in out.replace("\n", ""))
+    (place / "c.yaml").write_text(json.dumps({"stream": "x" + steering, steering: 1}))
+    _, err = said(capsys, 2, "run", "--config", "c.yaml")
+    assert all(letter.isprintable() for letter in err.replace("\n", "")) and r"\x1b" in err
 
 
 # Weights -----------------------------------------------------------------------------------------------------------------------
