@@ -73,6 +73,22 @@ class _Loader(yaml.SafeLoader):
             lines[key.value] = line
         return node
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a dict. Raises YAMLError for a key that is written in two ways, as 1 and 0x1."""
+        values: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(values) < len(node.value):
+            raise yaml.MarkedYAMLError(None, None, "one key is given twice, in two spellings: keep the right one", node.start_mark)
+        return values
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return a whole number. Raises ValueError for one that could not be printed, as 0xff... can be."""
+        value: int = super().construct_yaml_int(node)
+        str(value)
+        return value
+
+
+_Loader.add_constructor(f"{TAG}int", _Loader.construct_yaml_int)
+
 
 class _Dumper(yaml.SafeDumper):
     """Writes what the loader reads."""
