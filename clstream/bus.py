@@ -10,7 +10,7 @@ are outside: see `clstream.answering`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -143,6 +143,8 @@ class Bus:
         for one in subscribers:
             handlers = [(event, call, one is learner) for event, call in subscriptions(one)]
             if not handlers:
+                if isinstance(one, (bool, int, float, str, Mapping)):  # an option of `run` that was not named
+                    raise TypeError(f"{one!r} is no observer, and would hear nothing: options are given by name, as seed=0")
                 raise TypeError(f"{type(one).__name__} would hear nothing: mark its methods with @on(some event)")
             self._subscriptions += handlers
         met: set[int] = set()

@@ -49,6 +49,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, folder: Path, message: str) -> None:
         super().__init__(message)
         self.signal, self.folder = number, folder
+        self.trust: list[str] = []  # the packages that a resumption has to name, as `clstream resume --trust` does
 
 
 class Checkpointer:

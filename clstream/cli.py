@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import math
 import os
 import re
 import signal
@@ -95,9 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if isinstance(stop, Stopped):
             with suppress(OSError):  # whoever read it may be gone by the same signal
-                print(f"\nclstream: {stop}\nclstream: to go on: clstream resume {stop.folder.parent}", file=sys.stderr)
+                trust = f" --trust {','.join(stop.trust)}" if stop.trust else ""
+                print(f"\nclstream: {stop}\nclstream: to go on: clstream resume {stop.folder.parent}{trust}", file=sys.stderr)
             return 128 + stop.signal
-        print("\nclstream: stopped; what was measured so far is kept, in an MLflow run marked KILLED", file=sys.stderr)
+        print(
+            "\nclstream: stopped, with no checkpoint to go on with; what was tracked is kept in MLflow, marked KILLED",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -252,8 +257,9 @@ def title(results: list[Result]) -> str:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Return the mean of some values and, for several, their sample standard deviation."""
-    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+    """Return the mean of some values and, for several that are numbers, their sample standard deviation."""
+    mean = fmean(values)
+    return f"{mean:.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 and math.isfinite(mean) else "")
 
 
 def show_table(console: Console, rows: list[tuple[str, list[Result]]]) -> None:

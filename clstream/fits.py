@@ -74,20 +74,21 @@ def check_device(device: str | torch.device) -> None:
 
 
 def check_optimizers(strategy: Strategy) -> None:
-    """Refuse optimizers that can't learn: options that are no numbers, or, where a step is the base's, nothing to learn."""
+    """Refuse optimizers that can't learn: options that are no numbers, or, where a step is one of ours, nothing to learn."""
     for path, optimizer in held(strategy, Optimizer):
         for group in optimizer.param_groups:
             for name, value in group.items():
                 if isinstance(value, float) and (math.isnan(value) or (name == "lr" and math.isinf(value))):
                     raise ValueError(f"{name} of {type(optimizer).__name__} ({path}) must be a finite number, not {value}")
-    own = getattr(strategy, "optimizer", None)
-    if type(strategy).learn is not Strategy.learn or not isinstance(own, Optimizer):
-        return
-    if not any(weight.requires_grad for group in own.param_groups for weight in group["params"]):
-        raise ValueError(
-            f"no weight that {type(strategy).__name__} learns requires a gradient, so there is nothing to learn: unfreeze some of "
-            f"the {type(getattr(strategy, 'model', None)).__name__}, weight.requires_grad_(True)"
-        )
+    for _, each in held(strategy, Strategy):
+        own = getattr(each, "optimizer", None)
+        if not isinstance(own, Optimizer) or not type(each).learn.__module__.startswith("clstream."):
+            continue  # a step of the user's own may learn without gradients
+        if not any(weight.requires_grad for group in own.param_groups for weight in group["params"]):
+            raise ValueError(
+                f"no weight that {type(each).__name__} learns requires a gradient, so there is nothing to learn: unfreeze some of "
+                f"the {type(getattr(each, 'model', None)).__name__}, weight.requires_grad_(True)"
+            )
 
 
 def check_augment(stream: Stream) -> None:

@@ -72,9 +72,18 @@ def check_may_name(name: str, trusted: Iterable[str] = ()) -> None:
     top = name.partition(".")[0]
     if _below(name, (*DATA, *trusted)) or _is_ours(name) or is_own(top):
         return
+    if (file := Path(f"{top}.py")).is_file():
+        raise UsageError(f"{name} is not what is in {file} here: another module is called {top} too, and goes first: rename {file}")
     if top not in sys.builtin_module_names and top not in sys.modules and find_spec(top) is None:
         raise UsageError(f"{name!r} was not found: there is no file or package {top!r} here")
     raise UsageError(barred(name))
+
+
+def to_trust(config: str, trusted: Iterable[str]) -> list[str]:
+    """Return those of some trusted packages that a config names, and may name only with `--trust`."""
+    return [
+        each for each in trusted if re.search(rf"(?<![\w.]){re.escape(each)}\.", config) and not is_own(each) and find_spec(each)
+    ]
 
 
 def barred(name: str) -> str:
@@ -120,6 +129,10 @@ def qualified(kind: str, name: str, trusted: Iterable[str] = ()) -> str:
 
     Raises UsageError for a name that isn't there, and names the nearest one; and for one that may not be named.
     """
+    file = Path(name if name.endswith(".py") else f"{name}.py")
+    if re.fullmatch(r"\w+(\.py)?", name) and name not in names(kind) and file.is_file():
+        what = "function" if kind == "stream" else "class"
+        raise UsageError(f"--{kind} takes the name of a {what}, and {file} is a file: the {what} Mine in it is {file.stem}.Mine")
     if "." not in name:
         if name not in names(kind):
             near = nearest(name, names(kind)) or f": there are {', '.join(names(kind))}."

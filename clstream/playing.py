@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from clstream.bus import ObserverError
-from clstream.checkpoint import Checkpointer, newest
+from clstream.checkpoint import Checkpointer, Stopped, newest
 from clstream.config import Parser, as_yaml, build_strategy, build_stream, observers_of, parse_run, seeds_of
 from clstream.detection import Detection
 from clstream.engine import Result, check_fits, check_same_run, result_of, run
@@ -22,6 +22,7 @@ from clstream.errors import Failure, UsageError, printable
 from clstream.eventlog import EventLog
 from clstream.folders import FolderError, check_plain_files, claimed
 from clstream.forms import CaptureError
+from clstream.lookup import to_trust
 from clstream.prequential import Prequential
 from clstream.progress import ProgressBar
 from clstream.running import ChangedCodeError, OtherRunError
@@ -87,6 +88,8 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
         resumed = folder is not None
         if folder is None and options.checkpoint_every:
             folder, resumed = _folder(parser, options, type(strategy).__name__, stream.name)
+        elif folder is None:
+            _check_store(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise Failure(str(error)) from error
     with ExitStack() as stack, said(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
@@ -102,7 +105,11 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
             )
         playing = _Playing(parser, options, stream, title, folder, resumed)
         playing.built[seeds[0]] = strategy
-        return playing.all(seeds)
+        try:
+            return playing.all(seeds)
+        except Stopped as stop:
+            stop.trust = to_trust(as_yaml(parser, options), options.trust)
+            raise
 
 
 def tell_notes(parser: Parser) -> None:
@@ -129,7 +136,16 @@ def _folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> t
     there = tries(runs, name)
     if options.resume == "auto" and there:
         return there[-1], True
+    _check_store(options)  # before the folder is made: what can't be tracked leaves none
     return begin(runs, name, config), False
+
+
+def _check_store(options: Namespace) -> None:
+    """Open the tracking store, if the run is tracked. Raises OSError if that fails."""
+    if options.track:
+        from clstream.store import connect  # importing mlflow takes seconds: only where it is used
+
+        connect(options.tracking_uri, options.experiment)
 
 
 class _Playing:
@@ -146,13 +162,9 @@ class _Playing:
         options = self.options
         if not options.track:
             return Played([self.once(seed, None) for seed in seeds], "", "")
-        from clstream.store import connect  # importing mlflow takes seconds: only where it is used
         from clstream.tracking import parent_run
 
         where, uri = options.tracking_uri or "default", options.tracking_uri
-        if not self.resumed:
-            with said(OSError):
-                connect(uri, options.experiment)
         if len(seeds) == 1:
             return Played([self.once(seeds[0], None)], where, options.experiment)
         name = f"{self.title}, {len(seeds)} seeds"

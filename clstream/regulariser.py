@@ -132,9 +132,14 @@ def matching(model: nn.Module, patterns: str | Sequence[str]) -> dict[str, nn.Pa
     chosen = [patterns] if isinstance(patterns, str) else list(patterns)
     if not chosen:
         raise ValueError("parameters must name at least one pattern, such as '*'")
+    if not weights:
+        raise ValueError(
+            f"{type(model).__name__} has no parameter that requires a gradient, so there is nothing to hold: unfreeze some, "
+            "weight.requires_grad_(True)"
+        )
     for pattern in chosen:
         if not any(fnmatchcase(name, pattern) for name in weights):
-            near = get_close_matches(pattern, list(weights), n=3, cutoff=0) or ["no parameter that requires a gradient"]
+            near = get_close_matches(pattern, list(weights), n=3, cutoff=0)
             raise ValueError(f"no parameter of {type(model).__name__} matches {pattern!r}; near it: {', '.join(near)}")
     return {name: weight for name, weight in weights.items() if any(fnmatchcase(name, pattern) for pattern in chosen)}
 

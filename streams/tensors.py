@@ -201,7 +201,8 @@ def as_inputs(inputs: Tensor, what: str) -> Tensor:
     if inputs.dtype in INTEGERS:
         return inputs
     if not inputs.is_floating_point():
-        raise TypeError(f"{what} must be integers or real numbers, not {inputs.dtype}")
+        numbers = ": .float() makes zeros and ones" if inputs.dtype == torch.bool else ""
+        raise TypeError(f"{what} must be integers or real numbers, not {inputs.dtype}{numbers}")
     return inputs.to(torch.float32)
 
 
@@ -313,6 +314,8 @@ def read(
     from rich.console import Console
     from rich.progress import track
 
+    if isinstance(dataset, DataLoader):
+        raise TypeError(f"{what} set is a DataLoader, which makes batches of its own: pass its data set, loader.dataset")
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(f"{what} set has no length, or no items: from_dataset takes data sets that are indexed, not iterated")
     total = len(dataset)

@@ -284,6 +284,8 @@ def test_what_is_asked_wrongly(own: Path, capsys: pytest.CaptureFixture[str], ar
         (["--stream", "blobs", "--stream.batch_size", "0"], "batch_size must be a whole number of at least 1"),
         (["--stream", "blobs", "--model", "ConvNet"], "ConvNet takes images"),
         (["--strategy.capacity", "0"], "capacity must be a whole number of at least 1"),
+        (["--model.hidden", "[-5]"], "hidden[0] must be a whole number of at least 1, not -5"),
+        (["--model.hidden", "[8,0]"], "hidden[1] must be a whole number of at least 1, not 0"),
         (["--device", "cuda:77"], "there is no device 'cuda:77'"),
         (["--stream", "blobs", "--tune"], "holds back no validation samples"),
         (["--evaluate_every", "0"], "evaluate_every must be"),
@@ -303,6 +305,7 @@ def test_what_cannot_be_done(
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     text = said(capsys, 1, "run", *arguments)
     assert text.splitlines()[-1].count("clstream: error: ") == 1 and sentence in text
+    assert (own / "runs").exists() == ("mine.Explodes" in arguments or "--observers" in arguments)  # no folder for what can't run
 
 
 def test_seeds_and_order_of_options_are_free(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_every_command_takes_ranges_of_seeds(folder: Path, capsys: pytest.Captur
     assert seeds_of(parse_run(["--config", "c.yaml"])[1]) == [0, 1, 2]
     assert main(["run", *options, "--checkpoint_every", "0", "--seeds", "0-1"]) == 0
     assert "over 2 seeds" in capsys.readouterr().out
+    assert main(["run", *options, "--checkpoint_every", "0", "--seeds", "0-1", "--max_sessions", "1"]) == 0
+    assert re.search(r"│ +nan │", capsys.readouterr().out)  # what a single task forgets is no number, for several seeds too
     assert main(["run", *options, "--seeds", "0-1", "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["seeds"] == [0, 1] and "seed" not in config
@@ -235,12 +238,30 @@ def test_exit_codes(
         (["--device", "meta"], "--device meta holds no numbers"),
         (["--seed", "1.5"], "--seed takes int, not 1.5"),
         (["--trust", "a b"], "--trust takes names of packages"),
+        (["--strategy", "mine_line"], "--strategy takes the name of a class, and mine_line.py is a file: the class Mine in it is"),
+        (["--model", "mine_line.py"], "--model takes the name of a class, and mine_line.py is a file: the class Mine in it is"),
+        (
+            ["--stream", "mine_line"],
+            "--stream takes the name of a function, and mine_line.py is a file: the function Mine in it is",
+        ),
     ],
 )
 def test_each_mistake_has_its_sentence(folder: Path, arguments: list[str], sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_run(arguments)
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("name", ["code", "numpy", "yaml"])
+def test_a_file_that_another_module_hides_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{name}.py").write_text(OWN)
+    (tmp_path / "c.yaml").write_text(f"strategy: {name}.Mine\n")
+    with pytest.raises(UsageError, match=rf"{name}.Mine is not what is in {name}.py here: .* goes first: rename {name}.py$"):
+        parse_run(["--config", "c.yaml"])
+    if name == "code":  # a module of Python's own is nothing that could be meant
+        with pytest.raises(UsageError, match=r"goes first: rename code\.py$"):
+            parse_run(["--strategy", "code.Mine"])
 
 
 def test_parameters_without_annotations_take_yaml_values_and_optimizers(folder: Path) -> None:

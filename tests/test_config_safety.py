@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
+from torch.nn import functional as F
 
 from clstream.cli import main
 from clstream.config import UsageError, build_strategy, build_stream, parse_run
@@ -243,6 +249,25 @@ def test_a_run_of_what_the_command_line_named_is_resumed_by_its_word(folder: Pat
     assert main(["resume", str(run)]) == 2
     assert "if others_safe is yours, give --trust others_safe" in capsys.readouterr().err and not (folder / "ran").exists()
     assert main(["resume", str(run), "--trust", "others_safe"]) == 0
+
+
+def test_the_hint_after_an_interruption_says_what_to_trust(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = F.cross_entropy
+
+    def interrupted(*given: Any) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(F, "cross_entropy", plain)
+        return plain(*given)
+
+    options = ["--stream", "blobs", "--stream.train_per_class", "10", "--track", "false"]
+    for name, hint in (("others_safe.Mine", " --trust others_safe"), ("mine_safe.Mine", ""), ("Replay", "")):
+        monkeypatch.setattr(F, "cross_entropy", interrupted)
+        assert main(["run", *options, "--strategy", name]) == 143
+        given = re.search(r"to go on: clstream (resume \S+)(.*)", capsys.readouterr().err)
+        assert given is not None and given[2] == hint
+        assert main([*given[1].split(), *hint.split()]) == 0
 
 
 def test_ones_own_modules_are_those_of_the_working_folder(folder: Path) -> None:

@@ -319,6 +319,8 @@ def test_refuses_what_does_not_fit() -> None:
         run(good, stream, Trace)
     with pytest.raises(TypeError, match="would hear nothing"):
         run(good, stream, object())
+    with pytest.raises(TypeError, match=r"^3 is no observer, and would hear nothing: options are given by name, as seed=0"):
+        run(good, stream, 3)
 
 
 class NeedsTasks(Strategy):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
-from clstream.strategies import DERpp, Finetune, Replay
+from clstream.strategies import AGEM, L2, TAME, DERpp, Finetune, Joint, Refresh, Replay, WithDetectedBoundaries
 from clstream.streams import from_dataset, from_tensors
 from conftest import STRATEGIES, make
 from torch import Tensor, nn
@@ -123,7 +123,7 @@ SEVERAL = torch.ones(60, 6)
         (np.array([None] * 60), "must be a tensor, an array or a list of numbers: "),
         (torch.tensor(1.0), "not a single number"),
         (X[:59], "inputs are 59, labels 60"),
-        (X > 0.5, "must be integers or real numbers, not torch.bool"),
+        (X > 0.5, "must be integers or real numbers, not torch.bool: .float\\(\\) makes"),
         (X + 1j, "must be integers or real numbers, not torch.complex64"),
         (torch.where(X > 0.5, torch.nan, X), "is NaN or infinite"),
         (X.double() * 1e300, "is NaN or infinite"),  # too great for float32
@@ -229,6 +229,9 @@ def test_a_data_set_that_is_iterated_is_refused() -> None:
 
     with pytest.raises(TypeError, match="has no length, or no items"):
         from_dataset(Endless(), Endless())
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y))
+    with pytest.raises(TypeError, match=r"dataset: train set is a DataLoader.*pass its data set, loader\.dataset"):
+        from_dataset(loader, loader)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -320,6 +323,13 @@ class Wide(nn.Module):
     [
         (lambda: Finetune(frozen()), "no weight that Finetune learns requires a gradient"),
         (lambda: Replay(frozen()), "no weight that Replay learns requires a gradient"),
+        *[
+            (lambda kind=kind: kind(frozen()), f"no weight that {kind.__name__} learns requires a gradient")
+            for kind in (AGEM, Joint, TAME)
+        ],
+        (lambda: Refresh(Replay(frozen())), "no weight that Replay learns requires a gradient"),
+        (lambda: WithDetectedBoundaries(Finetune(frozen())), "no weight that Finetune learns requires a gradient"),
+        (lambda: L2(frozen()), "Mlp has no parameter that requires a gradient, so there is nothing to hold: unfreeze some"),
         (lambda: Finetune(nn.Flatten()), "Flatten has no parameters, so there is nothing that Finetune could learn"),
         (lambda: Finetune(Wide(6, 2)), r"answers one sample with \(1, 6, 2\)"),
         (lambda: Finetune(Wide(4)), r"answers one sample with \(1, 4\), but tensors has 6 classes"),
