@@ -95,7 +95,8 @@ def evaluating(strategy: object) -> Iterator[None]:
     """Put every module that the strategy holds in evaluation mode, keep gradients off, and leave no trace of it afterwards.
 
     As before are then: the mode of each module; buffers, of modules that are not torch's own, which don't change theirs in this
-    mode; the global generators of torch, numpy and Python; and the generators that the strategy holds.
+    mode; the global generators of torch, numpy and Python; and the generators that the strategy and such modules hold. Other
+    attributes that a module changes when it is called are its own affair.
     """
     modules: dict[nn.Module, bool] = {}
     generators: list[Any] = []
@@ -105,9 +106,9 @@ def evaluating(strategy: object) -> Iterator[None]:
         else:
             generators.append(value)
     own = [module for module in modules if not type(module).__module__.startswith("torch.nn.")]
-    generators += [value for module in own for value in vars(module).values() if isinstance(value, _GENERATORS)]
+    generators += [value for module in own for _, value in walk(vars(module)) if isinstance(value, _GENERATORS)]
     buffers = [
-        (module, name, buffer, buffer._version, buffer.clone())
+        (module, name, buffer, buffer.clone())
         for module in own
         for name, buffer in module._buffers.items()
         if buffer is not None and not buffer.is_inference()  # which nothing can change
@@ -121,11 +122,9 @@ def evaluating(strategy: object) -> Iterator[None]:
     finally:
         for module, training in modules.items():
             module.training = training
-        for module, name, buffer, version, copy in buffers:
+        for module, name, buffer, copy in buffers:
             module._buffers[name] = buffer
-            if buffer._version != version:  # a comparison would wait for the device
-                with torch.no_grad():
-                    buffer.copy_(copy)
+            buffer.data.copy_(copy)  # changed or not: what was written to `.data` or by numpy shows in no version
         for generator, state in kept:
             _set_state(generator, state)
 

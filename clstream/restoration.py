@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from clstream.forms import CODE, DICTS, NUMPY_BITS, SIMPLE, array_type, check_plain, copied, left_out, view_of
 from clstream.origin import GLOBAL_GENERATORS, TABLES, Origin, called, data_of, name_of
 from clstream.seeds import set_random_state
-from clstream.snapshot import Snapshot, method_of
+from clstream.snapshot import Snapshot, is_global, method_of
 from clstream.state import replaces_method, slots
 
 _ANEW = ("array", "Generator", "RandomState", "bits", "seeds", "sparse")
@@ -288,6 +288,8 @@ class _Restore:
         """Give a function that the run holds since it began what it closes over."""
         if "cells" not in node:
             return
+        if is_global(function):
+            raise ValueError(f"it would change {node['called']}, which is not this run's alone")
         cells = function.__closure__ or ()
         if len(cells) != len(node["cells"]):
             raise ValueError(f"it has another {node['called']}: build the strategy as it was built then")

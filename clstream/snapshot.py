@@ -255,7 +255,7 @@ class _Capture:
         if self.origin is not None and "origin" not in node:
             raise self._refusal(value, path)
         content: dict[str, Any] = {"kind": "code", "called": called(value)}
-        if isinstance(value, FunctionType) and not _is_global(value):  # a global one's is no state of one strategy
+        if isinstance(value, FunctionType) and not is_global(value):  # a global one's is no state of one strategy
             content["cells"] = [self._cell(cell, f"{path} {name}") for name, cell in
                                 zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)]  # fmt: skip
             content["defaults"] = [
@@ -452,7 +452,7 @@ class _Capture:
 
     def class_state(self, held: Mapping[int, object]) -> dict[str, str]:
         """Return hashes of what the classes and global functions of these objects keep, beside what is held."""
-        functions = [value for value in self.kept if isinstance(value, FunctionType) and _is_global(value)]
+        functions = [value for value in self.kept if isinstance(value, FunctionType) and is_global(value)]
         return class_state(self.classes.values(), functions, held)
 
     def check_classes(self, origin: Origin) -> None:
@@ -508,7 +508,8 @@ def _names(value: Any) -> list[str]:
     return [f"{functional.__name__}:{getattr(value, '__name__', '')}"]
 
 
-def _is_global(function: FunctionType) -> bool:
+def is_global(function: FunctionType) -> bool:
+    """Return whether a function is one of a module, which others use too."""
     return loaded(name_of(function)) is function
 
 

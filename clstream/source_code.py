@@ -5,9 +5,10 @@ a run is built from, the import statements of their modules are followed, also t
 executed yet. What is not seen: imports by a name that is computed, code made by `exec`, data files.
 
 Two texts are the same code if they differ in comments, layout and docstrings only, and in what is under
-`if __name__ == "__main__":`. The text of a module is read once in a process, when it is first asked for. Where the functions
-that are loaded are not those of the text (a file that was edited after it was imported, a notebook without its cells), a hash of
-their compiled code goes with it: that is compared then.
+`if __name__ == "__main__":`, but for the functions and classes that are defined there, and what functions read of it. The text of
+a module is read once in a process, when it is first asked for. Where the functions that are loaded are not those of the text (a
+file that was edited after it was imported, a notebook without its cells), a hash of their compiled code goes with it: that is
+compared then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import ast
 import hashlib
 import inspect
 import os
+import symtable
 import sys
 import sysconfig
 import textwrap
@@ -34,7 +36,8 @@ Namespace = dict[str, Any]
 """The globals of a module."""
 
 _CALLABLES = (FunctionType, MethodType, partial, type)
-_PLAIN = (bool, int, float, str)
+_PLAIN = (bool, int, float, complex, str, bytes)
+_NAMELESS = ("lambda", "listcomp", "setcomp", "dictcomp", "genexpr")
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -395,17 +398,23 @@ def _in_no_file(definition: type | FunctionType, namespace: Namespace) -> tuple[
         if _shape(function.__code__) in _shapes(within):  # in a class, since `super()` means it
             texts.append(text)
         else:
-            lost.append(_shape(function.__code__))
+            plain = [value for value in function.__defaults__ or () if _is_plain(value)]
+            lost.append(f"{_shape(function.__code__)}{plain or ''}")
     own = vars(definition) if isinstance(definition, type) else {}
-    constants = {key: value for key, value in own.items() if isinstance(value, _PLAIN) and not key.startswith("__")}
+    constants = {key: value for key, value in own.items() if _is_plain(value) and not key.startswith("__")}
     text = "\n".join([*(f"{key} = {value!r}" for key, value in constants.items()), *texts])
     if isinstance(definition, type):
         bases = ", ".join(base.__name__ for base in definition.__bases__)
         text = f"class {definition.__name__}({bases}):\n{textwrap.indent(text or 'pass', '    ')}\n"
-    plain = {key: value for key, value in _named_by(definition, namespace).items() if isinstance(value, _PLAIN)}
+    named = {key: value for key, value in _named_by(definition, namespace).items() if _is_plain(value)}
     head = ["# Not all of its source could be had."] if lost else []
-    text = "\n".join([*head, *(f"{key} = {value!r}" for key, value in sorted(plain.items())), text])
+    text = "\n".join([*head, *(f"{key} = {value!r}" for key, value in sorted(named.items())), text])
     return name, Source(f"<{name}>", text, _hash(lost))
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value is one that a text can hold, and that stays as it is."""
+    return value is None or isinstance(value, _PLAIN) or (type(value) is tuple and all(map(_is_plain, value)))
 
 
 def _named_by(definition: type | FunctionType, namespace: Namespace) -> dict[str, object]:
@@ -480,13 +489,44 @@ def _shape(code: CodeType) -> str:
 
 
 def _stripped(text: str) -> ast.Module:
-    """Return the tree of a text without docstrings, and without what is only run in a script."""
+    """Return the tree of a text without docstrings, and without what is only run in a script and defines nothing that is used."""
     tree = ast.parse(text)
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and _is_script(node.test))]
+    read, body = _read_by_functions(text), list[ast.stmt]()
+    for statement in tree.body:
+        if isinstance(statement, ast.If) and _is_script(statement.test):
+            body += [*(part for part in statement.body if _defines(part, read)), *statement.orelse]
+        else:
+            body.append(statement)
+    tree.body = body
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, *_DEFINITIONS)) and node.body and _is_docstring(node.body[0]):
             node.body = node.body[1:]
     return tree
+
+
+def _read_by_functions(text: str) -> set[str]:
+    """Return the names of globals in the functions and classes of a text."""
+    names, tables = set[str](), [each for each in symtable.symtable(text, "text", "exec").get_children()
+                                 if each.get_name() not in _NAMELESS]  # fmt: skip
+    while tables:
+        table = tables.pop()
+        names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        tables += table.get_children()
+    return names
+
+
+def _defines(statement: ast.stmt, read: set[str]) -> bool:
+    """Return whether a statement holds a function or class, or sets one of some names."""
+    for node in ast.walk(statement):
+        if isinstance(node, (*_DEFINITIONS, ast.Lambda)) or (isinstance(node, ast.Name) and node.id in read and _sets(node)):
+            return True
+        if isinstance(node, ast.alias) and (node.asname or node.name.partition(".")[0]) in read:
+            return True
+    return False
+
+
+def _sets(name: ast.Name) -> bool:
+    return not isinstance(name.ctx, ast.Load)
 
 
 def _is_script(test: ast.expr) -> bool:

@@ -214,6 +214,22 @@ def test_a_file_cannot_choose_what_is_run(
         assert not MARKER.exists(), f"{name} was run, as a {form}"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"defaults": [["tuple", "", [True]], None]}, {"attributes": {"mine": 1}}, {"defaults": [None, None]}],
+)
+def test_a_function_that_others_use_too_stays_as_it_is(change: dict[str, Any], resumed: Callable[..., str]) -> None:
+    """relu(..., inplace=True) would hold for whoever calls it in this process, also after the run."""
+    before = F.relu.__defaults__, dict(vars(F.relu))
+
+    def edit(state: dict[str, Any]) -> None:
+        kept = node(state, "Victim.activation")
+        kept |= {"cells": [], "defaults": [["tuple", "", [False]], None], "attributes": {}} | change
+
+    assert "would change torch.nn.functional:relu" in resumed(edit)
+    assert before == (F.relu.__defaults__, dict(vars(F.relu)))
+
+
 # Attributes and methods ---------------------------------------------------------------------------------------------------
 
 

@@ -211,6 +211,24 @@ def test_whatever_else_counts(place, old, new, where):
         go_on()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("run(1)", "run(2)", True), ("runs = [run(seed) for seed in range(3)]", "runs = []", True), ("one = 1", "one = 2", True),
+        ("stream = 1", "stream = 2", True), ("LIMIT = 1", "LIMIT = 2", False), ("LIMIT += 1", "LIMIT += 2", False),
+        ("import one as LIMIT", "import two as LIMIT", False), ("from one import LIMIT", "from two import LIMIT", False),
+        ("def f(): return 1", "def f(): return 2", False), ("run(lambda: 1)", "run(lambda: 2)", False),
+        ("if a:\n        class A: b = 1", "if a:\n        class A: b = 2", False),
+        ("for LIMIT in 1, 2: run()", "for LIMIT in 1,: run()", False),
+        ("a()\nelse:\n    b = 1", "a()\nelse:\n    b = 2", False), ("a()\nelse:\n    b = 1", "c()\nelse:\n    b = 1", True),
+    ],
+)  # fmt: skip
+def test_of_a_script_counts_what_it_defines_and_what_functions_read(before, after, same):
+    text = "def loss(stream):\n    one = 1\n    return LIMIT * stream * one\n\nif __name__ == '__main__':\n    "
+    assert same_code(text + before, text + after) == same
+    assert same_code(text + before, text.replace("'__main__'", '"__main__"') + before + "  # a comment")
+
+
 def test_same_code():
     assert same_code("x = 1 # a", "x = (1)\n")
     assert not same_code("x = 1", "x = 1.0")
@@ -472,12 +490,18 @@ def test_an_extension_module_is_compared_by_its_bytes(place):
 
 CELL = """
 LIMIT = 3
+SIZES = (3, 4)
 
 class InNotebook(Base):
     width = 8
 
-    def loss(self, samples):
-        return super().loss(samples) * scale(LIMIT)
+    sizes = (8, (9, None))
+
+    def loss(self, samples, *, _=None):
+        return super().loss(samples) * scale(LIMIT) * len(SIZES)
+
+    def by(self, factor=2.0):
+        return factor
 
 def scale(number):
     return number
@@ -498,7 +522,8 @@ def notebook(cell: str, name: str = "<cell 1>", lines: bool = True) -> dict:
     ("old", "new", "differs"),
     [
         ("* scale", "/ scale", True), ("return number", "return -number", True), ("LIMIT = 3", "LIMIT = 4", True),
-        ("width = 8", "width = 9", True), ("def scale", "# a comment\ndef scale", False),
+        ("width = 8", "width = 9", True), ("(9, None)", "(9, 1)", True), ("(3, 4)", "(3, 5)", True), ("=2.0", "=3.0", True),
+        ("def scale", "# a comment\ndef scale", False),
     ],
 )  # fmt: skip
 def test_a_class_of_a_notebook_is_compared_by_its_methods_or_its_compiled_code(lines, old, new, differs):
