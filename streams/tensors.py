@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -287,10 +287,12 @@ def from_dataset(
         progress: whether to show a bar, in a terminal.
 
     Raises:
-        ValueError, TypeError: for an empty data set or samples that are not of one shape; see also `from_tensors`.
+        ValueError, TypeError: for an empty data set, samples that are not of one shape, and a `class_to_idx` of the two data sets
+            that gives one label two names; see also `from_tensors`.
 
     """
     check_options({name: value for name, value in locals().items() if name != "class_order" or not relabel})
+    check_same_names(train, test, name)
     folder = None if memory_map is None else Path(memory_map)
     parts = {
         kind: read(part, f"{name}: {kind}", None if folder is None else folder / f"{kind}.raw", workers, progress, relabel)
@@ -302,6 +304,20 @@ def from_dataset(
         sessions_per_task=sessions_per_task, validation=validation, seed=seed, schedule=schedule, boundaries=boundaries,
         augment=augment, resident=memory_map is None, drop_last=drop_last, relabel=relabel,
     )  # fmt: skip
+
+
+def check_same_names(train: object, test: object, name: str) -> None:
+    """Refuse data sets, as torchvision's `ImageFolder`, that number classes of other names alike: one folder more does that."""
+    here, there = (getattr(each, "class_to_idx", None) for each in (train, test))
+    if not isinstance(here, Mapping) or not isinstance(there, Mapping):
+        return
+    names = {label: of for of, label in here.items()}
+    for of, label in there.items():
+        if label in names and names[label] != of:
+            raise ValueError(
+                f"{name}: label {label} is {names[label]!r} in the training set and {of!r} in the test set: give both the same "
+                "classes, as folders of the same names"
+            )
 
 
 def read(

@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,11 @@ import torch
 from clstream.strategies import AGEM, L2, TAME, DERpp, Finetune, Joint, Refresh, Replay, WithDetectedBoundaries
 from clstream.streams import from_dataset, from_tensors
 from conftest import STRATEGIES, make
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
 
 from clstream import Strategy, run
 from clstream.checks import example_model, example_stream
@@ -220,6 +223,23 @@ def test_integers_of_a_data_set_stay_integers() -> None:
     stream = from_dataset(data, data, tasks=3, progress=False)
     assert stream.tasks[0].train.x.dtype == torch.int64
     assert len(torch.cat([task.train.x for task in stream.tasks]).unique()) == 60
+
+
+def test_folders_that_number_other_classes_alike_are_refused(tmp_path: Path) -> None:
+    """What is class 1 in a folder of three is class 0 in one without the first: accuracy would be that of other classes."""
+    for part, labels in (("train", "cat dog fox"), ("same", "cat dog fox"), ("fewer", "dog fox"), ("more", "ant cat dog fox")):
+        for label in labels.split():
+            (tmp_path / part / label).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / part / label / "0.png")
+    sets = {part.name: ImageFolder(str(part)) for part in tmp_path.iterdir()}
+    assert from_dataset(sets["train"], sets["same"], tasks=3, progress=False).classes == 3
+    for part, other in (("fewer", "dog"), ("more", "ant")):
+        with pytest.raises(ValueError, match=f"label 0 is 'cat' in the training set and '{other}' in the test set: give both"):
+            from_dataset(sets["train"], sets[part], tasks=3, progress=False)
+    named = TensorDataset(X, Y)
+    named.class_to_idx = {"cat": 0}  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="label 0 is 'cat' in the training set and 'dog' in the test set"):
+        from_dataset(named, sets["fewer"], tasks=3, progress=False)
 
 
 def test_a_data_set_that_is_iterated_is_refused() -> None:
