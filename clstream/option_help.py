@@ -48,7 +48,10 @@ def _followed(owner: Any, name: str, text: str) -> str:
 
 
 def _named(owner: Any, name: str) -> Any:
-    """Return what a docstring calls by a name: something of its module, or of ours."""
+    """Return what a docstring calls by a name: a class that it derives from, something of its module, or of ours."""
+    for base in owner.__mro__ if isinstance(owner, type) else ():
+        if base.__name__ == name:
+            return base
     module, _, attribute = name.rpartition(".")
     places = [module] if module else [owner.__module__, *PLACES.values()]
     for place in places:

@@ -42,7 +42,7 @@ class LwF(Distilling):
         optimizer: makes the optimizer from the model's parameters.
         alpha: weight of the distillation; of a list each task takes one, and the last one goes on.
         weight: of the classification loss; likewise.
-        temperature: T.
+        temperature: T, by which outputs are divided before the softmax of the distillation.
         distil: "old" or "seen": the outputs that compete in the distillation.
         bn_mode, renew_optimizer, active_classes: see `RehearsalFree`.
 

@@ -594,10 +594,10 @@ def test_no_checkpoint_follows_a_loss_that_is_not_finite(tmp_path: Path) -> None
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 kB, where one can be mounted."""
+    """A file system of 800 kB, where one can be mounted; a checkpoint holds the source of this module too."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True, check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("a disk that is full or read-only takes the right to mount a small one")
     yield folder
@@ -605,7 +605,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_at_the_start_is_refused(small_disk: Path) -> None:
-    (small_disk / "others").write_bytes(bytes(190_000))
+    (small_disk / "others").write_bytes(bytes(790_000))
     trace = Trace()
     with pytest.raises(FolderError, match=r"checkpoints can't be written to .* \(No space left on device\): make room, or name"):
         run(built(), example_stream(), trace, Checkpointer(small_disk / "run"))
@@ -621,7 +621,7 @@ def test_on_a_disk_that_fills_up_the_run_goes_on(small_disk: Path) -> None:
             others = small_disk / "others"
             if len(event.evaluation.accuracy) == 1:
                 with pytest.raises(OSError, match="No space"), others.open("wb") as file:
-                    file.write(bytes(300_000))
+                    file.write(bytes(1_000_000))
             elif len(event.evaluation.accuracy) == 2:
                 self.kept = load(files(small_disk / "run")[0])["step"]
                 others.unlink()
@@ -648,7 +648,7 @@ def test_stopped_on_a_full_disk_it_says_so(small_disk: Path) -> None:
         def stop(self, event: BatchLearned) -> None:
             if event.batch.task.id == 1 and event.batch.index == 2:
                 with pytest.raises(OSError, match="No space"), (small_disk / "others").open("wb") as file:
-                    file.write(bytes(300_000))
+                    file.write(bytes(1_000_000))
                 signal.raise_signal(signal.SIGTERM)
 
     with (

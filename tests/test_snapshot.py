@@ -643,7 +643,7 @@ def test_a_run_without_checkpoints_may_hold_anything() -> None:
     strategy = Strategy(example_model())
     strategy.lock = threading.Lock()
     run(strategy, example_stream())
-    with pytest.raises(CaptureError, match=r"Strategy.lock"):
+    with pytest.warns(UserWarning, match="was run before"), pytest.raises(CaptureError, match=r"Strategy.lock"):
         run(strategy, example_stream(), Checkpoints())
 
 

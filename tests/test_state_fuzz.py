@@ -38,6 +38,10 @@ from clstream.forms import CaptureError
 from clstream.memory import ClassBalanced, Reservoir, Ring
 from clstream.seeds import isolated
 
+pytestmark = pytest.mark.filterwarnings(  # torch's, about kinds of tensors and schedulers that are tried here
+    "ignore:Detected call of:UserWarning", "ignore:torch.quantize:UserWarning", "ignore:Sparse CSR:UserWarning"
+)
+
 
 class Phase(enum.Enum):
     WARM = 1

@@ -607,6 +607,7 @@ def test_a_model_that_no_selector_can_be_made_of_is_refused_before_anything_is_l
     assert len(strategy.experts) == 2 and strategy.selecting()[0].net[2].out_features == 2
 
 
+@pytest.mark.filterwarnings("ignore:this TAME was run before:UserWarning")
 def test_a_strategy_that_has_learned_keeps_its_classes() -> None:
     strategy, ear, detection = tame(classes=16), Ear(), Detection()
     run(strategy, moving([0, 1]))

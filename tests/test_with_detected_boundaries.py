@@ -146,6 +146,7 @@ def test_the_session_after_one_that_was_cut_is_whole_again() -> None:
     assert base.sizes == [240, 180]
 
 
+@pytest.mark.filterwarnings("ignore:this WithDetectedBoundaries was run before:UserWarning")
 def test_what_ended_a_run_ends_no_task_and_another_run_starts_anew() -> None:
     class Failing(Needy):
         fails = True
