@@ -103,6 +103,9 @@ class Parser(ArgumentParser):
             return f"{option} takes {kind}" + (
                 f" not {value[:100]}" if kind.endswith(",") else f", not {value[:100]}" if value else ""
             )
+        if keys and (several := re.search(r"Union subtypes\s+Subtypes: \[(.*?)\]\s+Errors:", message, re.DOTALL)):
+            kinds = re.sub(r"<class '([\w.]+)'>", r"\1", several[1]).replace("NoneType", "null").split(", ")
+            return f"{option} takes {', '.join(kinds[:-1])} or {kinds[-1]}" + (f", not {value[:100]}" if value else "")
         return re.sub(r"\s+", " ", message).strip()[:300]
 
 
