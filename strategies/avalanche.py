@@ -87,6 +87,11 @@ class AvalancheStrategy(Strategy):
         needy = needs_boundaries(theirs) if boundaries is None else boundaries
         identity = avalanche("benchmarks.utils.transform_groups").identity
         self.functions = (identity, collate, torch.zeros)  # their data sets that come hold these
+        nothing = Samples(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+        experience = new_experience(Delivery(None, nothing), 0, 0)
+        loaders, utils = avalanche("benchmarks.utils.data_loader"), avalanche("training.utils")
+        # A checkpoint names only classes that are held from the start, and those of their modules: here are some of each.
+        self.examples = (experience, loaders.TaskBalancedDataLoader(experience.dataset), utils.ParamData("example", (1,)))
         self.parts = (AtBoundaries(),) if needy else ()
         self.classes, self.tells_tasks = 0, False  # of the stream
         der = avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other
@@ -244,12 +249,7 @@ class AvalancheStrategy(Strategy):
         label = self.label_of(getattr(session, "task", None) if self.tells_tasks else None)
         delivery = Delivery(session, samples)
         labels = samples.extra["task_label"].tolist() if self.tells_tasks and "task_label" in samples.extra else label
-        dataset = avalanche("benchmarks.utils")._make_taskaware_classification_dataset(
-            delivery, task_labels=labels, collate_fn=collate
-        )
-        benchmarks = avalanche("benchmarks")
-        experience = benchmarks.DatasetExperience(dataset=dataset, current_experience=session.index)
-        experience.origin_stream = benchmarks.CLStream("train", [])
+        experience = new_experience(delivery, labels, session.index)
         classes = session.classes
         experience.classes_in_this_experience, experience.previous_classes = classes, sorted(self.seen)
         self.seen |= set(classes)
@@ -359,7 +359,7 @@ class Delivery(Dataset[Any]):
 
     not_state = ("samples",)
 
-    def __init__(self, session: Session, samples: Samples) -> None:
+    def __init__(self, session: Session | None, samples: Samples) -> None:
         self.session, self.samples = session, samples
         self.targets: list[int] = samples.y.tolist()
 
@@ -367,9 +367,18 @@ class Delivery(Dataset[Any]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if "samples" not in vars(self):  # the run was resumed
+        if "samples" not in vars(self) and self.session is not None:  # the run was resumed
             self.samples = self.session.samples[:]
         return self.samples.x[index], self.targets[index]
+
+
+def new_experience(delivery: Delivery, labels: int | list[int], number: int) -> Any:
+    """Return an experience of theirs with a data set of some samples, which have these task labels."""
+    dataset = avalanche("benchmarks.utils")._make_taskaware_classification_dataset(delivery, task_labels=labels, collate_fn=collate)
+    benchmarks = avalanche("benchmarks")
+    experience = benchmarks.DatasetExperience(dataset=dataset, current_experience=number)
+    experience.origin_stream = benchmarks.CLStream("train", [])
+    return experience
 
 
 def collate(samples: Sequence[Sequence[Any]]) -> list[Tensor]:

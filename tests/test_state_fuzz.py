@@ -319,6 +319,13 @@ def changed(thing: Any, other: Any, samples: Samples, count: int) -> None:
         thing.parts.append(other)
 
 
+def by_content(part: Any) -> str:
+    """Return a text of what is in a set, whatever the order of sets within it."""
+    if isinstance(part, Key):
+        return f"Key {part.name} {by_content(part.tags)}"
+    return repr(sorted(map(by_content, part))) if isinstance(part, frozenset) else repr(part)
+
+
 def picture(root: object) -> list[Any]:
     """Return what there is, object by object in the order of a walk, drawn without the snapshot's means."""
     numbers: dict[int, int] = {}
@@ -339,7 +346,7 @@ def picture(root: object) -> list[Any]:
         if isinstance(value, (MethodType, BuiltinMethodType)):
             return "method", value.__name__, draw(value.__self__)
         if isinstance(value, (set, frozenset)):
-            return type(value).__name__, sorted(repr(Key) if isinstance(part, Key) else repr(part) for part in value)
+            return type(value).__name__, sorted(map(by_content, value))
         if id(value) in numbers:
             return f"#{numbers[id(value)]}"
         numbers[id(value)] = len(numbers)
