@@ -54,7 +54,12 @@ class StopAt:
 def interrupted(folder: Path, batches: int = 13, every: int = 4, **options: object) -> None:
     """Leave a folder as a run does that is interrupted."""
     with pytest.raises(KeyboardInterrupt):
-        run(built(), example_stream(), StopAt(batches), Checkpointer(folder, every_batches=every, **options))
+        run(
+            built(),
+            example_stream(),
+            StopAt(batches),
+            Checkpointer(folder, every_batches=every, **{"every_seconds": None, **options}),
+        )
 
 
 # Going on -----------------------------------------------------------------------------------------------------------------
