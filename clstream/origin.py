@@ -64,6 +64,7 @@ class Origin:
         self.sessions: dict[int, Session] = {}  # those that were compared with the stream's, by id
         self.classes = dict(classes)
         modules = {cls.__module__ for cls in classes.values()}
+        modules |= {name for cls in classes.values() for name in getattr(cls, "checkpoint_modules", ())}
         self.modules = own_modules(modules) | {name for name in modules if name.partition(".")[0] not in _NEVER_OWN}
         self.objects: dict[str, object] = {}  # by the path that they have at the start
         self.paths: dict[int, str] = {}  # the other way round, by id

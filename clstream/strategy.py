@@ -48,6 +48,9 @@ class Strategy(Emitter, Recorded):
     not_state: tuple[str, ...] = ()
     """Attributes that are no state: what they hold is not seeded, moved, or kept. Subclasses add their own."""
 
+    checkpoint_modules: tuple[str, ...] = ()
+    """Modules beside its own whose classes a checkpoint may name: those of objects that come while the run goes on."""
+
     parts: tuple[object, ...] = ()
     """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
 

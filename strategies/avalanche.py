@@ -57,6 +57,14 @@ FREE = (
 )  # fmt: skip
 """Strategies and plugins of Avalanche's whose work between experiences is about samples, whatever task they are of."""
 
+BUILT_OF = (
+    *(f"avalanche.benchmarks.scenarios.{name}" for name in ("dataset_scenario", "generic_scenario")),
+    *(f"avalanche.benchmarks.utils.{name}" for name in ("classification_dataset", "data", "data_attribute", "data_loader",
+                                                        "dataset_definitions", "flat_data", "transform_groups")),
+    "avalanche.training.utils",
+)  # fmt: skip
+"""The modules of the classes that experiences, loaders and what plugins keep are of."""
+
 
 class AvalancheStrategy(Strategy):
     """Learn and answer as a strategy of Avalanche does.
@@ -75,6 +83,7 @@ class AvalancheStrategy(Strategy):
 
     fixed_classes = "as Avalanche's strategy and model have it"
     not_state = ("drawn",)
+    checkpoint_modules = BUILT_OF
 
     def __init__(self, strategy: Any, plugins: Sequence[Any] = (), boundaries: bool | None = None) -> None:
         check_playable(strategy, plugins)
@@ -87,11 +96,6 @@ class AvalancheStrategy(Strategy):
         needy = needs_boundaries(theirs) if boundaries is None else boundaries
         identity = avalanche("benchmarks.utils.transform_groups").identity
         self.functions = (identity, collate, torch.zeros)  # their data sets that come hold these
-        nothing = Samples(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
-        experience = new_experience(Delivery(None, nothing), 0, 0)
-        loaders, utils = avalanche("benchmarks.utils.data_loader"), avalanche("training.utils")
-        # A checkpoint names only classes that are held from the start, and those of their modules: here are some of each.
-        self.examples = (experience, loaders.TaskBalancedDataLoader(experience.dataset), utils.ParamData("example", (1,)))
         self.parts = (AtBoundaries(),) if needy else ()
         self.classes, self.tells_tasks = 0, False  # of the stream
         der = avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other
@@ -359,7 +363,7 @@ class Delivery(Dataset[Any]):
 
     not_state = ("samples",)
 
-    def __init__(self, session: Session | None, samples: Samples) -> None:
+    def __init__(self, session: Session, samples: Samples) -> None:
         self.session, self.samples = session, samples
         self.targets: list[int] = samples.y.tolist()
 
@@ -367,7 +371,7 @@ class Delivery(Dataset[Any]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if "samples" not in vars(self) and self.session is not None:  # the run was resumed
+        if "samples" not in vars(self):  # the run was resumed
             self.samples = self.session.samples[:]
         return self.samples.x[index], self.targets[index]
 
