@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = $(wildcard clstream/*.py strategies/*.py streams/*.py experiments/*.py experiments/parity/*.py experiments/*.yaml experiments/anchors/*.yaml) setup.cfg setup.py
+SOURCES = $(shell find clstream strategies streams experiments -name '*.py' -o -name '*.yaml') setup.cfg setup.py
 
 .PHONY: run test gpu ui check bench clean
 

@@ -5,21 +5,21 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from clstream.bus import Event as Event
     from clstream.bus import on as on
-    from clstream.engine import Result as Result
     from clstream.engine import run as run
     from clstream.events import BatchLearned as BatchLearned
     from clstream.events import BatchReady as BatchReady
     from clstream.events import EpochEnded as EpochEnded
     from clstream.events import EpochStarted as EpochStarted
     from clstream.events import Evaluated as Evaluated
-    from clstream.events import Event as Event
     from clstream.events import RunEnded as RunEnded
     from clstream.events import RunStarted as RunStarted
     from clstream.events import SessionEnded as SessionEnded
     from clstream.events import SessionStarted as SessionStarted
     from clstream.events import TaskEnded as TaskEnded
     from clstream.events import TaskStarted as TaskStarted
+    from clstream.results import Result as Result
     from clstream.strategy import Strategy as Strategy
     from clstream.stream import Batch as Batch
     from clstream.stream import Epoch as Epoch

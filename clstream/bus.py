@@ -4,22 +4,42 @@ The order is: base class first, then as defined in the class, then the handlers 
 There are no priorities. An exception in a handler ends the run.
 
 A strategy and its parts hear an event while they learn: what they ask themselves in a handler is run as it is written. All others
-are outside: see `clstream.answering`.
+are outside: see `clstream.eval_mode`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, TypeVar
 
-from clstream.answering import AS_WRITTEN, as_written
-from clstream.events import Event
+from clstream.eval_mode import AS_WRITTEN, as_written
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """Anything that happens in a run; subscribe to it to hear everything."""
+
+    def curves(self) -> Mapping[str, float]:
+        """Return numbers for the tracker, by the name of their curve; the newest ones are written at each evaluation."""
+        return {}
+
 
 E = TypeVar("E", bound=Event)
+
+
 S = TypeVar("S")
+
+
 Handler = Callable[[Any], None]
+
 
 _MARK = "__clstream_events__"
 

@@ -3,95 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clstream.answering import evaluating as evaluating
-from clstream.metrics import seen_averages
-from clstream.strategy import Strategy, allowed
+from clstream.eval_mode import evaluating as evaluating
+from clstream.strategy import Strategy
+from clstream.strategy.strategy import allowed
 from clstream.stream import Samples, Stream
 
 CHUNK = 2048
 """Test samples that are scored together."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evaluation:
-    """What a run has measured so far; the newest evaluation is the last row. Matrices are float64 on the CPU.
-
-    Args:
-        accuracy: (evaluations, tasks), class-IL, or domain-IL where tasks share classes: a row for each session that ended.
-        task_accuracy: the same with the task given at test.
-        taught: (evaluations, tasks), bool: which tasks were taught in the session before each row; for `metrics`.
-        probes: (probes, tasks), as `main`, at each evaluation there was: also those of `evaluate_every`, within sessions.
-        probe_taught: (probes, tasks), bool: which tasks were taught since the probe before.
-        probe_steps: for each probe, the batches learned by then.
-        baseline, task_baseline: (tasks,), the accuracy of the untrained strategy.
-        scenario: of the stream; it says which of both matrices is the main one.
-        within_session: whether the newest evaluation came within a session; then it is a probe only.
-
-    """
-
-    accuracy: Tensor
-    task_accuracy: Tensor
-    taught: Tensor
-    probes: Tensor
-    probe_taught: Tensor
-    probe_steps: tuple[int, ...]
-    baseline: Tensor
-    task_baseline: Tensor
-    scenario: str
-    within_session: bool = False
-
-    @classmethod
-    def of_untrained(cls, row: Tensor, task_row: Tensor, scenario: str) -> Evaluation:
-        """Return the start, from the rows of the untrained strategy."""
-        none, never = row.new_empty(0, len(row)), torch.zeros(0, len(row), dtype=torch.bool)
-        return cls(none, none, never, none, never, (), row, task_row, scenario)
-
-    def after(self, row: Tensor, task_row: Tensor, task: int, step: int, within_session: bool) -> Evaluation:
-        """Return this with the rows of one more evaluation, after `step` batches, while `task` was being taught."""
-        marks = (torch.arange(len(row)) == task)[None]
-        probe = (task_row if self.scenario == "task" else row)[None]
-        # where a session ends at the step of a probe within it, that is the same probe
-        old = slice(0, -1 if self.probe_steps[-1:] == (step,) else None)
-        probed = replace(
-            self,
-            probes=torch.cat([self.probes[old], probe]),
-            probe_taught=torch.cat([self.probe_taught[old], marks]),
-            probe_steps=(*self.probe_steps[old], step),
-            within_session=within_session,
-        )
-        if within_session:
-            return probed
-        return replace(
-            probed,
-            accuracy=torch.cat([self.accuracy, row[None]]),
-            task_accuracy=torch.cat([self.task_accuracy, task_row[None]]),
-            taught=torch.cat([self.taught, marks]),
-        )
-
-    @property
-    def main(self) -> Tensor:
-        """The accuracy matrix that the scenario asks for: `task_accuracy` if it is task-incremental, else `accuracy`."""
-        return self.task_accuracy if self.scenario == "task" else self.accuracy
-
-
-def table(accuracy: Tensor, taught: Tensor) -> dict[str, list[float]]:
-    """Return an accuracy matrix as columns: the sessions finished, each task, and the mean over the tasks seen by then."""
-    columns: dict[str, list[float]] = {"sessions_finished": list(range(1, len(accuracy) + 1))}
-    columns |= {f"task_{task}": accuracy[:, task].tolist() for task in range(accuracy.shape[1])}
-    return columns | {"mean": seen_averages(accuracy, taught).tolist() if len(accuracy) else []}
-
-
-def write_csv(accuracy: Tensor, taught: Tensor, file: str | Path) -> None:
-    """Write the columns of `table`, with all digits."""
-    columns = table(accuracy, taught)
-    rows = [",".join(columns), *(",".join(map(repr, row)) for row in zip(*columns.values(), strict=True))]
-    Path(file).write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:

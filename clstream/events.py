@@ -14,27 +14,18 @@ have come after the checkpoint. A strategy or a detector may emit events of its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from clstream.bus import Event as Event
 from clstream.stream import Batch, Epoch, Session, Stream, Task
 
 if TYPE_CHECKING:
-    from clstream.evaluation import Evaluation
-    from clstream.running import Run
+    from clstream.engine.simulation import Run
+    from clstream.results import Evaluation
     from clstream.strategy import Strategy
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Event:
-    """Anything that happens in a run; subscribe to it to hear everything."""
-
-    def curves(self) -> Mapping[str, float]:
-        """Return numbers for the tracker, by the name of their curve; the newest ones are written at each evaluation."""
-        return {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import clstream
-from clstream import torch_files
 from clstream.params import Recorded, check_integer, describe
+from clstream.serialization import torch_files
 from clstream.stream import Samples, Stream, Subset, Task
 
 FORMAT = "clstream weights 1"

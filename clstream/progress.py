@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clstream.bus import on
-from clstream.evaluation import Evaluation
 from clstream.events import BatchLearned, EpochStarted, Evaluated, RunEnded, RunStarted
 from clstream.metrics import average_accuracy, forgetting
+from clstream.results import Evaluation
 
 EVERY = 0.1
 """Seconds between two looks at the bar."""

@@ -33,10 +33,9 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from clstream import Result, Samples, Strategy, Stream, Task, TaskEnded, TaskStarted, on, run
-from clstream.figures import composition_figure, forgetting_curves
+from clstream.figures import composition, composition_figure, forgetting_curves
 from clstream.models import Mlp, MnistLike
 from clstream.seeds import isolated
-from clstream.showing import composition
 
 FOLDER = Path(__file__).parent / "images"
 

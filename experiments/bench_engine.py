@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from clstream import BatchReady, Stream, on, run
 from clstream.bus import Bus
-from clstream.checkpoint import Checkpointer, files
+from clstream.checkpoint import Checkpointer
+from clstream.checkpoint.store import files
 from clstream.models import Mlp
 
 

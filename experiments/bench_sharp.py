@@ -15,7 +15,7 @@ from itertools import chain
 
 import torch
 from clstream.strategies import SHARP
-from clstream.strategies.sharp import ShortTerm, quantise
+from clstream.strategies.sharp.memories import ShortTerm, quantise
 from clstream.streams import split_mnist
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -23,8 +23,8 @@ from scipy.stats import t as student
 from torch.optim import Adam
 
 from clstream import Stream, run
-from clstream.detection import Detection
 from clstream.models import Mlp
+from clstream.online_metrics import Detection
 from clstream.seeds import isolated
 
 ROWS = ("true", "detected", "none")

@@ -14,8 +14,8 @@ in its first one only.
 
 Mammoth's code differs in four things, each an option here; all four together are its ER-ACE, with `replay_batch` its minibatch:
 
-head="cosine" of the model   10 times the cosine of features and a class's weights, no bias (`clstream.models.CosineHead`), the
-                             default there, and called the classifier of the original work
+head="cosine" of the model   10 times the cosine of features and a class's weights, no bias (`clstream.models.heads.CosineHead`):
+                             the default there, and called the classifier of the original work
 start="second_task"          in the first task all outputs compete and nothing is replayed, though it is kept: it needs boundaries
 competing="batch_and_above"  the outputs from the highest label seen so far on are not masked: that label's and, in the natural
                              order of classes, those of classes to come

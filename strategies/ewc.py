@@ -42,10 +42,9 @@ from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, TaskEnded
 from clstream.fisher import batch_fisher, diagonal_fisher
 from clstream.params import check_bool, check_integer, check_number
-from clstream.regulariser import Quadratic, padded
-from clstream.rehearsal_free import RehearsalFree
 from clstream.seeds import undisturbed
-from clstream.strategy import OptimizerFactory
+from clstream.strategy import OptimizerFactory, Quadratic, RehearsalFree
+from clstream.strategy.regulariser import padded
 
 
 class EWCPenalty(Quadratic):

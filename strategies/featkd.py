@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from clstream.bus import on
 from clstream.events import RunStarted, TaskEnded
 from clstream.params import check_bool, check_number
-from clstream.regulariser import Regulariser, frozen
-from clstream.strategy import Strategy
+from clstream.strategy import Regulariser, Strategy
+from clstream.strategy.regulariser import frozen
 from clstream.stream import Samples
 
 

@@ -31,9 +31,7 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import SessionStarted, TaskEnded
 from clstream.params import check_bool
-from clstream.regulariser import Quadratic
-from clstream.rehearsal_free import RehearsalFree
-from clstream.strategy import OptimizerFactory
+from clstream.strategy import OptimizerFactory, Quadratic, RehearsalFree
 
 
 class L2Penalty(Quadratic):

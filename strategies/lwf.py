@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream.params import check_choice, check_number, check_positive
-from clstream.rehearsal_free import Distilling
 from clstream.strategy import OptimizerFactory
+from clstream.strategy.rehearsal_free import Distilling
 from clstream.stream import Samples
 
 

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from clstream.rehearsal_free import FORMS, Distilling, binary, one_hot
-from clstream.strategy import OptimizerFactory, silenced
+from clstream.strategy import OptimizerFactory
+from clstream.strategy.rehearsal_free import FORMS, Distilling, binary, one_hot
+from clstream.strategy.strategy import silenced
 from clstream.stream import Samples
 
 

@@ -49,11 +49,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import SGD
 
-from clstream.augmenting import CropFlipJitter
+from clstream.augmentations import CropFlipJitter
 from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.losses import supervised_contrastive
-from clstream.models import GrowingHead, grow_heads
+from clstream.models import GrowingHead
+from clstream.models.heads import grow_heads
 from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task

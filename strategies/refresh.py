@@ -45,9 +45,8 @@ from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import diagonal_fisher
 from clstream.params import check_integer, check_number, check_positive
-from clstream.strategy import Strategy
+from clstream.strategy import Strategy, Wrapper
 from clstream.stream import Batch, Samples, Subset
-from clstream.wrapper import Wrapper
 
 TINY = 1e-20  # of the release: a zero gradient gives no NaN
 

@@ -10,9 +10,7 @@ The wrapped strategy takes its own steps, on `objective` in place of `loss`; wha
 
 from __future__ import annotations
 
-from clstream.regulariser import Regulariser
-from clstream.strategy import Strategy
-from clstream.wrapper import Wrapper
+from clstream.strategy import Regulariser, Strategy, Wrapper
 
 
 class Regularised(Wrapper):

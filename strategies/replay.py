@@ -26,10 +26,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from clstream.augmentations import check_mix, mix
 from clstream.bus import on
 from clstream.events import BatchLearned, RunStarted
 from clstream.memory import OFFERS, ClassBalanced, Memory, Reservoir, offered
-from clstream.mixing import check_mix, mix
 from clstream.params import check_choice, check_integer
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples

@@ -29,9 +29,8 @@ from torch.optim import SGD
 from clstream.bus import on
 from clstream.events import BatchLearned, BatchReady, RunStarted, SessionStarted, TaskEnded
 from clstream.params import check_positive
-from clstream.regulariser import Quadratic, padded
-from clstream.rehearsal_free import RehearsalFree
-from clstream.strategy import OptimizerFactory
+from clstream.strategy import OptimizerFactory, Quadratic, RehearsalFree
+from clstream.strategy.regulariser import padded
 
 
 class SIPenalty(Quadratic):

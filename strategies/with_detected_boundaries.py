@@ -1,7 +1,7 @@
 """Boundaries for a strategy that needs them, on a stream that has none: a wrapper that cuts the stream where the loss rises.
 
-The detector is TAME's (Zhu et al. 2024; `clstream.detectors`). It is told the cross-entropy of each batch before it is learned, of
-the wrapped strategy's model in evaluation mode. Where it sees a shift, the wrapped strategy is told
+The detector is TAME's (Zhu et al. 2024; `clstream.drift_detection`). It is told the cross-entropy of each batch before it is
+learned, of the wrapped strategy's model in evaluation mode. Where it sees a shift, the wrapped strategy is told
 
     EpochEnded, SessionEnded, TaskEnded, TaskStarted, SessionStarted, EpochStarted
 
@@ -33,28 +33,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clstream.bus import Handler, on, subscriptions
-from clstream.detectors import ShiftDetector
+from clstream.bus import Event, Handler, on, subscriptions
+from clstream.drift_detection import ShiftDetector
 from clstream.events import (
     BatchLearned,
     BatchReady,
     EpochEnded,
     EpochStarted,
     Evaluated,
-    Event,
     RunEnded,
     RunStarted,
     SessionEnded,
     SessionStarted,
     TaskEnded,
     TaskStarted,
-)  # fmt: skip
+)
 from clstream.memory import Reservoir
+from clstream.models.ensemble import Stacked
 from clstream.params import check_integer
-from clstream.stacking import Stacked
-from clstream.strategy import Regulariser, Strategy, needs
+from clstream.strategy import Regulariser, Strategy, Wrapper, needs
 from clstream.stream import Batch, Epoch, Samples, Session, Task
-from clstream.wrapper import Wrapper
 
 
 class WithDetectedBoundaries(Wrapper):
@@ -62,7 +60,7 @@ class WithDetectedBoundaries(Wrapper):
 
     Args:
         base: the strategy; it has a `model` that gives logits.
-        alpha, window, deviations, floor, warmup: of the detector, see `clstream.detectors.ShiftDetector`.
+        alpha, window, deviations, floor, warmup: of the detector, see `clstream.drift_detection.ShiftDetector`.
         keep: the most samples that are kept of a task, and of a session.
 
     """

@@ -1,6 +1,7 @@
 """The benchmarks: functions that return a Stream, and data loading."""
 
-from clstream.streams.avalanche import from_avalanche, with_test
+from clstream.streams.avalanche import from_avalanche
+from clstream.streams.avalanche.streams import with_test
 from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist

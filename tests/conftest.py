@@ -25,7 +25,8 @@ if importlib.util.find_spec("clstream.strategies") is None:  # not installed: it
 
 import clstream.strategies as zoo
 
-from clstream import Strategy, optional
+from clstream import Strategy
+from clstream.avalanche import imports
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["COLUMNS"] = "80"
@@ -84,13 +85,13 @@ def avalanche() -> Callable[[str], ModuleType]:
     """What returns a module of Avalanche by name; the tests that need it are left out where it is not installed."""
     if not HAS_AVALANCHE:
         pytest.skip("avalanche-lib is not installed: the extra `test` brings it, up to Python 3.12; there is none for newer ones")
-    return optional.avalanche
+    return imports.avalanche
 
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store with all of its tables, made once for all processes of pytest-xdist: that takes seconds."""
-    from clstream.store import connect
+    from clstream.tracking.mlflow_store import connect
 
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # a folder in that of them all

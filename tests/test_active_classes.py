@@ -37,12 +37,12 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream import BatchLearned, RunStarted, SessionEnded, Strategy, Stream, Task, TaskEnded, on, run
-from clstream.checkpoint import difference
-from clstream.checks import Check, Checkpoints, check_alike, example_model, example_stream, normed_model
+from clstream.checkpoint.compare import difference
+from clstream.checks import Check, check_alike, example_model, example_stream, normed_model
+from clstream.checks.recorders import Checkpoints
 from clstream.params import describe
 from clstream.recording import read, record
-from clstream.regulariser import Regulariser
-from clstream.strategy import needs
+from clstream.strategy import Regulariser, needs
 from clstream.stream import Samples, Subset
 
 ROOT = Path(__file__).resolve().parent.parent

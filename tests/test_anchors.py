@@ -10,9 +10,9 @@ import pytest
 import yaml
 from clstream.streams import split_digits
 
-from clstream.anchors import Anchor, anchor_names, load_anchor
 from clstream.cli import main
-from clstream.config import UsageError, parse_run
+from clstream.cli.anchors import Anchor, anchor_names, load_anchor
+from clstream.cli.parser import UsageError, parse_run
 
 SMALL: dict[str, Any] = {
     "about": "a small one", "config": {"strategy": "Finetune", "model": {"class_path": "Mlp", "init_args": {"hidden": [20]}}},

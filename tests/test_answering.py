@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clstream import BatchLearned, Event, RunEnded, RunStarted, SessionEnded, Strategy, TaskEnded, on, run
-from clstream.answering import AS_WRITTEN, evaluating
-from clstream.checks import Asking, example_stream, normed_model
-from clstream.comparing import digest
+from clstream.checks import example_stream, normed_model
+from clstream.checks.recorders import Asking
+from clstream.eval_mode import AS_WRITTEN, evaluating
 from clstream.events import BatchReady, Evaluated
+from clstream.serialization.compare import digest
 from clstream.stream import Batch, Samples, Task
 
 STREAM = example_stream()

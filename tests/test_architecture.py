@@ -14,83 +14,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"clstream": ROOT / "clstream", "clstream.strategies": ROOT / "strategies", "clstream.streams": ROOT / "streams"}
 
-LEAVES = (
-    "seeds",
-    "params",
-    "state",
-    "class_state",
-    "models",
-    "generators",
-    "memory",
-    "metrics",
-    "losses",
-    "figures",
-    "journal",
-    "samples",
-    "mixing",
-    "augmenting",
-    "optional",
-    "errors",
-    "source_code",
-    "torch_files",
-)
-LEVELS = (  # each imports from the levels before it, and from its own without going in circles
-    (
-        *LEAVES,
-        "stream",
-        "origin",
-        "forms",
-        "snapshot",
-        "restoration",
-        "comparing",
-        "recording",
-        "fisher",
-        "chain",
-        "showing",
-        "pruning",
-        "stacking",
-        "answering",
-    ),
-    ("events",),
-    ("bus",),
-    ("strategy", "detectors"),
-    ("evaluation", "regulariser", "rehearsal_free", "wrapper", "avalanche_names"),
-    ("fits", "running", "single", "engine"),
-    ("__init__",),
-    (
-        "store",
-        "tracking",
-        "checkpoint",
-        "folders",
-        "retention",
-        "checks",
-        "progress",
-        "outbox",
-        "eventlog",
-        "pretraining",
-        "detection",
-        "prequential",
-    ),
-    ("yaml_files", "lookup"),
-    ("settings", "option_help"),
-    ("config",),
-    ("anchors", "tries"),
-    ("playing",),
-    ("proof",),
-    ("cli",),
-)
-LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-BY_NAME = {"cli", "lookup", "anchors"}  # these find strategies and streams at run time
-LAZY = {"models": {"timm"}, "figures": {"matplotlib"}, "mixing": {"torchvision"}}  # beside torch and numpy, inside functions
+RULES = {
+    line.split("|")[1].strip(" `"): {*re.findall(r"`(\w+)`", line.split("|")[2])}
+    for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| `\w+` \|", line)
+}
+"""What each package or module of the framework imports, as the table in CONTRIBUTING.md has it."""
+AT_MOST = 31  # entries in clstream/, py.typed left out; `measures` is to come
+BY_NAME = {"cli"}  # it finds strategies and streams at run time
+TYPES_ONLY = {("events", "strategy"), ("events", "engine")}  # imports for type checkers against the rules
+LAZY = {  # beside torch and numpy, inside functions
+    "models": {"timm"}, "figures": {"matplotlib"}, "augmentations": {"torchvision"}, "results": {"pandas"},
+}  # fmt: skip
 
 
 @cache
 def modules():
     """Return the file of each module by its full name; a package is the name of its folder."""
     return {
-        package if file.stem == "__init__" else f"{package}.{file.stem}": file
+        ".".join([package, *file.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): file
         for package, folder in FOLDERS.items()
-        for file in sorted(folder.glob("*.py"))
+        for file in sorted(folder.rglob("*.py"))
     }
 
 
@@ -131,93 +75,150 @@ def of(folder):
     return sorted(name for name in modules() if name.startswith(f"{folder}."))
 
 
-def level(name):
-    return LEVEL["__init__" if name == "clstream" else name.removeprefix("clstream.")]
+def unit(name):
+    """Return the package or module of the framework that a module is of."""
+    return "__init__" if name == "clstream" else name.split(".")[1]
 
 
 def ours(names):
     return {name for name in names if name == "clstream" or name.startswith("clstream.")}
 
 
+def of_types(name):
+    """Return the full names of the modules that a module imports, those for type checkers among them."""
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    package = name if modules()[name].stem == "__init__" else name.rpartition(".")[0]
+    return {
+        inner if (inner := f"{source}.{alias.name}") in modules() else source
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for source in [importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module]
+        for alias in node.names
+    }
+
+
 def test_the_source_is_found():
-    assert {"clstream", "clstream.engine", "clstream.strategies.replay", "clstream.streams.splits"} <= modules().keys()
-    assert "clstream.seeds" in imports("clstream.stream")
-    assert "clstream.strategy" not in imports("clstream.events")  # for type checkers only
+    assert {"clstream", "clstream.engine.loop", "clstream.strategies.replay", "clstream.streams.splits"} <= modules().keys()
+    assert "clstream.seeds" in imports("clstream.stream.sessions")
+    assert "clstream.strategy" not in imports("clstream.events")
+    assert "clstream.strategy" in of_types("clstream.events")  # for type checkers only
     assert "torchvision" in imports("clstream.streams.data")
     assert "torchvision" not in imports("clstream.streams.data", top_only=True)
 
 
-@pytest.mark.parametrize("name", framework())
-def test_every_module_of_the_framework_has_a_level(name):
-    assert name == "clstream" or name.removeprefix("clstream.") in LEVEL, f"give {name} a place in LEVELS"
+def test_the_table_has_every_package_and_module_of_the_framework():
+    assert RULES.keys() == {unit(name) for name in framework()} - {"__init__"}
+
+
+def test_the_table_goes_one_way():
+    assert list(TopologicalSorter(RULES).static_order())
 
 
 @pytest.mark.parametrize("name", framework())
-def test_the_framework_imports_one_way(name):
-    inside = ours(imports(name))
-    assert not {other for other in inside if other.startswith(("clstream.strategies", "clstream.streams"))}
-    assert not {other for other in inside if level(other) > level(name)}
+def test_the_framework_imports_what_the_table_says(name):
+    inside = {unit(other) for other in ours(of_types(name))} - {unit(name)}
+    allowed = RULES.get(unit(name), RULES.keys() - {"cli"})
+    assert {other for other in inside if (unit(name), other) not in TYPES_ONLY} - {"__init__"} <= allowed
+    assert "__init__" not in inside or unit(name) in ("cli", "tracking")  # the version
 
 
-def test_nothing_in_the_framework_imports_in_a_circle():
-    graph = {name: {other for other in ours(imports(name)) if other != name} for name in framework()}
-    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
+def test_the_table_says_no_more_than_is_imported():
+    needed = {
+        name: {unit(other) for module in framework() if unit(module) == name for other in ours(of_types(module))} for name in RULES
+    }
+    assert {name: others - needed[name] for name, others in RULES.items()} == {name: set() for name in RULES}
 
 
-@pytest.mark.parametrize("name", [f"clstream.{leaf}" for leaf in LEAVES if f"clstream.{leaf}" in modules()])
-def test_leaves_need_only_torch_numpy_and_each_other(name):
-    leaf = name.removeprefix("clstream.")
-    outside = {other.partition(".")[0] for other in imports(name) - ours(imports(name))}
-    assert outside - sys.stdlib_module_names <= {"torch", "numpy"} | LAZY.get(leaf, set())
-    at_top = {other.partition(".")[0] for other in imports(name, top_only=True)}
-    assert not at_top & LAZY.get(leaf, set())
+def test_nothing_imports_in_a_circle_not_even_for_type_checkers():
+    graph = {name: ours(of_types(name)) - {name} for name in modules()}
+    graph["clstream.events"] -= {"clstream.strategy", "clstream.engine.simulation"}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
 
 
-@pytest.mark.parametrize("name", ["stream", "recording", "events", "bus", "strategy", "evaluation", "engine"])
+def test_there_are_few_entries_in_the_framework():
+    entries = [entry for entry in FOLDERS["clstream"].iterdir() if entry.suffix == ".py" or (entry / "__init__.py").exists()]
+    assert len(entries) <= AT_MOST
+
+
+@pytest.mark.parametrize("name", [name for name, file in modules().items() if file.stem == "__init__" and name != "clstream"])
+def test_a_package_only_names_what_its_modules_define(name):
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    lazy = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in lazy] in ([], ["__getattr__"])  # PEP 562: imported when it is asked for
+    others = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.If)
+    assert all(isinstance(node, others) for node in tree.body if node not in lazy)
+
+
+def test_every_package_is_installed():
+    listed = (ROOT / "setup.cfg").read_text(encoding="utf-8").partition("packages =\n")[2].partition("package_dir")[0].split()
+    packages = {name for name, file in modules().items() if file.stem == "__init__"}
+    assert {name for name in listed if not name.startswith("clstream.experiments")} == packages
+
+
+RUN = RULES.keys() - {"cli", "tracking", "checkpoint", "checks", "progress", "pretraining", "files"}
+
+
+@pytest.mark.parametrize("name", [name for name in framework() if unit(name) in RUN])
 def test_a_run_needs_only_torch_and_numpy(name):
-    found = imports(f"clstream.{name}")
+    found = imports(name)
     outside = {other.partition(".")[0] for other in found - ours(found)}
-    assert outside - sys.stdlib_module_names <= {"torch", "numpy"} | ({"pandas"} if name == "engine" else set())  # Result.to_frame
-    assert "pandas" not in imports(f"clstream.{name}", top_only=True)
+    assert outside - sys.stdlib_module_names <= {"torch", "numpy"} | LAZY.get(unit(name), set())
+    at_top = {other.partition(".")[0] for other in imports(name, top_only=True)}
+    assert not at_top & LAZY.get(unit(name), set())
 
 
-@pytest.mark.parametrize("name", sorted(set(framework()) - {f"clstream.{name}" for name in BY_NAME}))
+@pytest.mark.parametrize("name", [name for name in framework() if unit(name) not in BY_NAME])
 def test_only_the_command_line_names_strategies_and_streams(name):
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert not [text for text in texts if re.fullmatch(r"clstream\.(strategies|streams)(\.\w+)*", text)]
 
 
+ABOVE = {"engine", "checkpoint", "tracking", "checks", "cli", "online_metrics", "progress", "pretraining"}
+
+
 @pytest.mark.parametrize("name", of("clstream.strategies"))
 def test_a_strategy_imports_no_stream_no_other_strategy_and_nothing_above_itself(name):
-    inside = ours(imports(name))
-    assert not {other for other in inside if other.startswith(("clstream.strategies", "clstream.streams"))}
-    assert not {other for other in inside if level(other) > LEVEL["evaluation"]}
+    inside = ours(of_types(name))
+    own = ".".join(name.split(".")[:3])  # its module, or the folder of its method
+    assert not {
+        other for other in inside if other.startswith(("clstream.strategies", "clstream.streams")) and not other.startswith(own)
+    }
+    assert not {unit(other) for other in inside} & ABOVE
 
 
 @pytest.mark.parametrize("name", of("clstream.streams"))
 def test_a_stream_imports_no_strategy_and_nothing_above_itself(name):
-    inside = {other for other in ours(imports(name)) if not other.startswith("clstream.streams")}
-    assert not {other for other in inside if other.startswith("clstream.strategies")}
-    assert not {other for other in inside if level(other) > LEVEL["stream"]}
+    inside = {other for other in ours(of_types(name)) if not other.startswith("clstream.streams")}
+    assert {unit(other) for other in inside} <= {
+        "params",
+        "seeds",
+        "stream",
+        "augmentations",
+        "avalanche",
+        "recording",
+        "memory",
+        "files",
+    }
     assert "clstream.recording" not in inside or name == "clstream.streams.recorded"  # it reads them; no other knows of files
 
 
 @pytest.mark.parametrize("folder", ["clstream.strategies", "clstream.streams"])
 def test_a_collection_gathers_its_own_modules_only(folder):
-    assert imports(folder) <= {*of(folder), "__future__"}
+    assert imports(folder) <= {*of(folder), "__future__", "importlib", "typing"}
 
 
-def test_only_the_store_imports_mlflow():
+def test_only_mlflow_store_imports_mlflow():
     users = {name for name in modules() if any(other.partition(".")[0] == "mlflow" for other in imports(name))}
-    assert users <= {"clstream.store"}
+    assert users <= {"clstream.tracking.mlflow_store"}
 
 
 def test_only_what_imports_it_on_demand_names_avalanche():
-    """Not by an import statement, anywhere: `clstream.optional` imports it, quietly, when one of its bridges asks."""
+    """Not by an import statement, anywhere: `clstream.avalanche.imports` imports it, quietly, when one of its bridges asks."""
     assert not [name for name in modules() if any(other.partition(".")[0] == "avalanche" for other in imports(name))]
-    users = {name for name in modules() if "clstream.optional" in imports(name)}
-    assert users <= {"clstream.streams.avalanche", "clstream.strategies.avalanche", "clstream.cli"}
+    users = {name for name in modules() if "clstream.avalanche.imports" in imports(name)}
+    bridges = {"clstream.streams.avalanche", "clstream.strategies.avalanche", "clstream.cli"}
+    assert {name.rpartition(".")[0] for name in users} <= bridges
 
 
 def test_the_collections_load_no_avalanche(tmp_path):
@@ -241,7 +242,7 @@ def test_the_collections_load_no_avalanche(tmp_path):
 )
 def test_without_avalanche_one_sentence_says_what_to_do(tmp_path, version, sentence):
     script = (
-        "import sys; from collections import namedtuple; import clstream.cli, clstream.playing;"
+        "import sys; from collections import namedtuple; import clstream.cli, clstream.cli.experiment;"
         "sys.modules['avalanche'] = None;"  # it can't be imported then
         f"sys.version_info = namedtuple('V', 'major minor')(*{version});"
         "print([clstream.cli.main(['run', '--track', 'false', *given]) for given in"
@@ -258,7 +259,13 @@ def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path)
     loaded = set(done.stdout.split())
     assert "clstream.engine" in loaded
     assert not loaded & {"mlflow", "avalanche", "sklearn", "matplotlib", "torchvision", "rich", "jsonargparse", "timm", "pandas"}
-    assert not loaded & {"clstream.strategies", "clstream.streams", "clstream.tracking", "clstream.store", "clstream.cli"}
+    assert not loaded & {
+        "clstream.strategies",
+        "clstream.streams",
+        "clstream.tracking",
+        "clstream.tracking.mlflow_store",
+        "clstream.cli",
+    }
 
 
 def test_every_command_that_tests_start_has_as_many_threads_as_they():

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import SGD
 
 from clstream import Strategy, run
-from clstream.avalanche_names import as_avalanche
+from clstream.avalanche.results import as_avalanche
 from clstream.models import Mlp
 from clstream.seeds import isolated
 

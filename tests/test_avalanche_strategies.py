@@ -11,7 +11,8 @@ import pytest
 import torch
 from clstream.experiments.parity.measuring import Labelled
 from clstream.strategies import EWCPenalty, WithDetectedBoundaries
-from clstream.strategies.avalanche import AvalancheStrategy, named, needs_boundaries
+from clstream.strategies.avalanche import AvalancheStrategy, named
+from clstream.strategies.avalanche.introspection import needs_boundaries
 from clstream.streams import blobs, from_avalanche, split_digits
 from clstream.streams.data import digits
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ from clstream import EpochStarted, Samples, Stream, Task, on, run
 from clstream.checks import check_strategy
 from clstream.cli import main
 from clstream.evaluation import evaluate, evaluating
-from clstream.forms import CaptureError
 from clstream.models import Mlp
 from clstream.seeds import isolated
+from clstream.serialization import CaptureError
 
 Import = Callable[[str], ModuleType]
 Make = Callable[[], Any]
@@ -219,7 +220,7 @@ def test_a_run_of_theirs_resumes_exactly(avalanche: Import, name: str, options: 
 
 def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
     """A head that came to be within the run is there again, with what the optimizer knows of it."""
-    from clstream.checks import Checkpoints
+    from clstream.checks.recorders import Checkpoints
 
     stream = from_avalanche(benchmark(avalanche, task_labels=True), epochs=1, batch_size=30)
     make = maker(avalanche, "Replay", net="headed", momentum=0.9, mem_size=30)
@@ -388,8 +389,8 @@ def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str
     assert "AvalancheEWC on blobs" in capsys.readouterr().out
     assert main([*given, *ewc, "--print_config"]) == 0
     text = capsys.readouterr().out
-    assert "class_path: clstream.strategies.avalanche.EWC" in text and "ewc_lambda: 0.4" in text and "lr: 0.05" in text
-    refresh = ["--strategy", "Refresh", "--strategy.base", "clstream.strategies.avalanche.Replay"]
+    assert "class_path: clstream.strategies.avalanche.strategy.EWC" in text and "ewc_lambda: 0.4" in text and "lr: 0.05" in text
+    refresh = ["--strategy", "Refresh", "--strategy.base", "clstream.strategies.avalanche.strategy.Replay"]
     assert main([*given, *refresh, "--checkpoint_every", "0"]) == 0  # found by its path, also within another strategy
     capsys.readouterr()
     for wrong, sentence in (

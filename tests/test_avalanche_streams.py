@@ -319,7 +319,7 @@ def test_the_caller_s_generators_stay_as_they_were(avalanche: Import) -> None:
 
 
 def test_avalanche_is_imported_in_silence(avalanche: Import) -> None:
-    script = "from clstream.optional import avalanche; avalanche('training.supervised'); avalanche('benchmarks')"
+    script = "from clstream.avalanche.imports import avalanche; avalanche('training.supervised'); avalanche('benchmarks')"
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
 

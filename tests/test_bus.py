@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from clstream.bus import Bus, Emitter, on, subscriptions
-from clstream.events import BatchReady, EpochEnded, EpochStarted, Event, RunEnded, RunStarted, TaskStarted
+from clstream.bus import Bus, Emitter, Event, on, subscriptions
+from clstream.events import BatchReady, EpochEnded, EpochStarted, RunEnded, RunStarted, TaskStarted
 from clstream.strategy import Strategy, needs
 
 START, END = RunStarted(None, None), RunEnded(None)

@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from clstream.strategies.sharp.layers import Chain
 from torch import nn
 
-from clstream.chain import Chain
 from clstream.models import ConvNet, Mlp, MnistLike, SlimResNet18, VggSmall
 
 

@@ -25,11 +25,14 @@ from torch.optim import SGD, Adam
 
 import clstream
 from clstream import Batch, BatchLearned, Evaluated, RunEnded, RunStarted, Strategy, TaskEnded, checkpoint, on, run
-from clstream.checkpoint import Checkpointer, Stopped, difference, files, load, newest
-from clstream.checks import Checkpoints, Trace, example_model, example_stream
-from clstream.folders import FolderError, claimed
+from clstream.checkpoint import Checkpointer, Stopped, newest
+from clstream.checkpoint.compare import difference
+from clstream.checkpoint.store import files, load
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Checkpoints, Trace
+from clstream.engine import OtherRunError
+from clstream.files import FolderError, claimed
 from clstream.models import ConvNet, Mlp
-from clstream.running import OtherRunError
 from clstream.seeds import isolated
 
 
@@ -223,7 +226,7 @@ from clstream import BatchLearned, Strategy, TaskEnded, on, run
 from clstream.checkpoint import Checkpointer, newest, Stopped
 from clstream.checks import example_model, example_stream
 from clstream.seeds import isolated
-from clstream.comparing import digest
+from clstream.serialization.compare import digest
 from clstream.strategies import Replay
 
 torch.set_num_threads(1)

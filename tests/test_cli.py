@@ -14,9 +14,10 @@ import torch
 import yaml
 from mlflow.tracking import MlflowClient
 
-from clstream.anchors import Anchor, anchor_names, load_anchor
-from clstream.cli import main, relay_errors
-from clstream.config import parse_run
+from clstream.cli import main
+from clstream.cli.anchors import Anchor, anchor_names, load_anchor
+from clstream.cli.parser import parse_run
+from clstream.cli.ui import relay_errors
 
 OWN = '''
 from __future__ import annotations
@@ -201,7 +202,7 @@ def test_own_strategy_stream_and_model(own: Path, capsys: pytest.CaptureFixture[
 
 
 def test_own_observers_watch_each_run(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (own / "seen.yaml").write_text("observers: [mine.Sessions, clstream.detection.Detection]\nseeds: [0, 1]\ntrack: false\n")
+    (own / "seen.yaml").write_text("observers: [mine.Sessions, clstream.online_metrics.Detection]\nseeds: [0, 1]\ntrack: false\n")
     text = said(capsys, 0, *BLOBS, "--config", "seen.yaml")
     assert text.count("session 1 of mine") == text.count("session 5 of mine") == 2 and "session 6 of mine" not in text
     assert "session 1 of mine" in said(capsys, 0, *BLOBS, "--observers", "mine.Sessions", "--track", "false")
@@ -292,7 +293,7 @@ def test_what_is_asked_wrongly(own: Path, capsys: pytest.CaptureFixture[str], ar
         (["--stream", "split_cifar10", "--data_root", "here"], "CIFAR10 is not in here, and could not be downloaded"),
         (["--stream", "blobs", "--tracking_uri", "http://127.0.0.1:9"], "does not answer"),
         (["--stream", "blobs", "--tracking_uri", "sqlite:////nowhere/at/all.db"], "missing or read-only"),
-        (["--observers", "clstream.strategies.tame.Routing"], "Routing watches TAME, not Replay"),
+        (["--observers", "clstream.strategies.tame.routing.Routing"], "Routing watches TAME, not Replay"),
         (["--stream", "blobs", "--strategy", "mine.Explodes"], "the loss is inf in task 0, session 0, epoch 0, batch 0"),
     ],
 )

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from clstream.cli import main
-from clstream.config import UsageError, option_help, options_of, parse_run, seeds_of
-from clstream.lookup import PLACES, load, named, names
-from clstream.option_help import texts
-from clstream.settings import parse_seeds
+from clstream.cli.build import seeds_of
+from clstream.cli.lookup import PLACES, load, named, names
+from clstream.cli.option_help import texts
+from clstream.cli.parser import UsageError, option_help, options_of, parse_run
+from clstream.cli.settings import parse_seeds
 
 OWN = '''
 from functools import partial
@@ -185,7 +186,7 @@ def test_help_and_wrong_commands_answer_without_torch(tmp_path: Path) -> None:
         (2, ["run", "--seed", "-1"]),
         (2, ["run", "--stream", "blobs", "--resume", "auto", "--checkpoint_every", "0"]),
         (2, ["run", "--stream", "blobs", "--log_batches", "--checkpoint_every", "0"]),
-        (2, ["run", "--observers", "clstream.detection.Detection,clstream.detection.Detection"]),
+        (2, ["run", "--observers", "clstream.online_metrics.Detection,clstream.online_metrics.Detection"]),
         (2, ["resume", "nothing"]),
         (2, ["resume"]),
         (2, ["show"]),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from clstream.cli import main
-from clstream.config import as_yaml, parse_run
+from clstream.cli.parser import as_yaml, parse_run
 
 REPLAY = """\
 stream: {class_path: blobs, init_args: {tasks: 2, train_per_class: 20}}

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clstream.cli import main
-from clstream.config import UsageError, build_strategy, build_stream, parse_run
-from clstream.lookup import is_own
+from clstream.cli.build import build_strategy, build_stream
+from clstream.cli.lookup import is_own
+from clstream.cli.parser import UsageError, parse_run
 
 OWN = '''
 import os
@@ -111,9 +112,9 @@ CALLS: list[object] = [
     {"class_path": "mlflow.set_tracking_uri", "init_args": {"uri": "ran"}},
     {"class_path": "jsonargparse.set_parsing_settings", "init_args": {"import_path_allowlist": ["os"]}},
     {"class_path": "clstream.cli.main", "init_args": {"arguments": ["record", "--stream", "blobs", "--out", "ran"]}},
-    {"class_path": "clstream.recording.record", "init_args": {"file": "ran"}},
-    {"class_path": "clstream.models.load_weights", "init_args": {}},
-    {"class_path": "clstream.store.connect", "init_args": {"uri": "sqlite:///ran"}},
+    {"class_path": "clstream.recording.write.record", "init_args": {"file": "ran"}},
+    {"class_path": "clstream.models.classifier.load_weights", "init_args": {}},
+    {"class_path": "clstream.tracking.mlflow_store.connect", "init_args": {"uri": "sqlite:///ran"}},
     {"class_path": "mine_safe.clean", "init_args": {"path": "ran"}},
     {"class_path": "mine_safe.Loud", "init_args": {"path": "ran"}},
     {"class_path": "mine_safe.os.system", "init_args": {"command": COMMAND}},

@@ -21,12 +21,14 @@ from torch.nn import functional as F
 
 import clstream
 from clstream import Batch, BatchLearned, Samples, Strategy, on, run
-from clstream.checkpoint import files, newest, save
-from clstream.checks import Checkpoints, example_model, example_stream
+from clstream.checkpoint import newest
+from clstream.checkpoint.store import files, save
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Checkpoints
 from clstream.memory import Reservoir
-from clstream.restoration import restore
 from clstream.seeds import isolated
-from clstream.snapshot import origin_of
+from clstream.serialization import restore
+from clstream.serialization.capture import origin_of
 
 MARKER = Path("code-was-run")
 STREAM = example_stream((0, 1))
@@ -170,9 +172,10 @@ EVIL = [
     "torch.optim.optimizer:torch.load", "torch.optim.lr_scheduler:partial", "torch.nn.modules.module:OrderedDict",
     "torch.nn:Module.apply", "torch.nn.modules.module:Module.compile", "torch.fx:GraphModule",
     "torch.fx.graph_module:GraphModule", "torch.jit._script:RecursiveScriptModule", "torch.nn.parallel:DistributedDataParallel",
-    "numpy:memmap", "numpy:load", "numpy:save", "clstream.cli:main", "clstream.cli:os.system", "clstream.store:connect",
+    "numpy:memmap", "numpy:load", "numpy:save", "clstream.cli:main", "clstream.cli:os.system",
+    "clstream.tracking.mlflow_store:connect",
     "clstream.checkpoint:Checkpointer", "clstream.checkpoint:save", "clstream.recording:record",
-    "numpy.lib._datasource:DataSource", "tempfile:TemporaryDirectory", "pathlib:Path", "clstream.folders:FileLock",
+    "numpy.lib._datasource:DataSource", "tempfile:TemporaryDirectory", "pathlib:Path", "clstream.files:FileLock",
     "weakref:finalize", "functools:partial", "types:FunctionType", f"{HERE}:shell", f"{HERE}:Tool", f"{HERE}:subprocess.Popen",
     f"{HERE}:os.system", f"{HERE}:Ends", "__main__:__builtins__",
 ]  # fmt: skip
@@ -201,7 +204,7 @@ def test_a_file_cannot_choose_what_is_run(
     form: str, checkpoint: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import clstream.cli
-    import clstream.store  # noqa: F401  # loaded, as they are under the command
+    import clstream.tracking.mlflow_store  # noqa: F401  # loaded, as they are under the command
 
     monkeypatch.chdir(tmp_path)
     strategy, stream = victim(), STREAM
@@ -565,7 +568,7 @@ def test_pickles_that_run_something_are_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_journal_of_a_tracker_lies_below_its_folder(tmp_path: Path) -> None:
-    from clstream.outbox import spooled
+    from clstream.tracking.delivery import spooled
 
     assert spooled(tmp_path, {"run_id": "5f0c-7e_3"}).parent == tmp_path / "5f0c-7e_3"
     for name in ("../elsewhere", "/etc", "..", "a/b", "a\n"):

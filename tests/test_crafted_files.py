@@ -18,15 +18,17 @@ from clstream.streams import blobs
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from clstream import journal as journals
-from clstream import run, torch_files
+from clstream import run
 from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import main
-from clstream.eventlog import EventLog, read
-from clstream.folders import FolderError, claimed
+from clstream.files import FolderError, claimed
 from clstream.models import Mlp
-from clstream.outbox import Outbox, is_plain_name, peek
 from clstream.pretraining import load_weights, save_weights
+from clstream.serialization import torch_files
+from clstream.tracking import EventLog
+from clstream.tracking import journal as journals
+from clstream.tracking.event_log import read
+from clstream.tracking.outbox import Outbox, is_plain_name, peek
 
 LOG = [
     {"event": "RunStarted", "time": "2026-01-01T00:00:00.000", "seconds": 0.0, "log": 1, "title": "A on b",

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clstream.bus import Bus, on
-from clstream.detection import Detection, delays, mean_delay, precision, recall
-from clstream.detectors import ShiftDetected, ShiftDetector
+from clstream.drift_detection import ShiftDetected, ShiftDetector
+from clstream.online_metrics import Detection, delays, mean_delay, precision, recall
 
 LN2 = math.log(2)
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from clstream import RunStarted, Samples, Strategy, TaskEnded, on, run
 from clstream.checks import example_model, example_stream
-from clstream.regulariser import frozen
-from clstream.rehearsal_free import Distilling, RehearsalFree
+from clstream.strategy import RehearsalFree
+from clstream.strategy.regulariser import frozen
+from clstream.strategy.rehearsal_free import Distilling
 
 DOUBLE = torch.float64
 O = torch.tensor([[0.5, -1, 0.2, 1.5, -0.3], [-0.2, 0.4, -0.8, 0.1, 0.9]], dtype=DOUBLE)  # noqa: E741

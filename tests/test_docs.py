@@ -17,9 +17,9 @@ from typing import NamedTuple
 import pytest
 from conftest import HAS_AVALANCHE
 
-from clstream.anchors import load_anchor
 from clstream.cli import main
-from clstream.config import as_yaml, parse_run
+from clstream.cli.anchors import load_anchor
+from clstream.cli.parser import as_yaml, parse_run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])

@@ -484,7 +484,9 @@ def test_a_pass_that_is_not_shuffled_has_the_order_of_the_drift() -> None:
 
 
 def test_a_run_learns_from_it_and_resumes() -> None:
-    from clstream.checks import Checkpoints, difference, example_model, example_stream
+    from clstream.checks import example_model, example_stream
+    from clstream.checks.recorders import Checkpoints
+    from clstream.checks.strategy_checks import difference
 
     stream = drifting(example_stream(batch_size=16), Transitions(0.5), 6)
     whole = Checkpoints()

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from clstream import run
 from clstream.bus import on
 from clstream.checks import check_stream, example_model, example_stream
+from clstream.engine import OtherRunError
+from clstream.engine.simulation import Run
 from clstream.events import BatchLearned
 from clstream.recording import read, record
-from clstream.running import OtherRunError, Run
 from clstream.stream import Samples, Stream, Task
 
 

@@ -35,11 +35,12 @@ from clstream import (
     on,
     run,
 )
-from clstream.checks import HIDDEN, SHOWN, Trace, example_model, example_stream
-from clstream.comparing import digest
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import HIDDEN, SHOWN, Trace
 from clstream.memory import Reservoir
 from clstream.models import Mlp
 from clstream.seeds import isolated
+from clstream.serialization.compare import digest
 
 schedules = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 

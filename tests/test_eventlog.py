@@ -24,8 +24,10 @@ from clstream import BatchLearned, Event, Result, RunStarted, SessionEnded, Stra
 from clstream.bus import Bus
 from clstream.checks import example_model, example_stream
 from clstream.cli import main
-from clstream.eventlog import CHUNK, FILE, EventLog, plain, read, reading
 from clstream.models import Mlp
+from clstream.tracking import EventLog
+from clstream.tracking.event_log import CHUNK, FILE, plain, read
+from clstream.tracking.event_log_text import reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)

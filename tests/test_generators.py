@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from clstream.strategies.hypernetwork.generators import LstmGenerator, MlpGenerator, Target, squared_distance
 from torch import nn
 from torch.nn import functional as F
 
-from clstream.generators import LstmGenerator, MlpGenerator, Target, squared_distance
 from clstream.models import Mlp
 
 

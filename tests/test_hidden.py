@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from clstream import Batch, Event, RunStarted, Samples, SessionStarted, Strategy, Stream, Subset, Task, on, run
 from clstream.bus import Bus
-from clstream.checks import Checkpoints, Trace, difference, example_model, example_stream
-from clstream.detection import Detection, DetectionMeasured
-from clstream.evaluation import Evaluation
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Checkpoints, Trace
+from clstream.checks.strategy_checks import difference
+from clstream.engine.simulation import Run
 from clstream.events import Evaluated
-from clstream.forms import CaptureError
 from clstream.models import Mlp
-from clstream.prequential import Prequential, PrequentialMeasured
+from clstream.online_metrics import Detection, DetectionMeasured, Prequential, PrequentialMeasured
 from clstream.recording import RecordedStream, record
-from clstream.running import Run
-from clstream.samples import apart
+from clstream.results import Evaluation
+from clstream.serialization import CaptureError
 from clstream.strategy import needs
-from clstream.stream import Data, Mixture, StreamView
+from clstream.stream import Data, Mixture, StreamView, apart
 
 
 def by_hand(boundaries: bool = False) -> Stream:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from clstream.strategies import Hypernetwork
 from clstream.strategies.ewc import EWCPenalty
-from clstream.strategies.hypernetwork import Known, entropy
+from clstream.strategies.hypernetwork.hypernetwork import Known, entropy
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F

@@ -314,7 +314,7 @@ def test_trying_an_augmentation_draws_nothing_from_the_run() -> None:
     def learned(patched: bool) -> list[Tensor]:
         with pytest.MonkeyPatch.context() as patch:
             if patched:
-                patch.setattr("clstream.fits.check_augment", lambda _: None)
+                patch.setattr("clstream.engine.compatibility.check_augment", lambda _: None)
             torch.manual_seed(0)
             strategy = Finetune(Mlp(3, 6, hidden=(4,)))
             run(strategy, of(augment=noisy))
@@ -399,7 +399,7 @@ def test_a_strategy_that_steps_by_itself_may_have_a_frozen_model() -> None:
         ({"device": torch.device("meta")}, "on the device meta"),
         ({"device": 5}, "device must be a name such as cpu"),
         ({"device": "gpu"}, "there is no device 'gpu' here"),
-        ({"resume": {"a": 1}}, "resume takes a checkpoint as clstream.checkpoint.newest"),
+        ({"resume": {"a": 1}}, "resume takes a checkpoint as clstream.checkpoint.store.newest"),
         ({"resume": {"identity": {}}}, "resume takes a checkpoint"),
         ({"seed": "one"}, "seed must be a whole number"),
         ({"seed": True}, "seed must be a whole number"),

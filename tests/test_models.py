@@ -9,21 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW
 
-from clstream.models import (
-    Classifier,
-    ConvNet,
-    CosineHead,
-    GrowingHead,
-    HalvingPool,
-    LeNet,
-    Mlp,
-    Normalise,
-    ResNet18,
-    SlimResNet18,
-    Timm,
-    VitTiny,
-    grow_heads,
-)
+from clstream.models import Classifier, ConvNet, GrowingHead, LeNet, Mlp, ResNet18, SlimResNet18, Timm, VitTiny
+from clstream.models.heads import CosineHead, grow_heads
+from clstream.models.layers import HalvingPool, Normalise
 
 IMAGE = (3, 12, 16)
 MODELS = {

@@ -14,20 +14,21 @@ import clstream.strategies as strategies
 import clstream.streams as streams
 import pytest
 import torch
+from clstream.strategies.hypernetwork.generators import LstmGenerator, MlpGenerator
+from clstream.strategies.tame.pruning import magnitude_masks
 from clstream.streams.domains import Pad, Permute, Rotate
 from clstream.streams.schedules import Blurry, Gaussian, LabelShift, Transitions
 from torch.utils.data import TensorDataset
 
-from clstream import checkpoint, detection, detectors, memory, models, prequential, retention, run
-from clstream.augmenting import CropFlipJitter
-from clstream.checks import example_model
-from clstream.eventlog import EventLog
-from clstream.events import Event
+from clstream import drift_detection, memory, models, online_metrics, run
+from clstream.augmentations import CropFlipJitter
+from clstream.bus import Event
+from clstream.checkpoint import checkpointer
+from clstream.checks import example_model, retention
 from clstream.fisher import batch_fisher, diagonal_fisher
-from clstream.generators import LstmGenerator, MlpGenerator
 from clstream.pretraining import joined
-from clstream.pruning import magnitude_masks
 from clstream.stream import Samples, Stream, Task
+from clstream.tracking import EventLog
 
 NAN = float("nan")
 WRONG: dict[object, tuple[object, ...]] = {
@@ -113,7 +114,7 @@ def everything() -> dict[str, Any]:
     more = (MlpGenerator, LstmGenerator, EventLog, CropFlipJitter, Pad, Permute, Rotate, joined, diagonal_fisher, batch_fisher)
     for thing in (*more, magnitude_masks, run):
         found[thing.__name__] = thing
-    for module in (detectors, detection, prequential, checkpoint, retention):
+    for module in (drift_detection, online_metrics, checkpointer, retention):
         found |= {
             name: thing
             for name, thing in vars(module).items()

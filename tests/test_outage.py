@@ -25,10 +25,10 @@ from clstream import Evaluated, Event, Result, RunEnded, RunStarted, SessionEnde
 from clstream.bus import Bus
 from clstream.checks import example_model, example_stream
 from clstream.cli import main
-from clstream.journal import entries
-from clstream.outbox import FILE, Outbox, find, waiting
-from clstream.store import deliver
 from clstream.tracking import MlflowTracker, parent_run
+from clstream.tracking.journal import entries
+from clstream.tracking.mlflow_store import deliver
+from clstream.tracking.outbox import FILE, Outbox, find, waiting
 
 AWAY = r"doesn't take what the run writes \(.*\): the run goes on, and keeps it in .*tracking.jsonl"
 STILL_AWAY = r"writes wait in .*; to send them: clstream sync"
@@ -494,7 +494,7 @@ def test_sync_is_refused_while_the_run_goes_on(store: str, tmp_path: Path, capsy
     outbox = Outbox.read(folder / FILE)
     outbox.put("tags", values={"late": "yes"})
     outbox.close()
-    hold = "import sys, pathlib, clstream.folders as f\nwith f.claimed(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
+    hold = "import sys, pathlib, clstream.files as f\nwith f.claimed(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.read(1)
         assert main(["sync", "mine"]) == 1

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from clstream import BatchReady, EpochStarted, Samples, SessionEnded, SessionStarted, Strategy, Stream, TaskStarted, on, run
-from clstream.augmenting import CropFlipJitter, crop_and_flip, gray
+from clstream.augmentations import CropFlipJitter, crop_and_flip, gray
 from clstream.checks import example_model, example_stream
 from clstream.metrics import average_accuracy
 from clstream.models import ConvNet, Mlp, ResNet18
 from clstream.recording import record
 from clstream.seeds import isolated
-from clstream.snapshot import capture, origin_of
+from clstream.serialization import capture
+from clstream.serialization.capture import origin_of
 
 double = partial(torch.tensor, dtype=torch.float64)
 

@@ -10,9 +10,10 @@ from clstream.strategies import TAME, Refresh, Replay, WithDetectedBoundaries
 from torch import Tensor
 
 from clstream import Batch, Samples, Strategy, Stream, Task, on, run
-from clstream.checks import Checkpoints, example_model, example_stream
-from clstream.comparing import digest
-from clstream.prequential import Prequential, PrequentialMeasured
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Checkpoints
+from clstream.online_metrics import Prequential, PrequentialMeasured
+from clstream.serialization.compare import digest
 
 
 class Constant(Strategy):

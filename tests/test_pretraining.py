@@ -12,7 +12,8 @@ from torch import nn
 
 from clstream import Samples, Stream, Task, run
 from clstream.cli import main
-from clstream.config import build_strategy, build_stream, parse_run
+from clstream.cli.build import build_strategy, build_stream
+from clstream.cli.parser import parse_run
 from clstream.models import ConvNet, Mlp, VitTiny
 from clstream.pretraining import joined, load_weights, save_weights
 from clstream.strategy import Strategy
@@ -157,7 +158,7 @@ def test_a_run_starts_from_the_weights(store: str, tmp_path: Path, capsys: pytes
 
 def test_a_checkpoint_is_of_the_run_that_started_from_the_same_weights(tmp_path: Path) -> None:
     from clstream.checkpoint import Checkpointer, newest
-    from clstream.running import OtherRunError
+    from clstream.engine import OtherRunError
 
     def start(seed: int) -> Strategy:
         torch.manual_seed(seed)

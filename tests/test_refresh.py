@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from clstream import BatchLearned, BatchReady, Samples, Strategy, TaskEnded, on, run
-from clstream.checks import Checkpoints, check_strategy, example_model, example_stream
-from clstream.comparing import digest
+from clstream.checks import check_strategy, example_model, example_stream
+from clstream.checks.recorders import Checkpoints
 from clstream.models import Mlp
 from clstream.seeds import isolated
+from clstream.serialization.compare import digest
 from clstream.strategy import needs
 
 

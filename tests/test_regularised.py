@@ -28,9 +28,10 @@ from torch.optim import SGD
 
 from clstream import Batch, BatchLearned, BatchReady, Samples, Strategy, on, run
 from clstream.checks import check_strategy, example_model, example_stream
-from clstream.config import UsageError, build_strategy, parse_run
+from clstream.cli.build import build_strategy
+from clstream.cli.parser import UsageError, parse_run
 from clstream.models import Mlp
-from clstream.regulariser import Regulariser
+from clstream.strategy import Regulariser
 
 HOSTS: dict[str, Callable[[nn.Module], Strategy]] = {
     "Finetune": Finetune,

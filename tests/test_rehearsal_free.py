@@ -26,8 +26,8 @@ from torch.optim import SGD, Adam
 
 from clstream import BatchReady, Samples, SessionEnded, Strategy, on, run
 from clstream.checks import example_model, example_stream
-from clstream.regulariser import Quadratic, Regulariser, matching
-from clstream.rehearsal_free import RehearsalFree
+from clstream.strategy import Quadratic, Regulariser, RehearsalFree
+from clstream.strategy.regulariser import matching
 
 GIVEN = Samples(torch.tensor([[0], [1]]), torch.tensor([3, 4]))
 

@@ -12,11 +12,12 @@ from clstream.strategies import Finetune, Replay
 from clstream.streams import blobs, from_dataset, from_tensors, recorded
 
 from clstream import run
-from clstream.eventlog import FILE, EventLog
+from clstream.figures import composition
 from clstream.models import Mlp
 from clstream.recording import read, record
-from clstream.showing import composition
 from clstream.stream import Stream
+from clstream.tracking import EventLog
+from clstream.tracking.event_log import FILE
 
 TENS = torch.arange(60) % 6 * 10  # 0, 10, ... 50
 WORDS = np.array(["ape", "bee", "cat", "dog", "elk", "fox"])

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream import Batch, BatchLearned, BatchReady, RunStarted, Samples, Strategy, Stream, on, run
+from clstream.augmentations import mix
 from clstream.checks import example_model, example_stream
 from clstream.memory import ClassBalanced, Reservoir
-from clstream.mixing import mix
 from clstream.models import ConvNet, Mlp
 from clstream.seeds import derive
 

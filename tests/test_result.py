@@ -13,7 +13,7 @@ from clstream.strategies import Finetune, Refresh, Replay
 from clstream import metrics, run
 from clstream.checkpoint import Checkpointer, newest
 from clstream.checks import example_model, example_stream
-from clstream.engine import Result
+from clstream.results import Result
 
 
 @pytest.fixture(scope="module")

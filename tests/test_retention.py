@@ -15,8 +15,8 @@ from torch.optim import SGD, Adam
 
 from clstream import BatchLearned, SessionEnded, SessionStarted, Strategy, on
 from clstream.checks import check_strategy
-from clstream.regulariser import Regulariser
-from clstream.retention import found_in, reachable
+from clstream.checks.retention import found_in, reachable
+from clstream.strategy import Regulariser
 
 
 class Hoarder(Strategy):

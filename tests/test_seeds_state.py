@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
+from clstream.attributes import held, walk
 from clstream.models import Mlp
 from clstream.params import Recorded, describe, flat
 from clstream.seeds import derive, isolated
-from clstream.state import held, walk
 
 # Seeds -------------------------------------------------------------------------------------------------------------------
 

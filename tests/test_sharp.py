@@ -11,28 +11,20 @@ from typing import Any
 import pytest
 import torch
 from clstream.strategies import SHARP
-from clstream.strategies.sharp import (
-    ActivationsStored,
-    PhaseStarted,
-    ShortTerm,
-    UnitsFrozen,
-    dequantise,
-    leading,
-    most_active,
-    quantise,
-    squared_distances,
-)
+from clstream.strategies.sharp import ActivationsStored, PhaseStarted, UnitsFrozen
+from clstream.strategies.sharp.memories import ShortTerm, dequantise, leading, quantise
+from clstream.strategies.sharp.sharp import most_active, squared_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from clstream import Batch, BatchLearned, EpochStarted, Evaluated, Samples, Stream, on, run, streams
-from clstream.checks import Checkpoints
-from clstream.comparing import digest
+from clstream.checks.recorders import Checkpoints
 from clstream.losses import supervised_contrastive
 from clstream.models import ConvNet, Mlp, MnistLike, SlimResNet18
 from clstream.seeds import isolated
+from clstream.serialization.compare import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:SHARP. after episode")
 
@@ -418,7 +410,7 @@ def test_scores_hold_few_distances_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     run(own, digits)
     x = torch.cat([task.test.x for task in digits.tasks])
     whole = own.scores(x)
-    monkeypatch.setattr("clstream.strategies.sharp.COMPARED", 1000)
+    monkeypatch.setattr("clstream.strategies.sharp.sharp.COMPARED", 1000)
     assert torch.allclose(own.scores(x), whole, atol=1e-5)
 
 

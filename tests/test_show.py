@@ -11,8 +11,7 @@ from clstream.streams.schedules import Gaussian
 from PIL import Image
 
 from clstream.cli import main
-from clstream.figures import BARS, composition_figure, composition_lines
-from clstream.showing import composition
+from clstream.figures import BARS, composition, composition_figure, composition_lines
 
 
 def test_counts_are_those_of_the_sessions() -> None:

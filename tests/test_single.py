@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from clstream import run
 from clstream.bus import on
+from clstream.engine.single_samples import failing_layer
 from clstream.events import RunStarted
 from clstream.models import SlimResNet18
-from clstream.single import failing_layer
 
 
 def normed(features: int = 20, classes: int = 10) -> nn.Module:
@@ -90,7 +90,7 @@ def test_what_is_refused_would_fail_and_what_is_not_does_not(make, fits, monkeyp
         return
     with pytest.raises(ValueError, match="one comes alone"):
         run(make(normed()), of_sizes(23))
-    monkeypatch.setattr("clstream.fits.check_single_samples", lambda *_: None)
+    monkeypatch.setattr("clstream.engine.compatibility.check_single_samples", lambda *_: None)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         run(make(normed()), of_sizes(23))
 
@@ -137,7 +137,7 @@ def test_trying_it_changes_nothing_of_the_run() -> None:
     def rows(check: bool, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         with monkeypatch.context() as patch:
             if not check:
-                patch.setattr("clstream.fits.check_single_samples", lambda *_: None)
+                patch.setattr("clstream.engine.compatibility.check_single_samples", lambda *_: None)
             strategy = Draws(normed())
             result = run(strategy, of_sizes(23))
         return [result.accuracy, *strategy.model.state_dict().values()]

@@ -28,14 +28,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from clstream import Batch, BatchLearned, RunStarted, Samples, SessionStarted, Strategy, TaskEnded, on, run
-from clstream.checks import Checkpoints, check_strategy, example_model, example_stream
-from clstream.comparing import differing, digest, hashes
-from clstream.forms import CaptureError
+from clstream.checks import check_strategy, example_model, example_stream
+from clstream.checks.recorders import Checkpoints
 from clstream.memory import ClassBalanced, Reservoir, Ring
 from clstream.models import Timm
-from clstream.restoration import restore
 from clstream.seeds import isolated
-from clstream.snapshot import capture, origin_of
+from clstream.serialization import CaptureError, capture, restore
+from clstream.serialization.capture import origin_of
+from clstream.serialization.compare import differing, digest, hashes
 
 
 class Phase(enum.Enum):

@@ -23,12 +23,14 @@ from mlflow.tracking import MlflowClient
 from clstream import BatchLearned, on, run
 from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import main
-from clstream.eventlog import EventLog, read
-from clstream.folders import FolderError
+from clstream.engine import ChangedCodeError, OtherRunError
+from clstream.files import FolderError
 from clstream.models import Mlp
-from clstream.prequential import Prequential
-from clstream.running import ChangedCodeError, OtherRunError
-from clstream.source_code import changes, definitions, same_code, user_sources
+from clstream.online_metrics import Prequential
+from clstream.serialization.same_code import same_code
+from clstream.serialization.source_code import changes, definitions, user_sources
+from clstream.tracking import EventLog
+from clstream.tracking.event_log import read
 
 MINE = '''
 """A method of my own."""

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clstream import BatchLearned, Samples, Strategy, on, run
-from clstream.checkpoint import difference
-from clstream.checks import Checkpoints, example_model, example_stream
-from clstream.forms import CaptureError
+from clstream.checkpoint.compare import difference
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Checkpoints
 from clstream.memory import ClassBalanced, Reservoir, Ring
 from clstream.seeds import isolated
+from clstream.serialization import CaptureError
 
 pytestmark = pytest.mark.filterwarnings(  # torch's, about kinds of tensors and schedulers that are tried here
     "ignore:Detected call of:UserWarning", "ignore:torch.quantize:UserWarning", "ignore:Sparse CSR:UserWarning"

@@ -13,10 +13,11 @@ from torch.nn.utils import parametrizations
 from torch.optim.lr_scheduler import StepLR
 
 from clstream import BatchLearned, RunStarted, Strategy, TaskEnded, TaskStarted, on, run
-from clstream.checkpoint import difference
-from clstream.checks import Checkpoints, example_model, example_stream
-from clstream.forms import CaptureError
+from clstream.checkpoint.compare import difference
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Checkpoints
 from clstream.seeds import isolated
+from clstream.serialization import CaptureError
 
 STREAM = example_stream((0, 1), batch_size=20)
 

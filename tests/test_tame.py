@@ -13,23 +13,22 @@ import pytest
 import torch
 from clstream.strategies import AGEM, TAME, Refresh
 from clstream.strategies.tame import ExpertAdded, ExpertReactivated, Routing, RoutingMeasured
+from clstream.strategies.tame.pruning import magnitude_masks, parameter_counts, prunable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream import Batch, Event, RunStarted, Samples, Stream, Task, on, run
 from clstream.bus import ObserverError
-from clstream.checkpoint import difference
-from clstream.checks import Checkpoints
-from clstream.comparing import digest
-from clstream.detection import Detection
-from clstream.detectors import ShiftDetected
+from clstream.checkpoint.compare import difference
+from clstream.checks.recorders import Checkpoints
+from clstream.drift_detection import ShiftDetected
 from clstream.models import GrowingHead, LeNet, Mlp
+from clstream.models.ensemble import Stacked
+from clstream.online_metrics import Detection, Prequential
 from clstream.params import Recorded
-from clstream.prequential import Prequential
-from clstream.pruning import magnitude_masks, parameter_counts, prunable
 from clstream.seeds import isolated
-from clstream.stacking import Stacked
+from clstream.serialization.compare import digest
 from clstream.strategy import needs
 
 

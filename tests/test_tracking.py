@@ -24,8 +24,10 @@ from clstream import BatchLearned, Evaluated, Event, RunStarted, SessionStarted,
 from clstream.checks import example_model, example_stream
 from clstream.figures import forgetting_curves
 from clstream.models import Mlp
-from clstream.store import charts_page, connect, tracking_uri, without_password
-from clstream.tracking import PICTURE, MlflowTracker, parent_run, track_comparison
+from clstream.tracking import MlflowTracker, parent_run
+from clstream.tracking.mlflow_store import charts_page, connect, tracking_uri, without_password
+from clstream.tracking.parent_run import track_comparison
+from clstream.tracking.runs import PICTURE
 
 
 def curve(client: MlflowClient, run_id: str, name: str) -> dict[int, float]:
@@ -133,7 +135,7 @@ class Clock:
 def test_the_picture_is_renewed_every_thirty_seconds_at_most_and_at_the_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client, drawn = MlflowClient(store), []
     clock = Clock([29, 2, 29])
-    monkeypatch.setattr("clstream.tracking.time", clock)
+    monkeypatch.setattr("clstream.tracking.tracker.time", clock)
 
     class Looks:
         @on(Evaluated)
@@ -150,13 +152,13 @@ def test_the_picture_is_renewed_every_thirty_seconds_at_most_and_at_the_end(stor
 def test_a_parent_has_the_picture_of_its_seeds_so_far_and_of_all_at_the_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client, titles = MlflowClient(store), []
     clock = Clock([40.0] * 6)
-    monkeypatch.setattr("clstream.tracking.time", clock)
+    monkeypatch.setattr("clstream.tracking.tracker.time", clock)
 
     def draw(accuracy: Tensor, taught: Tensor, title: str, begun: Tensor) -> Figure:
         titles.append((title, tuple(accuracy.shape)))
         return forgetting_curves(accuracy, taught, title, begun)
 
-    monkeypatch.setattr("clstream.tracking.forgetting_curves", draw)
+    monkeypatch.setattr("clstream.tracking.tracker.forgetting_curves", draw)
     with parent_run("two", [0, 1], uri=store) as parent:
         for seed in (0, 1):
             run(Finetune(example_model()), example_stream(), clock, MlflowTracker(uri=store, parent=parent), seed=seed)
@@ -454,7 +456,7 @@ def test_probes_since_the_last_session_are_kept_when_the_run_fails(store: str) -
 
 
 def test_two_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
-    code = "import sys; from clstream.store import connect; print(connect(sys.argv[1])[1])"
+    code = "import sys; from clstream.tracking.mlflow_store import connect; print(connect(sys.argv[1])[1])"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
     said = [process.communicate(timeout=600)[0].strip() for process in both]

@@ -10,12 +10,13 @@ from clstream.strategies import AGEM, Finetune, L2Penalty, Refresh, WithDetected
 from torch import Tensor, nn
 
 from clstream import Batch, Event, Samples, Session, Strategy, Stream, Task, on, run
-from clstream.checkpoint import difference
-from clstream.checks import HIDDEN, LETTERS, SHOWN, Checkpoints, Trace, example_model
-from clstream.detection import Detection
-from clstream.detectors import ShiftDetected, ShiftDetector
+from clstream.checkpoint.compare import difference
+from clstream.checks import example_model
+from clstream.checks.recorders import HIDDEN, LETTERS, SHOWN, Checkpoints, Trace
+from clstream.drift_detection import ShiftDetected, ShiftDetector
 from clstream.events import BatchReady, EpochStarted, Evaluated, RunStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import Mlp
+from clstream.online_metrics import Detection
 from clstream.strategy import needs
 from clstream.stream import StreamView
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clstream.cli import main
-from clstream.errors import UsageError
-from clstream.yaml_files import DEEPEST, LARGEST, dump_yaml, load_yaml, read_yaml
+from clstream.cli.errors import UsageError
+from clstream.cli.yaml_files import DEEPEST, LARGEST, dump_yaml, load_yaml, read_yaml
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from clstream.experiments.parity.methods import BATCH, METHODS, Method
 from clstream.strategies import AvalancheStrategy
-from clstream.strategies.avalanche import quiet
+from clstream.strategies.avalanche.delivery import quiet
 from clstream.streams import from_tensors, split_digits, split_mnist
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from clstream import Evaluated, SessionStarted, Strategy, Stream, TaskEnded, metrics, on, run
+from clstream.avalanche.imports import avalanche
 from clstream.models import Mlp
-from clstream.optional import avalanche
 from clstream.seeds import isolated
-from clstream.strategy import allowed
+from clstream.strategy.strategy import allowed
 from clstream.stream import Task
 
 LEVEL = 0.01

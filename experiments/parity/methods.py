@@ -38,8 +38,8 @@ from clstream.strategies import AGEM, ERACE, EWC, SI, DERpp, Finetune, Joint, Lw
 from torch import Tensor, nn
 
 from clstream import BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
+from clstream.avalanche.imports import avalanche
 from clstream.memory import ClassBalanced
-from clstream.optional import avalanche
 
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
 EWC_LAMBDA, SI_LAMBDA, SI_EPSILON, LWF_ALPHA, TEMPERATURE = 100.0, 2000.0, 0.1, 2.0, 2.0

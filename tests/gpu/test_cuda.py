@@ -15,8 +15,10 @@ from conftest import STRATEGIES, make
 from torch import Tensor
 
 from clstream import BatchLearned, Result, Samples, Strategy, Stream, Subset, Task, on, run
-from clstream.checkpoint import Checkpointer, difference, newest
-from clstream.checks import Checkpoints, check_strategy, example_model, example_stream
+from clstream.checkpoint import Checkpointer, newest
+from clstream.checkpoint.compare import difference
+from clstream.checks import check_strategy, example_model, example_stream
+from clstream.checks.recorders import Checkpoints
 from clstream.evaluation import evaluating
 from clstream.memory import ClassBalanced, Memory, Reservoir, Ring
 from clstream.recording import record

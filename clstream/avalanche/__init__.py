@@ -1,0 +1,1 @@
+"""What both bridges to Avalanche share."""

@@ -1,0 +1,33 @@
+"""Whether two checkpoints are equal bit for bit, and what differs first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clstream.serialization.compare import differing
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Return the first of what two checkpoints differ in: an attribute, a metric, a generator; None if no bit differs.
+
+    Clock readings and what observers keep are left out.
+    """
+    for name in ("position", "step"):
+        if one[name] != other[name]:
+            return f"{name}: {one[name]} and {other[name]}"
+    if found := differing(one["strategy"], other["strategy"]):
+        return found
+    for name in ("random", "evaluation"):
+        ours, theirs = ({key: repr(_bits(value)) for key, value in each[name].items()} for each in (one, other))
+        if keys := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
+            return f"{name}.{keys[0]}"
+    return None
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.cpu().contiguous().numpy().tobytes()
+    return value

@@ -1,0 +1,118 @@
+"""What the checks observe: the trace of events, and checkpoints of every pause."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clstream import events
+from clstream.bus import Event, on
+
+LETTERS = {
+    events.RunStarted: "R", events.TaskStarted: "T", events.SessionStarted: "S", events.EpochStarted: "E", events.BatchReady: "b",
+    events.BatchLearned: "l", events.EpochEnded: "e", events.SessionEnded: "s", events.TaskEnded: "t", events.Evaluated: "V",
+    events.RunEnded: "r",
+}  # fmt: skip
+
+
+SESSION = "S(E(bl)*e)+s"
+
+
+SHOWN = re.compile(f"R(T({SESSION}V)*{SESSION}tV)*r")
+
+
+HIDDEN = re.compile(f"R({SESSION}V)*r")
+
+
+class Trace:
+    """An observer that writes each event of a run down as a letter; events of a strategy's own are left out."""
+
+    def __init__(self) -> None:
+        self.word = ""
+
+    @on(Event)
+    def write(self, event: Event) -> None:
+        """Write the letter."""
+        self.word += LETTERS.get(type(event), "")
+
+
+class Checkpoints:
+    """An observer that keeps checkpoints of a run in memory, as they would be on disk.
+
+    Args:
+        every: one after the start, after each batch and after each evaluation; if not, the first and the last one only.
+
+    """
+
+    def __init__(self, every: bool = True) -> None:
+        self.every = every
+        self.written: list[bytes] = []
+
+    @on(events.RunStarted)
+    def begin(self, event: events.RunStarted) -> None:
+        """Take the first one."""
+        assert event.run is not None
+        self.run = event.run
+        self.run.ask(self.write)
+
+    @on(events.BatchLearned)
+    def learned(self, event: events.BatchLearned) -> None:
+        """Take one after the batch."""
+        if self.every:
+            self.run.ask(self.write)
+
+    @on(events.Evaluated)
+    def evaluated(self, event: events.Evaluated) -> None:
+        """Take one after the evaluation."""
+        if self.every or len(event.evaluation.accuracy) == self.run.sessions:
+            self.run.ask(self.write)
+
+    def write(self) -> None:
+        """Keep one."""
+        file = io.BytesIO()
+        torch.save(self.run.state(), file)
+        self.written.append(file.getvalue())
+
+    def load(self, number: int) -> Mapping[str, Any]:
+        """Return one, for `run(resume=...)`."""
+        state: Mapping[str, Any] = torch.load(io.BytesIO(self.written[number]), weights_only=True)
+        return state
+
+
+class Asking:
+    """An observer that asks whenever it can: before and within the first steps of a session, when it ends, after each evaluation.
+
+    What it was answered at the end is in `answers`.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Tensor] = []
+
+    @on(Event)
+    def ask(self, event: Event) -> None:
+        """Ask for everything there is to ask."""
+        if isinstance(event, events.RunStarted):  # some have nothing to answer with yet
+            self.strategy, self.task = event.strategy, event.stream.tasks[0]
+        early = isinstance(event, (events.BatchReady, events.BatchLearned)) and event.batch.index < 2
+        if not early and not isinstance(event, (events.SessionEnded, events.Evaluated, events.RunEnded)):
+            return
+        x, strategy = self.task.test[:].x, self.strategy
+        self.answers = [strategy.scores(x), strategy.predict(x), strategy.predict(x, self.task), strategy.anticipate(x)]
+        assert not any(answer.requires_grad for answer in self.answers), "an answer has the graph that it was computed by"
+
+
+class Losses:
+    """An observer that keeps the loss of each step."""
+
+    def __init__(self) -> None:
+        self.all: list[Tensor] = []
+
+    @on(events.BatchLearned)
+    def keep(self, event: events.BatchLearned) -> None:
+        """Keep it."""
+        self.all.append(event.loss)

@@ -1,0 +1,265 @@
+"""The contract: what every strategy and every stream must do, as small named checks that anyone can run on theirs.
+
+    for check in check_strategy(MyStrategy):
+        check()
+
+or, one test each, `@pytest.mark.parametrize("check", check_strategy(MyStrategy), ids=str)`. A check that fails raises
+AssertionError with a sentence. A strategy that can't meet one says so on its class: `exempt = {"grows": "why"}`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clstream import events
+from clstream.checkpoint.compare import difference
+from clstream.checks.examples import example_model, example_stream, normed_model
+from clstream.checks.recorders import HIDDEN, SHOWN, Asking, Checkpoints, Losses, Trace
+from clstream.checks.retention import Search
+from clstream.engine import run
+from clstream.evaluation import evaluate, evaluating
+from clstream.params import describe
+from clstream.results import Result
+from clstream.seeds import isolated
+from clstream.serialization.compare import digest
+from clstream.strategy import Strategy, needs
+from clstream.stream import Stream
+
+Make = Callable[[nn.Module], Strategy]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check; call it to run it."""
+
+    name: str
+    body: Callable[[], None]
+
+    def __call__(self) -> None:
+        """Run it; AssertionError if it fails."""
+        self.body()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def check_strategy(make: Make) -> Iterator[Check]:
+    """Yield the checks of a strategy.
+
+    Args:
+        make: builds a fresh strategy from a model: the class itself, or a function.
+
+    """
+    needy = bool(needs(make(example_model())))
+
+    def built(head: str = "fixed") -> Strategy:
+        with isolated(0, "strategy"):
+            return make(example_model(head=head))
+
+    def played(stream: Stream, *observers: object, seed: int = 0, evaluate_every: int | None = None) -> tuple[Result, Strategy]:
+        strategy = built()
+        return run(strategy, stream, *observers, seed=seed, evaluate_every=evaluate_every), strategy
+
+    def records_params() -> None:
+        strategy = built()
+        assert isinstance(strategy, Strategy), "it must derive from clstream.Strategy"
+        for name, value in strategy.params.items():
+            assert isinstance(describe(value), (str, int, float, bool, type(None))), f"param {name} can't be described"
+
+    def follows_grammar() -> None:
+        for schedule, epochs in (((0, 1, 2), 1), ((0, 0, 1, 2), 2), ((0, 1, 0, 2), 1)):
+            trace = Trace()
+            played(example_stream(schedule, epochs), trace)
+            assert SHOWN.fullmatch(trace.word), f"schedule {schedule} gave the events {trace.word}"
+
+    def needs_what_it_says() -> None:
+        hidden, trace = example_stream(boundaries=False), Trace()
+        if needy:
+            try:
+                played(hidden, trace)
+            except ValueError as refusal:
+                assert not trace.word, "it was refused, but only after the run had started"
+                assert "needs" in str(refusal), f"it was refused for another reason: {refusal}"
+            else:
+                raise AssertionError("it needs boundaries, and was not refused on a stream that hides them")
+        else:
+            played(hidden, trace)
+            assert HIDDEN.fullmatch(trace.word), f"without boundaries it gave the events {trace.word}"
+
+    def is_deterministic() -> None:
+        (one, first), (two, second) = (played(example_stream(epochs=2)) for _ in range(2))
+        assert torch.equal(one.accuracy, two.accuracy), "two runs with one seed differ in accuracy"
+        assert digest(first) == digest(second), "two runs with one seed leave different states"
+
+    def resumes_exactly() -> None:
+        def go_on(head: str, observer: Checkpoints, state: Mapping[str, Any] | None = None) -> Result:
+            stream = example_stream((0, 1, 0, 2), epochs=2, batch_size=20)
+            return run(built(head), stream, observer, evaluate_every=3, resume=state)
+
+        for head in ("fixed", *(["growing"] if "grows" not in built().exempt else [])):
+            whole = Checkpoints()
+            expected = go_on(head, whole)
+            end = whole.load(-1)
+            for number in range(len(whole.written)):
+                state, rest = whole.load(number), Checkpoints(every=False)
+                where = "the checkpoint before (session, epoch, batch) ({}, {}, {})".format(*state["position"])
+                result = go_on(head, rest, state)
+                differs = difference(end, rest.load(-1))
+                assert differs is None, f"resumed from {where}, the run ends with another {differs}"
+                assert torch.equal(expected.accuracy, result.accuracy), f"resumed from {where}, the run ends with other results"
+
+    def leaves_the_caller_alone() -> None:
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # a tuple
+        played(example_stream())
+        after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:], "the caller's random generators were moved"
+
+    def learns() -> None:
+        result, _ = played(example_stream(epochs=10))
+        taught = [float(result.accuracy[task, task]) for task in range(3)]
+        assert min(taught) > 0.5, f"right after each of three easy tasks of 2 classes among 6 the accuracy is {taught}"
+
+    def answers() -> None:
+        stream = example_stream()
+        _, strategy = played(stream)
+        x = torch.cat([task.test.x for task in stream.tasks])
+        with evaluating(strategy):
+            scores = strategy.scores(x)
+            assert scores.shape == (len(x), 6) and scores.is_floating_point(), f"scores are {tuple(scores.shape)} of {scores.dtype}"
+            assert not scores.isnan().any(), "scores hold NaN"
+            for task in (None, *stream.tasks):
+                labels = strategy.predict(x, task)
+                assert labels.shape == (len(x),) and labels.dtype == torch.int64, (
+                    f"labels are {tuple(labels.shape)} of {labels.dtype}"
+                )
+                allowed = range(6) if task is None else task.classes
+                assert set(labels.tolist()) <= set(allowed), f"with {task} given it answers {sorted(set(labels.tolist()))}"
+                assert torch.equal(strategy.predict(x[:7], task), labels[:7]), (
+                    "the answer for a sample depends on the others asked with it"
+                )
+
+    def answers_before_learning() -> None:
+        row, task_row = evaluate(built(), example_stream())
+        assert bool(((row >= 0) & (row <= 1) & (task_row >= 0)).all()), f"untrained, it answers {row}"
+
+    def evaluates_without_trace() -> None:
+        (plain, one), (often, two) = (played(example_stream(), evaluate_every=every) for every in (None, 2))
+        assert torch.equal(plain.accuracy, often.accuracy), "evaluating more often changes what is learned"
+        assert digest(one) == digest(two), "evaluating more often changes the state"
+
+    def answers_without_trace() -> None:
+        def go(*observers: object) -> tuple[Result, Strategy]:
+            with isolated(0, "strategy"):
+                try:
+                    strategy = make(normed_model())
+                except (TypeError, ValueError):  # a strategy for other networks
+                    strategy = make(example_model())
+            return run(strategy, example_stream(), *observers), strategy
+
+        (plain, one), (asked, two) = go(), go(asking := Asking())
+        assert torch.equal(plain.accuracy, asked.accuracy), "an observer that asks changes what is learned"
+        assert digest(one) == digest(two), "an observer that asks changes the state"
+        again = Asking()
+        again.strategy, again.task = two, asking.task
+        state, chance = digest(two), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
+        again.ask(events.RunEnded(None))
+        for answer, then in zip(again.answers, asking.answers, strict=True):
+            assert torch.equal(answer, then), "after the run it answers otherwise than when the run ended"
+        assert digest(two) == state, "an answer after the run changes the state"
+        now = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+        assert torch.equal(now[0], chance[0]) and now[1:] == chance[1:], "an answer moves the caller's random generators"
+
+    def leaves_the_data_alone() -> None:
+        stream = example_stream(epochs=2)
+        before = stream.fingerprint
+        played(stream)
+        assert Stream(stream.name, stream.tasks, stream.schedule, stream.epochs, stream.batch_size).fingerprint == before, (
+            "it changes the stream's data"
+        )
+
+    def keeps_no_samples() -> None:
+        search = Search()
+        if built().rehearsal_free:
+            played(example_stream((0, 1, 0, 2), epochs=2, batch_size=16), search)
+        assert search.found is None, f"it says that it is rehearsal-free, but {search.found} holds inputs of a past session"
+
+    def takes_any_batch() -> None:
+        for batch_size in (1, 59, 1000):  # one sample, a last batch of one sample, everything at once
+            trace = Trace()
+            played(example_stream(batch_size=batch_size), trace)
+            assert trace.word.count("l") == 3 * -(-60 // batch_size), "not every batch was learned"
+
+    def learns_tasks_with_their_heads() -> None:
+        result, _ = played(example_stream(epochs=10, scenario="task"))
+        assert result.average_accuracy > 0.6, f"with the task given, the average accuracy is {result.average_accuracy:.2f}"
+
+    def grows() -> None:
+        strategy = built(head="growing")
+        result = run(strategy, example_stream(epochs=10))
+        assert float(result.accuracy.diagonal().min()) > 0.5, f"with a growing head the accuracies are {result.accuracy}"
+
+    def runs_on_every_device() -> None:
+        for device in ["cuda"] * torch.cuda.is_available():
+            strategy = built()
+            result = run(strategy, example_stream(epochs=10), device=device)
+            assert float(result.accuracy.diagonal().min()) > 0.5, f"on {device} the accuracies are {result.accuracy}"
+
+    exempt = built().exempt
+    bodies = (
+        records_params, follows_grammar, needs_what_it_says, is_deterministic, resumes_exactly, leaves_the_caller_alone,
+        learns, answers, answers_before_learning, evaluates_without_trace, answers_without_trace,
+        leaves_the_data_alone, keeps_no_samples, takes_any_batch,
+        learns_tasks_with_their_heads, grows, runs_on_every_device,
+    )  # fmt: skip
+    if unknown := set(exempt) - {body.__name__ for body in bodies}:
+        raise ValueError(f"it is exempt from {sorted(unknown)}, which are no checks")
+    for body in bodies:
+        if body.__name__ not in exempt:
+            yield Check(body.__name__, body)
+
+
+def check_alike(one: Make, other: Make) -> Iterator[Check]:
+    """Yield the checks of two strategies that are to be the same, bit for bit: one with a penalty of strength 0 and its host, say.
+
+    Each check is a run of both, on class- and task-incremental streams, with an augmentation that draws: losses, results, weights,
+    buffers and the modes of modules must be equal.
+
+    Args:
+        one, other: each builds a fresh strategy from a model.
+
+    """
+
+    def alike(model: Callable[[], nn.Module], scenario: str) -> None:
+        def jitter(x: Tensor) -> Tensor:
+            shift = int(torch.randint(3, ())) + random.randrange(3) + int(np.random.randint(3))
+            return x.roll(shift, -1)
+
+        ends = []
+        for make in (one, other):
+            stream = replace(example_stream((0, 1, 0, 2), epochs=2, scenario=scenario), augment=jitter)
+            with isolated(0, "strategy"):
+                strategy = make(model())
+            losses = Losses()
+            ends.append((run(strategy, stream, losses, seed=4), strategy.model, torch.stack(losses.all)))
+        (result, net, ours), (expected, host, theirs) = ends
+        assert torch.equal(ours, theirs), f"the losses differ, first in step {int((ours != theirs).nonzero()[0])}"
+        modes = [[(name, module.training) for name, module in each.named_modules()] for each in (net, host)]
+        assert modes[0] == modes[1], "modules are in other modes"
+        for name, value in host.state_dict().items():
+            assert torch.equal(net.state_dict()[name], value), f"{name} differs"
+        assert torch.equal(result.accuracy, expected.accuracy), "without the task given, the accuracies differ"
+        assert torch.equal(result.task_accuracy, expected.task_accuracy), "with the task given, the accuracies differ"
+
+    models: dict[str, Callable[[], nn.Module]]
+    models = {"": example_model, "_growing": partial(example_model, head="growing"), "_normed": normed_model}
+    for scenario in ("class", "task"):
+        for name, model in models.items():
+            yield Check(f"alike_{scenario}{name}", partial(alike, model, scenario))

@@ -1,0 +1,103 @@
+"""The contract of streams: small checks that every stream must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from clstream.checks.strategy_checks import Check
+from clstream.stream import Mixture, Samples, Stream, Subset
+
+
+def check_stream(stream: Stream) -> Iterator[Check]:
+    """Yield the checks of a stream."""
+
+    def all_batches(of: Stream) -> list[tuple[int, int, int, Tensor, Tensor]]:
+        return [
+            (session.index, batch.epoch, batch.index, batch.samples.x, batch.samples.y)
+            for session in of
+            for epoch in session
+            for batch in epoch
+        ]
+
+    def is_repeatable() -> None:
+        for one, two in zip(_hashed(all_batches(stream)), _hashed(all_batches(stream)), strict=True):
+            assert one == two, f"the batch (session, epoch, batch) {one[:3]} differs from one iteration to the next"
+
+    def delivers_every_sample_once() -> None:
+        for session in stream:
+            for epoch in session:
+                order = epoch.order()
+                assert torch.equal(order.sort().values, torch.arange(len(session.samples))), (
+                    f"{epoch} is not one pass over its session"
+                )
+                sizes = [len(batch.samples) for batch in epoch]
+                dropped = len(session.samples) % stream.batch_size if stream.drop_last else 0
+                assert sum(sizes) == len(session.samples) - dropped and len(sizes) == len(epoch), (
+                    f"the batches of session {session.index} are {sizes}"
+                )
+                assert set(sizes[:-1]) <= {stream.batch_size}, f"the batches of session {session.index} are {sizes}"
+
+    def deals_tasks_out() -> None:
+        if isinstance(stream.schedule, Mixture):
+            drawn = [stream.schedule.draw(index) for index in range(len(stream))]
+            assert sum(map(len, drawn)) == sum(int(stream.mix(index).sum()) for index in range(len(stream))), "mixes don't add up"
+            counts = torch.cat(drawn).bincount(minlength=sum(len(task.train) for task in stream.tasks))
+            assert not stream.schedule.once or int(counts.max()) == 1, "a sample comes twice"
+            return
+        for number, task in enumerate(stream.tasks):
+            parts = [stream.session(index).samples for index in range(len(stream)) if stream.task_of(index) == number]
+            assert sum(map(len, parts)) <= len(task.train), f"the sessions of task {number} deliver more than it has"
+            rows = [part.index for part in parts if isinstance(part, Subset)]
+            if rows:
+                joined = torch.cat(rows)
+                assert len(joined.unique()) == len(joined), f"a sample of task {number} comes in two sessions"
+
+    def keeps_labels_within_tasks() -> None:
+        for session in stream:
+            tasks = [stream.tasks[number] for number in stream.mix(session.index).nonzero().flatten().tolist()]
+            assert stream.tasks[stream.task_of(session.index)] in tasks, f"session {session.index} has nothing of its task"
+            allowed = {label for task in tasks for label in task.classes}
+            assert set(session.classes) <= allowed, f"session {session.index} has labels outside of {tasks}"
+
+    def reaches_any_batch() -> None:
+        epoch = next(iter(stream.session(len(stream) - 1)))
+        whole = [batch.samples.x for batch in epoch]
+        for first in {0, len(whole) // 2, len(whole) - 1}:
+            rest = [batch.samples.x for batch in epoch.batches(first)]
+            assert len(rest) == len(whole) - first, f"starting at batch {first} gives {len(rest)} batches of {len(whole)}"
+            assert all(torch.equal(one, two) for one, two in zip(rest, whole[first:], strict=True)), (
+                f"starting at batch {first} gives other batches"
+            )
+
+    def reseeds() -> None:
+        epoch, other = (next(iter(each.session(0))) for each in (stream, stream.reseeded(1)))
+        assert torch.equal(next(iter(stream.reseeded(0).session(0))).order(), epoch.order()), "seed 0 changes the order"
+        same = torch.equal(other.order(), epoch.order())
+        assert len(epoch.order()) < 5 or same != stream.shuffle, "another seed must change the order, unless nothing is shuffled"
+
+    def hides_what_it_hides() -> None:
+        for session in stream:
+            batch = next(iter(next(iter(session))))
+            assert (session.task is None) == (batch.task is None) == (not stream.boundaries), "task and boundaries disagree"
+            assert stream.boundaries or isinstance(session.samples, Samples), "a session leads to the data that it hides"
+
+    def describes_itself() -> None:
+        card = str(stream)
+        for fact in (stream.name, stream.fingerprint, f"tasks        {len(stream.tasks)}", f"classes      {stream.classes}"):
+            assert fact in card, f"its card does not say {fact!r}"
+
+    for body in (
+        is_repeatable, delivers_every_sample_once, deals_tasks_out, keeps_labels_within_tasks, reaches_any_batch, reseeds,
+        hides_what_it_hides, describes_itself,
+    ):  # fmt: skip
+        yield Check(body.__name__, body)
+
+
+def _hashed(batches: list[tuple[int, int, int, Tensor, Tensor]]) -> list[tuple[int, int, int, int, int]]:
+    return [
+        (session, epoch, index, hash(x.cpu().numpy().tobytes()), hash(y.cpu().numpy().tobytes()))
+        for session, epoch, index, x, y in batches
+    ]

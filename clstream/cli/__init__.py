@@ -1,0 +1,3 @@
+"""The command `clstream`."""
+
+from clstream.cli.commands import main as main

@@ -1,0 +1,69 @@
+"""What parsed options stand for: seeds, observers, the stream and the strategy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import Namespace
+from torch import nn
+
+from clstream.cli.lookup import observer
+from clstream.cli.parser import Parser, _listed
+from clstream.cli.settings import parse_seeds
+from clstream.pretraining import load_weights
+from clstream.seeds import isolated
+from clstream.strategy import Strategy
+from clstream.stream import Stream
+
+
+def seeds_of(options: Namespace) -> list[int]:
+    """Return the seeds to run. Raises UsageError for what are not distinct whole numbers."""
+    return [options.seed] if options.seeds is None else parse_seeds(options.seeds)
+
+
+def observers_of(options: Namespace) -> list[Callable[[], object]]:
+    """Return the classes of the observers that were asked for by name. Raises UsageError for what is none."""
+    return [observer(name, options.trust) for name in _listed(options.observers)] if options.observers else []
+
+
+def build_stream(parser: Parser, options: Namespace) -> Stream:
+    """Return the stream that was asked for."""
+    chosen = options.stream
+    if options.data_root and "root" in chosen.init_args and chosen.init_args.root is None:
+        chosen.init_args.root = options.data_root
+    stream: Stream = _instantiate(parser, "stream", chosen)
+    return stream.for_tuning() if options.tune else stream
+
+
+def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int) -> Strategy:
+    """Return the strategy that was asked for, with a model for the stream whose initial weights come from the seed."""
+
+    def make_model(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+        taken = inspect.signature(cls).parameters
+        offered = {"input_shape": stream.input_shape, "classes": stream.classes}
+        return cls(*args, **{name: value for name, value in offered.items() if name in taken}, **kwargs)
+
+    def make_strategy(cls: type[Strategy], *args: Any, **kwargs: Any) -> Strategy:
+        if "model" in inspect.signature(cls).parameters:
+            kwargs["model"] = model
+        return cls(*args, **kwargs)
+
+    with isolated(seed, "model"):
+        model = _instantiate(parser, "model", options.model, (make_model, nn.Module, True))
+        if options.weights is not None:
+            load_weights(model, options.weights)
+        strategy: Strategy = _instantiate(parser, "strategy", options.strategy, (make_strategy, Strategy, True))
+    return strategy
+
+
+def _instantiate(parser: Parser, kind: str, chosen: Namespace, *instantiators: tuple[Any, type, bool]) -> Any:
+    """Build one thing; an error in its constructor is raised as it is, without jsonargparse's report around it."""
+    try:
+        return parser.instantiate(Namespace(**{kind: chosen}), instantiators=list(instantiators))[kind]
+    except Exception as error:  # noqa: BLE001  # jsonargparse wraps whatever it was
+        cause: BaseException = error
+        while cause.__cause__ is not None or (cause.__context__ is not None and not cause.__suppress_context__):
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]  # one of them is there
+        raise cause from None

@@ -1,0 +1,89 @@
+"""The command `clstream`: run, resume, compare, verify, prove-resume, parity, pretrain, show, record, log, sync, list, ui."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from clstream import __version__
+from clstream.cli.errors import Failure, UsageError, nearest
+
+if TYPE_CHECKING:
+    pass
+from clstream.cli.command_parser import _complain
+from clstream.cli.logs import list_command, log_command, sync_command
+from clstream.cli.run import compare_command, resume_command, run_command
+from clstream.cli.streams import pretrain_command, record_command, show_command
+from clstream.cli.ui import ui_command
+from clstream.cli.verify import parity_command, prove_command, verify_command
+
+USAGE = """\
+usage: clstream COMMAND [options]
+
+  run           play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
+  resume        go on with a run:             clstream resume runs/NAME
+  compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
+  verify        rerun a known result:         clstream verify er-split-mnist
+  prove-resume  kill a run again and again:   clstream prove-resume --strategy my_file.MyStrategy --kills 20
+  parity        hold our methods against Avalanche's:  clstream parity --methods EWC,Replay --seeds 0,1,2,3,4
+  pretrain      train a model to start from:  clstream pretrain --stream split_mnist --model VitTiny --out vit.pt
+  show          draw a stream before running:  clstream show fuzzy_tasks --stream.width 0.8
+  record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
+  log           read what happened in a run:  clstream log runs/NAME
+  sync          send what a tracking server did not take while it was away
+  list          the strategies, streams, models and anchors there are, or one kind:  clstream list strategies
+  ui            open the MLflow UI on what was run
+
+clstream COMMAND --help says more.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, 1 for what failed, 2 for what was asked wrongly, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
+        "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "show": show_command,
+        "record": record_command, "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
+    }  # fmt: skip
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"clstream {__version__}")
+        return 0
+    try:
+        if given[0] not in commands:
+            raise UsageError(
+                f"there is no command {given[0]!r}{nearest(given[0], list(commands)) or ': clstream --help lists them'}"
+            )
+        return commands[given[0]](given[1:])
+    except UsageError as error:
+        _complain(error)
+        return 2
+    except Failure as error:
+        _complain(error)
+        return 1
+    except SystemExit as end:  # after a help text
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt as stop:
+        from clstream.checkpoint import Stopped
+
+        if isinstance(stop, Stopped):
+            with suppress(OSError):  # whoever read it may be gone by the same signal
+                trust = f" --trust {','.join(stop.trust)}" if stop.trust else ""
+                print(f"\nclstream: {stop}\nclstream: to go on: clstream resume {stop.folder.parent}{trust}", file=sys.stderr)
+            return 128 + stop.signal
+        print(
+            "\nclstream: stopped, with no checkpoint to go on with; what was tracked is kept in MLflow, marked KILLED",
+            file=sys.stderr,
+        )
+        return 130

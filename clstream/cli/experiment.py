@@ -1,0 +1,258 @@
+"""Playing what options say: the stream is built, and each seed run, tracked, logged and checkpointed in its folder."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+
+from clstream.bus import ObserverError
+from clstream.checkpoint import Checkpointer, Stopped, newest
+from clstream.cli.build import build_strategy, build_stream, observers_of, seeds_of
+from clstream.cli.errors import Failure, UsageError, printable
+from clstream.cli.lookup import to_trust
+from clstream.cli.parser import Parser, as_yaml, parse_run
+from clstream.cli.run_folders import begin, name_of, tries
+from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
+from clstream.engine.loop import check_same_run
+from clstream.files import FolderError, check_plain_files, claimed
+from clstream.online_metrics import Detection, Prequential
+from clstream.progress import ProgressBar
+from clstream.results import Result, result_of
+from clstream.serialization import CaptureError
+from clstream.strategy import Strategy
+from clstream.stream import Stream
+from clstream.tracking import EventLog
+
+if TYPE_CHECKING:
+    from clstream.tracking import ParentRun
+
+
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "accuracy": lambda result: result.average_accuracy,
+    "forgetting": lambda result: result.forgetting,
+    "seconds": lambda result: result.seconds,
+}
+"""What tables show of a run."""
+
+
+FINISHED = "finished"
+
+
+class Played(NamedTuple):
+    """The results of one run for each seed, and where they were tracked: the store ("" for nowhere) and the experiment."""
+
+    results: list[Result]
+    tracked: str
+    experiment: str
+
+
+def play(arguments: list[str], folder: Path | None = None) -> Played:
+    """Run what the options of `clstream run` say, once for each seed.
+
+    Args:
+        arguments: the options.
+        folder: of an earlier try, to go on with it.
+
+    Raises:
+        UsageError: for options that can't be.
+        Failure: for what can't be run, and a loss that is not finite.
+        Stopped, KeyboardInterrupt: when a signal came.
+
+    """
+    parser, options = parse_run(arguments)
+    tell_notes(parser)
+    seeds, _ = seeds_of(options), observers_of(options)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"--threads must be at least 1, not {options.threads}")
+        torch.set_num_threads(options.threads)
+    if not 0 < options.checkpoint_share <= 1:
+        raise UsageError(f"--checkpoint_share must be above 0 and at most 1, not {options.checkpoint_share:g}")
+    if options.checkpoint_every < 0:
+        raise UsageError(f"--checkpoint_every must be seconds, or 0 for no checkpoints, not {options.checkpoint_every:g}")
+    if not options.checkpoint_every and (options.resume == "auto" or options.log_batches):
+        option = "--resume auto" if options.resume == "auto" else "--log_batches"
+        raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")
+    try:  # everything that can be wrong with the options shows here, before anything is learned
+        stream = build_stream(parser, options)
+        strategy = build_strategy(parser, options, stream, seeds[0])
+        check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions)
+        title = f"{type(strategy).__name__} on {stream.name}"
+        say = Console(stderr=True, highlight=False, soft_wrap=True)
+        say.print(printable(str(stream)), markup=False)
+        resumed = folder is not None
+        if folder is None and options.checkpoint_every:
+            folder, resumed = _folder(parser, options, type(strategy).__name__, stream.name)
+        elif folder is None:
+            _check_store(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise Failure(str(error)) from error
+    with ExitStack() as stack, said(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
+        if folder is not None:
+            check_plain_files(folder)
+            stack.enter_context(claimed(folder))
+            finished = resumed and all((folder / f"seed_{seed}" / FINISHED).exists() for seed in seeds)
+            say.print(
+                f"the run in {folder} is finished: nothing is run now, and what follows was measured then"
+                if finished
+                else f"{'going on' if resumed else 'checkpoints'} in {folder}",
+                markup=False,
+            )
+        playing = _Playing(parser, options, stream, title, folder, resumed)
+        playing.built[seeds[0]] = strategy
+        try:
+            return playing.all(seeds)
+        except Stopped as stop:
+            stop.trust = to_trust(as_yaml(parser, options), options.trust)
+            raise
+
+
+def tell_notes(parser: Parser) -> None:
+    """Say on stderr which options of configs later ones dropped."""
+    for note in parser.notes:
+        print(f"clstream: {note}", file=sys.stderr)
+
+
+@contextmanager
+def said(*errors: type[Exception]) -> Iterator[None]:
+    """Turn errors whose message says it all into Failure."""
+    try:
+        yield
+    except errors as error:
+        raise Failure(str(error)) from error
+
+
+def _folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> tuple[Path, bool]:
+    """Return the folder for a run, and whether it is that of an earlier try."""
+    config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
+    same.runs, same.resume, same.checkpoint_every, same.checkpoint_share = "runs", "never", 30.0, 0.02
+    same.log_batches, same.threads = False, None  # and accept_changed_code, which is in no YAML
+    name = name_of(strategy, stream, as_yaml(parser, same))
+    there = tries(runs, name)
+    if options.resume == "auto" and there:
+        return there[-1], True
+    _check_store(options)  # before the folder is made: what can't be tracked leaves none
+    return begin(runs, name, config), False
+
+
+def _check_store(options: Namespace) -> None:
+    """Open the tracking store, if the run is tracked. Raises OSError if that fails."""
+    if options.track:
+        from clstream.tracking.mlflow_store import connect  # importing mlflow takes seconds: only where it is used
+
+        connect(options.tracking_uri, options.experiment)
+
+
+class _Playing:
+    """One try: the same options for each seed."""
+
+    def __init__(self, parser: Parser, options: Namespace, stream: Stream, title: str, folder: Path | None, resumed: bool) -> None:
+        self.parser, self.options, self.stream, self.title = parser, options, stream, title
+        self.folder, self.resumed = folder, resumed
+        self.first = True
+        self.built: dict[int, Strategy] = {}  # by seed, what was built already
+
+    def all(self, seeds: list[int]) -> Played:
+        """Run each seed; several ones are tracked under one run that sums them up."""
+        options = self.options
+        if not options.track:
+            return Played([self.once(seed, None) for seed in seeds], "", "")
+        from clstream.tracking import parent_run
+
+        where, uri = options.tracking_uri or "default", options.tracking_uri
+        if len(seeds) == 1:
+            return Played([self.once(seeds[0], None)], where, options.experiment)
+        name = f"{self.title}, {len(seeds)} seeds"
+        with ExitStack() as stack:
+            with said(OSError):
+                parent = stack.enter_context(
+                    parent_run(name, seeds, options.experiment, uri, folder=self.folder, resumed=self.resumed)
+                )
+            return Played([self.once(seed, parent) for seed in seeds], where, options.experiment)
+
+    def once(self, seed: int, parent: ParentRun | None) -> Result:
+        """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result."""
+        options = self.options
+        place = None if self.folder is None else self.folder / f"seed_{seed}"
+        state = None
+        if place is not None and self.resumed:
+            with said(ValueError):
+                state = newest(place)
+        if place is not None and state is None and (place / FINISHED).exists():
+            raise Failure(
+                f"{place} is marked as finished, but its last checkpoint, which has the results, is gone: run it anew in another "
+                f"folder, or remove {place / FINISHED} to run it anew in this one"
+            )
+        strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
+        module, _, name = options.stream.class_path.rpartition(".")
+        code = [getattr(importlib.import_module(module), name, None)]  # what built the stream
+        same: dict[str, Any] = {
+            "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": code,
+            "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
+        }  # fmt: skip
+        if state is not None and place is not None and (place / FINISHED).exists() and state["position"][0] == state["sessions"]:
+            self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
+            result = result_of(state)
+            if parent is not None:
+                from clstream.tracking.run_metrics import delivered
+
+                parent.see(seed, result, delivered(self.stream.reseeded(seed), len(result.accuracy)))
+            return result
+        observers = self.observers(seed, place, parent)
+        self.first = False
+        result = run(strategy, self.stream, *observers, **same)
+        if place is not None:
+            with suppress(OSError):  # without it, a resumption finds a run with nothing left to do
+                (place / FINISHED).touch()
+        return result
+
+    def _check_finished(self, seed: int, check: Callable[[], list[str]]) -> None:
+        """Say that a run is finished, and with what code if that has changed; refuse that if it is not accepted."""
+        try:
+            changed = check()
+        except ChangedCodeError as error:
+            raise Failure(
+                f"seed {seed} is finished, and the code of the run has changed since: {error.shown}. To run the changed code, "
+                "start anew, without --resume; to see the results of the old code all the same, give --accept-changed-code"
+            ) from None
+        if changed:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"seed {seed} was run by other code than there is now: {'; '.join(changed)}; its results are of the old code",
+                markup=False,
+            )
+
+    def observers(self, seed: int, place: Path | None, parent: ParentRun | None) -> list[object]:
+        """Return who observes the run of a seed. The checkpointer is last: when it ends, the others have closed."""
+        options = self.options
+        measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
+        measures += [each() for each in observers_of(options)]
+        bar = ProgressBar(f"{self.title}, seed {seed}")
+        log = [] if place is None else [EventLog(place, options.log_batches)]
+        checkpointer = (
+            [] if place is None else [Checkpointer(place, every_seconds=options.checkpoint_every, share=options.checkpoint_share)]
+        )
+        if not options.track:
+            return [*log, *measures, bar, *checkpointer]
+        from clstream.tracking import MlflowTracker
+
+        own = options.clone()
+        own.seed, own.seeds = seed, None
+        with said(OSError):
+            tracker = MlflowTracker(
+                options.experiment,
+                options.tracking_uri,
+                parent=parent,
+                config=as_yaml(self.parser, own),
+                folder=place,
+                files=[each.file for each in log],
+                patient=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
+            )
+        return [*log, *measures, tracker, bar, *checkpointer]

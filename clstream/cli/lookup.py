@@ -1,0 +1,195 @@
+"""Lookup: streams, strategies and models by name, ours and the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from clstream.bus import heard
+from clstream.cli.errors import UsageError, nearest
+from clstream.strategy import Strategy
+from clstream.stream import Stream
+
+PLACES = {"stream": "clstream.streams", "strategy": "clstream.strategies", "model": "clstream.models"}
+"""Where the names on the command line are looked up."""
+
+
+DATA = (*PLACES.values(), "clstream.strategy", "clstream.drift_detection", "torch.nn", "torch.optim", "torch._C._nn")
+"""What any config may name, with all below it, beside our own modules; torch.nn.functional has some from torch._C._nn."""
+
+
+def names(kind: str) -> list[str]:
+    """Return the names of the streams, strategies or models that come with clstream and can be had by name alone."""
+    place = importlib.import_module(PLACES[kind])
+    given = {"model", "base", "regularisers", "input_shape", "classes", "file"}  # by us, with a wrapper's or a recording's name
+    return sorted(name for name in place.__all__ if not set(required(getattr(place, name))) - given)
+
+
+def required(thing: Any) -> list[str]:
+    """Return the parameters of a class or function that have no default."""
+    parameters = inspect.signature(thing).parameters.values()
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in various]
+
+
+def is_own(module: str) -> bool:
+    """Return whether a top-level module of that name is a file or folder of the working folder; nothing is imported."""
+    if module in sys.stdlib_module_names:
+        return False
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # ValueError: it has no spec, as __main__
+        return False
+    return spec is not None and bool(places := _places(spec)) and all(_lies_here(Path(place)) for place in places)
+
+
+def _places(spec: ModuleSpec) -> list[str]:
+    if spec.submodule_search_locations is not None:  # a package, or a folder that serves as one
+        return list(spec.submodule_search_locations)
+    return [spec.origin] if spec.has_location and spec.origin is not None else []
+
+
+def _lies_here(place: Path) -> bool:
+    path = place.absolute()
+    return Path.cwd() in path.parents and not {"site-packages", "dist-packages"} & set(path.parts)
+
+
+def check_may_name(name: str, trusted: Iterable[str] = ()) -> None:
+    """Raise UsageError for a dotted name that lies in none of the modules that configs may name."""
+    top = name.partition(".")[0]
+    if _below(name, (*DATA, *trusted)) or _is_ours(name) or is_own(top):
+        return
+    if (file := Path(f"{top}.py")).is_file():
+        raise UsageError(f"{name} is not what is in {file} here: another module is called {top} too, and goes first: rename {file}")
+    if top not in sys.builtin_module_names and top not in sys.modules and find_spec(top) is None:
+        raise UsageError(f"{name!r} was not found: there is no file or package {top!r} here")
+    raise UsageError(barred(name))
+
+
+def to_trust(config: str, trusted: Iterable[str]) -> list[str]:
+    """Return those of some trusted packages that a config names, and may name only with `--trust`."""
+    return [
+        each for each in trusted if re.search(rf"(?<![\w.]){re.escape(each)}\.", config) and not is_own(each) and find_spec(each)
+    ]
+
+
+def barred(name: str) -> str:
+    """Return the sentence on a name that is not to be imported."""
+    top = name.partition(".")[0]
+    yours = "" if top in {*sys.stdlib_module_names, "clstream", "torch"} else f"; if {top} is yours, give --trust {top}"
+    return (
+        f"{name} can't be named by a config, which takes only what is in clstream, torch.nn, torch.optim and the files of the "
+        f"working folder{yours}"
+    )
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a dotted name lies in a module of this package, not in what lies beside it in a source tree."""
+    top, module, *_ = name.split(".")
+    return top == "clstream" and (name.count(".") == 1 or (Path(__file__).parent / f"{module}.py").is_file())
+
+
+def _below(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def load(name: str, what: str) -> Any:
+    """Return what a dotted name stands for. Raises UsageError if its module can't be imported or has nothing of that name."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        place = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
+            raise UsageError(f"the {what} {name!r} was not found: there is no file or package {error.name!r} here") from None
+        raise UsageError(f"{module} can't be imported: {error}") from error
+    except Exception as error:  # whatever the user's file raises
+        raise UsageError(f"{module} can't be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(place, attribute):
+        there = [each for each in vars(place) if not each.startswith("_")]
+        file = getattr(place, "__file__", None) or module
+        raise UsageError(f"the {what} {name!r} was not found: {file} has no {attribute!r}{nearest(attribute, there)}")
+    return getattr(place, attribute)
+
+
+def qualified(kind: str, name: str, trusted: Iterable[str] = ()) -> str:
+    """Return the import path of a name of ours, or of `file.Name` of the user's own.
+
+    Raises UsageError for a name that isn't there, and names the nearest one; and for one that may not be named.
+    """
+    file = Path(name if name.endswith(".py") else f"{name}.py")
+    if re.fullmatch(r"\w+(\.py)?", name) and name not in names(kind) and file.is_file():
+        what = "function" if kind == "stream" else "class"
+        raise UsageError(f"--{kind} takes the name of a {what}, and {file} is a file: the {what} Mine in it is {file.stem}.Mine")
+    if "." not in name:
+        if name not in names(kind):
+            near = nearest(name, names(kind)) or f": there are {', '.join(names(kind))}."
+            raise UsageError(f"there is no {kind} {name!r}{near} One of your own is named by its file: my_file.{name}")
+        return f"{PLACES[kind]}.{name}"
+    if not re.fullmatch(r"\w+(\.\w+)+", name):
+        raise UsageError(f"{name!r} is no name of a {kind}: the one called Mine in the file my_file.py is my_file.Mine")
+    check_may_name(name, trusted)
+    thing = load(name, kind)
+    wanted = {"strategy": Strategy, "model": nn.Module}.get(kind)
+    if wanted is not None and not (isinstance(thing, type) and issubclass(thing, wanted)):
+        raise UsageError(
+            f"{name} is no {kind}: it must be a class derived from {wanted.__module__.partition('.')[0]}'s {wanted.__name__}"
+        )
+    if kind == "stream" and not returns_a_stream(thing):
+        attribute = name.rpartition(".")[2]
+        raise UsageError(f"{name} is no stream: it must be a function annotated to return one, def {attribute}(...) -> Stream")
+    return name
+
+
+def returns_a_stream(thing: Any) -> bool:
+    """Return whether a function is annotated to return a stream."""
+    try:
+        return bool(get_type_hints(thing).get("return") is Stream)
+    except (TypeError, NameError, AttributeError):  # what has no annotations, or some that can't be resolved
+        return False
+
+
+def named(kind: str, name: str, trusted: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Return the import path of a name, and the options that come with it: `recorded:FILE` names a file too.
+
+    `avalanche:NAME` is one of Avalanche's own streams or strategies, in the module of that name beside ours.
+    """
+    if kind == "stream" and name.startswith("recorded:"):
+        return qualified(kind, "recorded"), {"file": name.removeprefix("recorded:")}
+    if name.startswith("avalanche:") and kind in ("stream", "strategy"):
+        return of_avalanche(kind, name.removeprefix("avalanche:")), {}
+    return qualified(kind, name, trusted), {}
+
+
+def of_avalanche(kind: str, name: str) -> str:
+    """Return the import path of one of Avalanche's streams or strategies. Raises UsageError if it, or Avalanche, isn't there."""
+    path = f"{PLACES[kind]}.avalanche"
+    try:
+        there = importlib.import_module(path).known()
+    except ImportError as error:
+        raise UsageError(str(error)) from None
+    if name not in there:
+        near = nearest(name, there) or f": there are {', '.join(there)}"
+        raise UsageError(f"there is no {kind} {name!r} of Avalanche's that can be had by name{near}")
+    return f"{path}.{name}"
+
+
+def observer(name: str, trusted: Iterable[str] = ()) -> Callable[[], object]:
+    """Return the class of an observer by its dotted name. Raises UsageError for what is none, or needs arguments."""
+    if not re.fullmatch(r"\w+(\.\w+)+", name):
+        raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name[:60]!r}")
+    check_may_name(name, trusted)
+    thing = load(name, "observer")
+    if not isinstance(thing, type) or not any(heard(thing)):
+        raise UsageError(f"{name} is no observer: it must be a class with methods marked @on(...)")
+    if missing := required(thing):
+        raise UsageError(f"{name} can't be made from the command line: its {missing[0]} has no default")
+    return thing

@@ -1,0 +1,433 @@
+"""Config: what to run, from the command line and YAML files, by jsonargparse; and building it.
+
+Options, types, defaults and help come from the signatures and docstrings of the streams, strategies and models. A strategy's
+`model` and a model's `input_shape` and `classes` are not asked for: they come from what was chosen before them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader, set_parsing_settings
+from torch import nn
+from torch.optim import Optimizer
+
+from clstream.cli.errors import UsageError, nearest
+from clstream.cli.lookup import DATA, PLACES, barred, is_own, load, named, names, observer, qualified, required, returns_a_stream
+from clstream.cli.option_help import texts
+from clstream.cli.settings import CHOICES, Setting, merge, parse_seeds, read, strings
+from clstream.cli.yaml_files import dump_yaml, load_yaml
+from clstream.strategy import OptimizerFactory, Strategy
+from clstream.stream import Stream
+
+__all__ = ["PLACES", "UsageError", "names", "nearest"]  # beside what is defined here
+
+
+DEFAULTS = {"stream": "split_digits", "strategy": "Replay", "model": "Mlp"}
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one sentence, with the option that was probably meant."""
+
+    notes: list[str]
+    outermost = False  # jsonargparse makes inner ones for what is within an option, and words their errors itself
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # as the base has it
+        """Raise UsageError in place of jsonargparse's nested report."""
+        if not self.outermost:
+            super().error(message, ex)
+        raise UsageError(self._sentence(message))
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Return the help without the hundreds of modules that torch knows."""
+        return re.sub(r",\s+known\s+subclasses:.*?\)", ")", super().format_help(formatter), flags=re.DOTALL)
+
+    def _sentence(self, message: str) -> str:
+        if message.startswith(inside := 'Parser key "config": '):
+            return message.removeprefix(inside)
+        if loose := re.search(r"unrecognized arguments: ([^\n]*)", message, re.IGNORECASE):
+            return f"unknown option {loose[1]}"
+        keys = re.findall(r'Parser key "([\w.]+)"', message)
+        option = f"--{'.'.join(keys)}"
+        if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+            return f"{option}: {barred(denied[1])}"
+        if refused := re.search(r"Option '(\w+)' is not accepted", message):
+            paths = re.findall(r"(?:Problem with given class_path|Got value: Namespace\(class_path=) ?'([\w.]+)'", message)
+            if not paths:
+                return f"there is no option {refused[1]!r}{nearest(refused[1], [action.dest for action in self._actions])}"
+            options = options_of(paths[-1])
+            near = nearest(refused[1], options) or f": it has {', '.join(options)}"
+            return f"{paths[-1].rpartition('.')[2]} has no option {refused[1]!r}{near}"
+        if odd := re.search(
+            r"Expected '([\w.]+)' to be a (?:function that returns|subclass of) (?:<class ')?([\w.]+?)(?:'>)?\.", message
+        ):
+            kind = odd[2].rpartition(".")[2]
+            return f"{option}: {odd[1]} is no {kind}: it must be a class derived from {kind}, or a function annotated to return one"
+        if other := re.search(r"(?:Import path|Expected) '?([\w.]+)'? (?:does not correspond|to be a class that)", message):
+            return f"{option}: {other[1]} is not of the kind that it takes"
+        if absent := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+            return f"{option}: {absent[1]} has no {absent[2]!r}"
+        if absent := re.search(r"No module named '([\w.]+)'", message):
+            return f"{option}: there is no file or package {absent[1]!r} here"
+        if "Exceeds the limit" in message:
+            return f"{option} takes no number of thousands of digits"
+        value = next(iter(re.findall(r"(?:Got|Given) value: (?!NestedArg|Namespace|\{)([^\n]*)", message)), "")
+        if re.search("Expected a <class 'float'>", message):
+            return f"{option} takes a number, not {value.partition('. Got value')[0][:100]}"
+        if absent := re.search(r"Expected a dot import path string: ([^\n]*)", message):
+            ours = {name: thing for name, thing in vars(importlib.import_module(PLACES["strategy"])).items() if name[0] != "_"}
+            classes = [name for name, thing in {**ours, **vars(torch.optim)}.items() if isinstance(thing, type)]
+            return f"{option}: there is no {absent[1][:100]!r}{nearest(absent[1], classes)}"
+        if missing := re.search(r"the following arguments are required: ([\w, ]+)", message):
+            return f"{option} needs {missing[1]}: give {', '.join(f'{option}.{name}' for name in missing[1].split(', '))}"
+        if keys and (wrong := re.search(r"Expected an? ([^\n]*?)(?:\. Got value: ([^\n]*)|\n|$)", message)):
+            kind = re.sub(r"<class '([\w.]+)'>", r"\1", wrong[1])
+            if choices := re.match(r"typing.Literal\[(.*)\]", kind):
+                kind = f"one of {choices[1].replace(chr(39), '')}"
+            if kind == "NoneType":
+                return f"{option} takes nothing of that kind"
+            kind = "a list, as '[10,10]'," if kind in ("tuple", "list", "<class 'collections.abc.Sequence'>") else kind
+            value = wrong[2] or value
+            return f"{option} takes {kind}" + (
+                f" not {value[:100]}" if kind.endswith(",") else f", not {value[:100]}" if value else ""
+            )
+        if keys and (several := re.search(r"Union subtypes\s+Subtypes: \[(.*?)\]\s+Errors:", message, re.DOTALL)):
+            kinds = re.sub(r"<class '([\w.]+)'>", r"\1", several[1]).replace("NoneType", "null").split(", ")
+            return f"{option} takes {', '.join(kinds[:-1])} or {kinds[-1]}" + (f", not {value[:100]}" if value else "")
+        return re.sub(r"\s+", " ", message).strip()[:300]
+
+
+def options_of(path: str) -> list[str]:
+    """Return the options of a class or function by its import path."""
+    dests = [action.dest for action in _options_parser(load(path, "class"), "its")._actions if action.dest.startswith("its.")]
+    return [dest.split(".")[1] for dest in dests if not dest.endswith(".help")]
+
+
+def option_help(kind: str, name: str) -> str:
+    """Return the help on the options of one stream, strategy or model."""
+    thing = load(named(kind, name, _tops(name))[0], kind)
+    parser = _options_parser(thing, kind, f"clstream run --{kind} {name}")
+    helps = texts(thing)
+    for action in parser._actions:
+        option = action.dest.removeprefix(f"{kind}.")
+        if not action.help or action.help == argparse.SUPPRESS or option in helps:
+            action.help = helps.get(option, action.help)
+    return re.sub(r"functools\.partial\(<class\s+'[\w.]*\.(\w+)'>,\s+", r"\1(", parser.format_help())
+
+
+def _options_parser(thing: Any, prefix: str, prog: str = "") -> Parser:
+    """Return a parser of the options of a class or function that can be given, those that it passes on by **kwargs too."""
+    parser = Parser(prog=prog, add_help=False)
+    skip: set[str | int] = {name for name in ("model", "input_shape", "classes") if name in required(thing)}
+    if isinstance(thing, type):
+        parser.add_class_arguments(thing, prefix, skip=skip)
+    else:
+        parser.add_function_arguments(thing, prefix, skip=skip)
+    parser._actions = [action for action in parser._actions if action.dest != prefix]
+    for group in parser._action_groups:
+        group._group_actions = [action for action in group._group_actions if action.dest != prefix]
+    return parser
+
+
+def run_parser() -> Parser:
+    """Return the parser of `clstream run`."""
+    importlib.import_module(PLACES["strategy"])  # so that jsonargparse finds them by name in a wrapper's options
+    set_parsing_settings(subclasses_enabled=[Stream], instantiate_subclass_spec_in_any=False, validate_subclass_spec_in_any=True)
+    set_loader("clstream", load_yaml, exceptions=(yaml.YAMLError,))
+    set_dumper("clstream", dump_yaml)
+    parser = Parser(
+        prog="clstream run",
+        description="Play a stream to a strategy, for each seed.",
+        parser_mode="clstream",
+        print_config=None,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.outermost = True
+    parser.add_argument("--config", action="config", help="a YAML file with any of these options; later ones win")
+    parser.add_argument(
+        "--stream", type=Stream, help="a stream by name, or file.function of your own; its options: --stream.OPTION"
+    )
+    skip = {"base.init_args." * depth + "model" for depth in range(4)}
+    parser.add_subclass_arguments(Strategy, "strategy", skip=skip, help="a strategy by name, or file.Class of your own")
+    parser.add_subclass_arguments(
+        nn.Module, "model", skip={"input_shape", "classes"}, help="a model by name, or file.Class of your own"
+    )
+    parser.add_argument("--weights", type=str, help="a file of `clstream pretrain` that the model starts from, all but its head")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random in the run")
+    parser.add_argument(
+        "--seeds", type=int | list[int] | str, help="several seeds in place of one, as 0-4 or 0,1,7: one run for each"
+    )
+    parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
+    parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice")
+    parser.add_argument("--evaluate_every", type=int, help="also evaluate after every so many batches")
+    parser.add_argument("--prequential", action="store_true", help="also have each batch labelled before it is learned")
+    parser.add_argument(
+        "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"
+    )
+    parser.add_argument(
+        "--observers", type=str | list[str], default=[], help="more observers, each by file.Class, with commas between them"
+    )
+    parser.add_argument("--trust", type=str, help="packages of yours that a config may name, beside the files of this folder")
+    parser.add_argument("--max_sessions", type=int, help="stop after so many sessions")
+    parser.add_argument(
+        "--tune", action="store_true", help="test on the samples that the stream holds back with --stream.validation"
+    )
+    parser.add_argument("--data_root", type=str, help="folder with the data sets, in torchvision's layout")
+    parser.add_argument("--tracking_uri", type=str, help="MLflow store or server; by default sqlite:///mlflow.db")
+    parser.add_argument("--experiment", type=str, default="clstream", help="the MLflow experiment")
+    parser.add_argument("--track", type=bool, default=True, help="false writes nothing to MLflow")
+    parser.add_argument("--runs", type=str, default="runs", help="folder of the run folders: checkpoints, event logs")
+    parser.add_argument(
+        "--resume", type=Literal["never", "auto"], default="never",
+        help="auto: go on with the newest try of these very options, if there is one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--accept_changed_code", action="store_true",
+        help="go on with a run though source code of your own has changed since; its log and its tags say so",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint_every", type=float, default=30.0,
+        help="seconds from one checkpoint to the next; 0: no checkpoints, and no run folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint_share", type=float, default=0.02,
+        help="the most of the time that checkpoints may take: where writing is slow, they come less often",
+    )  # fmt: skip
+    parser.add_argument("--log_batches", action="store_true", help="each batch has a line in the event log")
+    parser.add_argument("--print_config", action="store_true", help="print all options as YAML, and run nothing")
+    return parser
+
+
+def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
+    """Return the parser and the options of `clstream run`: those of config files and of the command line, later ones first.
+
+    What a config's class was given is dropped where a later setting names another class; `parser.notes` says so.
+
+    Raises UsageError.
+    """
+    parser = run_parser()
+    given = {option[2:]: action.nargs != 0 for action in parser._actions for option in action.option_strings if option[:2] == "--"}
+    settings, parser.notes = merge(
+        read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name})
+    )
+    trusted = _trusted(settings)
+    settings = _with_paths([each for each in settings if each.key != ("trust",)], trusted)
+    for setting in settings:
+        if setting.key == ("observers",):
+            chosen = _listed(setting.value)
+            for name in chosen:
+                observer(name, trusted)
+                if chosen.count(name) > 1:
+                    raise UsageError(f"{setting.where}--observers names {name} twice")
+    settings = _with_defaults(settings, trusted)
+    _check_options(settings)
+    may = {top for setting in settings for text in strings(setting.value) for top in _tops(text) if is_own(top)}
+    _allow_imports({*DATA, *trusted, *may})
+    options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
+    options.trust = trusted
+    if options.seeds is not None:
+        options.seeds = parse_seeds(options.seeds)
+    _plain_optimizers(options)
+    _check_values(options)
+    if options.device.partition(":")[0] == "meta":
+        raise UsageError("--device meta holds no numbers, so nothing can be learned there: choose cpu, cuda or mps")
+    if options.seed < 0:
+        raise UsageError(f"--seed takes a whole number from 0 up, not {options.seed}")
+    return parser, options
+
+
+def _allow_imports(modules: set[str]) -> None:
+    """Let jsonargparse import what lies in these modules, and nothing else; it has one setting for all of its parsers."""
+    set_parsing_settings(import_path_denylist=["*", *sorted(_ALLOWED - modules)], import_path_allowlist=sorted(modules))
+    _ALLOWED.update(modules)
+
+
+_ALLOWED: set[str] = set()
+"""All that was ever allowed in this process: what was for one command is not for the next."""
+
+
+def _trusted(settings: list[Setting]) -> list[str]:
+    """Return the packages that the command line itself names, by --trust or in the value of an option."""
+    typed = [setting for setting in settings if not setting.file]
+    whole = {name for setting in typed if setting.key == ("trust",) for name in _listed(setting.value)}
+    if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
+        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0][:60]!r}")
+    return sorted(
+        whole | {top for setting in typed for text in strings(setting.value) for top in _tops(text)} - {"torch", "clstream"}
+    )
+
+
+def _tops(text: str) -> list[str]:
+    """Return the first words of the dotted names in a text: the modules that they may lie in."""
+    return [name for name in re.findall(r"(?<![\w.])([^\W\d]\w*)(?:\.[^\W\d]\w*)+", text) if name not in _BARRED]
+
+
+_BARRED = {*sys.stdlib_module_names, "jsonargparse"}
+
+
+def _listed(value: Any) -> list[str]:
+    """Return the names in the value of an option that takes several: a list, or a text with commas."""
+    return (
+        [str(each) for each in value] if isinstance(value, list) else [each.strip() for each in str(value).strip("[]").split(",")]
+    )
+
+
+def _with_paths(settings: list[Setting], trusted: list[str]) -> list[Setting]:
+    """Return settings in which streams, strategies and models are named by import path, the default ones included."""
+    chosen: list[Setting] = []
+    extra: list[Setting] = []
+    for kind in CHOICES:
+        setting = next((each for each in settings if each.key == (kind,)), Setting((kind,), DEFAULTS[kind]))
+        try:
+            path, with_it = named(kind, setting.value, trusted)
+        except UsageError as error:
+            raise UsageError(f"{setting.where}{error}") from None
+        _annotate(load(path, kind))
+        chosen.append(setting._replace(value=path))
+        extra += [Setting((kind, name), value, setting.file) for name, value in with_it.items()]
+    return [*chosen, *extra, *(each for each in settings if each.key not in {(kind,) for kind in CHOICES})]
+
+
+def _with_defaults(settings: list[Setting], trusted: list[str]) -> list[Setting]:
+    """Return settings that name a default such as partial(SGD, lr=0.1) before an option of it, as --strategy.optimizer.lr."""
+    values = {setting.key: setting.value for setting in settings}
+    whole: list[Setting] = []
+    for setting in settings:
+        key = setting.key[:-1]
+        if len(key) > 1 and key not in values:
+            default, file = _default(values.get(key[:-1]), key[-1], trusted), setting.file
+            values[key] = None
+            if isinstance(default, partial) and isinstance(default.func, type):
+                whole.append(Setting(key, f"{default.func.__module__}.{default.func.__qualname__}", file))
+                for name, value in default.keywords.items():
+                    if (*key, name) not in values:
+                        whole.append(Setting((*key, name), value if file else str(value), file))
+        whole.append(setting)
+    return whole
+
+
+def _default(owner: Any, parameter: str, trusted: list[str]) -> Any:
+    """Return the default of a parameter of a strategy by its name or import path; None if there is no such thing."""
+    with suppress(UsageError, ValueError, TypeError):
+        thing = load(qualified("strategy", owner, trusted), "strategy")
+        for each in inspect.getmro(thing):  # a class may pass **kwargs on to its base
+            taken = inspect.signature(each).parameters
+            if parameter in taken:
+                return taken[parameter].default
+    return None
+
+
+def _annotate(thing: Any) -> None:
+    """Annotate parameters of a class that have none, where their default says what is wanted, as partial(SGD, lr=0.1) does.
+
+    Otherwise an option for it would be any value, not the name of another optimizer.
+    """
+    for each in inspect.getmro(thing) if isinstance(thing, type) else []:
+        construct = inspect.unwrap(vars(each).get("__init__", object.__init__))
+        if not inspect.isfunction(construct):
+            continue
+        for parameter in inspect.signature(construct).parameters.values():
+            made = parameter.default.func if isinstance(parameter.default, partial) else parameter.default
+            if parameter.annotation is parameter.empty and isinstance(made, type):
+                for base, kind in ((Optimizer, OptimizerFactory), (nn.Module, Callable[..., nn.Module])):
+                    if issubclass(made, base):
+                        construct.__annotations__[parameter.name] = kind
+
+
+def _check_options(settings: list[Setting]) -> None:
+    """Raise UsageError for an option that the stream, strategy or model does not have."""
+    paths = {setting.key[0]: setting.value for setting in settings if len(setting.key) == 1}
+    for setting in settings:
+        if len(setting.key) > 1 and setting.key[1] not in (options := options_of(paths[setting.key[0]])):
+            near = nearest(setting.key[1], options) or f": it has {', '.join(options)}"
+            name = paths[setting.key[0]].rpartition(".")[2]
+            raise UsageError(f"{setting.where}{name} has no option {setting.key[1]!r}{near}")
+
+
+def _as_arguments(settings: list[Setting], takes: dict[str, bool]) -> Iterator[str]:
+    """Yield the arguments for jsonargparse: the classes, all that is from configs as one of them, then the options."""
+    tree: dict[str, Any] = {}
+    for setting in sorted((each for each in settings if each.file or each.key in _KINDS), key=lambda each: len(each.key)):
+        place = tree
+        for part in setting.key[:-1]:
+            if not (isinstance(place.get(part), dict) and "init_args" in place[part]):
+                place[part] = ({"class_path": place[part]} if isinstance(place.get(part), str) else {}) | {"init_args": {}}
+            place = place[part]["init_args"]
+        place[setting.key[-1]] = setting.value
+    for kind in CHOICES:
+        if isinstance(tree[kind], str):
+            yield f"--{kind}={tree.pop(kind)}"
+    if tree:
+        yield f"--config={dump_yaml(tree, flow=True)}"
+    for setting in settings:
+        if not setting.file and setting.key not in _KINDS:
+            option = setting.option + "+" * setting.appends
+            yield f"{option}={setting.value}" if takes.get(setting.key[0], True) else option
+
+
+_KINDS = {(kind,) for kind in CHOICES}
+
+
+def _check_values(options: Namespace) -> None:
+    """Raise UsageError for a number that is none, and for a class_path that names something else than a class."""
+    for key, value in _leaves(options):
+        option = "--" + re.sub(r"\.(init_args|class_path)\b", "", key)
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and key.endswith(".lr"))):
+            raise UsageError(f"{option} must be a finite number, not {value}")
+        if key.endswith(".class_path") and key != "stream.class_path":
+            thing = load(value, "class")
+            if not isinstance(thing, type) and not returns_a_stream(thing):
+                raise UsageError(f"{option}: {value} is no class")
+            if isinstance(thing, type) and issubclass(thing, Optimizer) and "closure" in required(thing.step):
+                raise UsageError(
+                    f"{option}: {thing.__name__} evaluates the loss several times a step, and batches are learned once"
+                )
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is in the options with its dotted key, also in lists, but not in mappings that are values themselves."""
+    if isinstance(value, Namespace):
+        for name, item in vars(value).items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item, key)
+    else:
+        yield key, value
+
+
+def _plain_optimizers(options: Namespace) -> None:
+    """Turn defaults such as partial(SGD, lr=0.1) into the form that YAML can hold."""
+    for key, value in list(options.items()):
+        if isinstance(value, partial) and isinstance(value.func, type):
+            path = f"{value.func.__module__}.{value.func.__qualname__}"
+            options[key] = Namespace(class_path=path, init_args=Namespace(**value.keywords))
+
+
+def as_yaml(parser: Parser, options: Namespace) -> str:
+    """Return the options as the YAML that `--config` takes."""
+    kept = options.clone()
+    if kept.seeds is not None:
+        kept.pop("seed")
+    for key in _NOT_KEPT:
+        kept.pop(key, None)
+    text: str = parser.dump(kept, skip_none=True, skip_validation=True)
+    whole = parser.parse_string(text, env=False)  # with the defaults of what stood for an optimizer
+    for key in (*_NOT_KEPT, *(["seed"] if kept.seeds is not None else [])):
+        whole.pop(key, None)
+    return str(parser.dump(whole, skip_none=True, skip_validation=True))
+
+
+_NOT_KEPT = ("config", "print_config", "trust", "accept_changed_code")

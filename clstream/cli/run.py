@@ -1,0 +1,85 @@
+"""`clstream run`, `resume` and `compare`."""
+
+from __future__ import annotations
+
+import time
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from clstream.cli.command_parser import CommandParser
+from clstream.cli.tables import report_runs, track_comparisons
+
+
+def run_command(arguments: list[str]) -> int:
+    """`clstream run`."""
+    from clstream.cli.experiment import play
+
+    if shown := shown_help(arguments):
+        print(shown, end="")
+        return 0
+    report_runs([play(arguments)])
+    return 0
+
+
+def shown_help(arguments: list[str]) -> str:
+    """Return what is only to be shown: help, or the options as YAML; nothing if there is a run to be made."""
+    from clstream.cli.experiment import tell_notes
+    from clstream.cli.parser import PLACES, as_yaml, option_help, parse_run, run_parser
+
+    if "-h" in arguments or "--help" in arguments:
+        return str(run_parser().format_help()) + "\n"
+    for option, name in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option.startswith("--") and option.endswith(".help") and option[2:-5] in PLACES:
+            return option_help(option[2:-5], name) + "\n"
+    parser, options = parse_run(arguments)
+    if options.print_config:
+        tell_notes(parser)
+    return as_yaml(parser, options) if options.print_config else ""
+
+
+def resume_command(arguments: list[str]) -> int:
+    """`clstream resume`: go on with a run from its newest checkpoint."""
+    parser = CommandParser(
+        "resume",
+        description="Go on with a run from its newest checkpoint; it ends as it would have without the break.",
+    )
+    parser.add_argument("run", help="its folder, as runs/NAME, or the id of its MLflow run")
+    parser.add_argument("--runs", default="runs", help="folder of the run folders")
+    parser.add_argument("--data_root", "--data-root", help="folder with the data sets, if it lies elsewhere now")
+    parser.add_argument("--tracking_uri", "--tracking-uri", help="the tracking server, if it has another address now")
+    parser.add_argument("--trust", help="packages of yours that its config may name, beside the files of this folder")
+    parser.add_argument(
+        "--accept_changed_code", "--accept-changed-code", action="store_true",
+        help="go on though source code of your own has changed since; the log and the tags of the run say so",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    from clstream.cli.experiment import play
+    from clstream.cli.run_folders import CONFIG, earlier
+
+    folder = earlier(options.run, Path(options.runs))
+    moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri", "trust") if (value := getattr(options, name))]
+    moved += ["--accept_changed_code"] if options.accept_changed_code else []
+    report_runs([play(["--config", str(folder / CONFIG), *moved], folder)])
+    return 0
+
+
+def compare_command(arguments: list[str]) -> int:
+    """`clstream compare`: each config file is run with the same further options."""
+    files = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    rest = arguments[len(files) :]
+    if not files or {"-h", "--help"} & set(rest):
+        print("usage: clstream compare CONFIG [CONFIG ...] [options of clstream run, for all of them]")
+        return 0 if rest else 2
+    from clstream.cli.experiment import play
+
+    if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
+        print(shown, end="")
+        return 0
+    began = time.time()
+    played = [play(["--config", file, *rest]) for file in files]
+    report_runs(played, files)
+    track_comparisons(played, files, began)
+    return 0

@@ -1,0 +1,65 @@
+"""Tries: where the command line keeps its runs, so that one that was killed can go on.
+
+runs/Replay-split_mnist-1a2b3c4d/     the first try of these very options; the second one ends in .2
+config.yaml                       the options, as `clstream run --config` takes them
+tracking.jsonl                    what was written to MLflow of several seeds together
+seed_0/                           of each seed: checkpoints, tracking.jsonl, events.jsonl, and `finished` when it is
+
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from clstream.cli.errors import UsageError
+from clstream.tracking.outbox import find
+
+CONFIG = "config.yaml"
+
+
+def name_of(strategy: str, stream: str, config: str) -> str:
+    """Return the folder name of all tries of a config: it says what is run, and ends in a hash of all options."""
+    plain = re.sub(r"[^\w.-]+", "_", f"{strategy}-{stream}")
+    return f"{plain}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
+
+
+def tries(runs: Path, name: str) -> list[Path]:
+    """Return the tries of that name that there are, the newest last."""
+    numbered = re.compile(re.escape(name) + r"(?:\.(\d+))?")
+    found = [(int(match[1] or 1), path) for path in runs.glob(f"{name}*") if (match := numbered.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def begin(runs: Path, name: str, config: str) -> Path:
+    """Make the folder of a new try, with its config. Raises OSError if it can't be written."""
+    number = len(tries(runs, name))
+    while True:
+        number += 1
+        folder = runs / (name if number == 1 else f"{name}.{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # another process was quicker
+            continue
+        except OSError as error:
+            raise OSError(f"the run folder {folder} can't be made ({error.strerror}): name another place with --runs") from None
+        beside = folder / f"{CONFIG}.writing"
+        beside.write_text(config)
+        beside.replace(folder / CONFIG)
+        return folder
+
+
+def earlier(run: str, runs: Path) -> Path:
+    """Return the folder of a try, by its path or that of one of its seeds, its name in `runs`, or the id of its MLflow run.
+
+    Raises UsageError if there is none.
+    """
+    for folder in (Path(run), runs / run):
+        for each in (folder, folder.parent):
+            if (each / CONFIG).is_file():
+                return each
+    tracked = find(run, runs)
+    if (tracked is not None and (tracked.parent / CONFIG).is_file()) or (tracked is not None and (tracked / CONFIG).is_file()):
+        return earlier(str(tracked), runs)
+    raise UsageError(f"there is no run {run!r}: give its folder below {runs}, or the id of its MLflow run, which was tracked here")

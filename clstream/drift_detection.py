@@ -1,0 +1,121 @@
+"""Detectors of shifts: a loss that has risen says that the stream draws from something else now.
+
+One detector, as TAME's code has it (Zhu et al. 2024). It is told the loss of each batch from before the batch is learned:
+
+    S <- alpha l + (1 - alpha) S                        the smoothed loss, S = l at first
+    shift if S > mean(W) + deviations max(std(W), floor)
+
+W is a window of the newest losses, not smoothed, of before this batch; std is that of a population. It starts with one value: the
+loss of a guess, ln(classes). So the threshold of a batch never knows the batch, and a falling loss is no shift.
+
+It counts in Python's floats: whoever has the loss on a device waits for it once a batch, since a decision can't wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from clstream.bus import Emitter, Event
+from clstream.params import check_integer, check_number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShiftDetected(Event):
+    """A loss has risen: `smoothed` is above `threshold`, at the batch `step` of the run, counted from 0."""
+
+    step: int
+    smoothed: float
+    threshold: float
+
+    def curves(self) -> dict[str, float]:
+        """Return both, for the tracker."""
+        return {"shift/smoothed_loss": self.smoothed, "shift/threshold": self.threshold}
+
+
+class LossWindow:
+    """What is known of one loss: its smoothed value, its newest values, and the threshold that they give.
+
+    Args:
+        start: the first value of the window.
+        length: the most losses in the window.
+
+    """
+
+    def __init__(self, start: float, length: int) -> None:
+        self.losses = deque([start], maxlen=length)
+        self.smoothed: float | None = None  # over every loss that was there
+        self.learned: float | None = None  # over those of batches that were learned
+        self.threshold: float | None = None
+
+    def renew_threshold(self, deviations: float, floor: float) -> float:
+        """Set the threshold by the window as it is now."""
+        mean = math.fsum(self.losses) / len(self.losses)
+        std = math.sqrt(math.fsum((loss - mean) ** 2 for loss in self.losses) / len(self.losses))
+        self.threshold = mean + deviations * max(std, floor)
+        return self.threshold
+
+    def take(self, loss: float, alpha: float) -> None:
+        """Take in the loss of a batch that is learned now."""
+        self.losses.append(loss)
+        self.learned = smooth(self.learned, loss, alpha)
+
+
+def smooth(before: float | None, loss: float, alpha: float) -> float:
+    """Return the exponentially weighted mean with one more loss."""
+    return loss if before is None else alpha * loss + (1 - alpha) * before
+
+
+def check_detection(alpha: float, window: int, deviations: float, floor: float) -> None:
+    """Raise ValueError for settings of a detector that can't be."""
+    check_integer(1, window=window)
+    check_number(0, 1, alpha=alpha)
+    if not alpha:
+        raise ValueError("alpha is the weight of a new loss, above 0 and at most 1, not 0")
+    check_number(0, deviations=deviations, floor=floor)
+
+
+class ShiftDetector(Emitter):
+    """Tells when a loss has risen, and starts anew then.
+
+    Args:
+        alpha: weight of a new loss in the smoothed one.
+        window: the most losses that the threshold is taken from.
+        deviations: standard deviations from their mean to the threshold.
+        floor: what their standard deviation counts at least.
+        warmup: losses after a start before there can be a shift.
+
+    """
+
+    def __init__(
+        self, alpha: float = 0.2, window: int = 100, deviations: float = 3.0, floor: float = 0.005, warmup: int = 0
+    ) -> None:
+        check_detection(alpha, window, deviations, floor)
+        check_integer(0, warmup=warmup)
+        self.alpha, self.length, self.deviations, self.floor, self.warmup = alpha, window, deviations, floor, warmup
+        self.step = 0
+        self.start(0.0)
+
+    def start(self, guess: float) -> None:
+        """Forget all losses; `guess` is the loss of a guess, which the window starts with."""
+        self.guess, self.taken = guess, 0
+        self.known = LossWindow(guess, self.length)
+
+    def detect(self, loss: float) -> bool:
+        """Return whether the loss of one more batch says that there was a shift; everyone in the run is told of one.
+
+        The batch of a shift is the first one of what comes after it.
+        """
+        known = self.known
+        known.smoothed = smooth(known.smoothed, loss, self.alpha)
+        threshold = known.renew_threshold(self.deviations, self.floor)
+        shifted = self.taken >= self.warmup and known.smoothed > threshold
+        if shifted:
+            self.emit(ShiftDetected(self.step, known.smoothed, threshold))
+            self.start(self.guess)
+            self.known.smoothed = loss
+        self.known.take(loss, self.alpha)
+        self.taken += 1
+        self.step += 1
+        return shifted

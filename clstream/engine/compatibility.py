@@ -1,0 +1,182 @@
+"""What fits: whether a strategy can run on a stream, asked before anything is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from operator import index
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy as is_uninitialized
+from torch.optim import Optimizer
+
+from clstream.attributes import held
+from clstream.bus import members, subscriptions
+from clstream.engine.single_samples import check_single_samples
+from clstream.evaluation import check_labels, evaluating
+from clstream.params import check_integer
+from clstream.seeds import isolated
+from clstream.strategy import Strategy, needs
+from clstream.stream import Stream, apart
+
+
+def check_fits(
+    strategy: Strategy,
+    stream: Stream,
+    device: str | torch.device = "cpu",
+    evaluate_every: int | None = None,
+    max_sessions: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Refuse, in one sentence, what can't run: see the errors of `run`."""
+    given: tuple[object, object] = (strategy, stream)  # whatever they are annotated as
+    if not isinstance(given[0], Strategy):
+        what = f"the class {given[0].__name__}" if isinstance(given[0], type) else f"a {type(strategy).__name__}"
+        raise TypeError(f"run takes a Strategy object, not {what}")
+    if not isinstance(given[1], Stream):
+        raise TypeError(f"run takes a Stream as its second argument, not a {type(stream).__name__}")
+    check_integer(1, none=True, evaluate_every=evaluate_every, max_sessions=max_sessions)
+    check_integer(0, seed=seed)
+    check_device(device)
+    list(subscriptions(strategy))  # refuses handlers and parts that can't be
+    for need, reason in needs(strategy).items():
+        if not stream.boundaries:
+            raise ValueError(f"{type(strategy).__name__} needs {need}, which {stream.name} hides ({reason})")
+    for each in members(strategy):
+        for regulariser in getattr(each, "regularisers", ()):
+            if not any(regulariser is part for part in getattr(each, "parts", ())):
+                name = type(each).__name__
+                raise ValueError(f"{name} carries what is not among its parts: set {name}.parts to (*self.parts, ...)")
+    if type(strategy).learn is Strategy.learn and not isinstance(getattr(strategy, "optimizer", None), Optimizer):
+        raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
+    check_optimizers(strategy)
+    check_augment(stream)
+    check_lazy(strategy, stream, seed)
+    check_answers(strategy, stream)
+    check_single_samples(strategy, stream, device, max_sessions)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that isn't there, or that holds no numbers."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device must be a name such as cpu or cuda:0, not {device!r}")
+    if str(device).partition(":")[0] == "meta":
+        raise ValueError("on the device meta tensors have no values, so nothing can be learned: take cpu or cuda")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
+        raise ValueError(
+            f"there is no device {str(device)!r} here, only {', '.join(there)} ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def check_optimizers(strategy: Strategy) -> None:
+    """Refuse optimizers that can't learn: options that are no numbers, or, where a step is one of ours, nothing to learn."""
+    for path, optimizer in held(strategy, Optimizer):
+        for group in optimizer.param_groups:
+            for name, value in group.items():
+                if isinstance(value, float) and (math.isnan(value) or (name == "lr" and math.isinf(value))):
+                    raise ValueError(f"{name} of {type(optimizer).__name__} ({path}) must be a finite number, not {value}")
+    for _, each in held(strategy, Strategy):
+        own = getattr(each, "optimizer", None)
+        if not isinstance(own, Optimizer) or not type(each).learn.__module__.startswith("clstream."):
+            continue  # a step of the user's own may learn without gradients
+        if not any(weight.requires_grad for group in own.param_groups for weight in group["params"]):
+            raise ValueError(
+                f"no weight that {type(each).__name__} learns requires a gradient, so there is nothing to learn: unfreeze some of "
+                f"the {type(getattr(each, 'model', None)).__name__}, weight.requires_grad_(True)"
+            )
+
+
+def check_augment(stream: Stream) -> None:
+    """Refuse an augmentation that gives no batch of inputs like those that it is given; it is tried on a few."""
+    if stream.augment is None:
+        return
+    x = apart(stream.tasks[0].train[:4]).x
+    with isolated(0, "augment"):
+        given: object = stream.augment(x.clone())
+    what = f"the augmentation of {stream.name}"
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{what} gives a {type(given).__name__} for a batch of inputs, not a tensor: does it return what it made?")
+    if not given.dim() or len(given) != len(x):
+        raise ValueError(f"{what} gives {tuple(given.shape)} for {tuple(x.shape)}: it must give as many inputs as it is given")
+    if given.dtype == x.dtype:
+        return
+    if x.dtype != torch.uint8 or given.dtype != torch.float32:
+        raise TypeError(f"{what} gives {given.dtype} for {x.dtype}: it must keep the dtype of its inputs")
+    if not bool(((given >= 0) & (given <= 1)).all()):
+        raise ValueError(
+            f"{what} gives float32 from {float(given.min()):g} to {float(given.max()):g} for uint8, and models divide by 255 only "
+            "what is uint8: keep the dtype, or give floats from 0 to 1"
+        )
+
+
+def check_lazy(strategy: Strategy, stream: Stream, seed: int) -> None:
+    """Ask a model with lazy layers once, so that they have shapes, drawn from the run's seed; refuse a layer that isn't asked."""
+    if not any(map(is_uninitialized, weights_of(strategy))):
+        return
+    model = strategy.model
+    with isolated(index(seed), "lazy"), evaluating(strategy):
+        model(apart(stream.tasks[0].test[:1]).x)
+    for path, module in held(strategy, nn.Module):
+        for name, weight in [*module.named_parameters(), *module.named_buffers()]:
+            if is_uninitialized(weight):
+                raise ValueError(f"{path}.{name} has no shape yet, and gets none when the model is asked: give the layer its sizes")
+
+
+def weights_of(strategy: Strategy) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of all modules that a strategy holds."""
+    for _, module in held(strategy, nn.Module):
+        yield from module.parameters()
+        yield from module.buffers()
+
+
+def check_answers(strategy: Strategy, stream: Stream) -> None:
+    """Refuse a strategy whose answer to one sample is not what the stream asks for; the caller's generators stay as they are.
+
+    One that overrides `scores` or `predict` may need the start of a run to answer: only the shape of an answer that it gives
+    is checked, and the evaluation before the first session tells the rest.
+    """
+    plain = type(strategy).scores is Strategy.scores and type(strategy).predict is Strategy.predict
+    model = getattr(strategy, "model", None)
+    if plain and not isinstance(model, nn.Module):
+        raise TypeError(f"{type(strategy).__name__} has no model: call super().__init__(model) in its constructor")
+    first = apart(stream.tasks[0].test[:1])
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    samples = first if parameter is None else first.to(parameter.device)
+    name = type(model).__name__
+    with isolated(0, "check"), evaluating(strategy):
+        try:
+            scores = strategy.scores(samples.x)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if not plain and not _fails_alike(model, samples.x, error):
+                return
+            other = "" if parameter is None or parameter.dtype == torch.float32 else f" (its weights are {parameter.dtype})"
+            raise ValueError(
+                f"{name}{other} can't take the inputs of {stream.name}, {tuple(first.x.shape[1:])} of {first.x.dtype}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        except Exception:  # noqa: BLE001  # its own business until the run has started
+            return
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] < stream.classes:
+        who = name if plain else f"{type(strategy).__name__}.scores"
+        raise ValueError(
+            f"{who} answers one sample with {shape}, but {stream.name} has {stream.classes} classes: "
+            f"build it with classes={stream.classes}"
+        )
+    if type(strategy).predict is not Strategy.predict:
+        with isolated(0, "check"), evaluating(strategy):
+            check_labels((strategy.predict(samples.x),), samples, strategy)
+
+
+def _fails_alike(model: object, x: Tensor, error: Exception) -> bool:
+    """Return whether a model can't take inputs for the reason that a strategy gave."""
+    try:
+        if isinstance(model, nn.Module):
+            model(x)
+    except Exception as own:  # noqa: BLE001  # whatever the module raises
+        return str(own) == str(error)
+    return False

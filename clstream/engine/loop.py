@@ -1,0 +1,197 @@
+"""The run: plays a stream to a strategy, and tells everyone what happens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from clstream import events
+from clstream.bus import members
+from clstream.engine.compatibility import check_fits as check_fits
+from clstream.engine.run_params import described as described
+from clstream.engine.saved_state import Position
+from clstream.engine.simulation import Run
+from clstream.eval_mode import as_written
+from clstream.params import check_bool
+from clstream.results import Result, result_of
+from clstream.seeds import isolated
+from clstream.strategy import Strategy
+from clstream.stream import Batch, Session, Stream
+
+FINITE_EVERY = 64
+"""Batches after which the losses are checked together: one look at the device for all of them."""
+
+
+_RAN = WeakValueDictionary[int, Strategy]()
+"""The strategies that were run, by id, so that a second run can be told from a first."""
+
+
+def run(
+    strategy: Strategy,
+    stream: Stream,
+    *observers: object,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    evaluate_every: int | None = None,
+    max_sessions: int | None = None,
+    resume: Mapping[str, Any] | None = None,
+    accept_changed_code: bool = False,
+    code: Sequence[object] = (),
+) -> Result:
+    """Play `stream` to `strategy`, evaluate it after every session, and return what was measured.
+
+    Args:
+        strategy: learns, answers, and hears every event first.
+        stream: what it learns.
+        observers: objects with handlers (`on`), called after the strategy's: tracker, progress bar, checkpointer.
+        seed: of all that is random in the run. The caller's global generators are the same before and after.
+        device: where it runs, as torch names it.
+        evaluate_every: also evaluate after every so many batches, counted over the whole run.
+        max_sessions: stop after so many sessions; the last one ends its task.
+        resume: a checkpoint of this very run, as `clstream.checkpoint.newest` returns it: the run goes on from there, and ends
+            as it would have without the break, bit for bit. None starts anew.
+        accept_changed_code: go on from a checkpoint though source code of your own has changed since; it is logged, and tracked.
+        code: classes, functions and modules of your own that belong to the run beside those of the strategy, the model, what the
+            stream applies to samples, and the observers: the function that built the stream.
+
+    Raises:
+        ValueError, TypeError: if these don't fit together, or `resume` is of another run; before anything is learned.
+        FloatingPointError: if a loss is not finite; it names the task, session and batch.
+
+    """
+    check_bool(accept_changed_code=accept_changed_code)
+    check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
+    error: BaseException | None = None
+    with isolated(index(seed), "run", device=device), as_written():  # observers are outside
+        going = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code)
+        if resume is not None:
+            going.check_same(resume)
+        note_used(strategy, warn=resume is None)
+        try:
+            going.start(resume)
+            play(going)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            try:
+                going.bus.close(events.RunEnded(error))
+            finally:
+                going.placed.leave()
+    return result_of(going.measured())
+
+
+def note_used(strategy: Strategy, warn: bool) -> None:
+    """Note that a strategy is run now, and those that it wraps; warn, if asked to, where one was run before."""
+    parts = [each for each in members(strategy) if isinstance(each, Strategy)]
+    used = [type(each).__name__ for each in parts if _RAN.get(id(each)) is each]
+    if used and warn:
+        warnings.warn(
+            f"this {used[0]} was run before, and goes on from the weights and memories that it has: build a new one, with a new "
+            "model, for a fresh start",
+            UserWarning,
+            stacklevel=3,
+        )
+    _RAN.update({id(each): each for each in parts})
+
+
+def check_same_run(
+    strategy: Strategy,
+    stream: Stream,
+    *observers: object,
+    resume: Mapping[str, Any],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    evaluate_every: int | None = None,
+    max_sessions: int | None = None,
+    accept_changed_code: bool = False,
+    code: Sequence[object] = (),
+) -> list[str]:
+    """Check that `run` with these arguments would go on from a checkpoint, and return what code of the user's own has changed.
+
+    Raises OtherRunError, a ValueError, if the checkpoint is of another run; ChangedCodeError, one of these, if it is of the same
+    with other code, and that is not accepted.
+    """
+    with isolated(index(seed), "run", device=device):
+        same = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code)
+        try:
+            same.check_same(resume)
+        finally:
+            same.placed.leave()
+    return same.changed_code
+
+
+def play(going: Run) -> None:
+    """Play the sessions that are left."""
+    stream, emit = going.stream, going.bus.emit
+    for position in range(going.position.session, going.sessions):
+        session, number = stream.session(position), stream.task_of(position)
+        if going.position == Position(position):  # else it goes on within the session
+            if stream.boundaries and (position == 0 or stream.task_of(position - 1) != number):
+                emit(events.TaskStarted(stream.tasks[number]))
+            emit(events.SessionStarted(session))
+            going.placed.update()
+        learn(going, session, number)
+        emit(events.SessionEnded(session))
+        if stream.boundaries and (position + 1 == going.sessions or stream.task_of(position + 1) != number):
+            emit(events.TaskEnded(stream.tasks[number]))
+        going.placed.update()
+        going.evaluate(number, within_session=False)
+        going.position = Position(position + 1)
+        going.pause()
+
+
+def learn(going: Run, session: Session, number: int) -> None:
+    """Play what is left of one session of a task; of one that mixes tasks, most of it is of this one."""
+    strategy, emit, every = going.strategy, going.bus.emit, going.evaluate_every
+    first = going.position
+    for epoch in session:
+        if epoch.index < first.epoch:
+            continue
+        begin = first.batch if epoch.index == first.epoch else 0
+        if not begin:
+            emit(events.EpochStarted(epoch))
+        losses: list[Tensor] = []
+        for batch in epoch.batches(begin):
+            emit(events.BatchReady(batch))
+            loss = strategy.learn(batch)
+            emit(events.BatchLearned(batch, loss))
+            losses.append(loss)
+            if len(losses) == FINITE_EVERY:
+                check_losses(losses, strategy, number, session, batch)
+            going.step += 1
+            if every and going.step % every == 0:
+                check_losses(losses, strategy, number, session, batch)
+                going.evaluate(number, within_session=True)
+            if going.asked:
+                check_losses(losses, strategy, number, session, batch)
+                going.position = Position(session.index, epoch.index, batch.index + 1)
+                going.pause()
+        if losses:
+            check_losses(losses, strategy, number, session, batch)
+        emit(events.EpochEnded(epoch))
+
+
+def check_losses(losses: list[Tensor], strategy: Strategy, task: int, session: Session, newest: Batch) -> None:
+    """Refuse losses that are not detached, finite scalars, naming the batch of the first one; then forget them."""
+    if not losses:
+        return
+    for loss in losses:
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.requires_grad:
+            raise TypeError(
+                f"{type(strategy).__name__}.learn must return its loss as a detached scalar tensor: `return loss.detach()`"
+            )
+    finite = torch.stack(losses).isfinite()
+    if not finite.all():
+        back = len(losses) - 1 - int((~finite).nonzero()[0])
+        raise FloatingPointError(
+            f"the loss is {float(losses[len(losses) - 1 - back])} in task {task}, session {session.index}, "
+            f"epoch {newest.epoch}, batch {newest.index - back}: try a smaller learning rate, or look at that batch"
+        )
+    losses.clear()

@@ -1,0 +1,57 @@
+"""What is run, by name, in plain values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from clstream.attributes import held, walk
+from clstream.params import Recorded, flat
+from clstream.strategy import Strategy
+from clstream.stream import Stream, Subset
+
+
+def described(
+    strategy: Strategy, stream: Stream, seed: int, device: str | torch.device
+) -> dict[str, str | int | float | bool | None]:
+    """Return what is run, by name, in plain values."""
+    model = getattr(strategy, "model", None)
+    return {
+        **flat(strategy, "strategy"),
+        **(flat(model, "model") if isinstance(model, Recorded) else {"model": type(model).__name__}),
+        "stream": stream.name,
+        "stream.tasks": len(stream.tasks),
+        "stream.sessions": len(stream),
+        "stream.scenario": stream.scenario,
+        "stream.epochs": stream.epochs,
+        "stream.batch_size": stream.batch_size,
+        "stream.boundaries": stream.boundaries,
+        **({"stream.drop_last": True} if stream.drop_last else {}),
+        "seed": seed,
+        "device": str(device),
+    }
+
+
+def _values(strategy: Strategy, stream: Stream) -> Iterator[object]:
+    """Yield what a strategy and a stream hold that code of the user's own may belong to."""
+    for _, value in walk(strategy):
+        yield value
+        if isinstance(value, Recorded):
+            yield from (param for _, param in walk(dict(getattr(value, "params", {}))))
+    parts = [part for task in stream.tasks for part in (task.train, task.test, task.validation) if isinstance(part, Subset)]
+    yield stream
+    for held_by_stream in (stream.augment, stream.schedule, *(part.transform for part in parts)):
+        yield from (value for _, value in walk(held_by_stream))
+
+
+def shapes(strategy: Strategy) -> str:
+    """Return a hash of the names, shapes and types of all weights."""
+    found = [
+        f"{path}.{name} {tuple(each.shape)} {each.dtype}"
+        for path, module in held(strategy, nn.Module)
+        for name, each in [*module.named_parameters(), *module.named_buffers()]
+    ]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]

@@ -1,0 +1,86 @@
+"""The position of a run that a checkpoint holds, and whether a saved state is of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from clstream.results import Evaluation
+from clstream.serialization.encoding import check_plain
+
+
+class OtherRunError(ValueError):
+    """A checkpoint is of another run; the message says what differs."""
+
+
+class ChangedCodeError(OtherRunError):
+    """A checkpoint is of a run with other code of the user's own; the message names the files."""
+
+    def __init__(self, changed: Sequence[str]) -> None:
+        self.shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+        super().__init__(
+            f"the code of the run has changed since its checkpoint was written: {self.shown}. Go on with the changed code by "
+            "--accept-changed-code or run(..., accept_changed_code=True), put the old code back, or start anew"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is: the batch that comes next. (session, 0, 0) is before the session starts."""
+
+    session: int
+    epoch: int = 0
+    batch: int = 0
+
+
+def check_state(state: object) -> None:
+    """Refuse what is not the state of a run, in a sentence. Raises ValueError."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "identity": dict, "position": list, "sessions": int, "step": int, "random": dict, "placed": list, "observers": list,
+        "strategy": dict, "evaluation": dict, "params": dict, "seconds": (int, float), "code": dict, "clstream code": str,
+    }  # fmt: skip
+    if not isinstance(state, Mapping) or any(name not in state for name in kinds):
+        raise ValueError("resume takes a checkpoint as clstream.checkpoint.newest(folder) returns it, and this is none")
+    check_plain(dict(state))
+    wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind) or isinstance(state[name], bool)]
+    numbers = [state["step"], *state["position"], *state["placed"]] if not wrong else []
+    if not wrong and (len(state["position"]) != 3 or any(type(number) is not int or number < 0 for number in numbers)):
+        wrong = ["position"]
+    if not wrong and not 0 <= state["seconds"] < float("inf"):
+        wrong = ["seconds"]
+    if not wrong and not all(isinstance(each, list) and len(each) == 2 for each in state["observers"]):
+        wrong = ["observers"]
+    if not wrong and not _is_code(state["code"]):
+        wrong = ["code"]
+    if not wrong and not _is_evaluation(state["evaluation"]):
+        wrong = ["evaluation"]
+    if wrong:
+        raise ValueError(f"the checkpoint is no good: its {wrong[0]!r} can't be")
+
+
+def _is_code(code: Mapping[str, Any]) -> bool:
+    """Return whether the sources of a checkpoint are texts: see `Run.sources`."""
+    if code.keys() != {"run", "observers"} or not all(isinstance(sources, dict) for sources in code.values()):
+        return False
+    entries = [
+        [name, *source] for sources in code.values() for name, source in sources.items() if isinstance(source, (list, tuple))
+    ]
+    return len(entries) == sum(map(len, code.values())) and all(
+        len(entry) == 4 and all(isinstance(text, str) for text in entry) for entry in entries
+    )
+
+
+def _is_evaluation(found: Mapping[str, Any]) -> bool:
+    """Return whether fields are those of an Evaluation: of its types, with as many columns as tasks."""
+    if found.keys() != {each.name for each in fields(Evaluation)}:
+        return False
+    kinds: dict[str, type] = {"probe_steps": tuple, "scenario": str, "within_session": bool}
+    if not all(isinstance(value, kinds.get(name, torch.Tensor)) for name, value in found.items()):
+        return False
+    tasks, rows, probes = len(found["baseline"]), len(found["accuracy"]), len(found["probes"])
+    shapes = {"accuracy": (rows, tasks), "task_accuracy": (rows, tasks), "taught": (rows, tasks), "probes": (probes, tasks),
+              "probe_taught": (probes, tasks), "baseline": (tasks,), "task_baseline": (tasks,)}  # fmt: skip
+    return all(found[name].shape == shape for name, shape in shapes.items()) and len(found["probe_steps"]) == probes

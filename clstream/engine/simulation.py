@@ -1,0 +1,229 @@
+"""A run while it goes on: what takes part, where it is, what it measured, and its state at any pause between two events."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from clstream import events
+from clstream.bus import Bus, members
+from clstream.engine.placement import Placed
+from clstream.engine.run_params import _values, described, shapes
+from clstream.engine.saved_state import ChangedCodeError, OtherRunError, Position, check_state
+from clstream.eval_mode import as_written
+from clstream.evaluation import evaluate
+from clstream.params import describe
+from clstream.results import Evaluation
+from clstream.seeds import random_state, set_random_state
+from clstream.serialization import capture, restore
+from clstream.serialization.capture import origin_of
+from clstream.serialization.encoding import plain
+from clstream.serialization.references import Origin
+from clstream.serialization.same_code import Source
+from clstream.serialization.source_code import changes, checkout_hash, definitions, user_sources
+from clstream.strategy import Strategy
+from clstream.stream import Stream
+
+
+class Run:
+    """One strategy on one stream with one seed, while it goes on: what takes part, where it is, and what it measured so far.
+
+    Args:
+        strategy, stream, observers, seed, device, evaluate_every, max_sessions, code, accept_changed_code: see `run`.
+
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        stream: Stream,
+        observers: tuple[object, ...],
+        seed: int,
+        device: str | torch.device,
+        evaluate_every: int | None,
+        max_sessions: int | None,
+        code: Sequence[object] = (),
+        accept_changed_code: bool = False,
+    ) -> None:
+        self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
+        self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
+        self.began = time.perf_counter()
+        self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
+        self.built_from = list(definitions(*_values(strategy, stream), *code))
+        self.bus = Bus(strategy, *observers, learner=strategy)
+        self.learning, self.watching = (
+            Bus(strategy, learner=strategy),
+            Bus(*observers),
+        )  # its halves: they are not always told the same
+        self.placed = Placed(strategy, device, seed, self.bus)
+        self.stream = stream.reseeded(seed).to(device)
+        self.sessions = min(len(stream), max_sessions or len(stream))
+        self.position, self.step = Position(0), 0
+        self.asked: list[Callable[[], object]] = []
+        self.members = list(members(strategy))  # those that the bus calls, whatever becomes of `parts`
+        self.identity = described(strategy, self.stream, seed, self.device.type) | {
+            "stream.seed": self.stream.seed,
+            "stream.augment": describe(self.stream.augment),
+            "shapes of the weights": shapes(strategy),
+            "evaluate_every": evaluate_every,
+            "max_sessions": max_sessions,
+            **({} if stream.shuffle else {"stream.shuffle": False}),
+        }
+
+    @property
+    def seconds(self) -> float:
+        """How long it took so far, without the breaks between a kill and the resumption."""
+        return time.perf_counter() - self.began
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What was there when the run began, or when it was first asked for its state."""
+        return origin_of(self.members, self.stream)
+
+    @cached_property
+    def sources(self) -> dict[str, dict[str, Source]]:
+        """The user's own source code: "run" of what learns and is learned, "observers" of what only observers are built from."""
+        run = user_sources(self.built_from)
+        observers = user_sources(definitions(*(part for each in self.observers for part in members(each))))
+        return {"run": run, "observers": {name: source for name, source in observers.items() if name not in run}}
+
+    @cached_property
+    def checkout(self) -> str:
+        """See `checkout_hash`."""
+        return checkout_hash(self.built_from)
+
+    def ask(self, call: Callable[[], object]) -> None:
+        """Have something done as soon as no event is under way: between two batches, or after an evaluation."""
+        self.asked.append(call)
+
+    def pause(self) -> None:
+        """Do what was asked for."""
+        asked, self.asked = self.asked, []
+        with as_written(False):
+            for call in asked:
+                call()
+
+    def start(self, resume: Mapping[str, Any] | None) -> None:
+        """Tell everyone, then ask the untrained strategy, or restore what a checkpoint holds."""
+        started = events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self)
+        told: Any = self.stream.told
+        self.learning.emit(started if told is self.stream else replace(started, stream=told, run=None))
+        self.watching.emit(started)
+        self.placed.update()
+        if self.asked or resume is not None:
+            self.origin  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
+        if resume is None:
+            self.evaluation = Evaluation.of_untrained(*evaluate(self.strategy, self.stream), self.stream.scenario)
+        else:
+            self.restore(resume)
+        self.pause()
+
+    def evaluate(self, task: int, within_session: bool) -> None:
+        """Evaluate, keep the rows, and tell; `task` is what is being taught."""
+        self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task, self.step, within_session)
+        (self.bus if self.stream.boundaries else self.watching).emit(events.Evaluated(self.evaluation))  # it says what was taught
+
+    def measured(self) -> dict[str, Any]:
+        """Return what was measured so far, and of what."""
+        return {
+            "evaluation": {each.name: getattr(self.evaluation, each.name) for each in fields(Evaluation)},
+            "params": described(self.strategy, self.stream, self.seed, self.device),
+            "seconds": self.seconds,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, as plain values and tensors: the objects' own, not copies.
+
+        Raises CaptureError for what the strategy holds that can't be written.
+        """
+        held, numbers = capture(self.members, self.origin)
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        observers = [[type(each).__qualname__, each.state_dict()] for each in self.observers if hasattr(each, "state_dict")]
+        rest = {
+            **self.measured(),
+            "identity": self.identity | {"data fingerprint": self.stream.fingerprint},
+            "code": self.sources,
+            "clstream code": self.checkout,
+            "position": list(astuple(self.position)),
+            "sessions": self.sessions,
+            "step": self.step,
+            "random": {
+                "torch": torch.get_rng_state(),
+                "cuda": cuda,
+                "numpy": random_state(np.random),
+                "python": random_state(random),
+            },
+            "placed": sorted(numbers[each] for each in self.placed.known if each in numbers),
+            "observers": observers,
+        }
+        return {name: plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put everything into the state of a checkpoint. Raises ValueError for one that doesn't fit."""
+        made = restore(self.members, state["strategy"], self.origin, self.device)
+        self.placed.know(made[number] for number in state["placed"] if number < len(made))
+        self.position, self.step = Position(*state["position"]), state["step"]
+        self.began = time.perf_counter() - state["seconds"]
+        self.evaluation = Evaluation(**state["evaluation"])
+        kept = list(state["observers"])
+        for each in self.observers:
+            mine = next((one for one in kept if one[0] == type(each).__qualname__), None)
+            if mine is not None and hasattr(each, "load_state_dict"):
+                kept.remove(mine)
+                try:
+                    each.load_state_dict(mine[1])
+                except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
+                    raise ValueError(f"{mine[0]} can't take up its state in the checkpoint ({error!r})") from error
+            elif hasattr(each, "load_state_dict") and not getattr(each, "joins_late", False):
+                warnings.warn(
+                    f"{type(each).__name__} was not among the observers when the checkpoint was written: it sees only what comes "
+                    "from there on",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        chance = state["random"]
+        try:
+            torch.set_rng_state(chance["torch"])
+            if chance["cuda"] is not None:
+                torch.cuda.set_rng_state(chance["cuda"], self.device)
+            set_random_state(np.random, chance["numpy"])
+            set_random_state(random, chance["python"])
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint is no good: the state of a random generator is none ({error})") from error
+
+    def check_same(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of another run, and say what differs; ValueError for what is no checkpoint.
+
+        Changed code that is accepted is kept as `changed_code`.
+        """
+        check_state(state)
+        theirs, ours = state["identity"], self.identity | {"data fingerprint": self.stream.fingerprint}
+        names = [name for name in {**ours, **theirs} if repr(theirs.get(name)) != repr(ours.get(name))]  # NaN is NaN
+        if names:
+            differences = "; ".join(f"{name} was {theirs.get(name)!r}, now it is {ours.get(name)!r}" for name in names[:3])
+            more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
+            raise OtherRunError(f"the checkpoint is of another run: {differences}{more}. Run what it was made by, or start anew")
+        session, epoch, batch = state["position"]
+        if session > self.sessions or epoch >= self.stream.epochs or (session == self.sessions and (epoch or batch)):
+            raise ValueError(f"the checkpoint is no good: this run has no session, epoch and batch {session}, {epoch}, {batch}")
+        now, then = self.sources, state["code"]
+        both = {**now["run"], **now["observers"]}
+        self.changed_code = changes(then["run"], {name: both[name] for name in both if name in {*now["run"], *then["run"]}})
+        self.changed_code += changes(then["observers"], both, only_common=True)
+        if self.changed_code and not self.accept_changed_code:
+            raise ChangedCodeError(self.changed_code)
+        if state["clstream code"] and self.checkout not in ("", state["clstream code"]):
+            warnings.warn(
+                "this is a checkout of clstream, and its code is not what it was when the checkpoint was written: the run may end "
+                "otherwise than without the break",
+                RuntimeWarning,
+                stacklevel=3,
+            )

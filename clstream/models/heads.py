@@ -1,0 +1,99 @@
+"""Heads that grow with the classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from clstream.params import check_positive
+
+
+class CosineHead(nn.Linear):
+    """A head with an output for each class from the start: `scale` times the cosine of the features and the class's weights.
+
+    There is no bias, and how long the weights are doesn't matter, so that no class is ahead because it came last.
+    """
+
+    def __init__(self, in_features: int, classes: int, scale: float = 10.0) -> None:
+        super().__init__(in_features, classes, bias=False)
+        check_positive(scale=scale)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (n, in_features) to (n, classes); features that are all 0 give 0."""
+        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+
+class GrowingHead(nn.Module):
+    """A linear head with an output for each class seen so far; a class not seen yet scores -inf.
+
+    Rows come in the order in which classes arrive (`grow`), so nothing of the future is in the initial weights.
+    """
+
+    labels: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, classes: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.classes = in_features, classes
+        self.weight = nn.Parameter(torch.empty(0, in_features))
+        self.register_parameter("bias", nn.Parameter(torch.empty(0)) if bias else None)
+        self.register_buffer("labels", torch.empty(0, dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (n, in_features) to (n, classes)."""
+        seen = F.linear(features, self.weight, self.bias)
+        return seen.new_full((len(features), self.classes), float("-inf")).index_copy(1, self.labels, seen)
+
+    def grow(self, labels: Sequence[int]) -> int:
+        """Add an output for each label that has none, and return how many; the parameters stay the same objects.
+
+        Raises ValueError for a label that is not one of the classes.
+        """
+        known = set(self.labels.tolist())
+        new = [label for label in dict.fromkeys(labels) if label not in known]
+        if outside := [label for label in new if not 0 <= label < self.classes]:
+            raise ValueError(f"a head for {self.classes} classes has no outputs for the labels {outside}")
+        if not new:
+            return 0
+        bound = 1 / math.sqrt(self.in_features)  # as nn.Linear draws its weights and biases
+        for parameter in self.parameters():
+            more = torch.empty(len(new), *parameter.shape[1:]).uniform_(-bound, bound).to(parameter)
+            parameter.data = torch.cat([parameter.data, more])
+            parameter.grad = None
+        self.labels = torch.cat([self.labels, torch.tensor(new).to(self.labels)])
+        return len(new)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take as many rows as the state has, then load them."""
+        for name in ("weight", "bias", "labels"):
+            kept, here = state.get(prefix + name), getattr(self, name)
+            if isinstance(kept, Tensor) and isinstance(here, Tensor) and kept.shape[1:] == here.shape[1:]:
+                here.data = kept.detach().to(here, copy=True)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def grow_heads(model: nn.Module, optimizers: Sequence[Optimizer], labels: Callable[[], Sequence[int]]) -> None:
+    """Grow each GrowingHead of a model by what is new in `labels()`; what optimizers know of the old rows is kept."""
+    for head in [module for module in model.modules() if isinstance(module, GrowingHead)]:
+        before = len(head.weight)
+        if not head.grow(labels()):
+            continue
+        for optimizer in optimizers:
+            for parameter in head.parameters():
+                for name, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.shape == (before, *parameter.shape[1:]):
+                        optimizer.state[parameter][name] = _padded(value, parameter)
+
+
+def _padded(value: Tensor, like: Tensor) -> Tensor:
+    return torch.cat([value, value.new_zeros(len(like) - len(value), *value.shape[1:])])
+
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"fixed": nn.Linear, "growing": GrowingHead, "cosine": CosineHead}

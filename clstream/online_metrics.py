@@ -1,0 +1,236 @@
+"""Observers that measure while a run goes on: prequential accuracy, and the detection of boundaries."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clstream.bus import Event, on
+from clstream.drift_detection import ShiftDetected
+from clstream.evaluation import evaluating
+from clstream.events import BatchLearned, BatchReady, RunStarted, SessionEnded, SessionStarted
+from clstream.params import check_integer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrequentialMeasured(Event):
+    """A session is over: the accuracy on its samples, and on all samples so far, before they were learned."""
+
+    session: float
+    mean: float
+
+    def curves(self) -> dict[str, float]:
+        """Return both, for the tracker."""
+        return {"prequential/session": self.session, "prequential/mean": self.mean}
+
+
+class Prequential:
+    """An observer that has the strategy label each batch before it learns it; nothing in the run is changed by that.
+
+    The first epoch of a session counts alone: later ones bring what was learned. The strategy is asked by `Strategy.anticipate`.
+    Hits stay on the device until they are asked for. When a session ends it emits `PrequentialMeasured`, so the tracker draws it.
+
+    Args:
+        every: ask at every so many batches.
+
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        check_integer(1, every=every)
+        self.every = every
+        self._begin()
+
+    def _begin(self) -> None:
+        self.hits: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.first = 0  # of this session's, among them
+        self.before = torch.zeros(2, dtype=torch.int64)  # hits and samples of the sessions before
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Forget what was before."""
+        self.started = event
+        self._begin()
+
+    @on(BatchReady)
+    def ask(self, event: BatchReady) -> None:
+        """Ask for the batch's labels."""
+        batch = event.batch
+        if batch.epoch or batch.index % self.every:
+            return
+        strategy, samples = self.started.strategy, batch.samples
+        with evaluating(strategy):
+            self.hits.append((strategy.anticipate(samples.x) == samples.y).sum())
+        self.sizes.append(len(samples))
+
+    @property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Hits and samples of each batch that was asked: two (batches,), int64, on the CPU."""
+        hits = torch.stack(self.hits).cpu() if self.hits else torch.zeros(0, dtype=torch.int64)
+        return hits, torch.tensor(self.sizes, dtype=torch.int64)
+
+    def _sums(self, first: int) -> Tensor:
+        """Return hits and samples since some batch: (2,), int64."""
+        hits = int(torch.stack(self.hits[first:]).sum()) if self.hits[first:] else 0
+        return torch.tensor([hits, sum(self.sizes[first:])])
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy on all samples so far; NaN if there are none."""
+        return _share(self._sums(0))
+
+    def curve(self, window: int = 100) -> Tensor:
+        """Return the accuracy over the newest `window` batches that were asked, at each of them: (batches,), float64."""
+        check_integer(1, window=window)
+        sums = [each.cumsum(0).double() for each in self.counts]
+        late = [total - torch.cat([total.new_zeros(min(window, len(total))), total[:-window]]) for total in sums]
+        return late[0] / late[1]
+
+    @on(SessionEnded)
+    def tell(self, event: SessionEnded) -> None:
+        """Tell everyone."""
+        session = self._sums(self.first)
+        self.first, self.before = len(self.sizes), self.before + session
+        measured = PrequentialMeasured(_share(session), _share(self.before))
+        if self.started.run is not None:
+            self.started.run.watching.emit(measured)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"hits": self.counts[0], "sizes": list(self.sizes), "first": self.first}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it up."""
+        device = self.started.stream.device or "cpu"
+        self.hits = list(state["hits"].to(device).unbind())
+        self.sizes, self.first = list(state["sizes"]), state["first"]
+        self.before = torch.stack([state["hits"][: self.first].sum(), torch.tensor(sum(self.sizes[: self.first]))])
+
+
+def _share(sums: Tensor) -> float:
+    hits, samples = sums.tolist()
+    return hits / samples if samples else math.nan
+
+
+def delays(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> list[int | None]:
+    """Return for each boundary the steps until it is detected; None for one that is not."""
+    found: list[int | None] = []
+    heard, ordered = sorted(alarms), sorted(boundaries)
+    for first, end in zip(ordered, [*ordered[1:], math.inf][: len(ordered)], strict=True):
+        last = end if within is None else min(end, first + within + 1)
+        place = bisect_left(heard, first)
+        found.append(heard[place] - first if place < len(heard) and heard[place] < last else None)
+    return found
+
+
+def precision(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> float:
+    """Return the share of alarms that detect a boundary; NaN without alarms."""
+    return _fraction(sum(delay is not None for delay in delays(alarms, boundaries, within)), len(alarms))
+
+
+def recall(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> float:
+    """Return the share of boundaries that are detected; NaN without boundaries."""
+    return _fraction(sum(delay is not None for delay in delays(alarms, boundaries, within)), len(boundaries))
+
+
+def mean_delay(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> float:
+    """Return the mean number of steps until a boundary is detected, over those that are; NaN if none is."""
+    known = [delay for delay in delays(alarms, boundaries, within) if delay is not None]
+    return _fraction(sum(known), len(known))
+
+
+def _fraction(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectionMeasured(Event):
+    """A session is over: how well the boundaries so far were detected."""
+
+    precision: float
+    recall: float
+    delay: float
+    false_alarms: int
+
+    def curves(self) -> dict[str, float]:
+        """Return all of it, for the tracker."""
+        return {
+            "detection/precision": self.precision,
+            "detection/recall": self.recall,
+            "detection/delay": self.delay,
+            "detection/false_alarms": self.false_alarms,
+        }
+
+
+class Detection:
+    """An observer that collects alarms (`ShiftDetected`) and true boundaries, which it takes from the stream.
+
+    A boundary is where a session draws from another task than the one before. When a session ends it emits `DetectionMeasured`,
+    so the tracker draws it.
+
+    Args:
+        within: steps after which an alarm no longer counts for a boundary. None: until the next one.
+
+    """
+
+    def __init__(self, within: int | None = None) -> None:
+        check_integer(0, none=True, within=within)
+        self.within = within
+        self.alarms: list[int] = []
+        self.boundaries: list[int] = []
+        self.step = 0
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Forget what was before."""
+        self.started = event
+        self.alarms, self.boundaries, self.step = [], [], 0
+
+    @on(SessionStarted)
+    def look(self, event: SessionStarted) -> None:
+        """Note a boundary."""
+        index, task_of = event.session.index, self.started.stream.task_of
+        if index and task_of(index) != task_of(index - 1):
+            self.boundaries.append(self.step)
+
+    @on(ShiftDetected)
+    def hear(self, event: ShiftDetected) -> None:
+        """Note an alarm; it comes before the batch is learned."""
+        self.alarms.append(self.step)
+
+    @on(BatchLearned)
+    def count(self, event: BatchLearned) -> None:
+        """Count a batch."""
+        self.step += 1
+
+    @property
+    def delays(self) -> list[int | None]:
+        """For each boundary the steps until it was detected; None for one that was not."""
+        return delays(self.alarms, self.boundaries, self.within)
+
+    @property
+    def measured(self) -> DetectionMeasured:
+        """How well the boundaries so far were detected."""
+        given = self.alarms, self.boundaries, self.within
+        hits = sum(delay is not None for delay in self.delays)
+        return DetectionMeasured(precision(*given), recall(*given), mean_delay(*given), len(self.alarms) - hits)
+
+    @on(SessionEnded)
+    def tell(self, event: SessionEnded) -> None:
+        """Tell everyone."""
+        if self.started.run is not None:
+            self.started.run.watching.emit(self.measured)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"alarms": list(self.alarms), "boundaries": list(self.boundaries), "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it up."""
+        self.alarms, self.boundaries, self.step = list(state["alarms"]), list(state["boundaries"]), state["step"]

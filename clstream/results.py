@@ -1,0 +1,173 @@
+"""What a run measured so far: the rows of its accuracy matrices."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clstream import metrics
+from clstream.metrics import seen_averages
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """What a run has measured so far; the newest evaluation is the last row. Matrices are float64 on the CPU.
+
+    Args:
+        accuracy: (evaluations, tasks), class-IL, or domain-IL where tasks share classes: a row for each session that ended.
+        task_accuracy: the same with the task given at test.
+        taught: (evaluations, tasks), bool: which tasks were taught in the session before each row; for `metrics`.
+        probes: (probes, tasks), as `main`, at each evaluation there was: also those of `evaluate_every`, within sessions.
+        probe_taught: (probes, tasks), bool: which tasks were taught since the probe before.
+        probe_steps: for each probe, the batches learned by then.
+        baseline, task_baseline: (tasks,), the accuracy of the untrained strategy.
+        scenario: of the stream; it says which of both matrices is the main one.
+        within_session: whether the newest evaluation came within a session; then it is a probe only.
+
+    """
+
+    accuracy: Tensor
+    task_accuracy: Tensor
+    taught: Tensor
+    probes: Tensor
+    probe_taught: Tensor
+    probe_steps: tuple[int, ...]
+    baseline: Tensor
+    task_baseline: Tensor
+    scenario: str
+    within_session: bool = False
+
+    @classmethod
+    def of_untrained(cls, row: Tensor, task_row: Tensor, scenario: str) -> Evaluation:
+        """Return the start, from the rows of the untrained strategy."""
+        none, never = row.new_empty(0, len(row)), torch.zeros(0, len(row), dtype=torch.bool)
+        return cls(none, none, never, none, never, (), row, task_row, scenario)
+
+    def after(self, row: Tensor, task_row: Tensor, task: int, step: int, within_session: bool) -> Evaluation:
+        """Return this with the rows of one more evaluation, after `step` batches, while `task` was being taught."""
+        marks = (torch.arange(len(row)) == task)[None]
+        probe = (task_row if self.scenario == "task" else row)[None]
+        # where a session ends at the step of a probe within it, that is the same probe
+        old = slice(0, -1 if self.probe_steps[-1:] == (step,) else None)
+        probed = replace(
+            self,
+            probes=torch.cat([self.probes[old], probe]),
+            probe_taught=torch.cat([self.probe_taught[old], marks]),
+            probe_steps=(*self.probe_steps[old], step),
+            within_session=within_session,
+        )
+        if within_session:
+            return probed
+        return replace(
+            probed,
+            accuracy=torch.cat([self.accuracy, row[None]]),
+            task_accuracy=torch.cat([self.task_accuracy, task_row[None]]),
+            taught=torch.cat([self.taught, marks]),
+        )
+
+    @property
+    def main(self) -> Tensor:
+        """The accuracy matrix that the scenario asks for: `task_accuracy` if it is task-incremental, else `accuracy`."""
+        return self.task_accuracy if self.scenario == "task" else self.accuracy
+
+
+def table(accuracy: Tensor, taught: Tensor) -> dict[str, list[float]]:
+    """Return an accuracy matrix as columns: the sessions finished, each task, and the mean over the tasks seen by then."""
+    columns: dict[str, list[float]] = {"sessions_finished": list(range(1, len(accuracy) + 1))}
+    columns |= {f"task_{task}": accuracy[:, task].tolist() for task in range(accuracy.shape[1])}
+    return columns | {"mean": seen_averages(accuracy, taught).tolist() if len(accuracy) else []}
+
+
+def write_csv(accuracy: Tensor, taught: Tensor, file: str | Path) -> None:
+    """Write the columns of `table`, with all digits."""
+    columns = table(accuracy, taught)
+    rows = [",".join(columns), *(",".join(map(repr, row)) for row in zip(*columns.values(), strict=True))]
+    Path(file).write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result(Evaluation):
+    """What a run measured: its last evaluation, and what was run.
+
+    Args:
+        params: what was run, by name, in plain values.
+        seconds: how long it took, evaluation and observers included.
+
+    """
+
+    params: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def average_accuracy(self) -> float:
+        """Mean of the last row of the main matrix over the tasks seen."""
+        return metrics.average_accuracy(self.main, self.taught)
+
+    @property
+    def forgetting(self) -> float:
+        """Mean over tasks but the last of (best earlier - last), in the main matrix; NaN for a single task."""
+        return metrics.forgetting(self.main, self.taught)
+
+    def __repr__(self) -> str:
+        """Return what was run, and the main matrix; "-" stands for tasks not taught yet, whose accuracy is in `to_frame()`."""
+        columns = table(self.main, self.taught)
+        seen = self.taught.int().cummax(0).values.bool() if len(self.taught) else self.taught
+        for task in range(seen.shape[1]):
+            columns[f"task_{task}"] = [
+                value if shown else math.nan for value, shown in zip(columns[f"task_{task}"], seen[:, task].tolist(), strict=True)
+            ]
+        names, rows = list(columns), list(zip(*columns.values(), strict=True))
+        picked = names if len(names) <= 14 else [*names[:6], "...", *names[-6:]]
+        shown_rows: list[Any] = rows if len(rows) <= 12 else [*rows[:5], None, *rows[-6:]]
+        lines = [[{"sessions_finished": "sessions"}.get(name, name) for name in picked]]
+        for row in shown_rows:
+            cells = {} if row is None else dict(zip(names, row, strict=True))
+            lines.append([_cell(cells.get(name, "...")) for name in picked])
+        width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(cell.rjust(space) for cell, space in zip(line, width, strict=True)) for line in lines]
+        return "\n".join([self.headline, *text])
+
+    @property
+    def headline(self) -> str:
+        """What was run, and how it ended, in a line."""
+        what = "{strategy} on {stream}, seed {seed}: ".format_map({"strategy": "?", "stream": "?", "seed": "?"} | self.params)
+        end = f"accuracy {self.average_accuracy:.3f}, forgetting {self.forgetting:.3f}, " if len(self.main) else ""
+        return f"{what}{end}{self.seconds:.1f} s"
+
+    def to_frame(self) -> DataFrame:
+        """Return the main matrix as a pandas DataFrame: a row by sessions finished, a column for each task, and their mean.
+
+        The columns of tasks have accuracies before they were taught, too; "mean" is over the tasks seen by then.
+        """
+        from pandas import DataFrame
+
+        return DataFrame(table(self.main, self.taught)).set_index("sessions_finished")
+
+    def to_csv(self, file: str | Path) -> None:
+        """Write the main matrix as `to_frame` has it, with all digits."""
+        write_csv(self.main, self.taught, file)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show."""
+        return f"<p>{html.escape(self.headline)}</p>{self.to_frame().round(3).to_html()}"
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def result_of(state: Mapping[str, Any]) -> Result:
+    """Return what a checkpoint has of a run's result: all of it, if the run was over."""
+    return Result(**state["evaluation"], params=dict(state["params"]), seconds=state["seconds"])

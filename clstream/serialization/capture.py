@@ -1,0 +1,533 @@
+"""Snapshots: all that some objects hold as plain values and tensors, and back again, every bit of it.
+
+`capture` numbers each object that it meets, so that what was one object, also a tensor's storage, is one again. What was there
+when the run began is written with its place at that time: in another process the object at that place stands for it, so whoever
+knows it (a bound handler, a hook, a closure) still does. What came to be later is built anew, from the run's own classes.
+
+A snapshot holds no code: classes and functions are written by name, and looked up where `Origin` allows. What can't come back
+exactly is refused here, by the path of its attribute. Not written are the data of the stream, which is there again, the order of
+sets, which is no state, and what a class names in `not_state`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum, Flag
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from clstream.attributes import builds_plainly, replaces_method
+from clstream.seeds import random_state
+from clstream.serialization.class_state import caches_of, class_state, state_hash
+from clstream.serialization.encoding import (
+    BUILTIN_METHODS,
+    CODE,
+    DICTS,
+    MOST_OVERLAPPING,
+    NUMPY_BITS,
+    SIMPLE,
+    TAGS,
+    CaptureError,
+    copied,
+    extent,
+    overlapping,
+    written_type,
+)
+from clstream.serialization.references import GLOBAL_GENERATORS, TABLES, Origin, called, hooks_of, loaded, name_of, storage_id
+from clstream.stream import Session, Stream, Task
+
+Snapshot = dict[str, Any]
+"""`nodes`: a dict for each object; `roots`: the numbers of those that it began with; `storages`: the bytes of tensors.
+
+Only plain values, lists, dicts and tensors of bytes; no list or dict comes twice.
+"""
+
+
+def origin_of(roots: Sequence[object], stream: Stream | None = None) -> Origin:
+    """Return the origin of snapshots of objects, as they are now, and of what they learn."""
+    found = _Capture(None)
+    found.add(roots)
+    paths = [node["path"] for node in found.nodes]
+    return Origin(zip(paths, found.kept, strict=True), found.classes, found.replaced, found.class_state(found.numbers), stream)
+
+
+def capture(roots: Sequence[object], origin: Origin | None = None) -> tuple[Snapshot, dict[int, int]]:
+    """Return a snapshot of what `roots` hold, and the number of each object in it by its id.
+
+    The tensors are the objects' own, not copies. Without an `origin`, functions are taken as they come, and nothing can be
+    restored from it: for comparing.
+
+    Raises:
+        CaptureError: for an attribute that can't be written or restored; it names it, its class and type.
+
+    """
+    found = _Capture(origin)
+    try:
+        numbers = found.add(roots)
+    except RecursionError:
+        raise CaptureError(
+            f"{found.nodes[-1]['path'][:200]} ... is nested too deeply for a checkpoint: keep long chains of objects as a list"
+        ) from None
+    found.check_memory()
+    found.trim()
+    if origin is not None:
+        found.check_classes(origin)
+        origin.sessions = found.sessions
+    return {"nodes": found.nodes, "roots": numbers, "storages": found.storages}, found.numbers
+
+
+def _key(key: object, number: int) -> str:
+    """Return how a key of a dict is named in paths: an object by its number, since its text may differ from process to process."""
+    return repr(key) if isinstance(key, (str, int, float, bool, bytes, type(None))) else f"key {number}"
+
+
+class _Capture:
+    """Writes objects down."""
+
+    def __init__(self, origin: Origin | None) -> None:
+        self.origin = origin
+        self.nodes: list[dict[str, Any]] = []
+        self.numbers: dict[int, int] = {}
+        self.kept: list[object] = []  # as long as their ids count
+        self.taken: Counter[str] = Counter()  # paths
+        self.classes: dict[str, type] = {}
+        self.replaced: dict[int, set[str]] = {}
+        self.storages: list[Tensor] = []
+        self.storage_numbers: dict[int, int] = {}
+        self.memory: list[tuple[int, int, int, str]] = []  # of arrays and storages: from, to, which of them, whose
+        self.sessions: dict[int, Session] = {}
+
+    def add(self, roots: Sequence[object]) -> list[int]:
+        """Write the roots: they are numbered before what they hold."""
+        numbers = [self._number(root, type(root).__name__) for root in roots]
+        for number, root in zip(numbers, roots, strict=True):
+            self._write(number, root)
+        return numbers
+
+    def _number(self, value: object, path: str) -> int:
+        self.taken[path] += 1
+        self.numbers[id(value)] = len(self.nodes)
+        self.kept.append(value)
+        self.nodes.append({"path": path if self.taken[path] == 1 else f"{path}#{self.taken[path]}"})
+        return len(self.nodes) - 1
+
+    def _write(self, number: int, value: object, owner: str = "") -> None:
+        node = self.nodes[number]
+        path = node["path"]
+        if self.origin is not None and id(value) in self.origin.paths:
+            node["origin"] = self.origin.paths[id(value)]
+            if self.origin.types[id(value)] is not type(value):
+                raise CaptureError(
+                    f"{path} was a {self.origin.types[id(value)].__qualname__} when the run began, and is a "
+                    f"{type(value).__qualname__} now: no checkpoint can hold that (a parametrization, say, must be put on before)"
+                )
+        self._see(type(value))
+        node |= self._content(value, path, owner)
+        hooks = hooks_of(value)
+        if self.origin is not None and [*map(id, self.origin.hooks.get(id(value), []))] != [*map(id, hooks)]:
+            raise CaptureError(f"{path} got or lost hooks since the run began, which no checkpoint can hold: register them before")
+        if hooks:
+            node["hooks"] = [self.value(hook, f"{path} hook {number}") for number, hook in enumerate(hooks)]
+
+    def _see(self, cls: type) -> None:
+        for each in cls.__mro__:
+            self.classes[name_of(each)] = each
+
+    def value(self, value: Any, path: str, owner: str = "") -> Any:
+        """Return what stands for a value in a snapshot."""
+        kind = type(value)
+        if value is None or kind in (bool, int, float, str):
+            return value
+        if id(value) in self.numbers:
+            return ["node", self.numbers[id(value)]]
+        if (written := self._plain(value, path)) is not None:
+            return written
+        if isinstance(value, CODE):
+            return self._code(value, path)
+        if self.origin is not None and (stream := self.origin.stream) is not None:
+            if value is stream or value is stream.told:
+                return ["stream"]
+            if isinstance(value, Task) and value.id < len(stream.tasks) and stream.tasks[value.id] is value:
+                return ["task", value.id]
+            if isinstance(value, Session) and self.origin.same_session(value):
+                self.sessions[id(value)] = value
+                return ["session", value.index]
+        number = self._number(value, path)
+        self._write(number, value, owner)
+        return ["node", number]
+
+    def _plain(self, value: Any, path: str) -> list[Any] | None:
+        """Return what stands for a value that is no object of its own; None for one that is."""
+        kind = type(value)
+        try:
+            if kind in TAGS:
+                written = [TAGS[kind], SIMPLE[TAGS[kind]][1](value)]
+                if repr(SIMPLE[TAGS[kind]][2](written[1])) != repr(value):  # a time zone, say
+                    raise self._refusal(value, path)
+                return written
+            if isinstance(value, np.dtype):
+                return ["array type", written_type(value)]
+            if isinstance(value, np.generic) and kind is value.dtype.type and kind is not np.void and not value.dtype.hasobject:
+                return ["number", written_type(value.dtype), value.tobytes().hex()]
+        except (TypeError, ValueError):
+            raise self._refusal(value, path) from None
+        if isinstance(value, Enum):
+            cls = self._class(kind, value, path)
+            if kind.__members__.get(str(value._name_)) is value:
+                return ["enum", cls, value._name_]
+            if isinstance(value, Flag) and type(value._value_) is int:  # several at once have no name
+                return ["flag", cls, value._value_]
+            raise self._refusal(value, path)
+        if kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_fields") and not getattr(value, "__dict__", None)):
+            items = [self.value(each, f"{path}[{n}]") for n, each in enumerate(value)]
+            return ["tuple", "" if kind is tuple else self._class(kind, value, path), items]
+        if kind is frozenset:
+            return ["frozenset", self._set(value, path)]
+        for name, generator in GLOBAL_GENERATORS.items():
+            if value is generator:
+                return ["global", name]
+        return None
+
+    def _set(self, items: Iterable[Any], path: str) -> list[Any]:
+        """Return the items of a set in an order that their content decides."""
+
+        def content(item: Any) -> str:
+            if id(item) in self.numbers:
+                return f"node {self.numbers[id(item)]:09d}"
+            return state_hash(item, self.numbers)
+
+        return [self.value(item, f"{path}[{n}]") for n, item in enumerate(sorted(items, key=content))]
+
+    def _class(self, cls: type, value: object, path: str) -> str:
+        """Return the name of a class of which a value may have to be made."""
+        self._see(cls)
+        if self.origin is not None:
+            try:
+                if self.origin.find_class(name_of(cls)) is not cls:
+                    raise self._refusal(value, path)
+            except ValueError:
+                raise self._refusal(value, path) from None
+        return name_of(cls)
+
+    def _code(self, value: Any, path: str) -> Any:
+        """Return what stands for a function or class."""
+        if isinstance(value, partial):
+            if type(value) is not partial or vars(value):
+                raise self._refusal(value, path)
+            keywords = [[name, self.value(item, f"{path}.{name}")] for name, item in value.keywords.items()]
+            return ["partial", self.value(value.func, f"{path}.func"), self.value(value.args, f"{path}.args"), keywords]
+        owner = getattr(value, "__self__", None)
+        if isinstance(value, (MethodType, BuiltinFunctionType)) and not isinstance(owner, (type(None), ModuleType, type)):
+            written = ["method", self.value(owner, f"{path}.__self__"), value.__name__]
+            if self.origin is not None:
+                try:
+                    if method_of(owner, value.__name__, self.origin) != value:
+                        raise self._refusal(value, path)
+                except ValueError:
+                    raise self._refusal(value, path) from None
+            elif isinstance(value, MethodType) and id(value.__func__) not in self.numbers:
+                self._number(value.__func__, f"{path}.__func__")  # a run holds it when it begins
+                self.nodes[-1] |= {"kind": "code", "called": called(value.__func__)}
+            return written
+        if self.origin is not None and id(value) not in self.origin.paths:
+            for name in _names(value):
+                try:
+                    if self.origin.find_code(name) is value:
+                        return ["name", name]
+                except ValueError:
+                    continue
+        number = self._number(value, path)
+        self._write(number, value)
+        return ["node", number]
+
+    def _function(self, value: Any, node: dict[str, Any], path: str) -> dict[str, Any]:
+        """Return the content of a function, class or module that the run holds since it began: what it closes over."""
+        if self.origin is not None and "origin" not in node:
+            raise self._refusal(value, path)
+        content: dict[str, Any] = {"kind": "code", "called": called(value)}
+        if isinstance(value, FunctionType) and not is_global(value):  # a global one's is no state of one strategy
+            content["cells"] = [self._cell(cell, f"{path} {name}") for name, cell in
+                                zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)]  # fmt: skip
+            content["defaults"] = [
+                self.value(each, f"{path} defaults") for each in (value.__defaults__, value.__kwdefaults__)
+            ]  # fmt: skip
+            content["attributes"] = self._attributes(value, vars(value), path)
+        return content
+
+    def _cell(self, cell: Any, path: str) -> Any:
+        try:
+            return [self.value(cell.cell_contents, path)]
+        except ValueError:  # nothing was bound to it yet
+            return []
+
+    def _refusal(self, value: object, path: str) -> CaptureError:
+        owner, _, name = path.rpartition(".")
+        what = f"{type(value).__module__}.{type(value).__qualname__}"
+        if isinstance(value, FunctionType):
+            what = f"function {value.__module__}.{value.__qualname__} that it didn't hold when the run began"
+        return CaptureError(
+            f"{path} is a {what}, which a checkpoint can't hold: keep it out of "
+            f"the strategy, or name {name!r} in the `not_state` of the class of {owner} if nothing is learned by it, or run "
+            "without checkpoints (--checkpoint_every 0)"
+        )
+
+    def _content(self, value: Any, path: str, owner: str) -> dict[str, Any]:
+        kind = type(value)
+        if isinstance(value, Tensor):
+            return self._tensor(value, path)
+        if kind is np.ndarray:
+            return self._array(value, path)
+        if isinstance(value, CODE):
+            return self._function(value, self.nodes[self.numbers[id(value)]], path)
+        if kind is torch.Generator:
+            return {"kind": "generator", "device": str(value.device), "state": value.get_state()}
+        if kind is np.random.Generator:
+            return {"kind": "Generator", "bits": self.value(value.bit_generator, f"{path}.bit_generator")}
+        if kind is np.random.RandomState and type(value._bit_generator) is np.random.MT19937:
+            bits = self.value(value._bit_generator, f"{path}.bit_generator")  # others may draw from it
+            return {"kind": "RandomState", "bits": bits, "state": random_state(value)}
+        if kind is random.Random:
+            return {"kind": "Random", "state": random_state(value)}
+        if NUMPY_BITS.get(kind.__name__) is kind:
+            return {
+                "kind": "bits", "class": kind.__name__, "state": random_state(value),
+                "seeds": self.value(value.seed_seq, f"{path}.seed_seq"),
+            }  # fmt: skip
+        if kind is np.random.SeedSequence:
+            names = ("entropy", "spawn_key", "pool_size", "n_children_spawned")
+            return {"kind": "seeds", "attributes": {name: self.value(getattr(value, name), f"{path}.{name}") for name in names}}
+        if kind in (list, deque):
+            items = [self.value(each, f"{path}[{n}]") for n, each in enumerate(value)]
+            return {"kind": kind.__name__, "items": items} | ({"maxlen": value.maxlen} if kind is deque else {})
+        if kind is set:
+            return {"kind": "set", "items": self._set(value, path)}
+        if DICTS.get(kind.__name__) is kind and not {*getattr(value, "__dict__", ())} - {"__orig_class__"}:
+            base = path.rpartition(".")[0] if owner in TABLES else path  # a module's tables of children stay unnamed
+            pairs = []
+            for n, (key, each) in enumerate(value.items()):
+                inner = f"{base}.{key}" if owner in TABLES else f"{path}[{_key(key, n)}]"
+                pairs.append([self.value(key, f"{path} key {n}"), self.value(each, inner)])
+            factory = {"factory": self.value(value.default_factory, f"{path} factory")} if kind is defaultdict else {}
+            return {"kind": "dict", "class": kind.__name__, "items": pairs} | factory
+        if kind is SimpleNamespace:
+            return {"kind": "namespace", "attributes": self._attributes(value, vars(value), path)}
+        if kind is RemovableHandle and (self.origin is None or "origin" in self.nodes[self.numbers[id(value)]]):
+            return {"kind": "handle"}  # of a hook, and those are the same as when the run began
+        return self._object(value, path)
+
+    def _object(self, value: object, path: str) -> dict[str, Any]:
+        cls = type(value)
+        if not builds_plainly(cls) or isinstance(value, torch.jit.ScriptModule):
+            raise self._refusal(value, path)
+        if self.origin is not None and "origin" not in self.nodes[self.numbers[id(value)]]:
+            try:
+                if self.origin.find_buildable(name_of(cls)) is not cls:
+                    raise self._refusal(value, path)
+            except ValueError:
+                raise self._refusal(value, path) from None
+        scheduled = {"scheduled": True} if isinstance(value, Optimizer) and "step" in vars(value) else {}
+        return {"kind": "object", "class": name_of(cls), "attributes": self._attributes(value, copied(value), path)} | scheduled
+
+    def _attributes(self, value: object, held: dict[str, object], path: str) -> dict[str, Any]:
+        """Return what stands for the attributes of an object; refuse those by which it would be another class's."""
+        for name in held:
+            if replaces_method(type(value), name):
+                self.replaced.setdefault(id(value), set()).add(name)
+                if self.origin is not None and name not in self.origin.replaced.get(id(value), ()):
+                    raise CaptureError(
+                        f"{path}.{name} stands in for what {type(value).__qualname__} defines by that name, and did not when the "
+                        "run began: no checkpoint can hold that. Give it another name, or set it in the constructor"
+                    )
+        return {name: self.value(item, f"{path}.{name}", name) for name, item in held.items()}
+
+    def _tensor(self, value: Tensor, path: str) -> dict[str, Any]:
+        if value.requires_grad and not value.is_leaf:
+            raise CaptureError(
+                f"{path} is a tensor with the graph that it was computed by, which no checkpoint can hold: .detach() it (or is it "
+                "of torch.nn.utils.weight_norm, spectral_norm or prune? torch.nn.utils.parametrizations can be held)"
+            )
+        odd = _odd(value)
+        if odd is not None:
+            raise CaptureError(f"{path} is a tensor {odd}, which a checkpoint can't hold: keep a plain one")
+        node: dict[str, Any] = {"kind": "tensor", "parameter": isinstance(value, nn.Parameter), "gradient": value.requires_grad}
+        if value.layout == torch.strided:
+            node |= {"dtype": str(value.dtype).removeprefix("torch."), "device": str(value.device)}
+            node |= {"offset": value.storage_offset(), "size": list(value.shape), "stride": list(value.stride())}
+            node |= self._storage(value, path)
+            if overlapping(node) * value.element_size() > MOST_OVERLAPPING:
+                raise CaptureError(f"{path} is a tensor expanded to more than 1 GiB: keep it as it was before .expand()")
+        else:
+            values = {"indices": value._indices(), "values": value._values()}
+            node |= {"kind": "sparse", "size": list(value.shape), "coalesced": value.is_coalesced()}
+            node |= {name: self.value(part.detach(), f"{path}.{name}") for name, part in values.items()}
+        if value.is_leaf and value.grad is not None:
+            node["grad"] = self.value(value.grad, f"{path}.grad")
+        if vars(value):
+            node["attributes"] = self._attributes(value, vars(value), path)
+        return node
+
+    def _storage(self, value: Tensor, path: str) -> dict[str, Any]:
+        """Return where the bytes of a tensor are: in the stream's data, or in which of the storages."""
+        key = storage_id(value)
+        if self.origin is not None and key in self.origin.data and value.numel():
+            place = self.origin.data[key][0]
+            if self.origin.changed(key):
+                raise CaptureError(
+                    f"{path} is a view of the stream's data ({place[1]} {place[2]} of task {place[0]}), which was changed in "
+                    "place: .clone() it before"
+                )
+            return {"place": [*place]}
+        if key not in self.storage_numbers:
+            self.storage_numbers[key] = len(self.storages)
+            whole = value.detach().untyped_storage()
+            self.storages.append(torch.empty(0, dtype=torch.uint8, device=value.device).set_(whole))
+            if value.device.type == "cpu" and whole.nbytes():
+                begin = whole.data_ptr()
+                self.memory.append((begin, begin + whole.nbytes(), key, path))
+        return {"storage": self.storage_numbers[key]}
+
+    def _array(self, value: np.ndarray[Any, Any], path: str) -> dict[str, Any]:
+        if value.dtype.hasobject:
+            raise self._refusal(value, path)
+        order = "C" if value.flags.c_contiguous else "F" if value.flags.f_contiguous else ""
+        if not order:
+            raise CaptureError(f"{path} is a view with gaps, which a checkpoint would close: keep np.ascontiguousarray(...) of it")
+        try:
+            kind = written_type(value.dtype)
+        except ValueError:
+            raise self._refusal(value, path) from None
+        if value.size:
+            begin = value.__array_interface__["data"][0]
+            self.memory.append((begin, begin + value.nbytes, id(value), path))
+        data = torch.from_numpy(np.frombuffer(value.tobytes(order="A"), np.uint8).copy())
+        return {
+            "kind": "array", "type": kind, "size": list(value.shape), "order": order, "data": data,
+            "writeable": value.flags.writeable,
+        }  # fmt: skip
+
+    def check_memory(self) -> None:
+        """Refuse an array that shares its memory with another one, a tensor or the stream's data: they would be parted."""
+        if self.origin is None:
+            return
+        for key, (place, tensor) in self.origin.data.items():
+            if tensor.layout == torch.strided and tensor.device.type == "cpu":
+                begin, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+                self.memory.append((begin, begin + size, key, f"the stream's data ({place[1]} {place[2]} of task {place[0]})"))
+        end, holder, before = 0, 0, ""
+        for begin, until, key, path in sorted(self.memory):
+            if begin < end and key != holder:
+                one, other = (before, path) if path.startswith("the stream's") else (path, before)
+                raise CaptureError(f"{one} shares its memory with {other}, and a checkpoint would part them: keep one of them")
+            if until > end:
+                end, holder, before = until, key, path
+
+    def trim(self) -> None:
+        """Have storages written without what no tensor sees of them, at their ends."""
+        views: dict[int, list[dict[str, Any]]] = {}
+        for node in self.nodes:
+            if "storage" in node:
+                views.setdefault(node["storage"], []).append(node)
+        for number, nodes in views.items():
+            whole = self.storages[number]
+            begin, end = whole.numel(), 0
+            for node in nodes:
+                if 0 not in node["size"]:
+                    width = getattr(torch, node["dtype"]).itemsize
+                    begin, end = min(begin, node["offset"] * width), max(end, extent(node) * width)
+            begin -= begin % 16  # where a number of any type may begin
+            if begin < end and end - begin < whole.numel():
+                self.storages[number] = whole[begin:end].clone()
+                for node in nodes:
+                    node["offset"] = max(0, node["offset"] - begin // getattr(torch, node["dtype"]).itemsize)
+
+    def class_state(self, held: Mapping[int, object]) -> dict[str, str]:
+        """Return hashes of what the classes and global functions of these objects keep, beside what is held."""
+        functions = [value for value in self.kept if isinstance(value, FunctionType) and is_global(value)]
+        return class_state(self.classes.values(), functions, held)
+
+    def check_classes(self, origin: Origin) -> None:
+        """Refuse what is kept on a class or function in place of the object, once it has changed."""
+        for name in caches_of(self.classes.values()):
+            raise CaptureError(
+                f"{name} is a functools.lru_cache, whose answers a checkpoint can't hold: keep them in a dict of the object, or "
+                f"name {name.rpartition('.')[2]!r} in the `not_state` of the class if they never change"
+            )
+        before, now = origin.class_state, self.class_state(self.numbers)
+        owners = {name.rpartition(".")[0] for name in before}
+        changed = [name for name in now if before.get(name, "" if name.rpartition(".")[0] in owners else now[name]) != now[name]]
+        again = self.class_state(origin.paths) if changed else {}  # what is held now, and was not then, is no change
+        for name in changed:
+            if before.get(name) != again[name]:
+                raise CaptureError(
+                    f"{name} changed since the run began: it is kept on the class or function, where no checkpoint looks. Keep "
+                    f"it on the object, or name {name.rpartition('.')[2]!r} in the `not_state` of the class if nothing is learned "
+                    "by it"
+                )
+        origin.class_state = {**now, **before}
+
+
+def method_of(owner: object, name: str, origin: Origin) -> Any:
+    """Return a bound method that a snapshot may name; else ValueError.
+
+    Of the user's classes and ours those that are written there; of torch's only what answers and steps, or what the run held when
+    it began; of Python's containers and of generators all that change only themselves.
+    """
+    cls = type(owner)
+    if name.startswith("__") or name in BUILTIN_METHODS.get(cls, ()):
+        method = getattr(owner, name, None) if name in BUILTIN_METHODS.get(cls, ()) else None
+    else:
+        home = next((each for each in cls.__mro__ if name in vars(each)), object)
+        function = vars(home).get(name)
+        method = None
+        if isinstance(function, FunctionType) and (
+            id(function) in origin.paths
+            or (home.__module__.startswith("torch.") and name in ("forward", "step", "zero_grad"))
+            or (home.__module__.partition(".")[0] not in ("torch", "numpy") and name_of(home) in origin.classes)
+            or home.__module__ in origin.modules
+        ):
+            method = MethodType(function, owner)
+    if method is None:
+        raise ValueError(f"it names the method {name!r} of a {cls.__name__}, which no checkpoint may call")
+    return method
+
+
+def _names(value: Any) -> list[str]:
+    """Return the names under which a function or class may be found."""
+    if isinstance(value, type):
+        return [name_of(value)]
+    return [f"{functional.__name__}:{getattr(value, '__name__', '')}"]
+
+
+def is_global(function: FunctionType) -> bool:
+    """Return whether a function is one of a module, which others use too."""
+    return loaded(name_of(function)) is function
+
+
+def _odd(value: Tensor) -> str | None:
+    """Return what keeps a tensor from being written: more than numbers at strides."""
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"of {type(value).__module__}.{type(value).__qualname__}"
+    if value.is_quantized or value.is_nested or value.is_meta or value.layout not in (torch.strided, torch.sparse_coo):
+        kind = (
+            "quantised"
+            if value.is_quantized
+            else "nested"
+            if value.is_nested
+            else "without data"
+            if value.is_meta
+            else value.layout
+        )
+        return f"that is {kind}"
+    if value.layout == torch.strided and (value.is_conj() or value.is_neg()):
+        return "with a lazy conjugate or negative (.resolve_conj().resolve_neg() makes it plain)"
+    return "with named dimensions" if any(getattr(value, "names", ())) else None  # torch 2.14 has no such thing

@@ -1,0 +1,133 @@
+"""What is kept on classes and in their functions, in place of an object: no checkpoint holds it, so a change of it is found out.
+
+That is attributes of a class, also those that a descriptor keeps for its objects; attributes and default arguments of its
+functions, and what a decorator closed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections import deque
+from collections.abc import Collection, Container, Iterable, Mapping, Set
+from enum import Enum
+from functools import partial, partialmethod, singledispatchmethod
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clstream.attributes import attributes
+from clstream.seeds import random_state
+
+_NOT_SEARCHED = frozenset(sys.stdlib_module_names) | {"torch", "numpy"}
+
+
+_EMPTY = CellType()
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def class_state(classes: Collection[type], functions: Iterable[FunctionType], held: Container[int]) -> dict[str, str]:
+    """Return a hash of what classes and functions keep, by name; objects whose ids are `held` are only referred to."""
+    found: dict[str, str] = {}
+    for cls in classes:
+        if cls.__module__.partition(".")[0] in _NOT_SEARCHED or issubclass(cls, Enum):
+            continue
+        hidden = _not_state(cls, classes)
+        for name, value in vars(cls).items():
+            dunder = name.startswith("__") and name.endswith("__")
+            if name not in hidden and name != "_abc_impl" and (not dunder or isinstance(value, FunctionType)):
+                found[f"{cls.__module__}.{cls.__qualname__}.{name}"] = state_hash(value, held)
+    for function in functions:
+        if function.__module__.partition(".")[0] not in _NOT_SEARCHED:
+            found[f"{function.__module__}.{function.__qualname__}"] = state_hash(function, held)
+    return found
+
+
+def caches_of(classes: Collection[type]) -> list[str]:
+    """Return the methods of classes whose answers functools.lru_cache keeps, where no checkpoint sees them."""
+    return [
+        f"{cls.__qualname__}.{name}"
+        for cls in classes
+        if cls.__module__.partition(".")[0] not in _NOT_SEARCHED
+        for name, value in vars(cls).items()
+        if hasattr(getattr(value, "__func__", value), "cache_clear") and name not in _not_state(cls, classes)
+    ]
+
+
+def _not_state(cls: type, classes: Collection[type]) -> set[str]:
+    """Return what a class, one that it derives from, or one that derives from it names as no state."""
+    family = [*cls.__mro__, *(other for other in classes if cls in other.__mro__)]
+    return {name for each in family for name in vars(each).get("not_state", ())}
+
+
+def state_hash(value: object, held: Container[int]) -> str:
+    """Return a hash that changes with the state of a value; of what is written in C, only its type counts."""
+    met: dict[int, tuple[int, object]] = {}  # with the objects themselves, so that no id comes twice
+    into = hashlib.blake2b(digest_size=16)
+
+    def feed(part: Any) -> None:
+        into.update(f"{type(part).__module__}.{type(part).__qualname__} ".encode())
+        if isinstance(part, _PLAIN):
+            into.update(repr(part).encode(errors="backslashreplace") + b";")
+            return
+        if (id(part) in held and not isinstance(part, FunctionType)) or id(part) in met or isinstance(part, (type, ModuleType)):
+            into.update(f"{met.get(id(part), (None,))[0]};".encode())
+            return
+        met[id(part)] = len(met), part
+        if isinstance(part, Tensor):
+            into.update(f"{part.dtype} {tuple(part.shape)} ".encode())
+            if part.layout == torch.strided and not part.is_quantized:
+                plain = part.detach().resolve_conj().resolve_neg().cpu().contiguous()
+                into.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, np.ndarray):
+            into.update(f"{part.dtype} {part.shape} ".encode() + (b"" if part.dtype.hasobject else part.tobytes()))
+        elif isinstance(part, (np.random.Generator, np.random.RandomState, random.Random)):
+            into.update(random_state(part).encode())
+        elif isinstance(part, torch.Generator):
+            feed(part.get_state())
+        elif isinstance(part, Mapping):
+            into.update(f"{len(part)} ".encode())
+            for key, item in list(part.items()):
+                feed(key)
+                feed(item)
+        elif isinstance(part, (list, tuple, deque)):
+            into.update(f"{len(part)} ".encode())
+            for item in part:
+                feed(item)
+        elif isinstance(part, Set):
+            into.update(repr(sorted(state_hash(item, held) for item in part)).encode())
+        else:
+            for inner in _inside(part):
+                feed(inner)
+
+    try:
+        feed(value)
+    except RecursionError:
+        pass
+    return into.hexdigest()
+
+
+def _inside(value: Any) -> list[object]:
+    """Return what state a function, a decorator of one, or an object of a class of the user's holds."""
+    if isinstance(value, FunctionType):
+        if hasattr(value, "registry") and hasattr(value, "dispatch"):  # functools.singledispatch, which notes what it was asked
+            return []
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+        return [value.__defaults__, value.__kwdefaults__, cells, vars(value)]
+    if isinstance(value, (staticmethod, classmethod)):
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, (partial, partialmethod)):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, singledispatchmethod) or type(value).__module__.partition(".")[0] in _NOT_SEARCHED - {"torch"}:
+        return []
+    return [attributes(value)] if not type(value).__module__.startswith("torch.") or isinstance(value, torch.nn.Module) else []

@@ -1,0 +1,113 @@
+"""Whether two texts of a module are the same code, and where they differ."""
+
+from __future__ import annotations
+
+import ast
+import symtable
+from typing import NamedTuple
+
+_NAMELESS = ("lambda", "listcomp", "setcomp", "dictcomp", "genexpr")
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+class Source(NamedTuple):
+    """The source of a module, or of a class or function that is in no file.
+
+    Args:
+        file: its path; a name in angle brackets where there is none.
+        text: what is in it; a comment for what is no text, such as an extension module.
+        compiled: a hash of the code that is loaded, where that is not the text's; of the file, where it is no text; else "".
+
+    """
+
+    file: str
+    text: str
+    compiled: str = ""
+
+
+def same_code(one: str, other: str) -> bool:
+    """Return whether two texts differ in comments, layout, docstrings and `if __name__ == "__main__":` at most."""
+    if one == other:
+        return True
+    try:
+        return ast.dump(_stripped(one)) == ast.dump(_stripped(other))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _stripped(text: str) -> ast.Module:
+    """Return the tree of a text without docstrings, and without what is only run in a script and defines nothing that is used."""
+    tree = ast.parse(text)
+    read, body = _read_by_functions(text), list[ast.stmt]()
+    for statement in tree.body:
+        if isinstance(statement, ast.If) and _is_script(statement.test):
+            body += [*(part for part in statement.body if _defines(part, read)), *statement.orelse]
+        else:
+            body.append(statement)
+    tree.body = body
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, *_DEFINITIONS)) and node.body and _is_docstring(node.body[0]):
+            node.body = node.body[1:]
+    return tree
+
+
+def _read_by_functions(text: str) -> set[str]:
+    """Return the names of globals in the functions and classes of a text."""
+    names, tables = set[str](), [each for each in symtable.symtable(text, "text", "exec").get_children()
+                                 if each.get_name() not in _NAMELESS]  # fmt: skip
+    while tables:
+        table = tables.pop()
+        names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        tables += table.get_children()
+    return names
+
+
+def _defines(statement: ast.stmt, read: set[str]) -> bool:
+    """Return whether a statement holds a function or class, or sets one of some names."""
+    for node in ast.walk(statement):
+        if isinstance(node, (*_DEFINITIONS, ast.Lambda)) or (isinstance(node, ast.Name) and node.id in read and _sets(node)):
+            return True
+        if isinstance(node, ast.alias) and (node.asname or node.name.partition(".")[0]) in read:
+            return True
+    return False
+
+
+def _sets(name: ast.Name) -> bool:
+    return not isinstance(name.ctx, ast.Load)
+
+
+def _is_script(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("__name__ == '__main__'", "'__main__' == __name__")
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _where(old: Source, new: Source) -> str:
+    """Return in which classes and functions two sources differ, in brackets; nothing if that can't be said."""
+    if f"{old.compiled}{new.compiled}".startswith("python") and same_code(old.text, new.text):
+        return " (it was edited after it was imported, and the code that ran is not what is in the file)"
+    try:
+        one, other = _parts(_stripped(old.text)), _parts(_stripped(new.text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    names = [name for name in dict.fromkeys([*other, *one]) if one.get(name) != other.get(name) and name]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" ({', '.join(names[:3])}{more})" if names else ""
+
+
+def _parts(tree: ast.AST, prefix: str = "") -> dict[str, str]:
+    """Return the functions of a tree, and the rest of each of its classes, by qualified name."""
+    parts: dict[str, str] = {}
+    body: list[ast.stmt] = getattr(tree, "body", [])
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            parts |= _parts(node, f"{prefix}{node.name}.")
+        elif isinstance(node, _DEFINITIONS):
+            parts[f"{prefix}{node.name}"] = parts.get(f"{prefix}{node.name}", "") + ast.dump(node)
+    rest = [node for node in body if not isinstance(node, _DEFINITIONS)]
+    head = [ast.dump(node) for node in (*getattr(tree, "bases", ()), *getattr(tree, "decorator_list", ()))]
+    return {prefix.removesuffix("."): repr([head, *map(ast.dump, rest)]), **parts}

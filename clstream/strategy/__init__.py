@@ -1,0 +1,9 @@
+"""What strategies derive from."""
+
+from clstream.strategy.needs import needs as needs
+from clstream.strategy.regulariser import Quadratic as Quadratic
+from clstream.strategy.rehearsal_free import RehearsalFree as RehearsalFree
+from clstream.strategy.strategy import OptimizerFactory as OptimizerFactory
+from clstream.strategy.strategy import Regulariser as Regulariser
+from clstream.strategy.strategy import Strategy as Strategy
+from clstream.strategy.wrapper import Wrapper as Wrapper

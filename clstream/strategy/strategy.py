@@ -1,0 +1,303 @@
+"""The base of every strategy: what to minimise, how to step, what to answer."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import CodeType, MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+
+from clstream.attributes import held
+from clstream.bus import Emitter, on
+from clstream.eval_mode import answers, learns, wrap_methods
+from clstream.events import RunStarted, SessionStarted
+from clstream.models.heads import grow_heads
+from clstream.params import Recorded, check_choice
+from clstream.stream import Batch, Samples, Task
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+ACTIVE_CLASSES = ("all", "seen", "task")
+
+
+class Strategy(Emitter, Recorded):
+    """Plain fine-tuning; override `loss`, `learn`, `scores` or `predict`, and subscribe with `on`.
+
+    Args:
+        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        optimizer: makes the optimizer from the model's parameters.
+        active_classes: whose outputs compete, in the loss of a sample and in an answer. "all": all outputs of the head, from the
+            start. "seen": those of classes that came so far. "task": in the loss those of the sample's own task, as far as they
+            came, in an answer those that came so far; it needs boundaries. On a task-incremental stream only the outputs of the
+            sample's own task compete, whatever this is.
+
+    Raises:
+        ValueError: for other `active_classes`, or a model without parameters.
+        TypeError: for a model that is no module, or an optimizer that was already made.
+
+    """
+
+    not_state: tuple[str, ...] = ()
+    """Attributes that are no state: what they hold is not seeded, moved, or kept. Subclasses add their own."""
+
+    checkpoint_modules: tuple[str, ...] = ()
+    """Modules beside its own whose classes a checkpoint may name: those of objects that come while the run goes on."""
+
+    parts: tuple[object, ...] = ()
+    """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
+
+    regularisers: tuple[Regulariser, ...] = ()
+    """What `carry` was given: their penalties are part of what a step minimises."""
+
+    rehearsal_free: bool = False
+    """Whether it says that nothing of a session's inputs is in it when the session is over; then the contract checks it."""
+
+    exempt: Mapping[str, str] = MappingProxyType({})
+    """Checks of the contract (`clstream.checks`) that this strategy can't meet, by name, each with the reason."""
+
+    augment: Callable[[Tensor], Tensor] | None = None
+    """The stream's augmentation of raw inputs, from RunStarted on."""
+
+    active_classes: str = "all"
+    """Whose outputs compete: see the constructor."""
+
+    fixed_classes: str = ""
+    """What competes where a method itself fixes that; if in all of it, there is no option `active_classes`. For the docs."""
+
+    seen_classes: Tensor | None = None
+    """Labels that came so far, sorted; None where nobody needs them."""
+
+    task_number: int = -1
+    """Which task that is; -1 as long as there is none, or nobody tells."""
+
+    task_classes: Tensor | None = None
+    """Labels that came in the task that goes on, sorted; None where nobody needs them."""
+
+    heads: Tensor | None = None
+    """Which outputs compete, for a sample of each label (or task, see `heads_by_task`): (labels or tasks, outputs), bool.
+
+    There are such on a task-incremental stream, and with `active_classes="task"`.
+    """
+
+    task_given: bool = False
+    """Whether the stream is task-incremental."""
+
+    heads_by_task: bool = False
+    """Whether `heads` has a row for each task: where labels don't tell, on a task-incremental stream whose tasks share classes."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the class's own methods answer without a trace, and learn, as `clstream.eval_mode` says."""
+        super().__init_subclass__(**kwargs)
+        wrap_methods(cls)
+
+    def __init__(self, model: nn.Module, optimizer: OptimizerFactory = partial(SGD, lr=0.1), active_classes: str = "all") -> None:
+        check_choice(ACTIVE_CLASSES, active_classes=active_classes)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{type(self).__name__} takes a torch module as its model, not {model!r}")
+        if not callable(optimizer):
+            raise TypeError(
+                "optimizer is called with the model's parameters: pass partial(SGD, lr=0.1), say, "
+                f"not a {type(optimizer).__name__} object"
+            )
+        self.model = model
+        try:
+            self.optimizer = optimizer(model.parameters())
+        except ValueError as error:
+            if next(model.parameters(), None) is not None:
+                raise
+            raise ValueError(
+                f"{type(model).__name__} has no parameters, so there is nothing that {type(self).__name__} could learn"
+            ) from error
+        self.active_classes = active_classes
+
+    def outputs(self, samples: Samples) -> Tensor:
+        """Return the model's (n, classes) outputs for samples to learn, augmented."""
+        outputs: Tensor = self.model(samples.x if self.augment is None else self.augment(samples.x))
+        return outputs
+
+    def own_heads(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
+        """Return (n, classes) outputs, with those that don't compete silenced by -inf.
+
+        Args:
+            outputs: (n, classes), of samples to learn.
+            y: (n,), their labels.
+            task: (n,) or (), the numbers of their tasks; needed on a task-incremental stream whose tasks share classes, where
+                samples have them as `extra["task"]`.
+
+        Raises:
+            ValueError: if they are needed, and not there.
+
+        """
+        if self.heads is None:
+            return outputs if self.active_classes == "all" else silenced(outputs, self.seen_classes)
+        if self.heads.shape[1] < outputs.shape[1]:  # outputs that no class has never compete
+            self.heads = F.pad(self.heads, (0, outputs.shape[1] - self.heads.shape[1]))
+        if self.heads_by_task:
+            if task is None:
+                raise ValueError(
+                    f"the tasks of this stream share classes, so {type(self).__name__}.own_heads needs the task of each sample: "
+                    'pass samples.extra["task"], which batches and memories carry'
+                )
+            y = task
+        return outputs.masked_fill(~self.heads[y], float("-inf"))
+
+    def logits(self, samples: Samples) -> Tensor:
+        """Return the (n, classes) outputs for samples to learn, augmented, those that don't compete silenced by -inf."""
+        return self.own_heads(self.outputs(samples), samples.y, samples.extra.get("task"))
+
+    @learns
+    def loss(self, samples: Samples) -> Tensor:
+        """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
+        return F.cross_entropy(self.logits(samples), samples.y)
+
+    def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
+        """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of.
+
+        `task` is as for `own_heads`.
+        """
+        return F.cross_entropy(self.own_heads(outputs, y, task), y, reduction="none")
+
+    def carry(self, *regularisers: Regulariser) -> None:
+        """Add regularisers: they hear the run as parts do, and each step minimises their penalties too.
+
+        Raises TypeError, ValueError if they don't fit this strategy.
+        """
+        learn = inspect.unwrap(type(self).learn)
+        if learn is not inspect.unwrap(Strategy.learn) and not {"objective", "learn"} & _names(learn.__code__):
+            raise TypeError(f"{type(self).__name__}.learn doesn't minimise self.objective, so it can't carry regularisers")
+        for each in regularisers:
+            each.attach(self)
+        self.regularisers = (*self.regularisers, *regularisers)
+        self.parts = (*self.parts, *regularisers)
+
+    @learns
+    def objective(self, samples: Samples) -> Tensor:
+        """Return the loss, and the penalties of what is carried: what one step minimises."""
+        loss = self.loss(samples)
+        for each in self.regularisers:
+            loss = loss + each.penalty(samples)
+        return loss
+
+    @learns
+    def learn(self, batch: Batch) -> Tensor:
+        """Take one step on a batch of the stream, and return its loss: a detached scalar."""
+        loss = self.objective(batch.samples)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    @answers
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return (n, classes), higher is likelier; `task` is given only where the question names it."""
+        outputs: Tensor = self.model(x)
+        return self.mask_answer(outputs)
+
+    def mask_answer(self, outputs: Tensor) -> Tensor:
+        """Return (n, classes) outputs for a question, with those that don't compete in an answer silenced by -inf."""
+        if self.active_classes == "all" or self.task_given:
+            return outputs
+        return silenced(outputs, self.seen_classes)
+
+    @answers
+    @torch.no_grad()
+    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return the label of each input: (n,), int64; with a task, only its classes compete."""
+        scores = self.scores(x, task)
+        return (scores if task is None else scores.masked_fill(~allowed(task, scores), float("-inf"))).argmax(dim=1)
+
+    @answers
+    @torch.no_grad()
+    def anticipate(self, x: Tensor) -> Tensor:
+        """Label what the stream brings next, before it is learned: `predict`, unless the strategy knows better where it is."""
+        return self.predict(x)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether one answer of `scores` serves both questions, without and with the task given: the base's way to answer."""
+        return type(self).scores is Strategy.scores and type(self).predict is Strategy.predict
+
+    @on(RunStarted)
+    def meet_stream(self, event: RunStarted) -> None:
+        """Take over the stream's augmentation and, if it is task-incremental, its heads."""
+        stream, device = event.stream, event.stream.device or "cpu"
+        self.augment = stream.augment
+        self.task_given = stream.scenario == "task"
+        self.heads_by_task = self.task_given and stream.shares_classes
+        self.heads = None
+        if self.task_given:
+            self.heads = (stream.task_heads if self.heads_by_task else stream.heads).to(device)
+        elif self.active_classes == "task":
+            self.heads = torch.zeros(stream.classes, stream.classes, dtype=torch.bool, device=device)
+        if self.active_classes != "all":
+            self.follow_classes(device)
+
+    def follow_classes(self, device: torch.device | str) -> None:
+        """Know from now on which classes came: `seen_classes` and `task_classes`."""
+        self.seen_classes = self.task_classes = torch.empty(0, dtype=torch.int64, device=device)
+        self.task_number = -1
+
+    @on(SessionStarted)
+    def grow_head(self, event: SessionStarted) -> None:
+        """Give a growing head an output for each class that is new in this session."""
+        grow_heads(self.model, [optimizer for _, optimizer in held(self, Optimizer)], lambda: event.session.classes)
+
+    @on(SessionStarted)
+    def let_classes_in(self, event: SessionStarted) -> None:
+        """Let the session's classes compete, which a growing head has outputs for by now."""
+        if self.seen_classes is None or self.task_classes is None:
+            return
+        task = getattr(event.session, "task", None)
+        if task is not None and task.id != self.task_number:
+            self.task_number, self.task_classes = task.id, self.task_classes[:0]
+        new = self.seen_classes.new_tensor(event.session.classes)
+        self.task_classes = torch.cat([self.task_classes, new]).unique()
+        self.seen_classes = torch.cat([self.seen_classes, new]).unique()
+        if self.heads is not None and not self.task_given:
+            self.heads[self.task_classes] = False  # a class that came in another task before
+            self.heads[self.task_classes[:, None], self.task_classes] = True
+
+
+class Regulariser(Recorded, ABC):
+    """What a strategy carries: define `penalty`, and subscribe with `on`. See `clstream.strategy.regulariser`."""
+
+    host: Strategy
+
+    def attach(self, host: Strategy) -> None:
+        """Get to know the strategy; refuse one that doesn't fit, with TypeError or ValueError."""
+        if hasattr(self, "host"):
+            raise ValueError(f"{type(self).__name__} is carried by a {type(self.host).__name__} already: make another one")
+        self.host = host
+
+    @abstractmethod
+    def penalty(self, samples: Samples) -> Tensor:
+        """Return what is added to the loss of the samples: a scalar that can be differentiated."""
+
+
+def silenced(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return (n, classes) outputs with all but those for some labels silenced by -inf; of no labels, as they are."""
+    if labels is None or not len(labels):
+        return outputs
+    silent = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+    silent[labels] = False
+    return outputs.masked_fill(silent, float("-inf"))
+
+
+def allowed(task: Task, scores: Tensor) -> Tensor:
+    """Return (classes,), bool, on the scores' device: which of their columns are classes of a task."""
+    mine = torch.zeros(scores.shape[1], dtype=torch.bool)
+    mine[list(task.classes)] = True
+    return mine.to(scores.device)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names of attributes and globals that a function's code has."""
+    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))

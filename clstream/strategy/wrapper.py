@@ -1,0 +1,70 @@
+"""A strategy around a strategy: it learns and answers as the one that it wraps, but for what a subclass changes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from clstream.strategy.strategy import Regulariser, Strategy
+from clstream.stream import Batch, Samples, Task
+
+
+class Wrapper(Strategy):
+    """What wrappers share: the wrapped strategy's model, steps and answers; it hears the run as one of the `parts`.
+
+    Args:
+        base: the strategy; it has a `model`.
+
+    Raises TypeError for anything else.
+
+    """
+
+    fixed_classes = "as in the wrapped strategy"
+
+    def __init__(self, base: Strategy) -> None:
+        if not isinstance(base, Strategy) or not isinstance(getattr(base, "model", None), nn.Module):
+            raise TypeError(f"{type(self).__name__} wraps a strategy object that has a model, not {base!r}")
+        self.base, self.parts = base, (base,)
+
+    @property
+    def model(self) -> nn.Module:  # type: ignore[override]  # it is the base's, also if that takes another one
+        """The wrapped strategy's model."""
+        return self.base.model
+
+    @property
+    def rehearsal_free(self) -> bool:  # type: ignore[override]  # it is the base's
+        """Whether the wrapped strategy says so."""
+        return self.base.rehearsal_free
+
+    def carry(self, *regularisers: Regulariser) -> None:
+        """Have the wrapped strategy carry them."""
+        self.base.carry(*regularisers)
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the wrapped strategy's loss."""
+        return self.base.loss(samples)
+
+    def objective(self, samples: Samples) -> Tensor:
+        """Return what the wrapped strategy's steps minimise."""
+        return self.base.objective(samples)
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Have the wrapped strategy take its step."""
+        return self.base.learn(batch)
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.scores(x, task)
+
+    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.predict(x, task)
+
+    def anticipate(self, x: Tensor) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.anticipate(x)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the wrapped strategy does, and nothing is answered here."""
+        own = type(self).scores is Wrapper.scores and type(self).predict is Wrapper.predict
+        return own and self.base.answers_once

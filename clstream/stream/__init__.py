@@ -1,0 +1,15 @@
+"""Streams: samples, tasks, sessions, batches, and the schedules over them."""
+
+from clstream.stream.samples import Samples as Samples
+from clstream.stream.samples import Subset as Subset
+from clstream.stream.samples import apart as apart
+from clstream.stream.samples import content_hash as content_hash
+from clstream.stream.sessions import Batch as Batch
+from clstream.stream.sessions import Data as Data
+from clstream.stream.sessions import Epoch as Epoch
+from clstream.stream.sessions import Mixture as Mixture
+from clstream.stream.sessions import Session as Session
+from clstream.stream.sessions import Task as Task
+from clstream.stream.stream import SCENARIOS as SCENARIOS
+from clstream.stream.stream import Stream as Stream
+from clstream.stream.stream import StreamView as StreamView

@@ -1,0 +1,167 @@
+"""Task, session, epoch and batch: what a stream delivers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import index
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from clstream.seeds import derive
+from clstream.stream.samples import Samples as Samples
+from clstream.stream.samples import Subset as Subset
+from clstream.stream.samples import content_hash as content_hash
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One thing to learn: its classes, and the samples to train and to test on.
+
+    `id` is its position in the stream. `validation`, where the stream holds some back, is what to tune on.
+    """
+
+    id: int
+    classes: tuple[int, ...]
+    train: Samples | Subset
+    test: Samples | Subset
+    validation: Samples | Subset | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "classes", tuple(map(index, self.classes)))
+        except TypeError:
+            raise TypeError(f"the classes of a task must be whole numbers, not {self.classes!r}") from None
+
+    def __repr__(self) -> str:
+        return f"Task({self.id}, classes={self.classes}, train={len(self.train)}, test={len(self.test)})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The samples of one step. `task` is None where the stream hides its boundaries.
+
+    `index` counts the batches of the epoch, and `epoch` the epochs of the session, both from 0.
+    """
+
+    samples: Samples
+    task: Task | None
+    index: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Epoch:
+    """One pass over a session, in an order that depends on nothing but (seed, session, epoch)."""
+
+    session: Session
+    index: int
+
+    def __repr__(self) -> str:
+        return f"Epoch({self.index} of session {self.session.index})"
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        samples, size = len(self.session.samples), self.session.batch_size
+        return samples // size if self.session.drop_last else -(-samples // size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def order(self) -> Tensor:
+        """Return the positions in the session in the order of this pass: (samples,), int64, on the CPU."""
+        session = self.session
+        if not session.shuffle:
+            return torch.arange(len(session.samples))
+        shuffle = torch.Generator().manual_seed(derive(session.seed, session.index, self.index))
+        return torch.randperm(len(session.samples), generator=shuffle)
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of this pass, from number `first` on.
+
+        The last one holds what is left; if the session is to drop that, each pass leaves out other samples.
+        """
+        session, number = self.session, self.index
+        samples, order = session.samples, self.order()
+        if session.drop_last:
+            order = order[: len(self) * session.batch_size]
+        if isinstance(samples, Subset) and samples.transform is None:  # straight from the source: one gather a batch
+            order = samples.index[order.to(samples.index.device)]
+            samples = samples.source
+        order = order.to(samples.y.device)
+        chunks = order[first * session.batch_size :].split(session.batch_size) if first < len(self) else ()
+        if session.device is None:
+            for index, chunk in enumerate(chunks, first):
+                yield Batch(samples[chunk], session.task, index, number)
+        else:
+            for index, chunk in enumerate(chunks, first):
+                yield Batch(samples[chunk].to(session.device), session.task, index, number)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """One delivery of training samples; they may be passed over `epochs` times, then they are gone.
+
+    `task` is None where the stream hides its boundaries. `device` is where the batches go, if not where the samples lie. Each
+    pass has an order of its own if `shuffle`; if not, the samples come in the order that they have here. `drop_last` leaves
+    out what a pass has left for a last batch that is not full; `samples` and `classes` are of all samples nevertheless.
+    """
+
+    index: int
+    task: Task | None
+    samples: Samples | Subset
+    epochs: int
+    batch_size: int
+    seed: int
+    device: torch.device | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of epochs."""
+        return self.epochs
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return (Epoch(self, index) for index in range(self.epochs))
+
+    @property
+    def classes(self) -> list[int]:
+        """The labels among its samples, sorted."""
+        return [int(label) for label in self.samples.y.unique()]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """The data sets that a stream takes its samples from, so that a recording can name them.
+
+    `parts` are the whole data sets by name ("train", "test"), with the labels they came with. `loader` and `options` say how
+    a stream of ours had them; without a loader they are the user's own.
+    """
+
+    parts: Mapping[str, Samples]
+    loader: str | None = None
+    options: Mapping[str, int | float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A schedule whose sessions may mix tasks: what each draws is a pure function of its number, so any can be reached directly.
+
+    Its `repr` names it fully: the fingerprint depends on it. Its length is the number of sessions.
+    """
+
+    @property
+    def once(self) -> bool:
+        """Whether a training sample comes in one session at most."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def draw(self, session: int) -> Tensor:
+        """Return what a session draws, in the order in which it comes: (n,), int64, on the CPU.
+
+        Training samples are numbered over all tasks, those of task 0 first.
+        """
+        ...

@@ -1,0 +1,465 @@
+"""A stream is data: tasks, and a schedule of the sessions that visit them.
+
+Iterating a stream twice gives the same batches: the order of the samples is a pure function of
+(stream seed, session, epoch), so nothing has to be remembered to reach any batch again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from clstream.params import check_bool, check_choice, check_integer
+from clstream.stream.samples import Samples as Samples
+from clstream.stream.samples import Subset as Subset
+from clstream.stream.samples import apart, check_samples
+from clstream.stream.samples import content_hash as content_hash
+from clstream.stream.sessions import Data, Mixture, Session, Task
+
+SCENARIOS = ("class", "task", "domain")
+
+
+MOST = 2**31 - 1  # epochs, or samples of a batch: a number beyond is a mistake, and would overflow
+
+
+MOST_CLASSES = 65536  # a label beyond is a number of something else, and would make tables of its square
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamView:
+    """What a strategy is told of a stream that hides its boundaries: no tasks, no schedule, no data; as in `Stream`."""
+
+    name: str
+    classes: int
+    input_shape: tuple[int, ...]
+    scenario: str
+    epochs: int
+    batch_size: int
+    augment: Callable[[Tensor], Tensor] | None
+    resident: bool
+    device: torch.device | None
+    boundaries: bool = False
+    drop_last: bool = False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stream:
+    """Tasks, and for each session the task, or the tasks, that it draws from.
+
+    Args:
+        name: how tables and MLflow call it.
+        tasks: the tasks, numbered from 0; each has training and test samples with labels among its classes.
+        schedule: for each session, the number of the task that it draws from. None: each task in one session. A task with
+            several sessions is dealt out among them, so no sample comes in two sessions. Or a `Mixture`, whose sessions may
+            mix tasks; where one does, `boundaries` must be False.
+        epochs: passes over a session.
+        batch_size: samples of a step.
+        scenario: "class" (all classes seen compete), "task" (the task is given at test: its classes compete, in training
+            too; where tasks share classes, samples to learn have the number of their task as `extra["task"]`) or "domain" (the
+            tasks share their classes).
+        seed: of the order of the batches. A run adds its own seed to it.
+        boundaries: whether a strategy is told of tasks. If not, there are no task events, and `batch.task` is None.
+        augment: a function of a raw batch of inputs, applied where samples are learned, so replayed ones change too. It may
+            draw from torch's global generator: a run seeds that, and gives it back as it was.
+        shuffle: whether each pass over a session has an order of its own; if not, the samples come in that of the data, or in
+            the order of a `Mixture`.
+        resident: whether the samples are moved to the run's device whole; if not, batch by batch (memory-mapped data).
+        notes: what the user should know, shown on the card.
+        data: where the samples come from, for recordings. None: the samples of the tasks are all that is known.
+        drop_last: whether each pass leaves out what is left for a last batch that is not full, as torch's DataLoader does. If
+            not, that batch is a smaller one.
+        class_names: what reports call the labels from 0 up; (): by their numbers.
+
+    Raises:
+        ValueError, TypeError: for an empty task or schedule, labels outside the classes, values that are not finite, ...
+
+    """
+
+    name: str
+    tasks: Sequence[Task]
+    schedule: Sequence[int] | Mixture | None = None
+    epochs: int = 1
+    batch_size: int = 32
+    scenario: str = "class"
+    seed: int = 0
+    boundaries: bool = True
+    augment: Callable[[Tensor], Tensor] | None = None
+    resident: bool = True
+    notes: tuple[str, ...] = ()
+    data: Data | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+    class_names: tuple[str, ...] = ()
+    device: torch.device | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        _check_options(self)
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if not isinstance(self.schedule, Mixture):
+            object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
+        _check(self)
+
+    def __len__(self) -> int:
+        """Return the number of sessions."""
+        assert self.schedule is not None
+        return len(self.schedule)
+
+    def __iter__(self) -> Iterator[Session]:
+        return (self.session(index) for index in range(len(self)))
+
+    def session(self, index: int) -> Session:
+        """Return a session by number; each can be reached directly. Raises IndexError outside 0 to len(stream) - 1."""
+        return self._session(index, self._delivered(index))
+
+    def _session(self, index: int, samples: Samples | Subset) -> Session:
+        """Return a session that delivers some samples; where tasks are hidden, apart from the data that they are of."""
+        if not self.boundaries:
+            samples = apart(samples[:])
+        elif isinstance(samples, Subset) and samples.transform is not None:
+            samples = samples[:]  # a domain is made once a session, not once a batch
+        task = self.tasks[self.task_of(index)] if self.boundaries else None
+        if task is not None and self.scenario == "task" and self.shares_classes:  # its label doesn't tell the task of a sample
+            whole = samples[:]
+            samples = Samples(whole.x, whole.y, {**whole.extra, "task": torch.full_like(whole.y, task.id)})
+        device = None if self.resident else self.device
+        return Session(index, task, samples, self.epochs, self.batch_size, self.seed, device, self.shuffle, self.drop_last)
+
+    def _delivered(self, index: int) -> Samples | Subset:
+        """Return the samples of a session."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
+        if isinstance(self.schedule, Mixture):
+            return self._mixed(_checked(self.schedule.draw(index), int(self._ends[-1]), f"{self.name}: session {index}"))
+        number, part, parts = self._visits[index]
+        train, share = self.tasks[number].train, slice(part, None, parts)
+        return train.take(share) if isinstance(train, Subset) else train[share]
+
+    def _mixed(self, drawn: Tensor) -> Samples | Subset:
+        """Return training samples by their numbers over all tasks."""
+        if self._pool is not None:
+            return self._pool.take(drawn.to(self._pool.index.device))
+        number = torch.bucketize(drawn, self._ends, right=True)
+        parts: list[Samples] = []
+        places: list[Tensor] = []
+        for each in number.unique().tolist():
+            place = (number == each).nonzero().flatten()
+            train = self.tasks[each].train
+            parts.append(train[(drawn[place] - self._ends[each] + len(train)).to(train[:1].y.device)])
+            places.append(place)
+        whole = parts[0]
+        for other in parts[1:]:
+            whole = whole + other
+        return whole[torch.cat(places).argsort().to(whole.y.device)]
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """For each task the number of training samples up to its end, over all tasks."""
+        return torch.tensor([len(task.train) for task in self.tasks]).cumsum(0)
+
+    @cached_property
+    def _pool(self) -> Subset | None:
+        """The training samples of all tasks, where they are rows of one source."""
+        parts = [task.train for task in self.tasks]
+        first = parts[0]
+        if not isinstance(first, Subset) or any(
+            not isinstance(part, Subset)
+            or part.source.x is not first.source.x
+            or part.source.y is not first.source.y
+            or part.transform is not None
+            or part.made is not None
+            for part in parts
+        ):
+            return None
+        return Subset(first.source, torch.cat([part.index for part in parts if isinstance(part, Subset)]))
+
+    @cached_property
+    def _visits(self) -> list[tuple[int, int, int]]:
+        """For each session (task, part, parts): it draws every `parts`-th sample of the task, from number `part` on."""
+        assert self.schedule is not None
+        assert not isinstance(self.schedule, Mixture)
+        parts = [0] * len(self.tasks)
+        visits = []
+        for number in self.schedule:
+            visits.append((number, parts[number]))
+            parts[number] += 1
+        return [(number, part, parts[number]) for number, part in visits]
+
+    def mix(self, session: int) -> Tensor:
+        """Return how many samples of each task a session draws, also where strategies are not told: (tasks,), int64, on the CPU."""
+        if isinstance(self.schedule, Mixture):
+            return torch.bucketize(self.schedule.draw(session), self._ends, right=True).bincount(minlength=len(self.tasks))
+        return len(self._delivered(session)) * (torch.arange(len(self.tasks)) == self.task_of(session))
+
+    def labels(self, session: int) -> Tensor:
+        """Return the labels that a session delivers, without its inputs: (n,), int64, on the CPU."""
+        return self._delivered(session).y.cpu()
+
+    def size_of(self, session: int) -> int:
+        """Return how many samples a session delivers."""
+        return len(self.schedule.draw(session)) if isinstance(self.schedule, Mixture) else len(self._delivered(session))
+
+    def task_of(self, session: int) -> int:
+        """Return the number of the task that a session draws from, or draws most from, also where strategies are not told."""
+        return int(self.mix(session).argmax()) if isinstance(self.schedule, Mixture) else self._visits[session][0]
+
+    @property
+    def told(self) -> Stream | StreamView:
+        """What strategies are given: this stream, or, if it hides its boundaries, a view without tasks and schedule."""
+        return self if self.boundaries else self.view
+
+    @cached_property
+    def view(self) -> StreamView:
+        """What is told of this stream where its boundaries are hidden."""
+        return StreamView(
+            self.name, self.classes, self.input_shape, self.scenario, self.epochs, self.batch_size, self.augment, self.resident,
+            self.device, drop_last=self.drop_last,
+        )  # fmt: skip
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of labels over the whole stream: the greatest label, plus one."""
+        return 1 + max(max(task.classes) for task in self.tasks)
+
+    def class_name(self, label: int) -> str:
+        """Return what reports call a label."""
+        return self.class_names[label] if self.class_names else str(label)
+
+    @property
+    def gaps(self) -> str:
+        """What is to be said of labels that no task has, below the greatest one; nothing if there are none."""
+        used = len({label for task in self.tasks for label in task.classes})
+        if used == self.classes:
+            return ""
+        return (
+            f"its {used} labels have gaps: models get {self.classes} outputs, and {self.classes - used} of them are never right; "
+            "from_tensors(..., relabel=True) numbers the labels without gaps"
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.tasks[0].test[:1].x.shape[1:])
+
+    @cached_property
+    def heads(self) -> Tensor:
+        """(classes, classes), bool: row i is the classes of the task that class i belongs to."""
+        table = torch.zeros(self.classes, self.classes, dtype=torch.bool)
+        for task in self.tasks:
+            own = torch.tensor(task.classes)
+            table[own[:, None], own] = True
+        return table
+
+    @cached_property
+    def shares_classes(self) -> bool:
+        """Whether a class is of several tasks."""
+        return sum(len(task.classes) for task in self.tasks) > len({label for task in self.tasks for label in task.classes})
+
+    @cached_property
+    def task_heads(self) -> Tensor:
+        """(tasks, classes), bool: row i is the classes of task i."""
+        table = torch.zeros(len(self.tasks), self.classes, dtype=torch.bool)
+        for task in self.tasks:
+            table[task.id, list(task.classes)] = True
+        return table
+
+    def _like(self, **changes: object) -> Stream:
+        """Return a copy with attributes that need no check; what was found out about the data stays known."""
+        twin = copy(self)
+        for name in ("_pool", "view"):  # these hold where the data is
+            vars(twin).pop(name, None)
+        for name, value in changes.items():
+            object.__setattr__(twin, name, value)
+        return twin
+
+    def reseeded(self, seed: int) -> Stream:
+        """Return the stream with the order of its batches moved by a run's seed; 0 changes nothing."""
+        return self._like(seed=self.seed + seed)
+
+    def taken_from(self, data: Data) -> Stream:
+        """Return the stream with a note of the data that its samples were taken from."""
+        return self._like(data=data)
+
+    def for_tuning(self) -> Stream:
+        """Return the stream tested on its validation samples, without its test samples: what to tune on.
+
+        Raises ValueError if the stream holds back no validation samples.
+        """
+        tasks = [replace(task, test=task.validation, validation=None) for task in self.tasks if task.validation is not None]
+        if len(tasks) < len(self.tasks):
+            raise ValueError(f"{self.name} holds back no validation samples: build it with validation=0.1, say")
+        return replace(self, name=f"{self.name} (validation)", tasks=tasks)
+
+    def to(self, device: torch.device | str) -> Stream:
+        """Return the stream with its samples on `device`; if not `resident`, its batches will be moved there."""
+        tasks: Sequence[Task] = self.tasks
+        if self.resident and any(task.train[:1].y.device != torch.device(device) for task in self.tasks):
+            there: dict[int, Tensor] = {}  # tasks share their data: each tensor is moved once
+
+            def moved_tensor(tensor: Tensor) -> Tensor:
+                if id(tensor) not in there:
+                    there[id(tensor)] = tensor.to(device)
+                return there[id(tensor)]
+
+            def moved_samples(part: Samples) -> Samples:
+                extra = {name: moved_tensor(rows) for name, rows in part.extra.items()}
+                return Samples(moved_tensor(part.x), moved_tensor(part.y), extra)
+
+            def move(part: Samples | Subset) -> Samples | Subset:
+                if isinstance(part, Samples):
+                    return moved_samples(part)
+                made = None if part.made is None else moved_samples(part.made)
+                return Subset(moved_samples(part.source), part.index.to(device), part.transform, made)
+
+            tasks = [
+                replace(task, train=move(task.train), test=move(task.test), validation=task.validation and move(task.validation))
+                for task in self.tasks
+            ]
+        return self._like(tasks=tasks, device=torch.device(device))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
+        visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, Mixture) else self._visits
+        digest = hashlib.sha256(repr((self.scenario, visits, [task.classes for task in self.tasks])).encode())
+        hashes: dict[int, bytes] = {}  # tasks share their data: each tensor is read once
+
+        def content(rows: Tensor) -> bytes:
+            if id(rows) not in hashes:
+                hashes[id(rows)] = content_hash(rows)
+            return hashes[id(rows)]
+
+        for task in self.tasks:
+            for part in (task.train, task.test, task.validation):
+                if isinstance(part, Subset):
+                    digest.update(repr(part.transform).encode() + content(part.index))
+                whole = part.source if isinstance(part, Subset) else part
+                digest.update(b"none" if whole is None else content(whole.x) + content(whole.y))
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name!r}, tasks={len(self.tasks)}, classes={self.classes}, sessions={len(self)})"
+
+    def __str__(self) -> str:
+        """Return the stream's card."""
+        hidden = "" if self.boundaries else ", boundaries hidden"
+        passes = f"{self.epochs} epoch{'s' * (self.epochs != 1)} each"
+        batches = f"batches of {self.batch_size}{', the last one dropped if it is not full' * self.drop_last}"
+        lines = [
+            f"{self.name}: {self.scenario}-incremental{hidden}",
+            f"  tasks        {len(self.tasks)}",
+            f"  classes      {self.classes}",
+            f"  inputs       {tuple(self.input_shape)} {str(self.tasks[0].test[:1].x.dtype).removeprefix('torch.')}",
+            f"  train/test   {sum(len(t.train) for t in self.tasks):,} / {sum(len(t.test) for t in self.tasks):,} samples",
+            f"  sessions     {len(self)}, {passes}, {batches}{'' if self.shuffle else ', not shuffled'}",
+            f"  fingerprint  {self.fingerprint}",
+        ]
+        if isinstance(self.schedule, Mixture):
+            lines.insert(-1, f"  drift        {self.schedule}")
+        for task in self.tasks[:20]:
+            shown = ", ".join(map(self.class_name, task.classes[:10])) + (" ..." if len(task.classes) > 10 else "")
+            lines.append(f"  task {task.id:<8}classes {shown}; {len(task.train):,} to train, {len(task.test):,} to test")
+        if len(self.tasks) > 20:
+            lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
+        notes = [*self.notes, self.gaps] if self.gaps else self.notes
+        return "\n".join(lines + [f"  note: {note}" for note in notes])
+
+
+def _checked(drawn: object, most: int, what: str) -> Tensor:
+    """Return what a mixture draws for a session. Raises ValueError for what are no numbers of training samples."""
+    if not isinstance(drawn, Tensor) or drawn.dtype != torch.int64 or drawn.dim() != 1 or not len(drawn):
+        raise ValueError(f"{what} must draw a tensor of one or more int64 numbers of training samples")
+    if int(drawn.min()) < 0 or int(drawn.max()) >= most:
+        raise ValueError(f"{what} draws training samples that there aren't: they are numbered from 0 to {most - 1}")
+    return drawn
+
+
+def _check_options(stream: Stream) -> None:
+    """Refuse options that are not what they must be, in one sentence that says which."""
+    if not isinstance(stream.name, str):
+        raise TypeError(f"a stream's name must be a string, not {stream.name!r}")
+    try:
+        check_integer(1, epochs=stream.epochs, batch_size=stream.batch_size)
+        check_integer(1, MOST, epochs=stream.epochs, batch_size=stream.batch_size)
+        check_integer(0, seed=stream.seed)
+        check_choice(SCENARIOS, scenario=stream.scenario)
+        check_bool(boundaries=stream.boundaries, resident=stream.resident, shuffle=stream.shuffle, drop_last=stream.drop_last)
+    except ValueError as error:
+        raise ValueError(f"{stream.name}: {error}") from None
+    if stream.augment is not None and not callable(stream.augment):
+        raise TypeError(f"{stream.name}: augment must be a function of a batch of inputs, or None, not {stream.augment!r}")
+    for what, texts in (("notes", stream.notes), ("class_names", stream.class_names)):
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{stream.name}: {what} must be a tuple of strings, not {texts!r}")
+    if isinstance(stream.tasks, Task) or not isinstance(stream.tasks, Iterable):
+        raise TypeError(f"{stream.name}: tasks must be a list of Task objects, not a {type(stream.tasks).__name__}")
+    if not isinstance(stream.schedule, (type(None), Mixture)) and not isinstance(stream.schedule, Iterable):
+        raise TypeError(
+            f"{stream.name}: schedule must be None, a Mixture or the number of each session's task, not {stream.schedule!r}"
+        )
+
+
+def _check(stream: Stream) -> None:
+    """Refuse a stream that can't be played, in one sentence that says why."""
+    name = stream.name
+    if not all(isinstance(task, Task) for task in stream.tasks):
+        other = next(task for task in stream.tasks if not isinstance(task, Task))
+        raise TypeError(f"{name}: tasks must be a list of Task objects, and one of them is a {type(other).__name__}")
+    if not stream.tasks:
+        raise ValueError(f"{name} has no tasks")
+    if not stream.schedule:
+        raise ValueError(f"{name} has no sessions: its schedule is empty")
+    mixes = isinstance(stream.schedule, Mixture)
+    if mixes and stream.boundaries and any(int((stream.mix(index) > 0).sum()) > 1 for index in range(len(stream))):
+        raise ValueError(f"{name}: its sessions mix tasks, so it has no boundaries to show: boundaries must be False")
+    if stream.scenario == "task" and not stream.boundaries:
+        raise ValueError(f"{name}: a task-incremental stream tells the task of each sample, so it can't hide its boundaries")
+    for position, number in enumerate(() if isinstance(stream.schedule, Mixture) else stream.schedule):
+        if isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < len(stream.tasks):
+            raise ValueError(f"{name}: session {position} draws from task {number}, but the tasks are 0 to {len(stream.tasks) - 1}")
+    checked: set[int] = set()
+    shapes = set()
+    for position, task in enumerate(stream.tasks):
+        if task.id != position:
+            raise ValueError(f"{name}: the task at position {position} has id {task.id}; ids count from 0")
+        if not task.classes or min(task.classes) < 0 or len(set(task.classes)) != len(task.classes):
+            raise ValueError(f"{name}: task {position} must have distinct classes from 0 up, not {task.classes}")
+        for kind, part in (("training", task.train), ("test", task.test), ("validation", task.validation)):
+            if part is None:
+                continue
+            if not len(part):
+                raise ValueError(f"{name}: task {position} has no {kind} samples")
+            check_samples(part, f"{name}: the {kind} samples of task {position}", task.classes, checked)
+            if stream.scenario == "task" and stream.shares_classes and "task" in part[:1].extra:
+                raise ValueError(
+                    f"{name}: its tasks share classes, so the extra field 'task' is the stream's: give yours another name"
+                )
+            shapes.add((tuple(part[:1].x.shape[1:]), part[:1].x.dtype))
+    if stream.classes > MOST_CLASSES:
+        raise ValueError(f"{name}: the greatest label is {stream.classes - 1}; number the classes from 0, without gaps")
+    if stream.class_names and len(stream.class_names) != stream.classes:
+        raise ValueError(f"{name}: there must be a name for each of the {stream.classes} classes, not {len(stream.class_names)}")
+    if len(shapes) > 1:
+        raise ValueError(f"{name}: all inputs must have one shape and dtype, not {sorted(map(str, shapes))}")
+    for number, _, parts in () if mixes else stream._visits:
+        if parts > len(stream.tasks[number].train):
+            raise ValueError(
+                f"{name}: task {number} has {len(stream.tasks[number].train)} training samples, too few for {parts} sessions"
+            )
+    if stream.drop_last:
+        short = next((index for index in range(len(stream)) if stream.size_of(index) < stream.batch_size), None)
+        if short is not None:
+            raise ValueError(
+                f"{name}: session {short} has {stream.size_of(short)} samples, too few for a batch of {stream.batch_size}, and "
+                "drop_last=True leaves out batches that are not full: take a smaller batch_size, or drop_last=False"
+            )

@@ -1,0 +1,103 @@
+"""Delivery: what became of a write, and how long to wait for a server."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from clstream.tracking.outbox import FILE, Outbox, Send
+
+
+class Delivery:
+    """Sends what an outbox holds, when it can. A server that doesn't take it costs a warning, and little time.
+
+    Args:
+        outbox: what to send.
+        send: see `Outbox.flush`; whatever it raises is an outage.
+        where: the server's name in warnings.
+        spool: a folder: where the outbox is kept if it has no journal and something can't be sent, in a folder of its own.
+
+    """
+
+    def __init__(self, outbox: Outbox, send: Send, where: str, spool: Path) -> None:
+        self.outbox, self.send, self.where, self.spool = outbox, send, where, spool
+        self.away = False
+        self.pause, self.next_try = 0.0, 0.0
+
+    def try_now(self, last: bool = False) -> None:
+        """Send what is pending, unless the last try failed a moment ago; warn if it fails, once for each outage.
+
+        The last time, send in any case, warn again, and let go of the journal.
+        """
+        try:
+            if self.outbox.pending and (last or time.monotonic() >= self.next_try):
+                self._try(last)
+        finally:
+            if last:
+                if self.outbox.pending:
+                    self._keep()
+                self.outbox.close()
+
+    def _try(self, last: bool) -> None:
+        begin = time.monotonic()
+        try:
+            try:
+                self.outbox.flush(self.send)
+            except Exception:  # a server that was restarted drops the connection that was open: once more, at once
+                if self.away or time.monotonic() - begin > 1:
+                    raise
+                self.outbox.flush(self.send)
+        except Exception as error:  # noqa: BLE001  # each kind of store has its own, and none of them is the run's fault
+            took = time.monotonic() - begin
+            self.pause = max(min(2 * self.pause, LONGEST_PAUSE), RATIO * took, 1)
+            self.next_try = time.monotonic() + self.pause
+            if last or not self.away:
+                self._warn(error, last)
+            self.away = True
+        else:
+            self.away, self.pause, self.next_try = False, 0.0, 0.0
+
+    def _warn(self, error: Exception, last: bool) -> None:
+        kept = self._keep()
+        reason = f"{self.where} doesn't take what the run writes ({reason_of(error)})"
+        if kept is None:
+            text = f"{reason}, and {self.spool} can't be written: it is kept in memory, and lost when the process ends"
+        elif last:
+            text = f"{reason}: {len(self.outbox.pending)} writes wait in {kept}; to send them: clstream sync {kept.parent}"
+        else:
+            text = f"{reason}: the run goes on, and keeps it in {kept} until it can be sent"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+    def _keep(self) -> Path | None:
+        """Return the journal, made where there is none; None if that can't be."""
+        if self.outbox.journal is None:
+            try:
+                self.outbox.keep_in(spooled(self.spool, self.outbox.head | {"run_id": self.outbox.run_id or ""}))
+            except OSError:
+                pass
+        return None if self.outbox.journal is None else self.outbox.journal.file
+
+
+LONGEST_PAUSE = 60
+"""Seconds between two tries, where a try takes no time: a closed port."""
+
+
+RATIO = 50
+"""How many times as long as a try took the pause after it is at least: an outage costs a run 2 % of its time at most."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error's text; of a long one, which may say at its end what it is, the start and the end."""
+    first = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first if len(first) <= 200 else f"{first[:90]} ... {first[-105:]}"
+
+
+def spooled(folder: Path, head: Mapping[str, str]) -> Path:
+    """Return the journal, below `folder`, of a run that was given no folder of its own."""
+    name = head.get("run_id") or head["key"]
+    if not re.fullmatch(r"[\w-]+", name):  # it may come from a checkpoint, and must not lead elsewhere
+        raise ValueError(f"there is no MLflow run {name!r}: its id is letters, digits and -")
+    return folder / name / FILE

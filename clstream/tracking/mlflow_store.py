@@ -1,0 +1,338 @@
+"""The store: MLflow's side of tracking, a server or a file. The only file that imports mlflow."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterable
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock, Timeout
+from mlflow.entities import Metric, Param, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
+
+from clstream.tracking.delivery import Delivery, reason_of
+from clstream.tracking.outbox import Item, Outbox, is_plain_name
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are the user's business
+
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # a server that hangs must not hold up a run: MLflow waits 2 minutes,
+
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # 7 times; what it doesn't take in time waits in the outbox
+
+
+Opened = tuple[MlflowClient, str]
+"""What `connect` returns: a client, and the id of the experiment."""
+
+
+_PER_WRITE = 1000  # metrics that MLflow takes in one batch
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """Return where runs are tracked: `uri`, else MLFLOW_TRACKING_URI, else the file mlflow.db in the working folder.
+
+    A file's name is made absolute.
+    """
+    where = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if where.startswith("sqlite:///") and ":memory:" not in where:
+        return f"sqlite:///{Path(where.removeprefix('sqlite:///')).absolute()}"
+    return where if ":" in where else str(Path(where).absolute())
+
+
+def without_password(uri: str) -> str:
+    """Return a URI without the user's name and password: these belong into no file and no message."""
+    address = urlsplit(uri)
+    return urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2])) if "@" in address.netloc else uri
+
+
+def connect(uri: str | None = None, experiment: str = "clstream") -> Opened:
+    """Return a client and the id of the experiment, which is made if it isn't there.
+
+    Raises:
+        ConnectionError: if a server doesn't answer within 5 seconds.
+        OSError: if the store can't be opened or written.
+
+    """
+    where = tracking_uri(uri)
+    if where.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{without_password(where).rstrip('/')}/health", timeout=5).close()
+        except urllib.error.HTTPError:
+            pass  # it answers; whether it lets us in, the next call says
+        except (OSError, HTTPException) as error:
+            raise ConnectionError(
+                f"the tracking server {without_password(where)} does not answer ({error}): start it, "
+                "or choose another --tracking-uri"
+            ) from None
+    elif where.startswith("sqlite:///"):
+        folder = Path(where.removeprefix("sqlite:///")).absolute().parent
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"the tracking store {where} can't be written: the folder {folder} is missing or read-only")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store's dozens of migrations are no news
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what fails is said in one sentence, by us
+    name = hashlib.sha256(where.encode()).hexdigest()[:16]
+    try:
+        # two runs that start at once would make the tables of a new store at once, and one of them would fail
+        with FileLock(Path(tempfile.gettempdir()) / f"clstream-{name}.lock", timeout=120):
+            client = MlflowClient(where)
+            found = client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
+            if found is not None:
+                return client, found.experiment_id
+            # the UI shows an experiment without this tag as one of language models, without its curves in the first place
+            return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
+    except ModuleNotFoundError as error:  # SQLAlchemy asks for the driver that the scheme names
+        raise OSError(f"the tracking store {without_password(where)} needs the Python package {error.name}: install it") from None
+    except (MlflowException, SQLAlchemyError, Timeout) as error:
+        raise OSError(f"the tracking store {without_password(where)} can't be used: {reason_of(error)}") from None
+
+
+class Sender:
+    """Sends the items of an outbox to MLflow: the only place where a run is written.
+
+    Args:
+        outbox: whose items.
+        uri: where to, with the password if it takes one.
+        opened: what `connect` returned, if it was called.
+        ask: whether the store is asked what it has before metrics are sent: where a run was taken up again.
+
+    """
+
+    def __init__(self, outbox: Outbox, uri: str, opened: Opened | None = None, ask: bool = False) -> None:
+        self.outbox, self.uri, self.opened, self.ask = outbox, uri, opened, ask
+        self.steps: dict[str, set[int]] = {}
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client, made when it is first needed: for a file of SQLite that alone may fail."""
+        if self.opened is None:
+            self.opened = connect(self.uri, self.outbox.head["experiment"])
+        return self.opened[0]
+
+    def __call__(self, item: Item, unsure: bool) -> str | None:
+        """Send an item; `unsure`: it may have arrived already. Return the id of a run that was created."""
+        if unsure:
+            self.steps.clear()  # what was known may be out of date
+        if item["do"] == "create":
+            return self.create(item, unsure)
+        run_id, client = self.outbox.run_id, self.client
+        if run_id is None:
+            raise LookupError("the MLflow run was never created")
+        match item["do"]:
+            case "metrics":
+                self.metrics(run_id, item, unsure or self.ask)
+            case "params":
+                client.log_batch(run_id, params=[Param(key, value) for key, value in item["values"].items()])
+            case "tags":
+                for key, value in item["values"].items():
+                    client.set_tag(run_id, key, value)
+            case "artifact":
+                self.artifact(run_id, item)
+            case "image":
+                self.image(run_id, item)
+            case "file":
+                self.file(run_id, item)
+            case "resume":
+                client.update_run(run_id, "RUNNING")
+                if "error" in client.get_run(run_id).data.tags:
+                    client.delete_tag(run_id, "error")
+            case "end":
+                client.set_terminated(run_id, item["status"], item["at"])
+            case other:
+                raise LookupError(f"this version of clstream can't send {other!r}")
+        return None
+
+    def create(self, item: Item, unsure: bool) -> str:
+        """Create the run, unless it is there."""
+        client, experiment = self.client, self.opened[1] if self.opened else ""
+        if unsure:
+            for found in client.search_runs([experiment], f"tags.clstream_run = '{self.outbox.head['key']}'", ViewType.ALL):
+                return str(found.info.run_id)
+        tags = item["tags"] | {"clstream_run": self.outbox.head["key"]}
+        return str(client.create_run(experiment, item["at"], tags, item["name"]).info.run_id)
+
+    def metrics(self, run_id: str, item: Item, ask: bool) -> None:
+        """Write the points; if `ask`, those that the store doesn't have."""
+        points = [
+            Metric(name, value, item["at"], step)
+            for name, step, value in item["points"]
+            if not (ask and step in self.known(run_id, name))
+        ]
+        for first in range(0, len(points), _PER_WRITE):
+            self.client.log_batch(run_id, metrics=points[first : first + _PER_WRITE])
+        for point in points:
+            if point.key in self.steps:
+                self.steps[point.key].add(point.step)
+
+    def known(self, run_id: str, name: str) -> set[int]:
+        """Return the steps of a metric that the store has."""
+        if name not in self.steps:
+            self.steps[name] = {point.step for point in self.client.get_metric_history(run_id, name)}
+        return self.steps[name]
+
+    def artifact(self, run_id: str, item: Item) -> None:
+        """Write an artifact whose content is in the item; a name with slashes has it in folders."""
+        content = item["text"].encode("utf-8", "replace") if "text" in item else base64.b64decode(item["base64"])
+        name = PurePosixPath(item["name"])
+        if not is_plain_name(item["name"]):
+            raise ValueError(f"an artifact can't be called {item['name']!r}")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / name.name
+            file.write_bytes(content)
+            self.client.log_artifact(run_id, str(file), str(name.parent) if name.parent.parts else None)
+
+    def image(self, run_id: str, item: Item) -> None:
+        """Write a picture that the UI shows among the charts. Of several with one name and step it shows the newest."""
+        with Image.open(io.BytesIO(base64.b64decode(item["base64"]))) as picture:
+            self.client.log_image(run_id, picture, key=item["key"], step=0, timestamp=item["at"])
+
+    def file(self, run_id: str, item: Item) -> None:
+        """Write an artifact that is a file, named from the journal's folder on."""
+        journal = self.outbox.journal
+        file = Path(item["path"]) if journal is None else journal.file.parent / item["path"]
+        if file.is_file():
+            self.client.log_artifact(run_id, str(file))
+        else:
+            warnings.warn(f"the artifact {file} is gone, so MLflow doesn't get it", RuntimeWarning, stacklevel=2)
+
+
+def deliver_to(uri: str, outbox: Outbox, opened: Opened | None = None, ask: bool = False) -> Delivery:
+    """Return what sends an outbox to MLflow; see `Sender`."""
+    return Delivery(outbox, Sender(outbox, uri, opened, ask), f"MLflow at {without_password(uri)}", Path("runs").absolute())
+
+
+class Delivered(NamedTuple):
+    """What `deliver` did: the run, the writes sent, those left, why, and whether the run had come to an end."""
+
+    run_id: str | None
+    sent: int
+    left: int
+    error: str
+    ended: bool
+
+
+def deliver(file: Path, uri: str | None = None) -> Delivered:
+    """Send what a journal holds and the server doesn't have.
+
+    Args:
+        file: the journal, tracking.jsonl.
+        uri: where to, in place of where the run was tracked.
+
+    Raises:
+        OSError: if the journal can't be read, or the run still writes to it.
+        ValueError: if it is no journal of a tracker.
+
+    """
+    outbox = Outbox.read(file)
+    try:
+        own = tracking_uri(None)  # it may have the password
+        where = tracking_uri(uri) if uri else own if without_password(own) == outbox.head["uri"] else outbox.head["uri"]
+        before, error = len(outbox.pending), ""
+        try:
+            if before:
+                connect(where, outbox.head["experiment"])  # says quickly, and clearly, what is wrong with the server
+            outbox.flush(Sender(outbox, where))
+        except Exception as raised:  # noqa: BLE001  # each kind of store has its own
+            error = reason_of(raised)
+        return Delivered(outbox.run_id, before - len(outbox.pending), len(outbox.pending), error, outbox.ended)
+    finally:
+        outbox.close()
+
+
+def has_run(uri: str, run_id: str) -> bool:
+    """Return whether a store has a run; raises whatever the store does if it can't be asked."""
+    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
+        return False  # asking would make it
+    try:
+        MlflowClient(uri).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def charts_page(uri: str, picture: str, experiment: str | None = None) -> str:
+    """Return where the UI shows the charts of an experiment: the part of the address from the # on.
+
+    MLflow draws them in sections by name, each chart on a scale of its own. The experiment gets a view, which is what its UI
+    calls "shared", that begins with the runs' pictures, and has accuracies from 0 to 1; all other charts follow.
+
+    Args:
+        uri: the store.
+        picture: the name of the runs' pictures.
+        experiment: its name; None: the one with the newest run.
+
+    Raises:
+        ConnectionError, OSError: as `connect`.
+        LookupError: if there is no such experiment, or no run.
+
+    """
+    client = MlflowClient(uri) if experiment is None else connect(uri, experiment)[0]
+    try:
+        those = [each for each in client.search_experiments() if experiment in (None, each.name)]
+        runs = client.search_runs([each.experiment_id for each in those], max_results=200)
+        if not runs:
+            raise LookupError(f"there is no run in {experiment or 'the store'}")
+        number = runs[0].info.experiment_id
+        names = {name for run in runs if run.info.experiment_id == number for name in run.data.metrics}
+        client.set_experiment_tag(number, f"mlflow.sharedViewState.{_VIEW}", json.dumps(view(names, picture)))
+    except (MlflowException, SQLAlchemyError) as error:
+        raise OSError(f"the tracking store {without_password(uri)} can't be used: {reason_of(error)}") from None
+    return f"#/experiments/{number}/runs?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey={_VIEW}"
+
+
+_VIEW = "clstream"
+
+
+def view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
+    """Return the state of MLflow's page of charts, as it keeps it itself; what is not said has its defaults."""
+    first = picture.rpartition("/")[0]
+    images = {"type": "IMAGE", "uuid": picture, "metricSectionId": first, "imageKeys": [picture], "step": 0, "showRunParams": False}
+    sections: list[dict[str, Any]] = [{"uuid": first, "name": first, "columns": 1, "cardHeight": 420}]
+    charts: list[dict[str, Any]] = [images]
+    for name in sorted(metrics):
+        section, _, short = name.rpartition("/")
+        if section in ("accuracy", "anytime", "task_il/accuracy"):
+            if section not in [each["name"] for each in sections]:
+                sections.append({"uuid": section, "name": section})
+            charts.append({
+                "type": "LINE", "uuid": name, "metricSectionId": section, "metricKey": name, "displayName": short,
+                "range": {"yMin": -0.02, "yMax": 1.02}, "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear",
+                "lineSmoothness": 0, "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
+                "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
+            })  # fmt: skip
+    sections += [{"uuid": name, "name": name} for name in ("Model metrics", "System metrics")]
+    return {
+        "compareRunCharts": [chart | {"runsCountToCompare": 10, "deleted": False, "isGenerated": True} for chart in charts],
+        "compareRunSections": [
+            section | {"display": True, "isReordered": False, "deleted": False, "isGenerated": True} for section in sections
+        ],
+    }
+
+
+def curves(uri: str) -> dict[str, list[tuple[int, float]]]:
+    """Return the points (step, value) of each metric of the runs that are finished in a store, as they lie there."""
+    client, found = MlflowClient(uri), dict[str, list[tuple[int, float]]]()
+    for run in client.search_runs([each.experiment_id for each in client.search_experiments()], "attributes.status = 'FINISHED'"):
+        for name in run.data.metrics:
+            points = client.get_metric_history(run.info.run_id, name)
+            found[name] = found.get(name, []) + [(point.step, point.value) for point in points]
+    return found

@@ -1,0 +1,244 @@
+"""The MLflow run above the runs of several seeds."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clstream.figures import compared_curves, forgetting_curves
+from clstream.results import Evaluation
+from clstream.tracking.delivery import Delivery
+from clstream.tracking.journal import entries
+from clstream.tracking.mlflow_store import connect, deliver_to, tracking_uri
+from clstream.tracking.outbox import FILE, Outbox
+
+if TYPE_CHECKING:
+    pass
+from clstream.tracking.runs import PICTURE, _clean, _now, as_png, begin_run, writable
+
+
+@contextmanager
+def parent_run(
+    name: str,
+    seeds: Sequence[int],
+    experiment: str = "clstream",
+    uri: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
+    resumed: bool = False,
+) -> Iterator[ParentRun]:
+    """Open the MLflow run that the runs of several seeds are shown under, and that has their mean; it ends as they do.
+
+    Args:
+        name: of the MLflow run.
+        seeds: of the runs; each has a tracker with `parent=` what this returns.
+        experiment, uri, tags, folder: as for `MlflowTracker`; the folder is another one than theirs.
+        resumed: go on in the MLflow run whose journal is in the folder; if there is none, a new one is created.
+
+    Raises:
+        ConnectionError, OSError: if the server doesn't answer, unless `resumed`, or the store or the folder can't be written.
+        ValueError: if there are no seeds, or one comes twice.
+
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"a parent run needs its seeds, each once, not {list(seeds)}")
+    file = None if folder is None else writable(Path(folder)) / FILE
+    where = tracking_uri(uri)
+    if resumed and file is not None and file.exists():
+        outbox = Outbox.read(file)
+        if uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
+            where = outbox.head["uri"]
+        going = deliver_to(where, outbox, ask=True)
+        outbox.put("resume")
+    else:
+        opened = None if resumed else connect(where, experiment)
+        going = begin_run(where, experiment, opened, file, name, {"mlflow.source.name": "clstream", **(tags or {})})
+        outbox = going.outbox
+    going.try_now()
+    parent, status = ParentRun(going, name, seeds), "FAILED"
+    try:
+        yield parent
+        status = "FINISHED"
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        outbox.put("tags", values={"error": _clean(f"{type(error).__name__}: {error}"[:5000])})
+        raise
+    finally:
+        parent.draw(last=True)
+        outbox.put("end", status=status, at=_now())
+        going.try_now(last=True)
+        if status == "FINISHED":
+            parent.say_what_is_missing()
+
+
+class Renewal:
+    """When a picture is drawn anew: at most every 30 seconds, and not before a twentieth of the time since the start has passed.
+
+    So a run of a day has 130 of them, not 2,880.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether it is time; then it is not again for a while."""
+        now = time.monotonic()
+        if now - self.last < max(30.0, (now - self.start) / 20):
+            return False
+        self.last = now
+        return True
+
+
+class ParentRun:
+    """The MLflow run above those of several seeds: their mean and standard deviation, under the names and steps of theirs.
+
+    A step is written once, when the last of the seeds has passed it. Until then what the others had there is kept, in the
+    journal too.
+    """
+
+    def __init__(self, going: Delivery, name: str, seeds: Sequence[int]) -> None:
+        self.delivery, self.name, self.seeds = going, name, tuple(seeds)
+        self.waiting: dict[tuple[str, int], dict[int, float]] = {}
+        self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.drawn: tuple[int, ...] = ()
+        self.picture = ""
+        self.renewal = Renewal()
+        self.described = False
+        journal = going.outbox.journal
+        for entry in entries(journal.file) if journal is not None else ():
+            self.described |= entry.get("do") == "params"
+            if "seed" in entry:
+                self._take(entry["seed"], entry["points"])
+        self._write()
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run; None if a resumed run was never created, and the server is away."""
+        return self.delivery.outbox.run_id
+
+    def check(self, seed: int) -> None:
+        """Refuse the run of another seed, and one that begins when the parent is over."""
+        if self.delivery.outbox.ended:
+            raise ValueError(f"the parent run {self.name!r} is over: run its seeds within `with parent_run(...)`")
+        if seed not in self.seeds:
+            raise ValueError(f"the parent run {self.name!r} is of the seeds {self.listed}, not of {seed}")
+
+    @property
+    def listed(self) -> str:
+        """The seeds, as text."""
+        return ",".join(map(str, self.seeds))
+
+    def describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+        """Write what the first seed says of itself, but for the seed: the others share it."""
+        if self.described:
+            return
+        self.described = True
+        shared = {key: str(value)[:6000] for key, value in params.items() if key != "seed"} | {"seeds": self.listed}
+        self.delivery.outbox.put("params", values=shared)
+        self.delivery.outbox.put("tags", values={key: tags[key] for key in tags if not key.startswith("mlflow.")})
+        self.delivery.try_now()
+
+    def add(self, seed: int, points: Sequence[tuple[str, int, float]]) -> None:
+        """Take (name, step, value) points of a seed, again if need be, and write the mean where all seeds have a value."""
+        written = self.delivery.outbox.points
+        new = [
+            (name, step, value)
+            for name, step, value in points
+            if (name, step) not in written and seed not in self.waiting.get((name, step), {})
+        ]
+        if new:
+            self.delivery.outbox.keep(seed=seed, points=new)
+            self._take(seed, new)
+            self._write()
+
+    def _take(self, seed: int, points: Sequence[Sequence[Any]]) -> None:
+        for name, step, value in points:
+            self.waiting.setdefault((name, step), {})[seed] = value
+
+    def _write(self) -> None:
+        written, found = self.delivery.outbox.points, list[tuple[str, int, float]]()
+        for (name, step), values in list(self.waiting.items()):
+            if len(values) < len(self.seeds):
+                continue
+            del self.waiting[name, step]
+            each = np.array([values[seed] for seed in self.seeds])
+            found.append((name, step, float(each.mean())))
+            if len(each) > 1:
+                found.append((f"std/{name}", step, float(each.std(ddof=1))))
+        new = [point for point in found if point[:2] not in written]
+        if new:
+            self.delivery.outbox.put("metrics", at=_now(), points=new)
+            self.delivery.try_now()
+
+    def see(self, seed: int, found: Evaluation, sessions: Tensor) -> None:
+        """Take what a seed measured so far, for the picture; see `delivered` for `sessions`."""
+        self.seen[seed] = found.main, found.taught, sessions
+        self.draw()
+
+    def draw(self, last: bool = False) -> None:
+        """Draw the mean over the seeds that came farthest, if there is something new, and time for it, or it is the last time."""
+        rows = max((len(main) for main, _, _ in self.seen.values()), default=0)
+        there = [seed for seed in self.seeds if seed in self.seen and len(self.seen[seed][0]) == rows]
+        new = (rows, *there)
+        if new != self.drawn and rows and (last or self.renewal.due()):
+            self.drawn = new
+            self._draw(there)
+        if last and self.picture:
+            self.delivery.outbox.put("artifact", name="forgetting_curves.png", base64=self.picture)
+        self.delivery.try_now()
+
+    def _draw(self, there: Sequence[int]) -> None:
+        title = self.name if len(there) == len(self.seeds) else f"{self.name}: {len(there)} so far"
+        accuracy, taught, begun = (torch.stack([self.seen[seed][part] for seed in there]) for part in range(3))
+        self.picture = base64.b64encode(as_png(forgetting_curves(accuracy, taught, title, begun))).decode()
+        self.delivery.outbox.put("image", key=PICTURE, base64=self.picture, at=_now())
+
+    def say_what_is_missing(self) -> None:
+        """Warn if the parent ended well, but not all of its seeds did."""
+        absent = [seed for (name, _), values in self.waiting.items() if name == "accuracy/mean" for seed in self.seeds
+                  if seed not in values]  # fmt: skip
+        if absent:
+            warnings.warn(
+                f"the curves of {self.name!r} end before those of some of its seeds: a mean needs all of {self.listed}, and "
+                f"{', '.join(map(str, sorted(set(absent))))} did not come as far",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def track_comparison(
+    results: Mapping[str, Sequence[Evaluation]],
+    experiment: str = "clstream",
+    uri: str | None = None,
+    began: float | None = None,
+) -> str | None:
+    """Write an MLflow run with a picture of some runs against each other, and return its id; None if the server is away.
+
+    Args:
+        results: by name, what each seed of a run measured.
+        experiment, uri: as for `MlflowTracker`.
+        began: when, in seconds since 1970; MLflow shows the pictures of earlier runs first. None: now.
+
+    """
+    name = f"comparison of {', '.join(results)}"
+    pairs = {
+        each: (torch.stack([one.main for one in seeds]), torch.stack([one.taught for one in seeds]))
+        for each, seeds in results.items()
+    }
+    picture = base64.b64encode(as_png(compared_curves(pairs))).decode()
+    going = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"}, began)
+    going.outbox.put("image", key=PICTURE, base64=picture, at=_now())
+    going.outbox.put("artifact", name="comparison.png", base64=picture)
+    going.outbox.put("end", status="FINISHED", at=_now())
+    going.try_now(last=True)
+    return going.outbox.run_id

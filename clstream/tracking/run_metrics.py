@@ -1,0 +1,71 @@
+"""The metrics of a run, by the names that they have in MLflow."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clstream import metrics
+from clstream.results import Evaluation
+from clstream.stream import Stream
+
+if TYPE_CHECKING:
+    pass
+
+
+def session_metrics(found: Evaluation, begun: Tensor) -> dict[str, float]:
+    """Return the metrics of the last row, by MLflow name; NaN where one is not defined.
+
+    A task's accuracy is left out until it has begun: a curve that rises from 0 where nothing was taught looks like learning.
+
+    Args:
+        found: what was measured.
+        begun: (tasks,), bool: the tasks of which a session has had samples.
+
+    """
+    taught = found.taught
+    width = _width(len(found.baseline))
+    values: dict[str, float] = {}
+    for prefix, matrix, baseline in (("", found.accuracy, found.baseline), ("task_il/", found.task_accuracy, found.task_baseline)):
+        lost = metrics.forgetting_max_earlier_minus_last(matrix, taught)
+        for task in range(len(baseline)):
+            values[f"{prefix}accuracy/task_{task:0{width}d}"] = float(matrix[-1, task]) if begun[task] else math.nan
+            values[f"{prefix}forgetting/task_{task:0{width}d}"] = float(lost[task])
+        values[f"{prefix}accuracy/mean"] = metrics.average_accuracy(matrix, taught)
+        values[f"{prefix}forgetting/mean"] = metrics.forgetting(matrix, taught)
+        values[f"{prefix}transfer/backward"] = metrics.backward_transfer(matrix, taught)
+        values[f"{prefix}transfer/forward"] = metrics.forward_transfer(matrix, baseline, taught)
+    return values
+
+
+def final_metrics(found: Evaluation) -> dict[str, float]:
+    """Return the metrics of the whole main matrix, by MLflow name."""
+    matrix, taught = found.main, found.taught
+    values = {
+        "final/average_accuracy": metrics.average_accuracy(matrix, taught),
+        "final/forgetting": metrics.forgetting(matrix, taught),
+        "final/average_incremental_accuracy": metrics.average_incremental_accuracy(matrix, taught),
+        "final/learning_accuracy": metrics.learning_accuracy(matrix, taught),
+        "final/forgetting_first_minus_last": metrics.forgetting_first_minus_last(matrix, taught),
+        "final/forgetting_max_minus_last": metrics.forgetting_max_minus_last(matrix, taught),
+    }
+    if len(found.probes) > len(found.accuracy):
+        probes, marks = found.probes, found.probe_taught
+        values["final/anytime_average_accuracy"] = metrics.anytime_average_accuracy(probes, marks)
+        values["final/min_accuracy"] = metrics.min_accuracy(probes, marks)
+        values["final/worst_case_accuracy"] = metrics.worst_case_accuracy(probes, marks)
+    return values
+
+
+def delivered(stream: Stream, sessions: int, before: Tensor | None = None) -> Tensor:
+    """Return which tasks the first sessions had samples of: (sessions, tasks), bool; `before` has the first rows of it."""
+    rows = [] if before is None else list(before)
+    return torch.stack([*rows, *(stream.mix(session) > 0 for session in range(len(rows), sessions))])
+
+
+def _width(tasks: int) -> int:
+    """Return the digits of a task's number in a metric's name: two, so that names sort, or as many as needed."""
+    return max(2, len(str(tasks - 1)))

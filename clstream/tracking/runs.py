@@ -1,0 +1,110 @@
+"""MLflow runs: begun, resumed, ended."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clstream.tracking.delivery import Delivery, reason_of
+from clstream.tracking.journal import set_aside
+from clstream.tracking.mlflow_store import Opened, deliver_to, tracking_uri, without_password
+from clstream.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURE = "a first look/forgetting curves"
+"""The name of a run's picture among MLflow's charts. These are in sections by what is before the slash, in alphabetical order."""
+
+
+def end_earlier(file: Path) -> None:
+    """Set the journal of an earlier run aside, whose place a new one takes; a run that never ended is ended first."""
+    if not file.exists():
+        return
+    try:
+        old = Outbox.read(file)
+    except ValueError:  # its first line was never written
+        set_aside(file)
+        return
+    if not old.ended:
+        old.put("end", status="KILLED", at=_now())
+    deliver_to(tracking_uri(old.head["uri"]), old).try_now(last=True)
+    set_aside(file)
+
+
+def begin_run(
+    uri: str,
+    experiment: str,
+    opened: Opened | None,
+    file: Path | None,
+    name: str,
+    tags: Mapping[str, str],
+    began: float | None = None,
+) -> Delivery:
+    """Begin a new MLflow run, with a journal at `file`. If `opened`, it is created at once, or OSError raised; else when it can."""
+    if file is not None:
+        end_earlier(file)
+    outbox = Outbox({"uri": without_password(uri), "experiment": experiment, "key": uuid.uuid4().hex})
+    if file is not None:
+        outbox.keep_in(file)
+    going = deliver_to(uri, outbox, opened)
+    outbox.put("create", name=name, tags=dict(tags), at=_now() if began is None else int(began * 1000))
+    if opened is not None:
+        try:
+            outbox.flush(going.send)
+        except Exception as error:
+            outbox.close()
+            if file is not None:
+                file.unlink()
+            raise OSError(f"{going.where} takes no new run: {reason_of(error)}") from error
+    return going
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
+
+
+def writable(folder: Path) -> Path:
+    """Return a folder, absolute, made if it isn't there; OSError if it can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the run folder {folder} can't be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"the run folder {folder} can't be written: choose another")
+    return folder.absolute()
+
+
+def _now() -> int:
+    """Return the time as MLflow counts it: milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def _clean(text: str) -> str:
+    """Return text without the half characters that no database takes; names of files may have them."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _seen_from(file: Path, journal: Path | None) -> str:
+    """Return the name of a file, from the journal's folder on if it is in it: the folder may be moved."""
+    if journal is not None and file.is_relative_to(journal.parent):
+        return str(file.relative_to(journal.parent))
+    return str(file)
+
+
+def _commit() -> str | None:
+    """Return the git commit of the working folder, if it is in a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

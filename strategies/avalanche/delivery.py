@@ -1,0 +1,87 @@
+"""A session as Avalanche's dataset, experience and data loader."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clstream.avalanche.imports import avalanche
+from clstream.bus import on
+from clstream.events import TaskEnded
+from clstream.stream import Samples, Session
+
+
+class AtBoundaries:
+    """A part of a strategy that consolidates when tasks end, and so needs to be told."""
+
+    @on(TaskEnded)
+    def consolidate(self, event: TaskEnded) -> None:
+        """Their own callbacks do, whenever a session ends."""
+
+
+class Delivery(Dataset[Any]):
+    """The samples of a session, one at a time, as Avalanche's data sets read them."""
+
+    not_state = ("samples",)
+
+    def __init__(self, session: Session, samples: Samples) -> None:
+        self.session, self.samples = session, samples
+        self.targets: list[int] = samples.y.tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if "samples" not in vars(self):  # the run was resumed
+            self.samples = self.session.samples[:]
+        return self.samples.x[index], self.targets[index]
+
+
+def new_experience(delivery: Delivery, labels: int | list[int], number: int) -> Any:
+    """Return an experience of theirs with a data set of some samples, which have these task labels."""
+    dataset = avalanche("benchmarks.utils")._make_taskaware_classification_dataset(delivery, task_labels=labels, collate_fn=collate)
+    benchmarks = avalanche("benchmarks")
+    experience = benchmarks.DatasetExperience(dataset=dataset, current_experience=number)
+    experience.origin_stream = benchmarks.CLStream("train", [])
+    return experience
+
+
+def collate(samples: Sequence[Sequence[Any]]) -> list[Tensor]:
+    """Return samples of theirs as a batch: inputs, labels, ..., task labels."""
+    return [torch.stack(list(each)) if isinstance(each[0], Tensor) else torch.tensor(each) for each in zip(*samples, strict=True)]
+
+
+class Batches:
+    """Stands for a loader of our batches."""
+
+    def __init__(self, delivery: Delivery, batch_size: int, drop_last: bool) -> None:
+        self.delivery, self.batch_size, self.drop_last = delivery, batch_size, drop_last
+
+    def __len__(self) -> int:
+        return (len(self.delivery) if self.drop_last else len(self.delivery) + self.batch_size - 1) // self.batch_size
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let warnings through, but for those of Avalanche that it calls what it itself deprecates."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for each in caught:
+        if not issubclass(each.category, DeprecationWarning) or "/avalanche/" not in each.filename.replace("\\", "/"):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+def is_whole(dataset: Any, delivery: Delivery) -> bool:
+    """Return whether an Avalanche data set is all of a session, in its order."""
+    inside = dataset._flat_data
+    while hasattr(inside, "_datasets"):
+        if inside._indices is not None or len(inside._datasets) != 1:
+            return False
+        inside = inside._datasets[0]
+    return inside is delivery

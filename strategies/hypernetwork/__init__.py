@@ -1,0 +1,3 @@
+"""Hypernetworks."""
+
+from clstream.strategies.hypernetwork.hypernetwork import Hypernetwork as Hypernetwork

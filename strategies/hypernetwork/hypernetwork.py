@@ -1,0 +1,534 @@
+"""Hypernetworks: a network makes the weights of another one from an embedding of the task, and is held to what it made before.
+
+von Oswald, Henning, Sacramento, Grewe 2020, "Continual learning with hypernetworks" (ICLR): `generator="mlp"`. With an LSTM in
+its place: Chandra, Varshney, Srijith, Gupta 2023, "Continual Learning with Dependency Preserving Hypernetworks" (WACV),
+`generator="lstm"`. Neither paper's body could be read. The first is as in the authors' code (chrhenning/hypercl). Of the second
+only the abstract is certain; what is here is from a fragment of code that may be its authors', and no result of it is reproduced.
+
+The target network f(x; W) has no weights of its own: W_t = h(e_t; Theta). e_t is an embedding of the task; Theta has the
+generator's weights and the embeddings of the chunks that W is made in (`generators.py`). A step of task t:
+
+task        L_task = mean cross-entropy of f(x; h(e_t)) over the outputs of the task's own classes
+look ahead  dTheta = how the optimizer would change Theta now, by the gradients of L_task alone; it stays as it is
+hold        L_reg = beta / (t - 1) sum over old tasks j of |W*_j - h(e_j; Theta + dTheta)|^2, W*_j as they were when t began: a sum
+            over all weights, no mean
+step        on the gradients of both; that of L_reg passes through Theta + dTheta as through Theta, and e_t has that of L_task alone
+
+The optimizers of Theta and of e_t are made anew for each task. e_t is frozen when its task is over. All old tasks go through the
+generator in one batch; where they are many, L_reg comes from their states before its last layer, which is linear
+(`squared_distance`): the same sum, at a cost that hardly grows with their number. Batch norm has running statistics for each
+task. The number of tasks is not needed beforehand.
+
+Answers: with the task given, its network and its own classes. Without (HNET+ENT), each sample is put to the networks of all tasks
+so far, and the one whose answer has the least entropy answers. A task of one class has no entropy, and takes every sample.
+
+`lookahead`, `old_embeddings`, `held_heads`, `chunks`, `clip` and `old_tasks` are there for the authors' later code
+(chrhenning/posterior_replay_cl): no look-ahead, of which they found little gain; one Adam over everything, so that old e_j move
+too; outputs of other tasks left out of L_reg.
+
+That code also multiplies L_task by the task's number of samples; divide its beta, its norm of clipping and Adam's eps by that.
+
+`importance="fisher"` weighs the squares of L_reg by F_j, the diagonal empirical Fisher of the weights made for task j, over its
+samples one by one, as its sessions end. F is tiny: beta with it is another by orders of magnitude, unless F is divided by its
+mean ("normalised", our own). `growth=True`: after the first task what leads from state to state in the LSTM is frozen, and all
+else of Theta is stored when a task ends, for the task to be answered with. So nothing is forgotten and L_reg is not used, and a
+task costs nearly a whole generator: see `memory`.
+
+Deviations: dTheta is what the optimizer does, whichever it is (the authors' code has formulas for Adam and SGD, without weight
+decay). A task that comes again goes on with its embedding (with `growth`, with its stored copy), and all others are held. Epochs
+are the stream's, where the papers count steps. Gates of the LSTM are drawn one by one by Xavier's rule. Left out: HNET+R and
+HNET+TIR, which replay from a variational autoencoder; gradients through dTheta; e_t begun from the last one; hyperfan
+initialisation.
+
+Measured: see `docs/hypernetworks.md` (anchors `hnet-split-mnist`, `hnet-split-mnist-iclr`, `hnet-permuted-mnist-10`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from clstream.strategies.hypernetwork.generators import LstmGenerator, Made, MlpGenerator, Target, squared_distance
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from clstream.bus import on
+from clstream.evaluation import evaluating
+from clstream.events import RunStarted, SessionEnded, TaskEnded, TaskStarted
+from clstream.fisher import diagonal_fisher
+from clstream.params import check_bool, check_integer, check_number, check_positive
+from clstream.seeds import isolated
+from clstream.strategy import OptimizerFactory, Strategy
+from clstream.stream import Batch, Samples, Task
+
+
+@dataclass(slots=True, eq=False)
+class Known:
+    """What is kept of a task: its embedding, and what belongs to the network that is made of it."""
+
+    classes: Tensor  # its labels
+    columns: Tensor  # the outputs that stand for them
+    embedding: nn.Parameter
+    chunks: nn.Parameter | None  # embeddings of chunks, where each task has its own
+    statistics: dict[str, Tensor]  # the target network's buffers
+    fisher: Tensor | None = None
+    samples: int = 0  # that the Fisher is over
+    copy: dict[str, Tensor] = field(default_factory=dict)  # with `growth`, what it was made with
+
+
+class Hypernetwork(Strategy):
+    """Make a network's weights from an embedding of the task, and hold what is made for old tasks.
+
+    The defaults are the authors' for Split MNIST, where the target network is an Mlp of 400 and 400.
+
+    Args:
+        model: the target network: it gives the shapes, and needs a fixed head. Its own weights answer before the first task, and
+            are not used later, except those that require no gradient: they are used as they are.
+        optimizer: makes the optimizer of the generator, and that of the embeddings, anew for each task.
+        generator: "mlp" or "lstm".
+        hidden: widths of the generator's hidden layers; of an LSTM, the one of its state.
+        activation: of the hidden layers of "mlp": "relu", "elu", "sigmoid" or "tanh".
+        chunk: how many weights are made at a time.
+        task_size, chunk_size: of the embeddings of tasks and chunks.
+        task_std, chunk_std: of the normals that these are drawn from.
+        chunks: "shared" (embeddings of chunks are the generator's) or "own" (each task has its own, frozen with its embedding).
+        beta: weight of the regulariser; 0 leaves it out. The loss of the task is a mean: for the authors' later code, which
+            multiplies it by the task's number of samples, divide theirs by that.
+        lookahead: whether the regulariser looks at Theta + dTheta, or at Theta.
+        old_tasks: how many old tasks are held at each step, drawn anew. None: all.
+        old_embeddings: "frozen" or "learned": whether embeddings of old tasks move with the regulariser.
+        held_heads: "all" or "own": whether outputs of other tasks' classes are held in an old task's network. "own" has no effect
+            where outputs are shared or the head is not made, or with `importance`.
+        targets: "recomputed" (at each step, from what they are made of; where they are many and nothing is weighed, distances are
+            had without them) or "cached" (the weights of each old task).
+        importance: "none", "fisher" or "normalised": what the squares of the regulariser are weighed by.
+        fisher_samples: samples of each session that the Fisher is over, drawn at random. None: all.
+        growth: store the generator with each task, but for the LSTM's recurrent weights; only for "lstm". Then there is no
+            regulariser, so `beta` and what else belongs to it has no effect.
+        head: "own" (each class has an output of the network) or "shared" (each task's classes take the first outputs in turn: the
+            network may have as few as the largest task has classes).
+        clip: norm that the gradients are clipped to, all together. None: they aren't.
+
+    Raises:
+        ValueError: for options out of range or at odds, a growing head, or a model without weights that require a gradient.
+
+    """
+
+    rehearsal_free = True
+    not_state: tuple[str, ...] = ("made",)
+    fixed_classes = "those of the task whose network answers"
+    exempt = {"grows": "all of the network's weights are made from the start"}  # noqa: RUF012  # as the base has it
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(Adam, lr=1e-3),
+        generator: str = "mlp",
+        hidden: tuple[int, ...] = (10, 10),
+        activation: str = "relu",
+        chunk: int = 42_000,
+        task_size: int = 96,
+        chunk_size: int = 96,
+        task_std: float = 1.0,
+        chunk_std: float = 1.0,
+        chunks: str = "shared",
+        beta: float = 0.01,
+        lookahead: bool = True,
+        old_tasks: int | None = None,
+        old_embeddings: str = "frozen",
+        held_heads: str = "all",
+        targets: str = "recomputed",
+        importance: str = "none",
+        fisher_samples: int | None = None,
+        growth: bool = False,
+        head: str = "own",
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(model, optimizer)
+        check_options(
+            generator=(generator, ("mlp", "lstm")),
+            chunks=(chunks, ("shared", "own")),
+            old_embeddings=(old_embeddings, ("frozen", "learned")),
+            held_heads=(held_heads, ("all", "own")),
+            targets=(targets, ("recomputed", "cached")),
+            importance=(importance, ("none", "fisher", "normalised")),
+            head=(head, ("own", "shared")),
+        )
+        check_integer(1, none=True, old_tasks=old_tasks, fisher_samples=fisher_samples)
+        check_number(0, beta=beta, task_std=task_std, chunk_std=chunk_std)
+        check_positive(none=True, clip=clip)
+        check_bool(lookahead=lookahead, growth=growth)
+        if not isinstance(hidden, (tuple, list)):
+            raise ValueError(f"hidden must be the widths of layers, as (10, 10), not {hidden!r}")
+        if generator == "lstm" and len(hidden) != 1:
+            raise ValueError(f"an LSTM has one state: hidden must be one width, as (64,), not {hidden}")
+        if growth and (generator != "lstm" or importance != "none"):
+            raise ValueError("growth stores what is around an LSTM's recurrent weights: generator='lstm', importance='none'")
+        self.target = Target(model)
+        size, std = self.target.size, chunk_std if chunks == "shared" else None
+        self.generator: MlpGenerator | LstmGenerator
+        if generator == "lstm":
+            self.generator = LstmGenerator(size, chunk, task_size, chunk_size, std, hidden[0])
+        else:
+            self.generator = MlpGenerator(size, chunk, task_size, chunk_size, std, hidden, activation)
+        self.make_optimizer, self.optimizer = optimizer, optimizer(self.generator.parameters())
+        self.task_size, self.chunk_size, self.task_std, self.chunk_std = task_size, chunk_size, task_std, chunk_std
+        self.beta, self.lookahead, self.old_tasks, self.clip = (0.0 if growth else beta), lookahead, old_tasks, clip
+        self.own_chunks, self.moving, self.own_head = chunks == "own", old_embeddings == "learned", head == "own"
+        self.held_heads, self.targets, self.importance = held_heads, targets, importance
+        self.fisher_samples, self.growth, self.classes = fisher_samples, growth, 0
+        self.random = torch.Generator()
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing was learned yet."""
+        self.tasks: dict[int, Known] = {}  # by id
+        self.current: Known | None = None
+        self.old: list[Known] = []  # those that are held
+        self.past: Made | None = None  # what old tasks' weights were made of when the task began
+        self.goals: Tensor | None = None  # or (old tasks, weights), themselves
+        self.weighing: Tensor | None = None  # (old tasks, weights), how much each counts; None: 1
+        self.made: dict[int, dict[str, Tensor]] = {}  # the networks that answer, by task; made when they are asked
+
+    # The run
+
+    @on(RunStarted)
+    def meet(self, event: RunStarted) -> None:
+        """Learn how many classes there are, and refuse a network that they don't fit."""
+        stream = event.stream
+        self.classes, tasks = stream.classes, getattr(stream, "tasks", ())
+        self.begin()
+        x = tasks[0].test[:1].x if tasks else torch.zeros(1, *stream.input_shape)
+        with isolated(0, "check"), evaluating(self):
+            outputs = self.target.find_head(x.to(next(self.model.parameters()).device))
+        most, name = max((len(task.classes) for task in tasks), default=0), type(self.model).__name__
+        if outputs < most:
+            raise ValueError(f"{name} has {outputs} outputs, too few for a task of {most} classes")
+        if self.held_heads == "own" and self.target.head is None:
+            raise ValueError(
+                f"held_heads='own' is about the rows of a linear layer, and none gives the outputs of {name}: take 'all'"
+            )
+
+    @on(TaskStarted)
+    def open_task(self, event: TaskStarted) -> None:
+        """Draw the task's embedding, keep what is made for old tasks, and make both optimizers."""
+        self.made = {}
+        known = self.tasks.pop(event.task.id, None)  # the newest is the last
+        if known is None:
+            known = self.drawn(event.task)
+        known.fisher, known.samples = None, 0
+        self.old, self.current = list(self.tasks.values()), known
+        self.tasks[event.task.id] = known
+        if self.growth:
+            self.restore(known)
+        own = [known, *self.old] if self.moving else [known]
+        for each in self.tasks.values():
+            for parameter in vectors(each):
+                parameter.requires_grad_(each in own)
+                parameter.grad = None
+        self.optimizer = self.make_optimizer(weight for weight in self.generator.parameters() if weight.requires_grad)
+        self.embedding_optimizer = self.make_optimizer([vector for each in own for vector in vectors(each)])
+        if self.old and self.beta:
+            self.look_back()
+
+    @on(SessionEnded)
+    def weigh(self, event: SessionEnded) -> None:
+        """Take the Fisher of the weights that are made for the task, over the session's samples while they are there."""
+        known = self.current
+        if self.importance == "none" or known is None:
+            return
+        samples = event.session.samples
+        if self.fisher_samples is not None:
+            samples = samples[torch.randperm(len(samples), generator=self.random)[: self.fisher_samples].to(samples.y.device)]
+        model = self.target.with_weights(self.target.named(self.weights([known])[0]), known.statistics)
+        device = known.columns.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
+            found = diagonal_fisher(model, samples, "empirical", self.augment, None, partial(own_losses, known))
+        new = torch.cat([found[name].flatten() for name in self.target.shapes])
+        n, before = len(samples), known.samples
+        known.fisher = new if known.fisher is None else (before * known.fisher + n * new) / (before + n)
+        known.samples = before + n
+
+    @on(TaskEnded)
+    def close_task(self, event: TaskEnded) -> None:
+        """Freeze the embedding; with `growth`, store what the weights were made with."""
+        self.made, known = {}, self.tasks[event.task.id]
+        for vector in vectors(known):
+            vector.requires_grad_(False)
+            vector.grad = None
+        if isinstance(self.generator, LstmGenerator) and self.growth:
+            recurrent = self.generator.recurrent()
+            for weight in recurrent.values():
+                weight.requires_grad_(False)
+                weight.grad = None
+            rest = {name: weight for name, weight in self.generator.named_parameters() if name not in recurrent}
+            known.copy = {name: weight.detach().clone() for name, weight in rest.items()}
+
+    def drawn(self, task: Task) -> Known:
+        """Return a task of which nothing was learned: its embedding drawn, its statistics those that the model came with."""
+        device = next(self.generator.parameters()).device
+
+        def normal(std: float, *shape: int) -> nn.Parameter:
+            return nn.Parameter((std * torch.randn(shape, generator=self.random)).to(device))
+
+        chunks = normal(self.chunk_std, self.generator.number, self.chunk_size) if self.own_chunks else None
+        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        classes, columns = torch.tensor(task.classes, device=device), self.columns(task).to(device)
+        return Known(classes, columns, normal(self.task_std, self.task_size), chunks, statistics)
+
+    @torch.no_grad()
+    def restore(self, known: Known) -> None:
+        """Go on with what a task was made with."""
+        for name, value in known.copy.items():
+            self.generator.get_parameter(name).copy_(value)
+        known.copy = {}
+
+    def columns(self, task: Task) -> Tensor:
+        """Return which outputs of the network stand for a task's classes, in their order."""
+        return torch.tensor(task.classes) if self.own_head else torch.arange(len(task.classes))
+
+    @torch.no_grad()
+    def look_back(self) -> None:
+        """Keep what is made for old tasks as it is now, or what it is made of, and how much each weight of it counts."""
+        if self.targets == "cached":
+            self.goals = self.weights(self.old)
+        else:
+            output = self.generator.output
+            self.past = self.generator(*self.inputs(self.old), False), output.weight.clone(), output.bias.clone()
+        rows: list[Tensor] = []
+        if self.importance != "none":
+            rows = [each.fisher for each in self.old if each.fisher is not None]
+            rows = [row / row.mean().clamp(min=1e-30) for row in rows] if self.importance == "normalised" else rows
+        elif self.held_heads == "own" and self.own_head:
+            rows = [self.target.own(each.columns) for each in self.old]
+        self.weighing = torch.stack(rows) if rows else None
+
+    # Making weights
+
+    def inputs(self, tasks: list[Known]) -> tuple[Tensor, Tensor | None]:
+        """Return the embeddings of tasks, (tasks, task_size), and those of their chunks if they are their own."""
+        chunks = torch.stack([each.chunks for each in tasks if each.chunks is not None]) if self.own_chunks else None
+        return torch.stack([each.embedding for each in tasks]), chunks
+
+    def weights(self, tasks: list[Known]) -> Tensor:
+        """Return (tasks, weights): all that the generator makes for some tasks."""
+        made: Tensor = self.generator(*self.inputs(tasks))
+        return made
+
+    # Learning
+
+    def outputs(self, samples: Samples) -> Tensor:
+        """Return the outputs of the network that is made for the current task: augmented."""
+        assert self.current is not None
+        x = samples.x if self.augment is None else self.augment(samples.x)
+        return self.target.outputs(self.target.named(self.weights([self.current])[0]), self.current.statistics, x)
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the mean cross-entropy of the current task's own classes."""
+        assert self.current is not None
+        return own_losses(self.current, self.outputs(samples), samples.y).mean()
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Take one step on a batch, and return the loss of both terms."""
+        self.made = {}
+        self.optimizer.zero_grad()
+        self.embedding_optimizer.zero_grad()
+        loss = self.loss(batch.samples)
+        loss.backward()
+        total = loss.detach()
+        if self.old and self.beta:
+            total = total + self.hold()
+        if self.clip is not None:
+            optimizers = (self.optimizer, self.embedding_optimizer)
+            groups = [group for each in optimizers for group in each.param_groups]
+            nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.clip)
+        self.optimizer.step()
+        self.embedding_optimizer.step()
+        return total
+
+    def hold(self) -> Tensor:
+        """Add the gradients of the regulariser, and return it."""
+        here = dict(self.generator.named_parameters())
+        theta = self.ahead() if self.lookahead else {name: weight.detach() for name, weight in here.items()}
+        for weight in theta.values():
+            weight.requires_grad_()
+        rows = None
+        if self.old_tasks is not None and self.old_tasks < len(self.old):
+            rows = torch.randperm(len(self.old), generator=self.random)[: self.old_tasks]
+        held = self.old if rows is None else [self.old[row] for row in rows.tolist()]
+        wanted = [*here.values(), *(vector for each in held for vector in vectors(each) if self.moving)]
+        places = [*theta.values(), *wanted[len(theta) :]]
+        factor = self.beta / len(held)
+        if self.past is not None and self.weighing is None and len(held) * self.generator.number > 4 * self.past[0].shape[2]:
+            states = functional_call(self.generator, theta, (*self.inputs(held), False))
+            now = states, theta["output.weight"], theta["output.bias"]
+            penalty = factor * squared_distance(now, self.before(rows), self.target.size)
+            slopes = torch.autograd.grad(penalty, places)
+        else:
+            made: Tensor = functional_call(self.generator, theta, self.inputs(held))
+            errors = made.detach() - self.goals_of(rows)
+            weighed = errors if self.weighing is None else errors * chosen(self.weighing, rows)
+            penalty = factor * (errors * weighed).sum()
+            slopes = torch.autograd.grad(made, places, 2 * factor * weighed)
+        for parameter, slope in zip(wanted, slopes, strict=True):
+            parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
+        return penalty.detach()
+
+    def before(self, rows: Tensor | None) -> Made:
+        """Return what old tasks' weights, or those of some rows, were made of when this task began."""
+        assert self.past is not None
+        states, weight, bias = self.past
+        return chosen(states, rows), weight, bias
+
+    @torch.no_grad()
+    def goals_of(self, rows: Tensor | None) -> Tensor:
+        """Return (old tasks, weights), or some rows of it: what was made for old tasks when this one began."""
+        if self.goals is not None:
+            return chosen(self.goals, rows)
+        states, weight, bias = self.before(rows)
+        return F.linear(states, weight, bias).flatten(1)[:, : self.target.size]
+
+    @torch.no_grad()
+    def ahead(self) -> dict[str, Tensor]:
+        """Return Theta + dTheta by name: the step is taken, and taken back, so that optimizer and Theta are as they were."""
+        here = dict(self.generator.named_parameters())
+        before = [weight.clone() for weight in here.values()]
+        state = {
+            weight: {name: value.clone() if isinstance(value, Tensor) else value for name, value in held.items()}
+            for weight, held in self.optimizer.state.items()
+        }
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.step()
+        found = {name: weight.clone() for name, weight in here.items()}
+        for weight, value in zip(here.values(), before, strict=True):
+            weight.copy_(value)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(state)
+        for group, kept in zip(self.optimizer.param_groups, groups, strict=True):  # some count steps there
+            group.update(kept)
+        return found
+
+    # Answering
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return (n, classes): the logits of the task that is given, or for each sample of the one that is surest; -inf for others.
+
+        A task that was not learned is answered with the newest one's network; before the first, nothing that was learned answers.
+        """
+        if not self.tasks:
+            if not self.own_head:
+                if not self.classes:
+                    raise ValueError(
+                        "with head='shared' there are answers once a run has started: it says how many classes there are"
+                    )
+                return torch.zeros(len(x), self.classes, device=x.device)
+            outputs: Tensor = self.model(x)
+            return outputs
+        networks = self.networks()
+        if task is not None:
+            number = task.id if task.id in self.tasks else next(reversed(self.tasks))
+            labels = torch.tensor(task.classes, device=x.device)
+            outputs = self.target.outputs(networks[number], self.tasks[number].statistics, x)
+            return self.spread(outputs, labels, self.columns(task).to(x.device))
+        found, least = torch.empty(0), torch.empty(0)
+        for number, known in self.tasks.items():
+            outputs = self.target.outputs(networks[number], known.statistics, x)
+            scores, unsure = self.spread(outputs, known.classes, known.columns), entropy(outputs[:, known.columns])
+            if not len(found):
+                found, least = scores, unsure
+            better = unsure < least
+            found, least = torch.where(better[:, None], scores, found), torch.where(better, unsure, least)
+        return found
+
+    def spread(self, outputs: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+        """Return (n, classes) with some outputs as the scores of labels, and -inf for all others."""
+        width = outputs.shape[1] if self.own_head else self.classes
+        return outputs.new_full((len(outputs), width), float("-inf")).index_copy(1, labels, outputs[:, columns])
+
+    @torch.no_grad()
+    def anticipate(self, x: Tensor) -> Tensor:
+        """Label what the stream brings next: the current task's network."""
+        if self.current is None:
+            return self.predict(x)
+        number = next(reversed(self.tasks))
+        outputs = self.target.outputs(self.networks()[number], self.current.statistics, x)
+        return self.spread(outputs, self.current.classes, self.current.columns).argmax(1)
+
+    @torch.no_grad()
+    def networks(self) -> dict[int, dict[str, Tensor]]:
+        """Return the weights of all tasks so far, made once for as long as nothing is learned."""
+        if not self.made:
+            if self.growth:
+                rows = [self.grown(known) for known in self.tasks.values()]
+            else:
+                rows = list(self.weights(list(self.tasks.values())))
+            self.made = {number: self.target.named(row) for number, row in zip(self.tasks, rows, strict=True)}
+        return self.made
+
+    def grown(self, known: Known) -> Tensor:
+        """Return a task's row of weights, made with its own copy if there is one."""
+        theta = {**dict(self.generator.named_parameters()), **known.copy}
+        made: Tensor = functional_call(self.generator, theta, self.inputs([known]))
+        return made[0]
+
+    def memory(self) -> dict[str, int]:
+        """Return how many numbers are held, by what for: to answer (the first four), to learn on, and beside.
+
+        `made` are the networks of all tasks, from when answers are asked for until something is learned; `unused` is the model
+        that was given.
+        """
+        tasks = list(self.tasks.values())
+        optimizers = (self.optimizer, *([self.embedding_optimizer] if tasks else []))
+        states = [value for each in optimizers for held in each.state.values() for value in held.values()]
+        return {
+            "generator": count(self.generator.parameters()),
+            "embeddings": count(vector for each in tasks for vector in vectors(each)),
+            "statistics": count(buffer for each in tasks for buffer in each.statistics.values()),
+            "copies": count(value for each in tasks for value in each.copy.values()),
+            "targets": count([self.goals, *(self.past or ())]),
+            "importance": count([self.weighing, *(each.fisher for each in tasks)]),
+            "optimizers": count(value for value in states if isinstance(value, Tensor)),
+            "made": count(weight for each in self.made.values() for weight in each.values()),
+            "unused": self.target.size,
+        }
+
+
+def own_losses(known: Known, outputs: Tensor, y: Tensor) -> Tensor:
+    """Return (n,), the cross-entropy of a task's own classes, from (n, outputs) and labels."""
+    if outputs.shape[1] < len(known.columns):
+        raise ValueError(f"the network has {outputs.shape[1]} outputs, too few for a task of {len(known.columns)} classes")
+    own = y[:, None] == known.classes
+    losses = F.cross_entropy(outputs[:, known.columns], own.long().argmax(1), reduction="none")
+    return torch.where(own.any(1), losses, float("nan"))  # a label of another task has no loss here, and the run ends
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return (n,), the entropy of the softmax of each row, also where a probability is too small for a float."""
+    logs = logits.log_softmax(1)
+    return -(logs.exp() * logs).sum(1)
+
+
+def chosen(rows: Tensor, which: Tensor | None) -> Tensor:
+    """Return some rows of a tensor, or all."""
+    return rows if which is None else rows[which.to(rows.device)]
+
+
+def vectors(known: Known) -> list[nn.Parameter]:
+    """Return the parameters that are a task's own."""
+    return [known.embedding] if known.chunks is None else [known.embedding, known.chunks]
+
+
+def count(tensors: Iterable[Tensor | None]) -> int:
+    """Return how many numbers some tensors hold together."""
+    return sum(each.numel() for each in tensors if each is not None)
+
+
+def check_options(**options: tuple[str, tuple[str, ...]]) -> None:
+    """Refuse an option that is none of those that there are."""
+    for name, (chosen, known) in options.items():
+        if chosen not in known:
+            raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {chosen!r}")

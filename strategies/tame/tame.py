@@ -1,0 +1,496 @@
+"""TAME: an expert for each distribution that the stream draws from, switched by the loss; a selector sends test samples to them.
+
+Zhu, Majzoubi, Jain, Choromanska 2024, "TAME: Task Agnostic Continual Learning using Multiple Experts" (CVPR workshop CLVision). The
+paper's body could not be read: this follows the authors' code (HaoranZhuExplorer/TAME), which has the Split MNIST driver alone.
+
+No boundaries and no task ids, in training or test. Labels are local to tasks: on a stream of scenario "domain" the accuracy is the
+one that the authors' code reports: a sample that went to the wrong expert counts if the label is right. `Routing` measures the
+strict one too.
+
+batch     l_k      cross-entropy of every expert k on the batch, in evaluation mode; outputs pass a sigmoid before the softmax
+          S_k      <- alpha l_k + (1 - alpha) S_k, of every expert, at every batch
+          tau_c    <- mean(W_c) + deviations max(std(W_c), floor), of the active expert c; W_c its newest losses of before this
+                   batch, at first ln(classes)
+          switch   if S_c > tau_c, to the first expert, c among them, with alpha l_k + (1 - alpha) A_k < tau_k, where A_k is
+                   smoothed over the batches that k learned; if there is none, to a new expert with an optimizer of its own
+          learn    one step of the active expert; then its loss from before the step goes into W and A
+          offer    to the selector's memory, with the number of the expert, and to the expert's pruning memory
+answer    the selector, a network trained on its memory to name the expert, sends each sample to an expert
+
+The selector is trained where answers are asked for: anew, from its memory, as a function of the run's seed and of what the memory
+was offered, so no evaluation leaves a trace. It is kept until there is more to learn from. The same holds for pruned copies.
+
+Where paper and code differ: `window` 100 in the paper, 35 in the code for Split MNIST; `selector` "mlp" in the paper (its width is
+not known: 100 here), "expert" (the experts' architecture) in the code, which the published sizes fit; Nesterov's momentum in the
+paper (give it as the optimizer), plain in the code; `pruning` of experts "online" in the paper's first version, "posthoc" in its
+second, never called in the code ("none"); `selector_retrain_lr` 0.1 in the paper, 1e-3 in the code; `pruning_capacity` 6000 in the
+paper, 500 in the code. What is said of the paper is from summaries of it, not verified. `settle=True` is ours: with it an expert
+comes back with S = A. Then losses that it had while others learned raise no alarm, and only the active expert has to be scored at
+each batch, so the cost doesn't grow with the experts.
+
+Deviations: the memory of the selector is balanced over pairs (expert, label), with shares as equal as can be; the code has heaps
+by global class, which for permuted images tell of the task. A session is offered in its first epoch, or from a switch on in the
+epoch of that (code: each sample once, by its number in the data set, which no stream gives). Each expert has a pruning memory of
+its own, filled while it is active (code: one, which goes on where an old expert comes back). The first batch is never a shift. An
+alarm after which the same expert is chosen again is no `ShiftDetected`. No learning rate schedule: the code's are not reached on
+MNIST. l_k is measured without augmentation. Answers are taken before the sigmoid, which rounds large outputs to ties. At the
+code's learning rate the sigmoids of a selector may saturate for good (on permuted MNIST in 3 of 9 trainings): one that sends its
+whole memory to one expert is trained anew, from other weights, up to four times. Batches are shuffled, and none spans two sessions
+of the stream, unless the stream has it so.
+
+Measured: see `docs/tame.md` (anchors `tame-split-mnist`, `tame-recurring`, `tame-permuted-mnist-10`).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from clstream.strategies.tame.experts import Expert, check_redrawable, drawn_anew, with_outputs
+from clstream.strategies.tame.pruning import Masks, cut, magnitude_masks, parameter_counts
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+
+from clstream.bus import Event, on
+from clstream.drift_detection import LossWindow, ShiftDetected, check_detection, smooth
+from clstream.eval_mode import answers
+from clstream.evaluation import CHUNK
+from clstream.events import RunEnded, RunStarted, SessionEnded, SessionStarted
+from clstream.memory import ClassBalanced, Reservoir
+from clstream.models import Mlp
+from clstream.models.ensemble import Stacked
+from clstream.params import Recorded, check_bool, check_integer, check_number, check_positive
+from clstream.seeds import isolated
+from clstream.strategy import OptimizerFactory, Strategy
+from clstream.stream import Batch, Samples, Task
+
+BATCH = 128
+"""Samples of a step of what is trained from memories: the selector, and pruned networks."""
+
+
+TRIES = 5
+"""Trainings of a selector, at most, as long as it sends its whole memory to one expert."""
+
+
+Fitted = tuple[nn.Module, Masks]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertChosen(Event):
+    """From the batch `step` on, expert `expert` of `experts` learns; ExpertAdded or ExpertReactivated says why."""
+
+    step: int
+    expert: int
+    experts: int
+
+    def curves(self) -> dict[str, float]:
+        """Return how many experts there are, and which one learns, for the tracker."""
+        return {"experts/number": self.experts, "experts/active": self.expert}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertAdded(ExpertChosen):
+    """No expert knew what the stream draws from now: this one is new."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertReactivated(ExpertChosen):
+    """This expert knew what the stream draws from now, and goes on learning it."""
+
+
+class TAME(Strategy):
+    """Switch between experts as the loss says, and add one where none fits.
+
+    `experts` are all of them, and `active` is the number of the one that learns; `model` and `optimizer` are its own.
+
+    Args:
+        model: the first expert. Others have the same architecture; they need a fixed head.
+        optimizer: makes the optimizer of each expert.
+        alpha, window, deviations, floor: of the detector of shifts, see `clstream.drift_detection`.
+        sigmoid: whether outputs pass a sigmoid before the softmax. Losses are bounded so, and all thresholds are made for that.
+        settle: whether an expert that comes back forgets the losses it had while others learned.
+        initial: what a new expert starts from: "new" (weights drawn anew) or "given" (those that the model came with).
+        selector: "expert" (the experts' architecture) or "mlp" (one hidden layer of 100).
+        selector_capacity: samples in the selector's memory.
+        selector_epochs: passes over it to train a selector.
+        selector_sparsity: the share of the selector's weights that is pruned; then it is trained again.
+        selector_retrain_lr: learning rate of that.
+        pruning: "none", "online" (an expert is pruned, for good, when another takes its place) or "posthoc" (copies that answer).
+        sparsity: the share of an expert's weights that is pruned; then it is trained again, from its memory.
+        pruning_capacity: samples in each expert's pruning memory.
+        retrain_epochs: passes over a memory after pruning; the learning rate falls to a tenth at 1/2 and 3/4 of them.
+
+    With `sigmoid` and batches of few samples, momentum of 0.9 at a rate of 0.1 may saturate an expert for good: it warns of that.
+
+    Raises:
+        ValueError: for options out of range, a growing head, or a model whose weights can't be drawn anew; where a run starts, for
+            a model that no selector can be made of, and for another number of classes than it has learned.
+
+    """
+
+    not_state: tuple[str, ...] = ("stacked", "selected", "pruned", "stuck", "slope", "newest", "warned")
+    fixed_classes = "all outputs of an expert"
+    exempt = {"grows": "all experts have the same outputs from the start"}  # noqa: RUF012  # as the base has it
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        alpha: float = 0.2,
+        window: int = 100,
+        deviations: float = 3.0,
+        floor: float = 0.005,
+        sigmoid: bool = True,
+        settle: bool = False,
+        initial: str = "new",
+        selector: str = "expert",
+        selector_capacity: int = 5000,
+        selector_epochs: int = 200,
+        selector_sparsity: float = 0.5,
+        selector_retrain_lr: float = 1e-3,
+        pruning: str = "none",
+        sparsity: float = 0.98,
+        pruning_capacity: int = 500,
+        retrain_epochs: int = 200,
+    ) -> None:
+        super().__init__(model, optimizer)
+        check_detection(alpha, window, deviations, floor)
+        check_integer(
+            1,
+            window=window,
+            selector_capacity=selector_capacity,
+            selector_epochs=selector_epochs,
+            retrain_epochs=retrain_epochs,
+            pruning_capacity=pruning_capacity,
+        )
+        check_number(0, sparsity=sparsity, selector_sparsity=selector_sparsity)
+        for name, share in (("sparsity", sparsity), ("selector_sparsity", selector_sparsity)):
+            if share >= 1:
+                raise ValueError(f"{name} is the share of weights that is pruned, from 0 to below 1, not {share}")
+        for name, value, known in (
+            ("initial", initial, ("new", "given")),
+            ("selector", selector, ("expert", "mlp")),
+            ("pruning", pruning, ("none", "online", "posthoc")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+        check_positive(selector_retrain_lr=selector_retrain_lr)
+        check_bool(sigmoid=sigmoid, settle=settle)
+        check_redrawable(model, initial == "new", selector == "expert")
+        if pruning != "none" or (selector_sparsity and selector == "expert"):
+            magnitude_masks(model, 0.5)  # refuses one with nothing to prune
+        self.make_optimizer = optimizer
+        self.alpha, self.window, self.deviations, self.floor = alpha, window, deviations, floor
+        self.sigmoid, self.settle, self.selector = sigmoid, settle, selector
+        self.selector_epochs, self.selector_sparsity = selector_epochs, selector_sparsity
+        self.selector_retrain_lr, self.retrain_epochs = selector_retrain_lr, retrain_epochs
+        self.pruning, self.sparsity, self.pruning_capacity = pruning, sparsity, pruning_capacity
+        self.given = deepcopy(model) if initial == "given" else None
+        self.classes, self.seed, self.step, self.active = 1, 0, 0, 0
+        self.first = 0  # the epoch of the session in which the active expert took over
+        self.slope: Tensor | None = None  # the largest derivative of a sigmoid in the newest batch
+        self.newest = 0.0  # its loss
+        self.warned = False
+        self.memory = ClassBalanced(selector_capacity)  # its labels are expert * classes + label
+        self.random = torch.Generator()
+        self.experts = [self.expert(model, self.optimizer)]
+        self.stacked: Stacked | None = None  # the experts, to be scored together
+        self.selected: tuple[tuple[int, int], Fitted] | None = None  # the selector, and what it was made from
+        self.stuck = False  # whether the selector sends all that it was trained on to one expert
+        self.pruned: dict[int, tuple[tuple[int, int], Fitted]] = {}  # pruned copies of experts, and what they were made from
+
+    def expert(self, model: nn.Module, optimizer: Optimizer) -> Expert:
+        """Return an expert that has learned nothing."""
+        memory = None if self.pruning == "none" else Reservoir(self.pruning_capacity)
+        return Expert(model, optimizer, LossWindow(math.log(self.classes), self.window), memory)
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Learn how many classes there are, which says what the loss of a guess is."""
+        classes, fresh = event.stream.classes, not self.experts[0].steps
+        if not fresh and classes != self.classes:
+            raise ValueError(
+                f"this TAME has learned {self.classes} classes, and {event.stream.name} has {classes}: make another one"
+            )
+        self.classes, self.seed, self.step = classes, event.seed, 0
+        if fresh:
+            self.experts[0].known = LossWindow(math.log(classes), self.window)
+        self.stacked, self.selected, self.pruned = None, None, {}
+        if self.selector == "expert":
+            self.check_selector(event.stream.input_shape)
+
+    def check_selector(self, shape: tuple[int, ...]) -> None:
+        """Refuse a model that no selector of the same architecture can be made of, before anything is learned."""
+        first = self.experts[0].model
+        with isolated(0, "check"), torch.no_grad():
+            try:
+                selector = with_outputs(first, 2).to(self.device).eval()
+                found: object = tuple(selector(torch.zeros(1, *shape, device=self.device)).shape)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                found = str(error).splitlines()[0]
+        if found != (1, 2):
+            raise ValueError(
+                f"TAME can't make a selector of {type(first).__name__}: with two outputs it answers one sample with {found}; give "
+                "TAME selector='mlp', or the model a parameter `classes`"
+            )
+
+    @on(SessionStarted)
+    def grow_head(self, event: SessionStarted) -> None:
+        """Heads are fixed here; the session's samples are new to the expert."""
+        self.first = 0
+
+    @on(SessionEnded)
+    def look_for_saturation(self, event: SessionEnded) -> None:
+        """Warn of an active expert that can learn no more, at the first session that ends so."""
+        if self.slope is not None and float(self.slope) < 1e-3 and self.newest > math.log(self.classes) and not self.warned:
+            self.warned = True
+            warnings.warn(
+                "the sigmoids of TAME's active expert are saturated, so it answers no better than a guess and learns nothing: take "
+                "a smaller learning rate, less momentum, larger batches, or sigmoid=False",
+                stacklevel=2,
+            )
+
+    @on(RunEnded)
+    def look_at_selector(self, event: RunEnded) -> None:
+        """Warn of a selector that never learned to tell the experts apart."""
+        if self.stuck and event.error is None:
+            warnings.warn(
+                f"TAME's selector sends all that it was trained on to one expert, after {TRIES} trainings: take selector='mlp', or "
+                "another number of selector_epochs",
+                stacklevel=2,
+            )
+
+    # Learning
+
+    def outputs(self, samples: Samples) -> Tensor:
+        """Return the active expert's outputs for samples to learn: augmented, and bounded."""
+        outputs = self.bounded(super().outputs(samples))
+        self.slope = (outputs * (1 - outputs)).detach().amax() if self.sigmoid else None
+        return outputs
+
+    def bounded(self, outputs: Tensor) -> Tensor:
+        """Return outputs between 0 and 1, if they are to be."""
+        return outputs.sigmoid() if self.sigmoid else outputs
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Choose the expert, have it take one step, and offer the batch to the memories."""
+        active = self.active
+        before = self.newest = self.choose(batch.samples)
+        if self.active != active:
+            self.first = batch.epoch
+        loss = super().learn(batch)
+        expert = self.experts[self.active]
+        if expert.masks:
+            cut(expert.model, expert.masks)
+        expert.known.take(before, self.alpha)
+        expert.steps += 1
+        self.step += 1
+        if batch.epoch == self.first:
+            samples = batch.samples
+            self.memory.add(Samples(samples.x, samples.y + self.active * self.classes))
+            if expert.memory is not None:
+                expert.memory.add(Samples(samples.x, samples.y))
+        return loss
+
+    def choose(self, samples: Samples) -> float:
+        """Switch the expert if the loss says so, and return the loss of the active one before it learns."""
+        losses = self.losses(samples, self.active if self.settle else None)
+        for number, loss in losses.items():
+            each = self.experts[number].known
+            each.smoothed = smooth(each.smoothed, loss, self.alpha)
+        known = self.experts[self.active].known
+        threshold = known.renew_threshold(self.deviations, self.floor)
+        if self.step and known.smoothed is not None and known.smoothed > threshold:
+            self.switch(self.losses(samples) if self.settle else losses, ShiftDetected(self.step, known.smoothed, threshold))
+            if self.active not in losses:
+                losses = self.losses(samples, self.active)
+        return losses[self.active]
+
+    def losses(self, samples: Samples, only: int | None = None) -> dict[int, float]:
+        """Return the loss of each expert on samples by its number, in evaluation mode; it waits for the device, once."""
+        if self.stacked is None or len(self.stacked.models) != len(self.experts):
+            self.stacked = Stacked([expert.model for expert in self.experts])
+        if only is None:
+            self.stacked.renew(self.active)  # no other has learned since
+            outputs = self.stacked.outputs(samples.x)
+        else:
+            outputs = self.stacked.one(only, samples.x)[None]
+        y = samples.y.repeat(len(outputs))
+        task = samples.extra.get("task")
+        with torch.no_grad():
+            logits = self.own_heads(self.bounded(outputs).flatten(0, 1), y, None if task is None else task.repeat(len(outputs)))
+            each = F.cross_entropy(logits, y, reduction="none").view(len(outputs), -1).mean(1).tolist()
+        return dict(enumerate(each) if only is None else [(only, each[0])])
+
+    def switch(self, losses: dict[int, float], alarm: ShiftDetected) -> None:
+        """Have the first expert learn that knew these losses, or a new one; tell everyone if it is another than before."""
+        left = self.active
+        for number, expert in enumerate(self.experts):
+            known = expert.known
+            value = smooth(known.learned, losses[number], self.alpha)
+            if known.threshold is not None and value < known.threshold:
+                if self.settle:
+                    known.smoothed = value
+                break
+        else:
+            number = len(self.experts)
+            self.experts.append(self.another())
+        if number == left:
+            return
+        if self.pruning == "online" and not self.experts[left].masks:
+            self.prune_for_good(left)
+        self.active, self.model, self.optimizer = number, self.experts[number].model, self.experts[number].optimizer
+        self.emit(alarm)
+        found = ExpertAdded if number == len(losses) else ExpertReactivated
+        self.emit(found(self.step, number, len(self.experts)))
+
+    def another(self) -> Expert:
+        """Return a new expert, like the first one (which alone knows how it was built), with weights from the run's numbers."""
+        with isolated(int(torch.randint(2**62, (), generator=self.random)), "expert"):
+            model = deepcopy(self.given) if self.given is not None else drawn_anew(self.experts[0].model)
+        model.to(self.device).train()
+        return self.expert(model, self.make_optimizer(model.parameters()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the experts are."""
+        return next(self.model.parameters()).device
+
+    # Answering
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return for each sample the outputs of the expert that the selector sends it to."""
+        if not len(x):
+            return torch.zeros(0, self.classes, device=x.device)
+        sent = self.route(x)
+        parts = [(rows, model(x[rows])) for number, (model, _) in enumerate(self.answering()) if len(rows := where(sent, number))]
+        answers: Tensor = torch.cat([part for _, part in parts])
+        return torch.empty_like(answers).index_copy_(0, torch.cat([rows for rows, _ in parts]), answers)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether one answer serves both questions: the selector is not told the task."""
+        return type(self).scores is TAME.scores and type(self).predict is Strategy.predict
+
+    def anticipate(self, x: Tensor) -> Tensor:
+        """Label what the stream brings next: the active expert's labels."""
+        scores: Tensor = self.model(x)
+        return scores.argmax(1)
+
+    @answers
+    def route(self, x: Tensor) -> Tensor:
+        """Return the number of the expert that each sample is sent to: (n,), int64."""
+        if len(self.experts) == 1:
+            return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        selector, _ = self.selecting()
+        found: Tensor = selector(x).argmax(1)
+        return found
+
+    def selecting(self) -> Fitted:
+        """Return the selector, trained anew if there is more to learn from than there was, and its masks."""
+        made_from = self.memory.seen, len(self.experts)
+        if self.selected is None or self.selected[0] != made_from:
+            kept = self.memory.all()
+            samples = Samples(kept.x, kept.y // self.classes)
+            for again in range(TRIES):
+                with torch.enable_grad(), isolated(self.seed, "selector", *made_from, *range(again), device=self.device):
+                    found = self.train_selector(samples)
+                self.stuck = len(samples.y.unique()) > 1 and collapsed(found[0], samples.x)
+                if not self.stuck:
+                    break
+            self.selected = made_from, found
+        return self.selected[1]
+
+    def train_selector(self, samples: Samples) -> Fitted:
+        """Return a selector trained on inputs and the numbers of their experts, pruned and trained again, and its masks."""
+        model = self.new_selector(tuple(samples.x.shape[1:])).to(self.device)
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        self.fit(model, samples, self.selector_epochs, optimizer)
+        masks: dict[str, Tensor] = {}
+        if self.selector_sparsity:
+            masks = magnitude_masks(model, self.selector_sparsity)
+            self.retrain(model, samples, masks, self.selector_retrain_lr)
+        return model.eval(), masks
+
+    def new_selector(self, shape: tuple[int, ...]) -> nn.Module:
+        """Return a network with an output for each expert."""
+        first, n = self.experts[0].model, len(self.experts)
+        if self.selector == "expert":
+            return with_outputs(first, n)
+        norm = first.params if isinstance(first, Recorded) else {}
+        return Mlp(shape, n, hidden=(100,), **{name: norm[name] for name in ("mean", "std") if isinstance(norm.get(name), float)})
+
+    def answering(self) -> list[Fitted]:
+        """Return the experts that answer, with their masks: themselves, or pruned copies."""
+        if self.pruning != "posthoc":
+            return [(expert.model, expert.masks) for expert in self.experts]
+        for number, expert in enumerate(self.experts):
+            assert expert.memory is not None
+            made_from = expert.steps, expert.memory.seen
+            if len(expert.memory) and (number not in self.pruned or self.pruned[number][0] != made_from):
+                model = deepcopy(expert.model)
+                with torch.enable_grad(), isolated(self.seed, "pruning", number, *made_from, device=self.device):
+                    masks = self.prune(model, expert.memory.all())
+                self.pruned[number] = made_from, (model.eval(), masks)
+        return [self.pruned[n][1] if n in self.pruned else (each.model, {}) for n, each in enumerate(self.experts)]
+
+    @answers
+    def parameter_counts(self) -> tuple[int, int]:
+        """Return how many parameters the networks that answer have, selector included: all, and those that pruning has left."""
+        networks = self.answering() + ([self.selecting()] if len(self.experts) > 1 else [])
+        dense, sparse = zip(*(parameter_counts(model, masks) for model, masks in networks), strict=True)
+        return sum(dense), sum(sparse)
+
+    # Training from memories
+
+    def fit(self, model: nn.Module, samples: Samples, epochs: int, optimizer: Optimizer, masks: Masks | None = None) -> None:
+        """Train a network on all of some samples; with masks, pruned weights stay at zero, and the learning rate falls."""
+        model.train()
+        for epoch in range(epochs):
+            if masks and epoch and epoch in (epochs // 2, 3 * epochs // 4):
+                optimizer.param_groups[0]["lr"] /= 10
+            for rows in torch.randperm(len(samples)).to(samples.y.device).split(BATCH):
+                x, y = samples.x[rows], samples.y[rows]
+                outputs = self.bounded(model(x if self.augment is None else self.augment(x)))
+                optimizer.zero_grad()
+                F.cross_entropy(outputs, y).backward()
+                optimizer.step()
+                if masks:
+                    cut(model, masks)
+
+    def retrain(self, model: nn.Module, samples: Samples, masks: Masks, lr: float) -> None:
+        """Cut a network's weights, and train what is left."""
+        cut(model, masks)
+        self.fit(model, samples, self.retrain_epochs, SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4), masks)
+
+    def prune(self, model: nn.Module, samples: Samples) -> dict[str, Tensor]:
+        """Prune an expert, train what is left on some of what it learned, and return the masks."""
+        masks = magnitude_masks(model, self.sparsity)
+        self.retrain(model, samples, masks, 0.1)
+        return masks
+
+    def prune_for_good(self, number: int) -> None:
+        """Prune an expert itself; if it comes back, it learns with the weights that are left."""
+        expert = self.experts[number]
+        if expert.memory is None or not len(expert.memory):
+            return
+        with isolated(self.seed, "pruning", number, expert.steps, device=self.device):
+            expert.masks = self.prune(expert.model, expert.memory.all())
+        expert.optimizer = self.make_optimizer(expert.model.parameters())
+        self.stacked = None
+
+
+@torch.no_grad()
+def collapsed(selector: nn.Module, x: Tensor) -> bool:
+    """Return whether a selector sends all inputs to one expert: saturated sigmoids have no gradient to get out of that."""
+    return len(torch.cat([selector(part).argmax(1) for part in x.split(CHUNK)]).unique()) == 1
+
+
+def where(sent: Tensor, number: int) -> Tensor:
+    """Return the rows that are sent to an expert."""
+    return (sent == number).nonzero().flatten()

@@ -1,0 +1,4 @@
+"""Avalanche's benchmarks as streams."""
+
+from clstream.streams.avalanche.streams import from_avalanche as from_avalanche
+from clstream.streams.avalanche.streams import known as known

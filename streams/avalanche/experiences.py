@@ -1,0 +1,214 @@
+"""The experiences of a benchmark of Avalanche, read once into tensors; their random transforms are taken out, for whole batches.
+
+This is the only place that knows how Avalanche 0.6.0 keeps the transforms of a data set: in groups, at each level of a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from clstream.streams.avalanche.transforms import Steps, batched, chain_of, is_random, per_sample, varies, without
+from clstream.streams.tensors import as_samples, collate, read
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+
+from clstream.seeds import isolated
+from clstream.stream import Samples
+
+
+class Pairs(Dataset[Any]):
+    """The inputs and labels of an Avalanche data set, without what else its samples hold."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        sample = self.dataset[index]
+        return sample[0], int(sample[1])
+
+
+@dataclass(eq=False)
+class Experiences:
+    """The experiences of one of a benchmark's streams, read.
+
+    `samples` has them one after the other; `ends` says where each one ends, `labels` are the task labels of each one's samples, and
+    `origins` the experiences that they were cut from, None if they were not.
+    """
+
+    samples: Samples
+    ends: list[int]
+    labels: list[Tensor]
+    origins: list[Any]
+    shown: bool  # whether boundaries are
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def rows(self, number: int) -> Tensor:
+        """Return the rows of an experience."""
+        return torch.arange(self.ends[number - 1] if number else 0, self.ends[number])
+
+    def classes(self, number: int) -> set[int]:
+        """Return the labels of an experience."""
+        return set(self.samples.y[self.rows(number)].unique().tolist())
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What is random in a chain of transforms: as a function of a batch, None without any, and the transforms themselves."""
+
+    augment: Callable[[Tensor], Tensor] | None
+    taken: tuple[Any, ...]
+
+
+def gathered(
+    stream: Any, what: str, group: str, lazy: bool, file: Path | None, workers: int, progress: bool
+) -> tuple[Experiences, Callable[[Tensor], Tensor] | None]:
+    """Read all experiences of one of a benchmark's streams; return what is random in their transforms apart."""
+    parts: list[Dataset[Any]] = []
+    ends: list[int] = []
+    labels: list[Tensor] = []
+    origins, shown = [], True
+    augments: dict[str, Callable[[Tensor], Tensor] | None] = {}
+    known: dict[tuple[int, ...], Lifted] = {}
+    for number, experience in enumerate(stream):
+        dataset = getattr(experience, "dataset", None)
+        if dataset is None or not hasattr(dataset, "_flat_data"):
+            raise TypeError(f"{what}: experience {number} has no data set of inputs with labels")
+        if not len(dataset):
+            raise ValueError(f"{what}: experience {number} is empty")
+        dataset = dataset.train() if group == "train" else dataset.eval()
+        dataset, augment = plain(dataset, group, what, lazy, known)
+        augments[repr(augment)] = augment
+        parts.append(Pairs(dataset))
+        ends.append(len(dataset) + (ends[-1] if ends else 0))
+        given = getattr(dataset, "targets_task_labels", None)
+        labels.append(
+            torch.zeros(len(dataset), dtype=torch.int64) if given is None else torch.tensor([int(each) for each in given])
+        )
+        origins.append(getattr(experience, "origin_experience", None))
+        shown &= bool(getattr(experience, "access_task_boundaries", True))
+    if not parts:
+        raise ValueError(f"{what}: the stream has no experiences")
+    if len(augments) > 1:
+        raise ValueError(f"{what}: its experiences have different random transforms: {'; '.join(augments)[:200]}")
+    whole = as_samples(*read(ConcatDataset(parts), what, file, workers, progress), what)
+    return Experiences(whole, ends, labels, origins, shown), next(iter(augments.values()))
+
+
+def plain(
+    dataset: Any, group: str, what: str, lazy: bool, known: dict[tuple[int, ...], Lifted]
+) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
+    """Return an Avalanche data set without the random transforms of a group, and these as a function of a batch, or None."""
+    found = []
+    for chain, leaf in paths(dataset._flat_data, group):
+        key = (id(leaf), *map(id, chain))
+        if key not in known:
+            known[key] = lifted(chain, leaf, what, group, lazy)
+        found.append(known[key])
+    if len({repr(each.augment) for each in found}) > 1:
+        raise ValueError(f"{what}: the parts of an experience have different random transforms")
+    taken = [each for one in found for each in one.taken]
+    if taken:
+        dataset = copy(dataset)
+        dataset._flat_data = stripped(dataset._flat_data, group, taken)
+        reads = []
+        for seed in range(2):
+            with isolated(seed, "transforms"):
+                reads.append(collate([dataset[0][:2]])[0])
+        if not torch.equal(*reads):
+            raise ValueError(f"{what}: something random in its transforms could not be taken out: build the benchmark without it")
+    return dataset, found[0].augment
+
+
+def lifted(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> Lifted:
+    """Return what is random in a chain, as a function of what is read without it; refuse what can't be such a function."""
+    raw = copy(leaf)
+    if chain_of(getattr(raw, "transform", None)):
+        raw.transform = None
+        if hasattr(raw, "transforms"):  # torchvision's pair of both
+            raw.transforms = None
+    if varies(lambda: raw[0][0]):
+        raise ValueError(
+            f"{what}: what {type(leaf).__name__} gives is random, so its samples can't be read once: take what is random "
+            "out of it, and pass it as augment=..., a function of a batch"
+        )
+    sample = raw[0][0]
+    chance = [each for each, given in walked(chain, sample) if is_random(each, given)]
+    if not chance:
+        return Lifted(None, ())
+    names = ", ".join(getattr(each, "__name__", None) or type(each).__name__ for each in chance)
+    if group != "train":
+        raise ValueError(f"{what}: {names} is random, and what is tested must stay the same: leave it out of the group 'eval'")
+    rest = sample
+    for each in chain:
+        rest = rest if any(each is other for other in chance) else each(rest)
+    once = collate([(rest, 0)])[0][0]
+    found = batched(chain, sample, once)
+    if isinstance(found, Steps):
+        return Lifted(found, tuple(chance))
+    if not lazy:
+        raise ValueError(
+            f"{what}: {found}. Build the benchmark without its random transforms, and pass augment=..., a function of a batch; "
+            "or have them done sample by sample, slowly: lazy=True"
+        )
+    alone = per_sample(chain, sample, once)
+    if isinstance(alone, str):
+        raise ValueError(f"{what}: its random transforms can't be done on what was read: {alone}")
+    return Lifted(alone, tuple(chance))
+
+
+def walked(chain: list[Any], sample: Any) -> list[tuple[Any, Any]]:
+    """Return each transform of a chain with what it is given for a sample."""
+    found = []
+    with isolated(0, "transforms"):
+        for each in chain:
+            found.append((each, sample))
+            sample = each(sample)
+    return found
+
+
+def paths(flat: Any, group: str) -> list[tuple[list[Any], Any]]:
+    """Return, for each data set below an Avalanche one, the transforms of inputs from there on, and the data set."""
+    found = []
+    here = chain_of(_of(flat._frozen_transform_groups, group)) + chain_of(_of(flat._transform_groups, group))
+    for each in flat._datasets:
+        if hasattr(each, "_transform_groups"):
+            found += [(chain + here, leaf) for chain, leaf in paths(each, group)]
+        else:
+            found.append((chain_of(getattr(each, "transform", None)) + here, each))
+    return found
+
+
+def _of(groups: Any, group: str) -> Any:
+    return groups.transform_groups[group]
+
+
+def stripped(flat: Any, group: str, taken: list[Any]) -> Any:
+    """Return the inside of an Avalanche data set without some transforms of inputs."""
+    twin = copy(flat)
+    twin._datasets = []
+    for each in flat._datasets:
+        if hasattr(each, "_transform_groups"):
+            inner = stripped(each, group, taken)
+        elif chain_of(getattr(each, "transform", None)):
+            inner = copy(each)
+            inner.transform = without(each.transform, taken)
+            if hasattr(inner, "transforms"):  # torchvision's pair of both
+                inner.transforms = None
+        else:
+            inner = each
+        twin._datasets.append(inner)
+    for name in ("_frozen_transform_groups", "_transform_groups"):
+        groups = copy(getattr(flat, name))
+        groups.transform_groups = {**groups.transform_groups, group: without(_of(groups, group), taken)}
+        setattr(twin, name, groups)
+    return twin

@@ -1,0 +1,393 @@
+"""Benchmarks of Avalanche 0.6.0 as streams: read once into tensors, then played without Avalanche.
+
+    from_avalanche(SplitMNIST(5, seed=1))                                   any scenario that is at hand
+    clstream run --stream avalanche:SplitMNIST --stream.n_experiences 5     one of Avalanche's classic benchmarks by name
+
+Avalanche's words and ours: an *experience* of the training stream is a session. What it is tested on makes the task: experience i
+of the training stream and experience i of the test stream are task i. Where there are more training than test experiences (an
+online split), those that were cut from one experience, or whose labels are those of one test experience, are sessions of one task;
+sessions that mix tasks make a stream without boundaries. A single test experience for all of them (a complete test set) tests each
+task on its classes.
+
+Inputs are what Avalanche's data sets give in their groups "train" and "eval". What is random in a transform becomes the stream's
+`augment`, see `clstream.streams.avalanche.transforms`. Task labels that differ from experience to experience make a stream
+task-incremental.
+Avalanche is imported when one of these functions is called, not before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+from clstream.streams.avalanche.experiences import Experiences, gathered
+from clstream.streams.data import data_root
+from clstream.streams.options import check_options
+from torch import Tensor
+
+from clstream.avalanche.imports import avalanche
+from clstream.seeds import isolated
+from clstream.stream import Data, Samples, Stream, Subset, Task, content_hash
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Deliveries:
+    """What each experience delivers, where several belong to a task; see `Mixture`.
+
+    Args:
+        numbers: (n,), int64: training samples, numbered over all tasks, one experience after the other.
+        ends: for each experience, where it ends.
+
+    """
+
+    numbers: Tensor
+    ends: tuple[int, ...]
+
+    @property
+    def once(self) -> bool:
+        """Whether a sample comes in one experience at most: the data that was read is."""
+        return True
+
+    def __repr__(self) -> str:
+        return f"{len(self)} experiences of an Avalanche benchmark, {content_hash(self.numbers).hex()[:16]}"
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def draw(self, session: int) -> Tensor:
+        """Return what a session delivers: see `Mixture`."""
+        return self.numbers[self.ends[session - 1] if session else 0 : self.ends[session]]
+
+
+def from_avalanche(
+    benchmark: Any,
+    name: str = "avalanche",
+    epochs: int = 1,
+    batch_size: int = 32,
+    scenario: str | None = None,
+    train: str | None = None,
+    test: str = "test",
+    validation: str | None = "valid",
+    boundaries: bool | None = None,
+    shuffle: bool = True,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    lazy: bool = False,
+    memory_map: str | Path | None = None,
+    workers: int = 0,
+    progress: bool = True,
+    drop_last: bool = False,
+) -> Stream:
+    """Read a benchmark of Avalanche, once, into a stream.
+
+    Args:
+        benchmark: a `CLScenario`: classic, from `nc_benchmark`, `benchmark_from_datasets`, with online streams, ...
+        name: how tables and MLflow call the stream.
+        epochs: passes over a session, Avalanche's `train_epochs`.
+        batch_size: samples of a step, Avalanche's `train_mb_size`.
+        scenario: "class", "task" or "domain". None: "task" if experiences have task labels of their own, "domain" if all tasks have
+            the same classes, else "class".
+        train: the benchmark's stream to learn. None: "train", or the only one whose name begins so.
+        test: the one to test on; `with_test` makes a stream that is tested on another one.
+        validation: the one to hold back as `task.validation`, if the benchmark has it.
+        boundaries: whether strategies are told of tasks. None: unless experiences mix tasks, or are of an online stream that hides
+            them.
+        shuffle: whether each pass over a session has an order of its own.
+        augment: a batched function of inputs, for a benchmark without random transforms.
+        lazy: whether random transforms that don't act on whole batches are done sample by sample, at every step: slow.
+        memory_map: a folder for the inputs of data larger than memory.
+        workers: processes that read.
+        progress: whether to show a bar, in a terminal.
+        drop_last: whether each pass leaves out the last batch if it is not full.
+
+    Returns:
+        The stream, inputs as the benchmark gives them: uint8 if they are, else float32.
+
+    Raises:
+        TypeError: for what is no benchmark, or data that are no inputs with labels.
+        ValueError: for streams that it hasn't, experiences that can't be told apart, and random transforms that don't act on whole
+            batches, unless `lazy`.
+        ImportError: if Avalanche is not there.
+
+    """
+    options = {name: value for name, value in locals().items() if name != "validation"}  # that is a stream's name here
+    check_options(options, "scenario", "boundaries")
+    streams = streams_of(benchmark)
+    train = the_training_stream(streams, train)
+    folder = None if memory_map is None else Path(memory_map)
+
+    def taken(which: str, group: str) -> tuple[Experiences, Callable[[Tensor], Tensor] | None]:
+        file = None if folder is None else folder / f"{which}.raw"
+        return gathered(streams[which], f"{name}: {which}", group, lazy, file, workers, progress)
+
+    if test not in streams:
+        raise ValueError(f"{name}: the benchmark has no stream {test!r} to test on{_near(test, list(streams))}")
+    if validation not in (None, "valid", *streams):
+        raise ValueError(f"{name}: there is no stream {validation!r} to validate on{_near(str(validation), list(streams))}")
+    if augment is not None and not callable(augment):
+        raise TypeError(f"{name}: augment must be a function of a batch of inputs, not {augment!r}")
+    learned, found = taken(train, "train")
+    if augment is not None and found is not None:
+        raise ValueError(f"{name}: the benchmark has random transforms already: build it without them, or leave augment out")
+    asked, _ = taken(test, "eval")
+    held = taken(validation, "eval")[0] if validation in streams and validation is not None else None
+    numbers = tasks_of(name, learned, asked)
+    pure = all(len(each.unique()) == 1 for each in numbers)
+    tells = boundaries if boundaries is not None else pure and learned.shown
+    tasks, deliveries = dealt(name, learned, asked, held, numbers, tells)
+    own = {int(label) for each in learned.labels for label in each.unique()}
+    one_each = all(len(each.unique()) == 1 for each in learned.labels)
+    if scenario is None:
+        alike = len(tasks) > 1 and len({frozenset(task.classes) for task in tasks}) == 1
+        scenario = "task" if tells and one_each and len(own) > 1 else "domain" if alike else "class"
+    notes = [f"from Avalanche: {len(learned)} experiences to train on, tested on {test!r}"]
+    if rest := sorted(set(streams) - {train, test, validation}):
+        notes.append(f"the benchmark also has {', '.join(map(repr, rest))}: with_test(stream, benchmark, {rest[0]!r}) tests on it")
+    if scenario == "task" and sum(len(task.classes) for task in tasks) > len({c for task in tasks for c in task.classes}):
+        notes.append("its tasks share labels: strategies of clstream learn them with the same outputs")
+    parts = {train: learned.samples, test: asked.samples} | (
+        {} if held is None or validation is None else {validation: held.samples}
+    )
+    return Stream(
+        name, tasks, deliveries, epochs, batch_size, scenario, boundaries=tells, augment=found or augment, resident=folder is None,
+        notes=tuple(notes), data=Data(parts), shuffle=shuffle, drop_last=drop_last,
+    )  # fmt: skip
+
+
+def with_test(stream: Stream, benchmark: Any, test: str, workers: int = 0, progress: bool = True) -> Stream:
+    """Return a stream of `from_avalanche` that is tested on another stream of its benchmark, without reading the rest again.
+
+    `clstream.evaluation.evaluate(strategy, with_test(...))` asks a strategy after a run.
+
+    Raises ValueError for a stream that the benchmark hasn't, or that has neither one experience nor one for each task.
+    """
+    streams = streams_of(benchmark)
+    if test not in streams:
+        raise ValueError(f"{stream.name}: the benchmark has no stream {test!r} to test on{_near(test, list(streams))}")
+    asked, _ = gathered(streams[test], f"{stream.name}: {test}", "eval", False, None, workers, progress)
+    if len(asked) not in (1, len(stream.tasks)):
+        raise ValueError(f"{stream.name}: {test!r} has {len(asked)} experiences for {len(stream.tasks)} tasks: one each, or one")
+    tasks = []
+    for task in stream.tasks:
+        known = set(task.classes)
+        tell = "task_label" in task.test[:1].extra
+        subset = Subset(labelled(asked, tell), questions(stream.name, asked, task.id, known).index)
+        tasks.append(replace(task, test=subset, classes=tuple(sorted(known | set(subset.y.unique().tolist())))))
+    return replace(stream, name=f"{stream.name} ({test})", tasks=tasks)
+
+
+def streams_of(benchmark: Any) -> dict[str, Any]:
+    """Return a benchmark's streams by name. Raises TypeError for what is none."""
+    avalanche("benchmarks")
+    streams: Any = getattr(benchmark, "streams", None)
+    if isinstance(benchmark, type) or not hasattr(streams, "items"):
+        raise TypeError(f"from_avalanche takes a benchmark of Avalanche, such as SplitMNIST(5), not {type(benchmark).__name__}")
+    return dict(streams.items())
+
+
+def the_training_stream(streams: dict[str, Any], asked: str | None) -> str:
+    """Return the name of the stream to learn."""
+    names = [each for each in streams if each == asked or (asked is None and each.startswith("train"))]
+    if asked is None and "train" in names:
+        return "train"
+    if len(names) != 1:
+        wanted = "one whose name begins with 'train'" if asked is None else f"{asked!r}"
+        raise ValueError(f"the benchmark has the streams {', '.join(map(repr, streams))}, not {wanted}: name it, train=...")
+    return names[0]
+
+
+def tasks_of(name: str, learned: Experiences, asked: Experiences) -> list[Tensor]:
+    """Return the task of each training sample, for each training experience.
+
+    Raises ValueError where it can't be told.
+    """
+
+    def whole(number: int, task: int) -> Tensor:
+        return torch.full((len(learned.rows(number)),), task)
+
+    experiences = range(len(learned))
+    if all(each is not None for each in learned.origins):
+        places = [int(each.current_experience) for each in learned.origins]  # in the stream that they were cut from
+        if len(asked) == 1 or max(places) < len(asked):
+            order = sorted(set(places)) if len(asked) == 1 else list(range(len(asked)))
+            return [whole(number, order.index(places[number])) for number in experiences]
+    elif len(asked) in (1, len(learned)):
+        return [whole(number, number) for number in experiences]
+    groups = [asked.classes(number) for number in range(len(asked))]
+    known = sorted(label for group in groups for label in group)
+    if len(set(known)) < len(known):
+        raise ValueError(
+            f"{name}: it can't be told which of {len(learned)} training experiences belongs to which of {len(asked)} to test on, "
+            "since these share classes: give the benchmark a test experience for each, or one for all"
+        )
+    owner = torch.full((1 + max(known),), -1)
+    for task, group in enumerate(groups):
+        owner[list(group)] = task
+    result = []
+    for number in experiences:
+        labels = learned.samples.y[learned.rows(number)]
+        if int(labels.max()) >= len(owner) or int(owner[labels].min()) < 0:
+            raise ValueError(f"{name}: training experience {number} has classes that no test experience has")
+        result.append(owner[labels])
+    return result
+
+
+def dealt(
+    name: str, learned: Experiences, asked: Experiences, held: Experiences | None, numbers: list[Tensor], tells: bool
+) -> tuple[list[Task], Deliveries | None]:
+    """Return the tasks and, unless each is one experience after the other, what each experience delivers."""
+    of = torch.cat(numbers)
+    count = 1 + int(of.max()) if len(asked) == 1 else len(asked)
+    if held is not None and len(held) not in (1, count):
+        raise ValueError(f"{name}: {len(held)} experiences to validate on don't go with {count} tasks: one each, or one for all")
+    tell = tells and _says_more(learned, of)  # where tasks are hidden, their labels are too
+    labels, made = torch.cat(learned.labels), []
+    for task in range(count):
+        rows = (of == task).nonzero().flatten()
+        if not len(rows):
+            raise ValueError(f"{name}: nothing to train on belongs to test experience {task}: leave it out of the benchmark")
+        known = set(learned.samples.y[rows].unique().tolist())
+        test = questions(name, asked, task, known)
+        if not known & set(test.y.unique().tolist()):
+            raise ValueError(f"{name}: test experience {task} has none of the classes of training experience {task}")
+        if tell and set(labels[rows].tolist()) != set(torch.cat(asked.labels)[test.index].tolist()):
+            raise ValueError(f"{name}: the test samples of task {task} have other task labels than its training samples")
+        made.append(
+            Task(
+                task,
+                tuple(sorted(known | set(test.y.unique().tolist()))),
+                Subset(labelled(learned, tell), rows),
+                Subset(labelled(asked, tell), test.index),
+                None if held is None else Subset(labelled(held, tell), questions(name, held, task, known).index),
+            )
+        )
+    if len(learned) == count and torch.equal(of, of.sort().values):
+        return made, None
+    place = torch.empty_like(of)
+    place[torch.argsort(of, stable=True)] = torch.arange(len(of))
+    return made, Deliveries(place, tuple(learned.ends))
+
+
+def _says_more(learned: Experiences, of: Tensor) -> bool:
+    """Return whether samples must say their task label: where it says something, and is not the number of the task."""
+    labels = torch.cat(learned.labels)
+    return len(labels.unique()) > 1 and not torch.equal(labels, of)
+
+
+def labelled(experiences: Experiences, tell: bool) -> Samples:
+    """Return samples, with their task labels if they are to be told."""
+    samples = experiences.samples
+    return Samples(samples.x, samples.y, {"task_label": torch.cat(experiences.labels)}) if tell else samples
+
+
+def questions(name: str, asked: Experiences, task: int, known: set[int]) -> Subset:
+    """Return what a task is tested on: its own experience or, of the only one, the samples of its classes."""
+    if len(asked) > 1:
+        return Subset(asked.samples, asked.rows(task))
+    rows = torch.isin(asked.samples.y, torch.tensor(sorted(known))).nonzero().flatten()
+    if not len(rows):
+        raise ValueError(f"{name}: the only test experience has no samples of the classes of training experience {task}")
+    return Subset(asked.samples, rows)
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, known))}"
+
+
+IN_ROOT = ("SplitMNIST", "PermutedMNIST", "RotatedMNIST", "SplitFMNIST", "SplitCIFAR10", "SplitCIFAR100")
+"""Those whose data lies in torchvision's layout, right in the folder for data; others get a folder of their own there."""
+
+
+OWN = ("epochs", "batch_size", "boundaries", "shuffle", "lazy", "drop_last")
+"""Options of `from_avalanche` that can be given beside a benchmark's."""
+
+
+@cache
+def known() -> list[str]:
+    """Return the names of Avalanche's classic benchmarks that can be had by options alone."""
+    classic = avalanche("benchmarks.classic")
+    return sorted(
+        name
+        for name, found in vars(classic).items()
+        if name[0].isupper() and callable(found) and "dataset_root" in inspect.signature(found).parameters
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """Return the function that makes the stream of one of Avalanche's classic benchmarks."""
+    if not name[:1].isupper():  # whoever looks this module over is not to have Avalanche imported
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return named(name)
+
+
+@cache
+def named(name: str) -> Callable[..., Stream]:
+    """Return a function of a benchmark's plain options and `from_avalanche`'s that returns the stream.
+
+    Raises AttributeError for a name that isn't one of Avalanche's classic benchmarks.
+    """
+    if name not in known():
+        raise AttributeError(f"Avalanche has no benchmark {name!r} that can be had by name{_near(name, known())}")
+    build = getattr(avalanche("benchmarks.classic"), name)
+    theirs = [each for each in map(_plain_option, _options_of(build)) if each is not None]
+    taken = {each.name for each in theirs}
+    ours = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[each.name])
+        for hints in [get_type_hints(from_avalanche)]
+        for each in inspect.signature(from_avalanche).parameters.values()
+        if each.name in OWN and each.name not in taken
+    ]
+    root = inspect.Parameter("root", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
+
+    def stream(**options: Any) -> Stream:
+        given = {key: value for key, value in options.items() if key in taken}
+        folder = data_root(options.get("root"))
+        folder = folder if name in IN_ROOT else folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with isolated(0, "avalanche"):  # its class orders come from the global generators, and its seeds set them
+                benchmark = build(dataset_root=folder, **given)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"the data of {name} is not in {folder}, and could not be downloaded to it ({' '.join(str(error).split())[:200]}). "
+                "Put it there, or name the folder that has it with --data-root, root=... or the environment variable CLSTREAM_DATA"
+            ) from None
+        return from_avalanche(benchmark, name, **{key: value for key, value in options.items() if key in OWN and key not in taken})
+
+    stream.__name__, stream.__qualname__, stream.__module__ = name, name, __name__
+    stream.__doc__ = f"Avalanche's {name}, read into a stream.\n\nOptions: Avalanche's own, and those of `from_avalanche`."
+    stream.__signature__ = inspect.Signature([*theirs, *ours, root], return_annotation=Stream)  # type: ignore[attr-defined]
+    stream.__annotations__ = {each.name: each.annotation for each in [*theirs, *ours, root]} | {"return": Stream}
+    return stream
+
+
+UNTYPED = {"fixed_class_order": list[int] | None, "seed": int | None, "n_experiences": int}
+"""Parameters that some of Avalanche's functions have without a type, or a default that tells it."""
+
+
+def _options_of(build: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of one of Avalanche's functions, with their types as objects."""
+    hints = get_type_hints(build)
+    found = []
+    for each in inspect.signature(build).parameters.values():
+        if not each.name.startswith("dataset_root"):
+            untyped = UNTYPED.get(each.name, Any if each.default in (None, each.empty) else type(each.default))
+            found.append(each.replace(annotation=hints.get(each.name, untyped)))
+    return found
+
+
+def _plain_option(parameter: inspect.Parameter) -> inspect.Parameter | None:
+    """Return a parameter that a command line can give, keyword only; None for one that needs an object, such as a transform."""
+    wanted = [each for each in get_args(parameter.annotation) or [parameter.annotation] if each is not type(None)]
+    if any(each is Any or (isinstance(each, type) and each not in (int, float, bool, str, list, Path)) for each in wanted):
+        return None
+    if any(get_origin(each) in (list, Sequence) for each in [parameter.annotation, *wanted]):
+        optional = parameter.default is None
+        return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=list[int] | None if optional else list[int])
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
