@@ -88,17 +88,17 @@ def _takes_event(method: object) -> bool:
     return True
 
 
-def heard(cls: type) -> Iterator[tuple[str, type[Event]]]:
+def handlers_of(cls: type) -> Iterator[tuple[str, type[Event]]]:
     """Yield the name of each handler of a class, with the event that it handles, in the order of calls.
 
     Raises TypeError for a handler whose annotation names another event than its mark, that is a static or class method, or
     whose override can't be called with an event.
     """
     marked: dict[str, tuple[type[Event], ...]] = {}
-    for each in reversed(cls.__mro__):
-        for name, attribute in vars(each).items():
+    for base in reversed(cls.__mro__):
+        for name, attribute in vars(base).items():
             if isinstance(attribute, (staticmethod, classmethod)) and hasattr(attribute.__func__, _MARK):
-                raise TypeError(f"{each.__name__}.{name} handles an event, so it must be a plain method")
+                raise TypeError(f"{base.__name__}.{name} handles an event, so it must be a plain method")
             if hasattr(attribute, _MARK):
                 marked[name] = getattr(attribute, _MARK)
                 _check_annotation(attribute, marked[name])
@@ -123,26 +123,26 @@ def _check_annotation(method: Callable[..., None], events: tuple[type[Event], ..
                 raise TypeError(f"{method.__qualname__} is marked @on({event.__name__}), but takes a {expected.__name__}")
 
 
-def subscriptions(subscriber: object, _met: frozenset[int] = frozenset()) -> Iterator[tuple[type[Event], Handler]]:
+def subscriptions(subscriber: object, _whole: frozenset[int] = frozenset()) -> Iterator[tuple[type[Event], Handler]]:
     """Yield each event that `subscriber` handles, with its bound method: base class first, parts last."""
     if isinstance(subscriber, type):
         raise TypeError(f"{subscriber.__name__} is a class: pass an object, {subscriber.__name__}(...)")
-    if id(subscriber) in _met:
+    if id(subscriber) in _whole:
         raise ValueError(f"{type(subscriber).__name__} is a part of itself")
-    for name, event in heard(type(subscriber)):
+    for name, event in handlers_of(type(subscriber)):
         yield event, getattr(subscriber, name)
     parts = getattr(subscriber, "parts", ())
     if not isinstance(parts, (tuple, list)):
         raise TypeError(f"{type(subscriber).__name__}.parts must be a tuple of objects, not a {type(parts).__name__}")
     for part in parts:
-        yield from subscriptions(part, _met | {id(subscriber)})
+        yield from subscriptions(part, _whole | {id(subscriber)})
 
 
-def members(subscriber: object) -> Iterator[object]:
+def with_parts(subscriber: object) -> Iterator[object]:
     """Yield an object and its parts, theirs too."""
     yield subscriber
     for part in getattr(subscriber, "parts", ()):
-        yield from members(part)
+        yield from with_parts(part)
 
 
 class Bus:
@@ -160,18 +160,18 @@ class Bus:
 
     def __init__(self, *subscribers: object, learner: object = None) -> None:
         self._subscriptions: list[tuple[type[Event], Handler, bool]] = []  # with whether what hears learns
-        for one in subscribers:
-            handlers = [(event, call, one is learner) for event, call in subscriptions(one)]
+        for subscriber in subscribers:
+            handlers = [(event, call, subscriber is learner) for event, call in subscriptions(subscriber)]
             if not handlers:
-                if isinstance(one, (bool, int, float, str, Mapping)):  # an option of `run` that was not named
-                    raise TypeError(f"{one!r} is no observer, and would hear nothing: options are given by name, as seed=0")
-                raise TypeError(f"{type(one).__name__} would hear nothing: mark its methods with @on(some event)")
+                if isinstance(subscriber, (bool, int, float, str, Mapping)):  # an option of `run` that was not named
+                    raise TypeError(f"{subscriber!r} is no observer, and would hear nothing: options are given by name, as seed=0")
+                raise TypeError(f"{type(subscriber).__name__} would hear nothing: mark its methods with @on(some event)")
             self._subscriptions += handlers
-        met: set[int] = set()
-        for each in (member for one in subscribers for member in members(one)):
-            if id(each) in met:
-                raise ValueError(f"{type(each).__name__} would hear every event twice: pass it once")
-            met.add(id(each))
+        ids: set[int] = set()
+        for part in (part for subscriber in subscribers for part in with_parts(subscriber)):
+            if id(part) in ids:
+                raise ValueError(f"{type(part).__name__} would hear every event twice: pass it once")
+            ids.add(id(part))
         self._table: dict[type[Event], tuple[tuple[bool, tuple[Handler, ...]], ...]] = {}
 
     def _groups(self, kind: type[Event]) -> tuple[tuple[bool, tuple[Handler, ...]], ...]:
@@ -179,7 +179,7 @@ class Bus:
         if not issubclass(kind, Event):
             raise TypeError(f"{kind.__name__} is not an event: derive it from clstream.Event, and emit an object of it")
         hearing = [(learns, call) for event, call, learns in self._subscriptions if issubclass(kind, event)]
-        groups = tuple((learns, tuple(call for _, call in calls)) for learns, calls in groupby(hearing, lambda each: each[0]))
+        groups = tuple((learns, tuple(call for _, call in calls)) for learns, calls in groupby(hearing, lambda pair: pair[0]))
         self._table[kind] = groups
         return groups
 

@@ -14,18 +14,47 @@ have come after the checkpoint. A strategy or a detector may emit events of its 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from clstream.bus import Event as Event
+from clstream.results import Evaluation
 from clstream.stream import Batch, Epoch, Session, Stream, Task
 
 if TYPE_CHECKING:
-    from clstream.engine.simulation import Run
-    from clstream.results import Evaluation
     from clstream.strategy import Strategy
+
+
+class RunControl(Protocol):
+    """What an observer may ask of a run."""
+
+    sessions: int
+    """How many sessions the run is of."""
+
+    changed_code: list[str]
+    """What code of the user's own was changed since the checkpoint that the run goes on from, and accepted; a text for each."""
+
+    @property
+    def source_files(self) -> Mapping[str, str]:
+        """The source code of the user's own that the run is built from: texts by the names of files."""
+
+    def defer(self, call: Callable[[], object]) -> None:
+        """Have something done as soon as no event is under way: between two batches, or after an evaluation."""
+
+    def emit_to_observers(self, event: Event) -> None:
+        """Tell the observers and not the strategy, which must not hear what was measured against the truth."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, as plain values and tensors: the objects' own, not copies.
+
+        Raises CaptureError for what the strategy holds that can't be written.
+        """
+
+    def check_same(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of another run, and say what differs: raises OtherRunError, a ValueError."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,14 +64,14 @@ class RunStarted(Event):
     To a strategy on a stream that hides its boundaries `stream` is a `StreamView` of it, and there is no run.
 
     If `resumed`, the run goes on from a checkpoint: what the strategy and the observers hold is restored after this event.
-    `run` is the run itself: an observer can have something done between two events, `event.run.ask(call)`.
+    `run` is what an observer may ask of the run: to have something done between two events, `event.run.defer(call)`.
     """
 
     stream: Stream
     strategy: Strategy
     seed: int = 0
     resumed: bool = False
-    run: Run | None = None
+    run: RunControl | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -99,7 +99,7 @@ class Prequential:
         self.first, self.before = len(self.sizes), self.before + session
         measured = PrequentialMeasured(_share(session), _share(self.before))
         if self.started.run is not None:
-            self.started.run.watching.emit(measured)
+            self.started.run.emit_to_observers(measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
@@ -225,7 +225,7 @@ class Detection:
     def tell(self, event: SessionEnded) -> None:
         """Tell everyone."""
         if self.started.run is not None:
-            self.started.run.watching.emit(self.measured)
+            self.started.run.emit_to_observers(self.measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

@@ -20,7 +20,7 @@ from clstream import run
 from clstream.bus import on
 from clstream.checks import check_stream, example_model, example_stream
 from clstream.engine import OtherRunError
-from clstream.engine.simulation import Run
+from clstream.engine.simulation import Simulation
 from clstream.events import BatchLearned
 from clstream.recording import read, record
 from clstream.stream import Samples, Stream, Task
@@ -138,9 +138,9 @@ def test_a_recording_keeps_it_and_is_one_that_older_versions_refuse(tmp_path: Pa
 
 
 def test_it_belongs_to_the_identity_of_a_run() -> None:
-    def going(drop_last: bool) -> Run:
+    def going(drop_last: bool) -> Simulation:
         stream = replace(example_stream(batch_size=7), drop_last=drop_last)
-        return Run(Finetune(example_model()), stream, (), 0, "cpu", None, None)
+        return Simulation(Finetune(example_model()), stream, (), 0, "cpu", None, None)
 
     started = going(True)
     started.start(None)

@@ -24,7 +24,7 @@ from clstream.bus import Bus
 from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints, Trace
 from clstream.checks.strategy_checks import difference
-from clstream.engine.simulation import Run
+from clstream.engine.simulation import Simulation
 from clstream.events import Evaluated
 from clstream.models import Mlp
 from clstream.online_metrics import Detection, DetectionMeasured, Prequential, PrequentialMeasured
@@ -146,7 +146,7 @@ def reach(root: object) -> Iterator[tuple[str, object]]:
 
 def leaks(strategy: Strategy, stream: Stream) -> list[str]:
     """Return the paths to what would tell of tasks."""
-    forbidden = (Task, Stream, Mixture, Run, Data, Subset, Evaluation, Transitions, Gaussian)
+    forbidden = (Task, Stream, Mixture, Simulation, Data, Subset, Evaluation, Transitions, Gaussian)
     data = set()
     for task in stream.tasks:
         for part in (task.train, task.test, task.validation):
@@ -226,7 +226,7 @@ def test_the_search_finds_what_is_there() -> None:
     strategy = Greedy(model_for(stream))
     run(strategy, stream)
     found = leaks(strategy, stream)
-    for way in (".stream: Stream", ".run: Run", ".samples: Subset", ".evaluation: Evaluation"):
+    for way in (".stream: Stream", ".run: Simulation", ".samples: Subset", ".evaluation: Evaluation"):
         assert any(way in path for path in found), way
     for given in (strategy.asked, [each for each in strategy.given if isinstance(each, Batch)]):
         assert any(isinstance(thing, Task) for _, thing in reach(given))
@@ -331,7 +331,7 @@ def test_observers_are_told_everything() -> None:
     stream, watch, trace = by_hand(), Watch(), Trace()
     run(Strategy(example_model()), stream, watch, trace)
     assert isinstance(watch.events[0], RunStarted)
-    assert watch.events[0].stream.tasks[2] is stream.tasks[2] and isinstance(watch.events[0].run, Run)
+    assert watch.events[0].stream.tasks[2] is stream.tasks[2] and isinstance(watch.events[0].run, Simulation)
     assert trace.word.count("R") == 1 and trace.word.count("V") == 4
     assert sum(isinstance(each, Evaluated) for each in watch.events) == 4
 

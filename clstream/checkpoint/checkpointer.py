@@ -27,8 +27,7 @@ import clstream
 from clstream.bus import on
 from clstream.checkpoint.store import FORMAT, TORN, _number, files, load, save
 from clstream.engine import OtherRunError
-from clstream.engine.simulation import Run
-from clstream.events import BatchLearned, Evaluated, RunEnded, RunStarted
+from clstream.events import BatchLearned, Evaluated, RunControl, RunEnded, RunStarted
 from clstream.files import FolderError, check_plain_files, claimed
 from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.serialization.source_code import write_sources
@@ -82,7 +81,7 @@ class Checkpointer:
         self.folder, self.keep, self.share, self.signals = Path(folder), keep, share, signals
         self.every_batches = every_batches or sys.maxsize
         self.every_seconds = float("inf") if every_seconds is None else every_seconds
-        self.run: Run | None = None
+        self.run: RunControl | None = None
         self.held = ExitStack()
         self.handlers: dict[int, Any] = {}
         self.seconds, self.written = 0.0, 0
@@ -102,14 +101,14 @@ class Checkpointer:
             raise
         self.run, self.number, self.stopped = event.run, _number(there[0]) if there else 0, 0
         self.batches, self.failed, self.tried = 0, False, [False, False]
-        self.with_code = False
+        self.with_code, self.asked = False, False
         self._rest(0.0)
         if self.signals and threading.current_thread() is threading.main_thread():
             for each in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(each) != signal.SIG_IGN:  # what is ignored, as in a shell's background, stays so
                     self.handlers[each] = signal.signal(each, self._hear)
         if not (event.resumed and there):
-            event.run.ask(self._first)
+            event.run.defer(self._first)
 
     def _look_around(self, event: RunStarted, there: list[Path]) -> None:
         """Refuse a folder of another run; clear away what was never whole."""
@@ -170,6 +169,7 @@ class Checkpointer:
 
     def write(self) -> bool:
         """Write a checkpoint now, between events; return whether it could be written, and warn if not."""
+        self.asked = False
         try:
             self._write()
         except OSError as error:
@@ -198,7 +198,7 @@ class Checkpointer:
         """Have the state captured, unwritten: what came to be with the first batch or session shows while little is lost."""
         assert self.run is not None
         self.tried[number] = True
-        self.run.ask(self._rehearse)
+        self.run.defer(self._rehearse)
 
     def _rehearse(self) -> None:
         assert self.run is not None
@@ -208,8 +208,9 @@ class Checkpointer:
 
     def _ask(self) -> None:
         assert self.run is not None
-        if self.write not in self.run.asked and self._stop not in self.run.asked:
-            self.run.ask(self.write)
+        if not self.asked:
+            self.asked = True
+            self.run.defer(self.write)
 
     def _write(self) -> None:
         assert self.run is not None
@@ -229,7 +230,7 @@ class Checkpointer:
         self.written += 1
         if not self.with_code:
             self.with_code = True
-            write_sources({**self.run.sources["observers"], **self.run.sources["run"]}, self.folder)
+            write_sources(self.run.source_files, self.folder)
         for old in files(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
 
@@ -244,7 +245,8 @@ class Checkpointer:
         self._unhear()
         self.stopped = number
         if self.run is not None:
-            self.run.ask(self._stop)
+            self.asked = True
+            self.run.defer(self._stop)
         with suppress(OSError, ValueError, AttributeError):  # there may be no one to tell; and print is not safe in here
             os.write(sys.__stderr__.fileno(), b"\nstopping after this batch; once more ends at once\n")  # type: ignore[union-attr]
 

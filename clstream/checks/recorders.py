@@ -58,19 +58,19 @@ class Checkpoints:
         """Take the first one."""
         assert event.run is not None
         self.run = event.run
-        self.run.ask(self.write)
+        self.run.defer(self.write)
 
     @on(events.BatchLearned)
     def learned(self, event: events.BatchLearned) -> None:
         """Take one after the batch."""
         if self.every:
-            self.run.ask(self.write)
+            self.run.defer(self.write)
 
     @on(events.Evaluated)
     def evaluated(self, event: events.Evaluated) -> None:
         """Take one after the evaluation."""
         if self.every or len(event.evaluation.accuracy) == self.run.sessions:
-            self.run.ask(self.write)
+            self.run.defer(self.write)
 
     def write(self) -> None:
         """Keep one."""

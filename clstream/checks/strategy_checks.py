@@ -25,7 +25,8 @@ from clstream.checks.examples import example_model, example_stream, normed_model
 from clstream.checks.recorders import HIDDEN, SHOWN, Asking, Checkpoints, Losses, Trace
 from clstream.checks.retention import Search
 from clstream.engine import run
-from clstream.evaluation import evaluate, evaluating
+from clstream.eval_mode import evaluating
+from clstream.evaluation import evaluate
 from clstream.params import describe
 from clstream.results import Result
 from clstream.seeds import isolated

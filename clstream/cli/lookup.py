@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
-from clstream.bus import heard
+from clstream.bus import handlers_of
 from clstream.cli.errors import UsageError, nearest
 from clstream.strategy import Strategy
 from clstream.stream import Stream
@@ -188,7 +188,7 @@ def observer(name: str, trusted: Iterable[str] = ()) -> Callable[[], object]:
         raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name[:60]!r}")
     check_may_name(name, trusted)
     thing = load(name, "observer")
-    if not isinstance(thing, type) or not any(heard(thing)):
+    if not isinstance(thing, type) or not any(handlers_of(thing)):
         raise UsageError(f"{name} is no observer: it must be a class with methods marked @on(...)")
     if missing := required(thing):
         raise UsageError(f"{name} can't be made from the command line: its {missing[0]} has no default")

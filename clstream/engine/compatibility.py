@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy as is_uninitialized
 from torch.optim import Optimizer
 
 from clstream.attributes import held
-from clstream.bus import members, subscriptions
+from clstream.bus import subscriptions, with_parts
 from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
 from clstream.params import check_integer
@@ -43,7 +43,7 @@ def check_fits(
     for need, reason in needs(strategy).items():
         if not stream.boundaries:
             raise ValueError(f"{type(strategy).__name__} needs {need}, which {stream.name} hides ({reason})")
-    for each in members(strategy):
+    for each in with_parts(strategy):
         for regulariser in getattr(each, "regularisers", ()):
             if not any(regulariser is part for part in getattr(each, "parts", ())):
                 name = type(each).__name__

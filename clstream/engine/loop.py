@@ -1,9 +1,10 @@
-"""The run: plays a stream to a strategy, and tells everyone what happens."""
+"""The loop: the definition of a simulation. A stream is played to a strategy, and everyone is told what happens."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from operator import index
 from typing import Any
 from weakref import WeakValueDictionary
@@ -12,17 +13,16 @@ import torch
 from torch import Tensor
 
 from clstream import events
-from clstream.bus import members
-from clstream.engine.compatibility import check_fits as check_fits
-from clstream.engine.run_params import described as described
+from clstream.bus import with_parts
+from clstream.engine.compatibility import check_fits
 from clstream.engine.saved_state import Position
-from clstream.engine.simulation import Run
+from clstream.engine.simulation import Simulation
 from clstream.eval_mode import as_written
 from clstream.params import check_bool
 from clstream.results import Result, result_of
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
-from clstream.stream import Batch, Session, Stream
+from clstream.stream import Batch, Session, Stream, Task
 
 FINITE_EVERY = 64
 """Batches after which the losses are checked together: one look at the device for all of them."""
@@ -69,28 +69,30 @@ def run(
     check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
-        going = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code)
+        simulation = Simulation(
+            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code
+        )
         if resume is not None:
-            going.check_same(resume)
+            simulation.check_same(resume)
         note_used(strategy, warn=resume is None)
         try:
-            going.start(resume)
-            play(going)
+            simulation.start(resume)
+            play(simulation)
         except BaseException as raised:
             error = raised
             raise
         finally:
             try:
-                going.bus.close(events.RunEnded(error))
+                simulation.bus.close(events.RunEnded(error))
             finally:
-                going.placed.leave()
-    return result_of(going.measured())
+                simulation.placement.leave()
+    return result_of(simulation.measured())
 
 
 def note_used(strategy: Strategy, warn: bool) -> None:
     """Note that a strategy is run now, and those that it wraps; warn, if asked to, where one was run before."""
-    parts = [each for each in members(strategy) if isinstance(each, Strategy)]
-    used = [type(each).__name__ for each in parts if _RAN.get(id(each)) is each]
+    strategies = [part for part in with_parts(strategy) if isinstance(part, Strategy)]
+    used = [type(part).__name__ for part in strategies if _RAN.get(id(part)) is part]
     if used and warn:
         warnings.warn(
             f"this {used[0]} was run before, and goes on from the weights and memories that it has: build a new one, with a new "
@@ -98,7 +100,7 @@ def note_used(strategy: Strategy, warn: bool) -> None:
             UserWarning,
             stacklevel=3,
         )
-    _RAN.update({id(each): each for each in parts})
+    _RAN.update({id(part): part for part in strategies})
 
 
 def check_same_run(
@@ -119,41 +121,41 @@ def check_same_run(
     with other code, and that is not accepted.
     """
     with isolated(index(seed), "run", device=device):
-        same = Run(strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code)
+        simulation = Simulation(
+            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code
+        )
         try:
-            same.check_same(resume)
+            simulation.check_same(resume)
         finally:
-            same.placed.leave()
-    return same.changed_code
+            simulation.placement.leave()
+    return simulation.changed_code
 
 
-def play(going: Run) -> None:
+def play(simulation: Simulation) -> None:
     """Play the sessions that are left."""
-    stream, emit = going.stream, going.bus.emit
-    for position in range(going.position.session, going.sessions):
-        session, number = stream.session(position), stream.task_of(position)
-        if going.position == Position(position):  # else it goes on within the session
-            if stream.boundaries and (position == 0 or stream.task_of(position - 1) != number):
-                emit(events.TaskStarted(stream.tasks[number]))
+    emit = simulation.bus.emit
+    for delivery in simulation.deliveries():
+        session, task = delivery.session, delivery.task
+        if simulation.position == Position(session.index):  # else it goes on within the session
+            if delivery.begins_task:
+                emit(events.TaskStarted(task))
             emit(events.SessionStarted(session))
-            going.placed.update()
-        learn(going, session, number)
+            simulation.placement.update()
+        learn(simulation, session, task)
         emit(events.SessionEnded(session))
-        if stream.boundaries and (position + 1 == going.sessions or stream.task_of(position + 1) != number):
-            emit(events.TaskEnded(stream.tasks[number]))
-        going.placed.update()
-        going.evaluate(number, within_session=False)
-        going.position = Position(position + 1)
-        going.pause()
+        if delivery.ends_task:
+            emit(events.TaskEnded(task))
+        simulation.placement.update()
+        simulation.evaluate(task, within_session=False)
+        simulation.position = Position(session.index + 1)
+        simulation.run_deferred()
 
 
-def learn(going: Run, session: Session, number: int) -> None:
-    """Play what is left of one session of a task; of one that mixes tasks, most of it is of this one."""
-    strategy, emit, every = going.strategy, going.bus.emit, going.evaluate_every
-    first = going.position
-    for epoch in session:
-        if epoch.index < first.epoch:
-            continue
+def learn(simulation: Simulation, session: Session, task: Task) -> None:
+    """Play what is left of a session; of one that mixes tasks, most samples are of this task."""
+    strategy, emit, every = simulation.strategy, simulation.bus.emit, simulation.evaluate_every
+    first = simulation.position
+    for epoch in islice(session, first.epoch, None):
         begin = first.batch if epoch.index == first.epoch else 0
         if not begin:
             emit(events.EpochStarted(epoch))
@@ -163,22 +165,21 @@ def learn(going: Run, session: Session, number: int) -> None:
             loss = strategy.learn(batch)
             emit(events.BatchLearned(batch, loss))
             losses.append(loss)
-            if len(losses) == FINITE_EVERY:
-                check_losses(losses, strategy, number, session, batch)
-            going.step += 1
-            if every and going.step % every == 0:
-                check_losses(losses, strategy, number, session, batch)
-                going.evaluate(number, within_session=True)
-            if going.asked:
-                check_losses(losses, strategy, number, session, batch)
-                going.position = Position(session.index, epoch.index, batch.index + 1)
-                going.pause()
+            simulation.step += 1
+            evaluating = every and simulation.step % every == 0
+            if evaluating or simulation.deferred or len(losses) == FINITE_EVERY:
+                check_losses(losses, strategy, task, session, batch)
+            if evaluating:
+                simulation.evaluate(task, within_session=True)
+            if simulation.deferred:
+                simulation.position = Position(session.index, epoch.index, batch.index + 1)
+                simulation.run_deferred()
         if losses:
-            check_losses(losses, strategy, number, session, batch)
+            check_losses(losses, strategy, task, session, batch)
         emit(events.EpochEnded(epoch))
 
 
-def check_losses(losses: list[Tensor], strategy: Strategy, task: int, session: Session, newest: Batch) -> None:
+def check_losses(losses: list[Tensor], strategy: Strategy, task: Task, session: Session, newest: Batch) -> None:
     """Refuse losses that are not detached, finite scalars, naming the batch of the first one; then forget them."""
     if not losses:
         return
@@ -191,7 +192,7 @@ def check_losses(losses: list[Tensor], strategy: Strategy, task: int, session: S
     if not finite.all():
         back = len(losses) - 1 - int((~finite).nonzero()[0])
         raise FloatingPointError(
-            f"the loss is {float(losses[len(losses) - 1 - back])} in task {task}, session {session.index}, "
+            f"the loss is {float(losses[len(losses) - 1 - back])} in task {task.id}, session {session.index}, "
             f"epoch {newest.epoch}, batch {newest.index - back}: try a smaller learning rate, or look at that batch"
         )
     losses.clear()

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from clstream.attributes import walk
-from clstream.bus import Bus, Emitter, members
+from clstream.bus import Bus, Emitter, with_parts
 from clstream.seeds import derive
 from clstream.strategy import Strategy
 
 
-class Placed:
+class Placement:
     """What a strategy holds, in the run: modules on its device, generators seeded from its seed and their place, emitters heard.
 
     `update` takes in what came to be since: experts, heads, a memory for a new task.
@@ -22,15 +22,15 @@ class Placed:
 
     def __init__(self, strategy: Strategy, device: str | torch.device, seed: int, bus: Bus) -> None:
         self.strategy, self.device, self.seed, self.bus = strategy, device, seed, bus
-        self.known: dict[int, object] = {}  # the objects themselves, so that no new one gets the id of an old one
+        self.placed: dict[int, object] = {}  # the objects themselves, so that no new one gets the id of an old one
         self.update()
 
     def update(self) -> None:
         """Place what is new."""
         for path, value in self.walk():
-            if not isinstance(value, (nn.Module, torch.Generator, Emitter)) or id(value) in self.known:
+            if not isinstance(value, (nn.Module, torch.Generator, Emitter)) or id(value) in self.placed:
                 continue
-            self.known[id(value)] = value
+            self.placed[id(value)] = value
             if isinstance(value, nn.Module):
                 value.to(self.device)
             elif isinstance(value, torch.Generator):
@@ -43,24 +43,24 @@ class Placed:
 
         So a wrapper's host draws the same random numbers as it does alone.
         """
-        wrapped = [each for each in members(self.strategy) if isinstance(each, Strategy)]
+        strategies = [part for part in with_parts(self.strategy) if isinstance(part, Strategy)]
         names = Counter[str]()
-        for strategy in reversed(wrapped):
+        for strategy in reversed(strategies):
             name = type(strategy).__name__
             names[name] += 1
             mark = f"{name}#{names[name]}" if names[name] > 1 else name
             for path, value in walk(strategy):
                 yield mark + path.removeprefix(name), value
 
-    def know(self, objects: Iterable[object]) -> None:
+    def take_over(self, objects: Iterable[object]) -> None:
         """Take objects as placed before: their generators are under way."""
-        self.known = {id(value): value for value in objects}
-        for value in self.known.values():
+        self.placed = {id(value): value for value in objects}
+        for value in self.placed.values():
             if isinstance(value, Emitter):
                 value.bus = self.bus
 
     def leave(self) -> None:
         """Take the emitters out of the run."""
-        for value in self.known.values():
+        for value in self.placed.values():
             if isinstance(value, Emitter):
                 value.bus = None

@@ -14,7 +14,7 @@ from clstream.strategy import Strategy
 from clstream.stream import Stream, Subset
 
 
-def described(
+def run_params(
     strategy: Strategy, stream: Stream, seed: int, device: str | torch.device
 ) -> dict[str, str | int | float | bool | None]:
     """Return what is run, by name, in plain values."""
@@ -35,7 +35,7 @@ def described(
     }
 
 
-def _values(strategy: Strategy, stream: Stream) -> Iterator[object]:
+def built_from(strategy: Strategy, stream: Stream) -> Iterator[object]:
     """Yield what a strategy and a stream hold that code of the user's own may belong to."""
     for _, value in walk(strategy):
         yield value
@@ -47,11 +47,11 @@ def _values(strategy: Strategy, stream: Stream) -> Iterator[object]:
         yield from (value for _, value in walk(held_by_stream))
 
 
-def shapes(strategy: Strategy) -> str:
+def weight_shapes_hash(strategy: Strategy) -> str:
     """Return a hash of the names, shapes and types of all weights."""
-    found = [
-        f"{path}.{name} {tuple(each.shape)} {each.dtype}"
+    lines = [
+        f"{path}.{name} {tuple(tensor.shape)} {tensor.dtype}"
         for path, module in held(strategy, nn.Module)
-        for name, each in [*module.named_parameters(), *module.named_buffers()]
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     ]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, fields, replace
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from clstream import events
-from clstream.bus import Bus, members
-from clstream.engine.placement import Placed
-from clstream.engine.run_params import _values, described, shapes
+from clstream.bus import Bus, with_parts
+from clstream.engine.placement import Placement
+from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
 from clstream.engine.saved_state import ChangedCodeError, OtherRunError, Position, check_state
 from clstream.eval_mode import as_written
 from clstream.evaluation import evaluate
@@ -28,12 +28,12 @@ from clstream.serialization.capture import origin_of
 from clstream.serialization.encoding import plain
 from clstream.serialization.references import Origin
 from clstream.serialization.same_code import Source
-from clstream.serialization.source_code import changes, checkout_hash, definitions, user_sources
+from clstream.serialization.source_code import as_files, changes, checkout_hash, definitions, user_sources
 from clstream.strategy import Strategy
-from clstream.stream import Stream
+from clstream.stream import Delivery, Stream, Task
 
 
-class Run:
+class Simulation:
     """One strategy on one stream with one seed, while it goes on: what takes part, where it is, and what it measured so far.
 
     Args:
@@ -57,22 +57,20 @@ class Run:
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
-        self.built_from = list(definitions(*_values(strategy, stream), *code))
+        self.built_from = list(definitions(*built_from(strategy, stream), *code))
         self.bus = Bus(strategy, *observers, learner=strategy)
-        self.learning, self.watching = (
-            Bus(strategy, learner=strategy),
-            Bus(*observers),
-        )  # its halves: they are not always told the same
-        self.placed = Placed(strategy, device, seed, self.bus)
+        # its halves: they are not always told the same
+        self.strategy_bus, self.observer_bus = Bus(strategy, learner=strategy), Bus(*observers)
+        self.placement = Placement(strategy, device, seed, self.bus)
         self.stream = stream.reseeded(seed).to(device)
         self.sessions = min(len(stream), max_sessions or len(stream))
         self.position, self.step = Position(0), 0
-        self.asked: list[Callable[[], object]] = []
-        self.members = list(members(strategy))  # those that the bus calls, whatever becomes of `parts`
-        self.identity = described(strategy, self.stream, seed, self.device.type) | {
+        self.deferred: list[Callable[[], object]] = []
+        self.parts = list(with_parts(strategy))  # those that the bus calls, whatever becomes of `strategy.parts`
+        self.identity = run_params(strategy, self.stream, seed, self.device.type) | {
             "stream.seed": self.stream.seed,
             "stream.augment": describe(self.stream.augment),
-            "shapes of the weights": shapes(strategy),
+            "shapes of the weights": weight_shapes_hash(strategy),
             "evaluate_every": evaluate_every,
             "max_sessions": max_sessions,
             **({} if stream.shuffle else {"stream.shuffle": False}),
@@ -86,13 +84,13 @@ class Run:
     @cached_property
     def origin(self) -> Origin:
         """What was there when the run began, or when it was first asked for its state."""
-        return origin_of(self.members, self.stream)
+        return origin_of(self.parts, self.stream)
 
     @cached_property
     def sources(self) -> dict[str, dict[str, Source]]:
         """The user's own source code: "run" of what learns and is learned, "observers" of what only observers are built from."""
         run = user_sources(self.built_from)
-        observers = user_sources(definitions(*(part for each in self.observers for part in members(each))))
+        observers = user_sources(definitions(*(part for observer in self.observers for part in with_parts(observer))))
         return {"run": run, "observers": {name: source for name, source in observers.items() if name not in run}}
 
     @cached_property
@@ -100,42 +98,56 @@ class Run:
         """See `checkout_hash`."""
         return checkout_hash(self.built_from)
 
-    def ask(self, call: Callable[[], object]) -> None:
-        """Have something done as soon as no event is under way: between two batches, or after an evaluation."""
-        self.asked.append(call)
+    @property
+    def source_files(self) -> dict[str, str]:
+        """See `RunControl`."""
+        return as_files({**self.sources["observers"], **self.sources["run"]})
 
-    def pause(self) -> None:
-        """Do what was asked for."""
-        asked, self.asked = self.asked, []
+    def deliveries(self) -> Iterator[Delivery]:
+        """Return the sessions that are left, with their tasks; the first one may be under way."""
+        return self.stream.deliveries(self.position.session, self.sessions)
+
+    def defer(self, call: Callable[[], object]) -> None:
+        """See `RunControl`."""
+        self.deferred.append(call)
+
+    def run_deferred(self) -> None:
+        """Do what was deferred: no event is under way."""
+        deferred, self.deferred = self.deferred, []
         with as_written(False):
-            for call in asked:
+            for call in deferred:
                 call()
+
+    def emit_to_observers(self, event: events.Event) -> None:
+        """See `RunControl`."""
+        self.observer_bus.emit(event)
 
     def start(self, resume: Mapping[str, Any] | None) -> None:
         """Tell everyone, then ask the untrained strategy, or restore what a checkpoint holds."""
         started = events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self)
         told: Any = self.stream.told
-        self.learning.emit(started if told is self.stream else replace(started, stream=told, run=None))
-        self.watching.emit(started)
-        self.placed.update()
-        if self.asked or resume is not None:
+        self.strategy_bus.emit(started if told is self.stream else replace(started, stream=told, run=None))
+        self.observer_bus.emit(started)
+        self.placement.update()
+        if self.deferred or resume is not None:
             self.origin  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
         if resume is None:
             self.evaluation = Evaluation.of_untrained(*evaluate(self.strategy, self.stream), self.stream.scenario)
         else:
             self.restore(resume)
-        self.pause()
+        self.run_deferred()
 
-    def evaluate(self, task: int, within_session: bool) -> None:
+    def evaluate(self, task: Task, within_session: bool) -> None:
         """Evaluate, keep the rows, and tell; `task` is what is being taught."""
-        self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task, self.step, within_session)
-        (self.bus if self.stream.boundaries else self.watching).emit(events.Evaluated(self.evaluation))  # it says what was taught
+        self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task.id, self.step, within_session)
+        bus = self.bus if self.stream.boundaries else self.observer_bus  # it says what was taught
+        bus.emit(events.Evaluated(self.evaluation))
 
     def measured(self) -> dict[str, Any]:
         """Return what was measured so far, and of what."""
         return {
-            "evaluation": {each.name: getattr(self.evaluation, each.name) for each in fields(Evaluation)},
-            "params": described(self.strategy, self.stream, self.seed, self.device),
+            "evaluation": {field.name: getattr(self.evaluation, field.name) for field in fields(Evaluation)},
+            "params": run_params(self.strategy, self.stream, self.seed, self.device),
             "seconds": self.seconds,
         }
 
@@ -144,9 +156,11 @@ class Run:
 
         Raises CaptureError for what the strategy holds that can't be written.
         """
-        held, numbers = capture(self.members, self.origin)
+        held, numbers = capture(self.parts, self.origin)
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        observers = [[type(each).__qualname__, each.state_dict()] for each in self.observers if hasattr(each, "state_dict")]
+        observers = [
+            [type(observer).__qualname__, observer.state_dict()] for observer in self.observers if hasattr(observer, "state_dict")
+        ]
         rest = {
             **self.measured(),
             "identity": self.identity | {"data fingerprint": self.stream.fingerprint},
@@ -161,43 +175,47 @@ class Run:
                 "numpy": random_state(np.random),
                 "python": random_state(random),
             },
-            "placed": sorted(numbers[each] for each in self.placed.known if each in numbers),
+            "placed": sorted(numbers[key] for key in self.placement.placed if key in numbers),
             "observers": observers,
         }
         return {name: plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything into the state of a checkpoint. Raises ValueError for one that doesn't fit."""
-        made = restore(self.members, state["strategy"], self.origin, self.device)
-        self.placed.know(made[number] for number in state["placed"] if number < len(made))
+        objects = restore(self.parts, state["strategy"], self.origin, self.device)
+        self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
         self.began = time.perf_counter() - state["seconds"]
         self.evaluation = Evaluation(**state["evaluation"])
-        kept = list(state["observers"])
-        for each in self.observers:
-            mine = next((one for one in kept if one[0] == type(each).__qualname__), None)
-            if mine is not None and hasattr(each, "load_state_dict"):
-                kept.remove(mine)
+        self.restore_observers(state["observers"])
+        generators = state["random"]
+        try:
+            torch.set_rng_state(generators["torch"])
+            if generators["cuda"] is not None:
+                torch.cuda.set_rng_state(generators["cuda"], self.device)
+            set_random_state(np.random, generators["numpy"])
+            set_random_state(random, generators["python"])
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint is no good: the state of a random generator is none ({error})") from error
+
+    def restore_observers(self, states: Sequence[list[Any]]) -> None:
+        """Give each observer the state of the first one of its class that is left. Raises ValueError for one that doesn't fit."""
+        left = list(states)
+        for observer in self.observers:
+            state = next((state for state in left if state[0] == type(observer).__qualname__), None)
+            if state is not None and hasattr(observer, "load_state_dict"):
+                left.remove(state)
                 try:
-                    each.load_state_dict(mine[1])
+                    observer.load_state_dict(state[1])
                 except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
-                    raise ValueError(f"{mine[0]} can't take up its state in the checkpoint ({error!r})") from error
-            elif hasattr(each, "load_state_dict") and not getattr(each, "joins_late", False):
+                    raise ValueError(f"{state[0]} can't take up its state in the checkpoint ({error!r})") from error
+            elif hasattr(observer, "load_state_dict") and not getattr(observer, "joins_late", False):
                 warnings.warn(
-                    f"{type(each).__name__} was not among the observers when the checkpoint was written: it sees only what comes "
-                    "from there on",
+                    f"{type(observer).__name__} was not among the observers when the checkpoint was written: it sees only what "
+                    "comes from there on",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        chance = state["random"]
-        try:
-            torch.set_rng_state(chance["torch"])
-            if chance["cuda"] is not None:
-                torch.cuda.set_rng_state(chance["cuda"], self.device)
-            set_random_state(np.random, chance["numpy"])
-            set_random_state(random, chance["python"])
-        except (TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"the checkpoint is no good: the state of a random generator is none ({error})") from error
 
     def check_same(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another run, and say what differs; ValueError for what is no checkpoint.

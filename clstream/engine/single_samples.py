@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clstream import events
-from clstream.engine.simulation import Run
+from clstream.engine.simulation import Simulation
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
 from clstream.stream import Samples, Stream, Subset
@@ -91,18 +91,18 @@ def fails(strategy: Strategy, stream: Stream, session: int, device: str | torch.
         try:
             tasks = [replace(task, train=cut(task.train, count), test=cut(task.test, 1), validation=None) for task in stream.tasks]
             short = replace(stream, tasks=tasks, schedule=(stream.task_of(session),), epochs=1, drop_last=False)
-            going = Run(deepcopy(strategy), short, (), 0, device, None, None)
-            going.start(None)
-            delivery = short.session(0)
+            simulation = Simulation(deepcopy(strategy), short, (), 0, device, None, None)
+            simulation.start(None)
+            session_of_one = short.session(0)
             if short.boundaries:
-                going.bus.emit(events.TaskStarted(short.tasks[short.task_of(0)]))
-            going.bus.emit(events.SessionStarted(delivery))
-            going.placed.update()
-            for epoch in delivery:
-                going.bus.emit(events.EpochStarted(epoch))
+                simulation.bus.emit(events.TaskStarted(short.tasks[short.task_of(0)]))
+            simulation.bus.emit(events.SessionStarted(session_of_one))
+            simulation.placement.update()
+            for epoch in session_of_one:
+                simulation.bus.emit(events.EpochStarted(epoch))
                 for batch in epoch:
-                    going.bus.emit(events.BatchReady(batch))
-                    going.bus.emit(events.BatchLearned(batch, going.strategy.learn(batch)))
+                    simulation.bus.emit(events.BatchReady(batch))
+                    simulation.bus.emit(events.BatchLearned(batch, simulation.strategy.learn(batch)))
         except ValueError as error:
             return _TORCH_SAYS in str(error)
         except Exception:  # noqa: BLE001  # whatever it is, it is not batch norm

@@ -151,12 +151,11 @@ def changes(then: Mapping[str, Sequence[str]], now: Mapping[str, Source], only_c
     return differing
 
 
-def write_sources(sources: Mapping[str, Source], folder: Path) -> Path | None:
-    """Write sources to the folder `code` in a folder, by module names; None if there are none.
+def write_sources(files: Mapping[str, str], folder: Path) -> Path | None:
+    """Write source files, texts by name, to the folder `code` in a folder; None if there are none.
 
     If other ones are there, they go to `code.2`, `code.3`, ... beside. Raises OSError if they can't be written.
     """
-    files = as_files(sources)
     if not files:
         return None
     number, place = 1, folder / "code"

@@ -7,7 +7,7 @@ import inspect
 from types import CodeType
 from typing import Any
 
-from clstream.bus import heard
+from clstream.bus import handlers_of
 from clstream.events import Evaluated, TaskEnded, TaskStarted
 from clstream.strategy.strategy import Strategy
 
@@ -23,7 +23,7 @@ def needs(strategy: Strategy | type[Strategy]) -> dict[str, str]:
     if getattr(strategy, "active_classes", "all") == "task":
         found["boundaries"] = "active_classes='task' is about the classes of a task"
     cls = strategy if isinstance(strategy, type) else type(strategy)
-    for name, event in heard(cls):
+    for name, event in handlers_of(cls):
         if issubclass(event, (TaskStarted, TaskEnded, Evaluated)):
             found.setdefault("boundaries", f"{cls.__name__}.{name} handles {event.__name__}")
     for each in cls.__mro__:

@@ -21,8 +21,7 @@ from clstream.bus import on
 from clstream.events import RunStarted
 from clstream.models import GrowingHead
 from clstream.params import check_number
-from clstream.strategy.strategy import Regulariser as Regulariser
-from clstream.strategy.strategy import Strategy
+from clstream.strategy.strategy import Regulariser, Strategy
 from clstream.stream import Samples
 
 

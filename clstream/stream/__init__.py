@@ -6,6 +6,7 @@ from clstream.stream.samples import apart as apart
 from clstream.stream.samples import content_hash as content_hash
 from clstream.stream.sessions import Batch as Batch
 from clstream.stream.sessions import Data as Data
+from clstream.stream.sessions import Delivery as Delivery
 from clstream.stream.sessions import Epoch as Epoch
 from clstream.stream.sessions import Mixture as Mixture
 from clstream.stream.sessions import Session as Session

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import index
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from clstream.seeds import derive
-from clstream.stream.samples import Samples as Samples
-from clstream.stream.samples import Subset as Subset
-from clstream.stream.samples import content_hash as content_hash
+from clstream.stream.samples import Samples, Subset
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,6 +128,23 @@ class Session:
     def classes(self) -> list[int]:
         """The labels among its samples, sorted."""
         return [int(label) for label in self.samples.y.unique()]
+
+
+class Delivery(NamedTuple):
+    """A session as it is delivered, and where it stands in its task.
+
+    Args:
+        session: the training samples.
+        task: what is taught; of a session that mixes tasks, the one that most samples are of.
+        begins_task: whether the session before was of another task; never where the stream hides its boundaries.
+        ends_task: whether it is the last one of its task; never where the stream hides its boundaries.
+
+    """
+
+    session: Session
+    task: Task
+    begins_task: bool
+    ends_task: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

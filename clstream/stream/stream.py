@@ -17,11 +17,8 @@ import torch
 from torch import Tensor
 
 from clstream.params import check_bool, check_choice, check_integer
-from clstream.stream.samples import Samples as Samples
-from clstream.stream.samples import Subset as Subset
-from clstream.stream.samples import apart, check_samples
-from clstream.stream.samples import content_hash as content_hash
-from clstream.stream.sessions import Data, Mixture, Session, Task
+from clstream.stream.samples import Samples, Subset, apart, check_samples, content_hash
+from clstream.stream.sessions import Data, Delivery, Mixture, Session, Task
 
 SCENARIOS = ("class", "task", "domain")
 
@@ -121,6 +118,15 @@ class Stream:
     def session(self, index: int) -> Session:
         """Return a session by number; each can be reached directly. Raises IndexError outside 0 to len(stream) - 1."""
         return self._session(index, self._delivered(index))
+
+    def deliveries(self, first: int = 0, end: int | None = None) -> Iterator[Delivery]:
+        """Yield the sessions from number `first` on, before number `end`, with their tasks; the last one ends its task."""
+        end = len(self) if end is None else end
+        for index in range(first, end):
+            task = self.task_of(index)
+            begins = self.boundaries and (index == 0 or self.task_of(index - 1) != task)
+            ends = self.boundaries and (index + 1 == end or self.task_of(index + 1) != task)
+            yield Delivery(self.session(index), self.tasks[task], begins, ends)
 
     def _session(self, index: int, samples: Samples | Subset) -> Session:
         """Return a session that delivers some samples; where tasks are hidden, apart from the data that they are of."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clstream import __version__, events, metrics
 from clstream.bus import Event, on
-from clstream.engine.loop import described
+from clstream.engine.run_params import run_params
 from clstream.params import check_bool
 from clstream.results import Evaluation
 from clstream.tracking.journal import Journal, are_damaged, lines_of, set_aside
@@ -188,7 +188,7 @@ def _of_run(event: events.RunStarted) -> Entry:
         "log": FORMAT,
         "clstream": __version__,
         "title": f"{type(strategy).__name__} on {stream.name}, seed {event.seed}",
-        "params": plain(described(strategy, stream, event.seed, stream.device or "cpu")),
+        "params": plain(run_params(strategy, stream, event.seed, stream.device or "cpu")),
         "data_fingerprint": stream.fingerprint,
         **({"class_names": list(stream.class_names)} if stream.class_names else {}),
     }

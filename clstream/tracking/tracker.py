@@ -27,10 +27,9 @@ from torch import Tensor
 
 from clstream import __version__, events
 from clstream.bus import Event, on
-from clstream.engine.loop import described
+from clstream.engine.run_params import run_params
 from clstream.figures import accuracy_matrix, forgetting_curves
 from clstream.results import Evaluation, write_csv
-from clstream.serialization.source_code import as_files
 from clstream.tracking.delivery import Delivery, reason_of, spooled
 from clstream.tracking.mlflow_store import connect, deliver_to, has_run, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
@@ -145,7 +144,7 @@ class MlflowTracker:
         }
         self.delivery = begin_run(self.uri, self.experiment, self.opened, self.file, self.name or self.title, tags)
         outbox, self.is_open = self.delivery.outbox, True
-        params = described(strategy, stream, seed, stream.device or "cpu")
+        params = run_params(strategy, stream, seed, stream.device or "cpu")
         outbox.put("params", values={key: str(value)[:6000] for key, value in params.items()})
         outbox.put("artifact", name="stream.txt", text=str(stream))
         if self.config is not None:
@@ -159,8 +158,7 @@ class MlflowTracker:
     def _put_code(self, folder: str = "code") -> None:
         """Write the source of the user's own modules, so that the run can be repeated."""
         if self.delivery is not None and self.started is not None and self.started.run is not None:
-            sources = self.started.run.sources
-            for name, text in as_files({**sources["observers"], **sources["run"]}).items():
+            for name, text in self.started.run.source_files.items():
                 self.delivery.outbox.put("artifact", name=f"{folder}/{name}", text=_clean(text))
 
     @property

@@ -107,4 +107,4 @@ class Routing:
         selector, strict = torch.stack(shares).mean(0).tolist()
         self.measured.append(RoutingMeasured(selector, strict, dense, sparse))
         if self.started.run is not None:
-            self.started.run.watching.emit(self.measured[-1])
+            self.started.run.emit_to_observers(self.measured[-1])
