@@ -389,8 +389,8 @@ def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str
     assert "AvalancheEWC on blobs" in capsys.readouterr().out
     assert main([*given, *ewc, "--print_config"]) == 0
     text = capsys.readouterr().out
-    assert "class_path: clstream.strategies.avalanche.strategy.EWC" in text and "ewc_lambda: 0.4" in text and "lr: 0.05" in text
-    refresh = ["--strategy", "Refresh", "--strategy.base", "clstream.strategies.avalanche.strategy.Replay"]
+    assert "class_path: clstream.strategies.avalanche.EWC" in text and "ewc_lambda: 0.4" in text and "lr: 0.05" in text
+    refresh = ["--strategy", "Refresh", "--strategy.base", "clstream.strategies.avalanche.Replay"]
     assert main([*given, *refresh, "--checkpoint_every", "0"]) == 0  # found by its path, also within another strategy
     capsys.readouterr()
     for wrong, sentence in (

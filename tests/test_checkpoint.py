@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import pickletools
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import clstream
-from clstream import Batch, BatchLearned, Evaluated, RunEnded, RunStarted, Strategy, TaskEnded, checkpoint, on, run
-from clstream.checkpoint import Checkpointer, Stopped, newest
+from clstream import Batch, BatchLearned, Evaluated, RunEnded, RunStarted, Strategy, TaskEnded, on, run
+from clstream.checkpoint import Checkpointer, Stopped, checkpointer, newest, store
 from clstream.checkpoint.compare import difference
 from clstream.checkpoint.store import files, load
 from clstream.checks import example_model, example_stream
@@ -320,7 +321,7 @@ def test_a_checkpoint_is_read_without_running_code(tmp_path: Path) -> None:
     interrupted(tmp_path)
     file = files(tmp_path)[0]
     state = torch.load(file, weights_only=True)
-    assert state["format"] == checkpoint.FORMAT and state["clstream"] == clstream.__version__
+    assert state["format"] == store.FORMAT and state["clstream"] == clstream.__version__
     with zipfile.ZipFile(file) as packed:
         code = packed.read(next(name for name in packed.namelist() if name.endswith("data.pkl")))
     named = {arg for opcode, arg, _ in pickletools.genops(code) if opcode.name in ("GLOBAL", "STACK_GLOBAL")}
@@ -422,7 +423,8 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         later.setattr(clstream, "__version__", "9.9.9")
         with pytest.raises(ValueError, match=r"was made by clstream 0.1.0 \(format 2\), and this is 9.9.9"):
             newest(tmp_path)
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(store, "FORMAT", 3)
+    monkeypatch.setattr(checkpointer, "FORMAT", 3)
     with pytest.raises(ValueError, match=r"\(format 2\), and this is 0.1.0 \(format 3\): finish the run with that version"):
         newest(tmp_path)
 
@@ -514,7 +516,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path: Path) ->
 
 def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
     for number, content in enumerate((b"no zip at all", b"")):
-        name = checkpoint.hashlib.blake2b(content, digest_size=8).hexdigest()
+        name = hashlib.blake2b(content, digest_size=8).hexdigest()
         (tmp_path / f"{number:06d}-{name}.pt").write_bytes(content)
         with pytest.raises(ValueError, match="is no checkpoint of clstream"):
             newest(tmp_path)

@@ -22,7 +22,7 @@ from clstream.streams import blobs, fuzzy_tasks, recorded, split_digits
 from clstream.cli import main
 from clstream.recording import read, record
 from clstream.recording.header import MOST_MEMBERS, MOST_TEXT, RATIO, STREAM
-from clstream.recording.write import _contents
+from clstream.recording.writer import _contents
 
 MIB = 1 << 20
 Member = tuple[str, bytes]
@@ -172,7 +172,7 @@ def test_what_would_be_a_bomb_is_stored_as_it_is_when_it_is_recorded(tmp_path):
     stream = blobs(tasks=1, classes=2, train_per_class=200_000, test_per_class=2, features=1)
     about, arrays = _contents(stream)
     about["sources"][0]["labels"], arrays["labels_0.npy"] = "labels_0.npy", np.zeros(400_000, np.uint8)
-    from clstream.recording.write import _packed
+    from clstream.recording.writer import _packed
 
     file = tmp_path / "my.clstream"
     file.write_bytes(_packed(about, arrays))
@@ -337,7 +337,7 @@ def test_by_command_it_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_a_text_as_long_as_can_be_is_written_and_read_no_longer_one(tmp_path):
-    from clstream.recording.write import _packed
+    from clstream.recording.writer import _packed
 
     about, arrays = good()
     about["notes"] = ["n" * (MOST_TEXT - len(json.dumps(about, indent=1)) - 20)]

@@ -399,7 +399,7 @@ def test_a_strategy_that_steps_by_itself_may_have_a_frozen_model() -> None:
         ({"device": torch.device("meta")}, "on the device meta"),
         ({"device": 5}, "device must be a name such as cpu"),
         ({"device": "gpu"}, "there is no device 'gpu' here"),
-        ({"resume": {"a": 1}}, "resume takes a checkpoint as clstream.checkpoint.store.newest"),
+        ({"resume": {"a": 1}}, "resume takes a checkpoint as clstream.checkpoint.newest"),
         ({"resume": {"identity": {}}}, "resume takes a checkpoint"),
         ({"seed": "one"}, "seed must be a whole number"),
         ({"seed": True}, "seed must be a whole number"),

@@ -26,7 +26,7 @@ from clstream.figures import forgetting_curves
 from clstream.models import Mlp
 from clstream.tracking import MlflowTracker, parent_run
 from clstream.tracking.mlflow_store import charts_page, connect, tracking_uri, without_password
-from clstream.tracking.parent_run import track_comparison
+from clstream.tracking.parent_runs import track_comparison
 from clstream.tracking.runs import PICTURE
 
 
@@ -135,7 +135,7 @@ class Clock:
 def test_the_picture_is_renewed_every_thirty_seconds_at_most_and_at_the_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client, drawn = MlflowClient(store), []
     clock = Clock([29, 2, 29])
-    monkeypatch.setattr("clstream.tracking.tracker.time", clock)
+    monkeypatch.setattr("clstream.tracking.parent_runs.time", clock)
 
     class Looks:
         @on(Evaluated)
@@ -152,13 +152,13 @@ def test_the_picture_is_renewed_every_thirty_seconds_at_most_and_at_the_end(stor
 def test_a_parent_has_the_picture_of_its_seeds_so_far_and_of_all_at_the_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client, titles = MlflowClient(store), []
     clock = Clock([40.0] * 6)
-    monkeypatch.setattr("clstream.tracking.tracker.time", clock)
+    monkeypatch.setattr("clstream.tracking.parent_runs.time", clock)
 
     def draw(accuracy: Tensor, taught: Tensor, title: str, begun: Tensor) -> Figure:
         titles.append((title, tuple(accuracy.shape)))
         return forgetting_curves(accuracy, taught, title, begun)
 
-    monkeypatch.setattr("clstream.tracking.tracker.forgetting_curves", draw)
+    monkeypatch.setattr("clstream.tracking.parent_runs.forgetting_curves", draw)
     with parent_run("two", [0, 1], uri=store) as parent:
         for seed in (0, 1):
             run(Finetune(example_model()), example_stream(), clock, MlflowTracker(uri=store, parent=parent), seed=seed)

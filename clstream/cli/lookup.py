@@ -95,7 +95,8 @@ def barred(name: str) -> str:
 def _is_ours(name: str) -> bool:
     """Return whether a dotted name lies in a module of this package, not in what lies beside it in a source tree."""
     top, module, *_ = name.split(".")
-    return top == "clstream" and (name.count(".") == 1 or (Path(__file__).parent / f"{module}.py").is_file())
+    place = Path(__file__).parent.parent / module
+    return top == "clstream" and (name.count(".") == 1 or place.with_suffix(".py").is_file() or (place / "__init__.py").is_file())
 
 
 def _below(name: str, modules: Iterable[str]) -> bool:

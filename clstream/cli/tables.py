@@ -29,7 +29,7 @@ def track_comparisons(played: list[Played], files: list[str], began: float) -> N
             together.setdefault((each.tracked, each.experiment, *same), []).append((label, each.results))
     for (tracked, experiment, *_), runs in together.items():
         if len(runs) > 1:
-            from clstream.tracking.parent_run import track_comparison
+            from clstream.tracking.parent_runs import track_comparison
 
             track_comparison(dict(runs), str(experiment), None if tracked == "default" else str(tracked), began)
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clstream.tracking.event_log import EventLog as EventLog
-    from clstream.tracking.parent_run import ParentRun as ParentRun
-    from clstream.tracking.parent_run import parent_run as parent_run
+    from clstream.tracking.parent_runs import ParentRun as ParentRun
+    from clstream.tracking.parent_runs import parent_run as parent_run
     from clstream.tracking.tracker import MlflowTracker as MlflowTracker
 
 _PLACES = {
     "EventLog": "clstream.tracking.event_log",
-    "ParentRun": "clstream.tracking.parent_run",
-    "parent_run": "clstream.tracking.parent_run",
+    "ParentRun": "clstream.tracking.parent_runs",
+    "parent_run": "clstream.tracking.parent_runs",
     "MlflowTracker": "clstream.tracking.tracker",
 }
 

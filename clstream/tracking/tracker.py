@@ -36,7 +36,7 @@ from clstream.tracking.outbox import FILE, Outbox
 
 if TYPE_CHECKING:
     pass
-from clstream.tracking.parent_run import ParentRun, Renewal
+from clstream.tracking.parent_runs import ParentRun, Renewal
 from clstream.tracking.run_metrics import _width, delivered, final_metrics, session_metrics
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run, writable
 

@@ -62,6 +62,7 @@ BUILT_OF = (
     *(f"avalanche.benchmarks.utils.{name}" for name in ("classification_dataset", "data", "data_attribute", "data_loader",
                                                         "dataset_definitions", "flat_data", "transform_groups")),
     "avalanche.training.utils",
+    Delivery.__module__,
 )  # fmt: skip
 """The modules of the classes that experiences, loaders and what plugins keep are of."""
 

@@ -1,4 +1,6 @@
 """Avalanche's benchmarks as streams."""
 
+from clstream.streams.avalanche.streams import __getattr__ as __getattr__
 from clstream.streams.avalanche.streams import from_avalanche as from_avalanche
 from clstream.streams.avalanche.streams import known as known
+from clstream.streams.avalanche.streams import named as named

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clstream.recording.header import _HASH, FORMAT, HEADER, MOST_MEMBERS, MOST_TEXT, STREAM, _check_form, _refuse_constant
-from clstream.recording.write import (
+from clstream.recording.writer import (
     RecordedMixture,
     RecordedStream,
     _dtype,
