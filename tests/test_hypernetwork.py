@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from clstream.experiments.bench_hypernetwork import numbers_held
 from clstream.strategies import Hypernetwork
 from clstream.strategies.ewc import EWCPenalty
 from clstream.strategies.hypernetwork.hypernetwork import Known, entropy
@@ -118,8 +119,6 @@ def test_looking_ahead_is_what_the_optimizer_would_do_and_moves_nothing(batches:
         {"importance": "normalised"},
         {"old_embeddings": "learned"},
         {"chunks": "own", "old_embeddings": "learned"},
-        {"targets": "cached"},
-        {"importance": "fisher", "beta": 100.0, "targets": "cached"},
         {"generator": "lstm", "hidden": (16,)},
         {"hidden": (2,)},  # narrow ones: no weights are made for the distances
         {"hidden": (2,), "chunks": "own", "old_embeddings": "learned"},
@@ -228,10 +227,9 @@ def test_old_embeddings_move_where_they_are_learned() -> None:
     assert torch.equal(kept[2], strategy.tasks[2].embedding)
 
 
-@pytest.mark.parametrize("targets", ["cached", "recomputed"])
-def test_goals_are_the_weights_that_answered_when_the_last_task_ended_and_stay_for_a_task(targets: str) -> None:
+def test_goals_are_the_weights_that_answered_when_the_last_task_ended_and_stay_for_a_task() -> None:
     ended: dict[int, Tensor] = {}
-    strategy = built(targets=targets)
+    strategy = built()
 
     def note(number: int) -> None:
         look(number)
@@ -243,16 +241,6 @@ def test_goals_are_the_weights_that_answered_when_the_last_task_ended_and_stay_f
 
     run(strategy, example_stream(), Watching(start=look, end=note))
     assert len(ended) == 3
-
-
-def test_recomputed_goals_give_the_same_run() -> None:
-    cached, again = (built(beta=1.0, hidden=(2,), targets=targets) for targets in ("cached", "recomputed"))
-    for strategy in (cached, again):
-        run(strategy, example_stream())
-    for one, two in zip(cached.generator.parameters(), again.generator.parameters(), strict=True):
-        assert torch.allclose(one, two, atol=1e-4)
-    assert cached.memory()["targets"] == 2 * 2278
-    assert again.memory()["targets"] == 2 * 5 * 2 + 500 * 3
 
 
 def test_both_optimizers_are_new_for_each_task() -> None:
@@ -521,7 +509,7 @@ def test_growth_keeps_old_answers_bit_for_bit() -> None:
     with evaluating(strategy):
         for task in stream.tasks[1:]:
             assert torch.equal(answers[task.id], strategy.scores(task.test.x, task))
-    assert not strategy.memory()["targets"]
+    assert strategy.past is None  # nothing is held
 
 
 def test_a_grown_task_that_comes_again_goes_on_with_its_copy() -> None:
@@ -537,28 +525,26 @@ def test_a_grown_task_that_comes_again_goes_on_with_its_copy() -> None:
     assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[2], kept[3])
 
 
-def test_memory_counts_what_is_held() -> None:
-    strategy = learned(example_stream(), chunks="own")
-    number, generator = -(-2278 // 500), count(strategy.generator)
-    assert generator == 16 * 10 + 10 + 110 + 500 * 11
-    assert strategy.memory() == {
-        "generator": generator,
-        "embeddings": 3 * (8 + 8 * number),
-        "statistics": 0,
-        "copies": 0,
-        "targets": 2 * 10 * number + 500 * 11,
-        "importance": 0,
-        "optimizers": 2 * (generator + 8 + 8 * number) + len(list(strategy.generator.parameters())) + 2,
-        "made": 3 * 2278,
-        "unused": 2278,
-    }
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"chunks": "own"}, {"embeddings": 3 * (8 + 8 * 5), "targets": 2 * 10 * 5 + 500 * 11, "cached": 3 * 2278, "unused": 2278}),
+        (LSTM | {"growth": True}, {"copies": 3 * (16 * 4 * 16 + 4 * 16 + 5 * 8 + 500 * 17), "targets": 0}),
+        ({"importance": "fisher"}, {"importance": (2 + 3) * 2278, "copies": 0, "statistics": 0}),
+    ],
+    ids=["own chunks", "growth", "fisher"],
+)
+def test_numbers_held(options: dict[str, Any], expected: dict[str, int]) -> None:
+    strategy = learned(example_stream(), **options)
+    held = numbers_held(strategy)
+    assert held | expected == held
+    generator, current = count(strategy.generator), strategy.current
+    assert held["generator"] == generator
+    if options == {"chunks": "own"}:
+        moved = [*strategy.generator.parameters(), current.embedding, current.chunks]
+        assert held["optimizers"] == sum(2 * weight.numel() + 1 for weight in moved)
     strategy.learn(next(iter(next(iter(example_stream().session(2))))))
-    assert not strategy.memory()["made"]
-    grown = learned(example_stream(), **LSTM, growth=True)
-    recurrent = 4 * 16 * 16 + 4 * 16
-    assert grown.memory()["copies"] == 3 * (count(grown.generator) - recurrent)
-    weighed = learned(example_stream(), importance="fisher")
-    assert weighed.memory()["importance"] == (2 + 3) * 2278
+    assert not numbers_held(strategy)["cached"]
 
 
 # The rest
@@ -582,7 +568,7 @@ def test_a_task_that_comes_again_is_not_held_and_the_others_are() -> None:
     [
         LSTM | {"importance": "fisher", "beta": 10.0, "fisher_samples": 20},
         LSTM | {"growth": True},
-        {"targets": "cached", "old_tasks": 1, "old_embeddings": "learned", "chunks": "own", "held_heads": "own", "clip": 1.0},
+        {"old_tasks": 1, "old_embeddings": "learned", "chunks": "own", "held_heads": "own", "clip": 1.0},
         {"lookahead": False, "hidden": (2,), "optimizer": partial(SGD, lr=0.01, momentum=0.9)},
     ],
     ids=["lstm, fisher", "lstm, growth", "all at once", "no lookahead, SGD"],
@@ -608,7 +594,6 @@ def test_the_contract_with_batch_norm(check: str) -> None:
         ({"chunks": "none"}, "chunks must be shared or own"),
         ({"old_embeddings": "moving"}, "old_embeddings must be frozen or learned"),
         ({"held_heads": "none"}, "held_heads must be all or own"),
-        ({"targets": "kept"}, "targets must be recomputed or cached"),
         ({"importance": "si"}, "importance must be none, fisher or normalised"),
         ({"head": "growing"}, "head must be own or shared"),
         ({"activation": "gelu"}, "activation must be one of relu, elu"),
@@ -694,11 +679,10 @@ def test_any_optimizer_is_looked_ahead_with_and_clipped_by_all_of_its_groups() -
     assert steps == [strategy.embedding_optimizer.param_groups[0]["steps"]] * 2
 
 
-@pytest.mark.parametrize("targets", ["cached", "recomputed"])
 @pytest.mark.parametrize("options", [{}, {"importance": "fisher"}, {"held_heads": "own"}], ids=str)
-def test_a_subset_of_old_tasks_is_held_each_to_its_own(targets: str, options: dict[str, Any]) -> None:
+def test_a_subset_of_old_tasks_is_held_each_to_its_own(options: dict[str, Any]) -> None:
     """The mean over draws of one old task is what all together give: so what is drawn has its own goal and its own weights."""
-    strategy, _ = at_second_task(task=2, targets=targets, old_tasks=1, lookahead=False, **options)
+    strategy, _ = at_second_task(task=2, old_tasks=1, lookahead=False, **options)
     assert len(strategy.old) == 2
     drawn = {round(strategy.hold().item(), 9) for _ in range(24)}
     each = []

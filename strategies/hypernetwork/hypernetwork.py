@@ -32,7 +32,7 @@ That code also multiplies L_task by the task's number of samples; divide its bet
 samples one by one, as its sessions end. F is tiny: beta with it is another by orders of magnitude, unless F is divided by its
 mean ("normalised", our own). `growth=True`: after the first task what leads from state to state in the LSTM is frozen, and all
 else of Theta is stored when a task ends, for the task to be answered with. So nothing is forgotten and L_reg is not used, and a
-task costs nearly a whole generator: see `memory`.
+task costs nearly a whole generator (`docs/hypernetworks.md` counts it).
 
 Deviations: dTheta is what the optimizer does, whichever it is (the authors' code has formulas for Adam and SGD, without weight
 decay). A task that comes again goes on with its embedding (with `growth`, with its stored copy), and all others are held. Epochs
@@ -45,7 +45,6 @@ Measured: see `docs/hypernetworks.md` (anchors `hnet-split-mnist`, `hnet-split-m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -103,8 +102,6 @@ class Hypernetwork(Strategy):
         old_embeddings: "frozen" or "learned": whether embeddings of old tasks move with the regulariser.
         held_heads: "all" or "own": whether outputs of other tasks' classes are held in an old task's network. "own" has no effect
             where outputs are shared or the head is not made, or with `importance`.
-        targets: "recomputed" (at each step, from what they are made of; where they are many and nothing is weighed, distances are
-            had without them) or "cached" (the weights of each old task).
         importance: "none", "fisher" or "normalised": what the squares of the regulariser are weighed by.
         fisher_samples: samples of each session that the Fisher is over, drawn at random. None: all.
         growth: store the generator with each task, but for the LSTM's recurrent weights; only for "lstm". Then there is no
@@ -141,7 +138,6 @@ class Hypernetwork(Strategy):
         old_tasks: int | None = None,
         old_embeddings: str = "frozen",
         held_heads: str = "all",
-        targets: str = "recomputed",
         importance: str = "none",
         fisher_samples: int | None = None,
         growth: bool = False,
@@ -154,7 +150,6 @@ class Hypernetwork(Strategy):
             chunks=(chunks, ("shared", "own")),
             old_embeddings=(old_embeddings, ("frozen", "learned")),
             held_heads=(held_heads, ("all", "own")),
-            targets=(targets, ("recomputed", "cached")),
             importance=(importance, ("none", "fisher", "normalised")),
             head=(head, ("own", "shared")),
         )
@@ -179,7 +174,7 @@ class Hypernetwork(Strategy):
         self.task_size, self.chunk_size, self.task_std, self.chunk_std = task_size, chunk_size, task_std, chunk_std
         self.beta, self.lookahead, self.old_tasks, self.clip = (0.0 if growth else beta), lookahead, old_tasks, clip
         self.own_chunks, self.moving, self.own_head = chunks == "own", old_embeddings == "learned", head == "own"
-        self.held_heads, self.targets, self.importance = held_heads, targets, importance
+        self.held_heads, self.importance = held_heads, importance
         self.fisher_samples, self.growth, self.classes = fisher_samples, growth, 0
         self.random = torch.Generator()
         self.begin()
@@ -190,7 +185,6 @@ class Hypernetwork(Strategy):
         self.current: Known | None = None
         self.old: list[Known] = []  # those that are held
         self.past: Made | None = None  # what old tasks' weights were made of when the task began
-        self.goals: Tensor | None = None  # or (old tasks, weights), themselves
         self.weighing: Tensor | None = None  # (old tasks, weights), how much each counts; None: 1
         self.made: dict[int, dict[str, Tensor]] = {}  # the networks that answer, by task; made when they are asked
 
@@ -293,12 +287,9 @@ class Hypernetwork(Strategy):
 
     @torch.no_grad()
     def look_back(self) -> None:
-        """Keep what is made for old tasks as it is now, or what it is made of, and how much each weight of it counts."""
-        if self.targets == "cached":
-            self.goals = self.weights(self.old)
-        else:
-            output = self.generator.output
-            self.past = self.generator(*self.inputs(self.old), False), output.weight.clone(), output.bias.clone()
+        """Keep what is made for old tasks, as what it is made of now, and how much each weight of it counts."""
+        output = self.generator.output
+        self.past = self.generator(*self.inputs(self.old), False), output.weight.clone(), output.bias.clone()
         rows: list[Tensor] = []
         if self.importance != "none":
             rows = [each.fisher for each in self.old if each.fisher is not None]
@@ -363,7 +354,8 @@ class Hypernetwork(Strategy):
         wanted = [*here.values(), *(vector for each in held for vector in vectors(each) if self.moving)]
         places = [*theta.values(), *wanted[len(theta) :]]
         factor = self.beta / len(held)
-        if self.past is not None and self.weighing is None and len(held) * self.generator.number > 4 * self.past[0].shape[2]:
+        assert self.past is not None
+        if self.weighing is None and len(held) * self.generator.number > 4 * self.past[0].shape[2]:
             states = functional_call(self.generator, theta, (*self.inputs(held), False))
             now = states, theta["output.weight"], theta["output.bias"]
             penalty = factor * squared_distance(now, self.before(rows), self.target.size)
@@ -387,8 +379,6 @@ class Hypernetwork(Strategy):
     @torch.no_grad()
     def goals_of(self, rows: Tensor | None) -> Tensor:
         """Return (old tasks, weights), or some rows of it: what was made for old tasks when this one began."""
-        if self.goals is not None:
-            return chosen(self.goals, rows)
         states, weight, bias = self.before(rows)
         return F.linear(states, weight, bias).flatten(1)[:, : self.target.size]
 
@@ -475,27 +465,6 @@ class Hypernetwork(Strategy):
         made: Tensor = functional_call(self.generator, theta, self.inputs([known]))
         return made[0]
 
-    def memory(self) -> dict[str, int]:
-        """Return how many numbers are held, by what for: to answer (the first four), to learn on, and beside.
-
-        `made` are the networks of all tasks, from when answers are asked for until something is learned; `unused` is the model
-        that was given.
-        """
-        tasks = list(self.tasks.values())
-        optimizers = (self.optimizer, *([self.embedding_optimizer] if tasks else []))
-        states = [value for each in optimizers for held in each.state.values() for value in held.values()]
-        return {
-            "generator": count(self.generator.parameters()),
-            "embeddings": count(vector for each in tasks for vector in vectors(each)),
-            "statistics": count(buffer for each in tasks for buffer in each.statistics.values()),
-            "copies": count(value for each in tasks for value in each.copy.values()),
-            "targets": count([self.goals, *(self.past or ())]),
-            "importance": count([self.weighing, *(each.fisher for each in tasks)]),
-            "optimizers": count(value for value in states if isinstance(value, Tensor)),
-            "made": count(weight for each in self.made.values() for weight in each.values()),
-            "unused": self.target.size,
-        }
-
 
 def own_losses(known: Known, outputs: Tensor, y: Tensor) -> Tensor:
     """Return (n,), the cross-entropy of a task's own classes, from (n, outputs) and labels."""
@@ -520,11 +489,6 @@ def chosen(rows: Tensor, which: Tensor | None) -> Tensor:
 def vectors(known: Known) -> list[nn.Parameter]:
     """Return the parameters that are a task's own."""
     return [known.embedding] if known.chunks is None else [known.embedding, known.chunks]
-
-
-def count(tensors: Iterable[Tensor | None]) -> int:
-    """Return how many numbers some tensors hold together."""
-    return sum(each.numel() for each in tensors if each is not None)
 
 
 def check_options(**options: tuple[str, tuple[str, ...]]) -> None:
