@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from clstream.experiments.bench_hypernetwork import numbers_held
 from clstream.strategies import Hypernetwork
 from clstream.streams import split_fashion_mnist, split_mnist
 from scipy.stats import t
@@ -34,9 +35,9 @@ def learned(stream: Stream, kind: str, seed: int) -> tuple[list[float], int]:
     with isolated(seed, "model"):
         strategy = Hypernetwork(Mlp(stream.input_shape, stream.classes, hidden=(400, 400)), **SIZES[kind])
     result = run(strategy, stream, seed=seed)
-    held = strategy.memory()
-    found = [metrics.average_accuracy(result.task_accuracy, result.taught), result.average_accuracy]
-    return found, held["generator"] + held["embeddings"]
+    held = numbers_held(strategy)
+    accuracies = [metrics.average_accuracy(result.task_accuracy, result.taught), result.average_accuracy]
+    return accuracies, held["generator"] + held["embeddings"]
 
 
 def interval(differences: list[float]) -> str:
@@ -61,18 +62,18 @@ def main() -> None:
         stream = STREAMS[name](epochs=options.epochs, batch_size=128, root=options.data_root)
         pairs: list[dict[str, list[float]]] = []
         for seed in map(int, options.seeds.split(",")):
-            found = {kind: learned(stream, kind, seed) for kind in SIZES}
-            pairs.append({kind: accuracies for kind, (accuracies, _) in found.items()})
-            (_, ours), (_, theirs) = found["lstm"], found["mlp"]
+            outcomes = {kind: learned(stream, kind, seed) for kind in SIZES}
+            pairs.append({kind: accuracies for kind, (accuracies, _) in outcomes.items()})
+            (_, ours), (_, theirs) = outcomes["lstm"], outcomes["mlp"]
             if abs(ours / theirs - 1) > 0.02:
                 raise ValueError(f"the comparison is of equal sizes, but the LSTM has {ours} parameters and the MLP {theirs}")
-            told = ", ".join(
-                f"{kind} lstm {one:.4f} mlp {two:.4f}" for kind, one, two in zip(KINDS, *pairs[-1].values(), strict=True)
+            accuracies = ", ".join(
+                f"{kind} lstm {lstm:.4f} mlp {mlp:.4f}" for kind, lstm, mlp in zip(KINDS, *pairs[-1].values(), strict=True)
             )
-            print(f"{name}, seed {seed}: {told}; {ours} and {theirs} parameters", flush=True)
+            print(f"{name}, seed {seed}: {accuracies}; {ours} and {theirs} parameters", flush=True)
         for place, kind in enumerate(KINDS):
             print(
-                f"{name}, {kind}: lstm - mlp {interval([each['lstm'][place] - each['mlp'][place] for each in pairs])}", flush=True
+                f"{name}, {kind}: lstm - mlp {interval([pair['lstm'][place] - pair['mlp'][place] for pair in pairs])}", flush=True
             )
 
 
