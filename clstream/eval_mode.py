@@ -1,6 +1,6 @@
 """Answering: a question from outside is answered in evaluation mode, without gradients, and leaves no trace.
 
-`scores`, `predict` and `anticipate` of every strategy are wrapped by `answers` where its class is made; `learn`, `loss` and
+`scores`, `predict` and `predict_online` of every strategy are wrapped by `answers` where its class is made; `learn`, `loss` and
 `objective` by `learns`. While a strategy learns (in these three, and in its handlers of events), what it asks itself is run as it
 is written: in the mode that its modules are in, with gradients. Whoever else asks is outside, also an observer that is told of
 something in the middle of a step.
@@ -31,7 +31,7 @@ AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 """Whether a strategy's methods run as they are written: while it learns, and within `evaluating`."""
 
 
-ANSWERS = ("scores", "predict", "anticipate")
+ANSWERS = ("scores", "predict", "predict_online")
 
 
 LEARNS = ("learn", "loss", "objective")

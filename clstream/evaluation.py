@@ -29,7 +29,7 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
         FloatingPointError: if scores hold NaN.
 
     """
-    once = strategy.answers_once
+    once = strategy.scores_ignore_task
     hits = torch.zeros(len(stream.tasks), 2, dtype=torch.int64, device=stream.device)
     unknown = torch.zeros((), dtype=torch.bool, device=stream.device)
     with evaluating(strategy):

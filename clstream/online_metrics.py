@@ -33,7 +33,7 @@ class PrequentialMeasured(Event):
 class Prequential:
     """An observer that has the strategy label each batch before it learns it; nothing in the run is changed by that.
 
-    The first epoch of a session counts alone: later ones bring what was learned. The strategy is asked by `Strategy.anticipate`.
+    The first epoch of a session counts alone: later ones bring what was learned. It asks `Strategy.predict_online`.
     Hits stay on the device until they are asked for. When a session ends it emits `PrequentialMeasured`, so the tracker draws it.
 
     Args:
@@ -66,7 +66,7 @@ class Prequential:
             return
         strategy, samples = self.started.strategy, batch.samples
         with evaluating(strategy):
-            self.hits.append((strategy.anticipate(samples.x) == samples.y).sum())
+            self.hits.append((strategy.predict_online(samples.x) == samples.y).sum())
         self.sizes.append(len(samples))
 
     @property

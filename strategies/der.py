@@ -82,7 +82,7 @@ class DER(Strategy):
         """Return the three terms for a batch and what is drawn for it."""
         outputs = self.outputs(samples)
         self.fresh = outputs.detach()
-        loss = F.cross_entropy(self.own_heads(outputs, samples.y, samples.extra.get("task")), samples.y)
+        loss = F.cross_entropy(self.mask_other_heads(outputs, samples.y, samples.extra.get("task")), samples.y)
         if not len(self.memory):
             return loss
         n = self.replay_batch or len(samples)
@@ -94,7 +94,7 @@ class DER(Strategy):
         if self.draws == 2:
             past = self.memory.sample(n, repeats=False)
             now = self.outputs(past)
-        return loss + self.beta * F.cross_entropy(self.own_heads(now, past.y, past.extra.get("task")), past.y)
+        return loss + self.beta * F.cross_entropy(self.mask_other_heads(now, past.y, past.extra.get("task")), past.y)
 
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:

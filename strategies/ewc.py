@@ -91,17 +91,17 @@ class EWCPenalty(Quadratic):
     @on(SessionEnded)
     def gather(self, event: SessionEnded) -> None:
         """Take the Fisher of the session's samples, while they are there."""
-        host, samples = self.host, event.session.samples
-        model = deepcopy(host.model).eval()
+        strategy, samples = self.strategy, event.session.samples
+        model = deepcopy(strategy.model).eval()
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in self.weights)
         device = next(iter(self.weights.values())).device
-        losses, competing = host.sample_losses, host.own_heads
-        if host.heads_by_task and (task := getattr(event.session, "task", None)) is not None:
+        losses, competing = strategy.sample_losses, strategy.mask_other_heads
+        if strategy.heads_by_task and (task := event.session.task_if_shown) is not None:
             number = torch.tensor(task.id, device=device)
             losses, competing = partial(losses, task=number), partial(competing, task=number)
         with undisturbed([device.index] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
-            asked = self.fisher, host.augment, self.random, losses, competing
+            asked = self.fisher, strategy.augment, self.random, losses, competing
             if self.fisher_batch is None:
                 found = diagonal_fisher(model, samples, *asked)
             else:
@@ -159,4 +159,4 @@ class EWC(RehearsalFree):
         active_classes: str = "all",
     ) -> None:
         super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
-        self.carry(EWCPenalty(strength, parameters, online, decay, fisher, fisher_batch))
+        self.add_regularisers(EWCPenalty(strength, parameters, online, decay, fisher, fisher_batch))

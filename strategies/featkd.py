@@ -43,28 +43,28 @@ class FeatKDPenalty(Regulariser):
         self.strength, self.from_start = strength, from_start
         self.teacher: nn.Module | None = None
 
-    def attach(self, host: Strategy) -> None:
+    def attach(self, strategy: Strategy) -> None:
         """Refuse a model without features."""
-        super().attach(host)
-        if not callable(getattr(host.model, "features", None)):
-            raise TypeError(f"FeatKDPenalty needs a model with a method `features`, which {type(host.model).__name__} hasn't")
+        super().attach(strategy)
+        if not callable(getattr(strategy.model, "features", None)):
+            raise TypeError(f"FeatKDPenalty needs a model with a method `features`, which {type(strategy.model).__name__} hasn't")
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
         """Make the initial network the teacher, or none."""
-        self.teacher = frozen(self.host.model) if self.from_start else None
+        self.teacher = frozen(self.strategy.model) if self.from_start else None
 
     @on(TaskEnded)
     def freeze(self, event: TaskEnded) -> None:
         """Make the network as it is the teacher."""
-        self.teacher = frozen(self.host.model)
+        self.teacher = frozen(self.strategy.model)
 
     def penalty(self, samples: Samples) -> Tensor:
         """Return the mean squared difference of the features, times the strength."""
         if self.teacher is None or self.strength == 0:
             return torch.zeros((), device=samples.y.device)
-        model: nn.Module = self.host.model
-        x = samples.x if self.host.augment is None else self.host.augment(samples.x)
+        model: nn.Module = self.strategy.model
+        x = samples.x if self.strategy.augment is None else self.strategy.augment(samples.x)
         with torch.no_grad():
             kept = self.teacher.features(x)  # type: ignore[operator]  # attach has seen that there is one
         return self.strength * (model.features(x) - kept).square().mean()  # type: ignore[operator,no-any-return]

@@ -87,4 +87,4 @@ class L2(RehearsalFree):
         active_classes: str = "all",
     ) -> None:
         super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
-        self.carry(L2Penalty(strength, parameters, from_start))
+        self.add_regularisers(L2Penalty(strength, parameters, from_start))

@@ -79,7 +79,7 @@ class LwF(Distilling):
         outputs = self.model(x)
         with torch.no_grad():  # without alpha the teacher has no say
             before = None if self.teacher is None or turn(self.alpha, self.tasks) == 0 else self.teacher(x)
-        own = self.own_heads(outputs, samples.y, samples.extra.get("task"))
+        own = self.mask_other_heads(outputs, samples.y, samples.extra.get("task"))
         loss = turn(self.weight, self.tasks) * F.cross_entropy(own, samples.y)
         if before is not None:
             whole = self.distil == "seen" and not self.task_given

@@ -30,7 +30,7 @@ from torch.optim import SGD
 
 from clstream.strategy import OptimizerFactory
 from clstream.strategy.rehearsal_free import FORMS, Distilling, binary, one_hot
-from clstream.strategy.strategy import silenced
+from clstream.strategy.strategy import mask_logits
 from clstream.stream import Samples
 
 
@@ -80,7 +80,7 @@ class LwFMC(Distilling):
     def mask_answer(self, outputs: Tensor) -> Tensor:
         """Return the outputs for a question; in forms with a teacher of classes that came alone."""
         if self.form not in FORMS and not self.task_given:
-            return silenced(outputs, self.seen_classes)
+            return mask_logits(outputs, self.seen_classes)
         return super().mask_answer(outputs)
 
     def distilled(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ class PRD(Strategy):
         return cosines.new_full((len(x), self.prototypes.classes), float("-inf")).index_copy(1, self.prototypes.labels, cosines)
 
     @property
-    def answers_once(self) -> bool:
+    def scores_ignore_task(self) -> bool:
         """Whether one answer serves both questions: the cosines are the same."""
         return type(self).scores is PRD.scores and type(self).predict is Strategy.predict
 

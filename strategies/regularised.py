@@ -14,7 +14,7 @@ from clstream.strategy import Regulariser, Strategy, Wrapper
 
 
 class Regularised(Wrapper):
-    """Have a strategy carry regularisers.
+    """Add regularisers to a strategy.
 
     Args:
         base: the strategy; its steps minimise its `objective`, as all of clstream's do.
@@ -26,4 +26,4 @@ class Regularised(Wrapper):
         super().__init__(base)
         if not regularisers or not all(isinstance(each, Regulariser) for each in regularisers):
             raise TypeError(f"regularisers must be a list of at least one Regulariser, not {regularisers!r}")
-        base.carry(*regularisers)
+        base.add_regularisers(*regularisers)

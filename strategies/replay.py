@@ -114,7 +114,7 @@ class Replay(Strategy):
             competing = F.pad(competing, (0, outputs.shape[1] - competing.shape[1]))[:, : outputs.shape[1]]
             outputs = outputs.masked_fill(competing == 0, float("-inf"))
         else:
-            outputs = self.own_heads(outputs, y)
+            outputs = self.mask_other_heads(outputs, y)
         return -torch.where(targets > 0, targets * outputs.log_softmax(1), 0).sum(1).mean()
 
     def most_interfered(self, samples: Samples, n: int) -> Samples:

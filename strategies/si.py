@@ -145,4 +145,4 @@ class SI(RehearsalFree):
         active_classes: str = "all",
     ) -> None:
         super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
-        self.carry(SIPenalty(strength, parameters, damping, gradient, most))
+        self.add_regularisers(SIPenalty(strength, parameters, damping, gradient, most))

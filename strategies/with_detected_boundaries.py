@@ -112,9 +112,9 @@ class WithDetectedBoundaries(Wrapper):
                     f"({handler.__qualname__} handles Evaluated)"
                 )
 
-    def carry(self, *regularisers: Regulariser) -> None:
-        """Have the wrapped strategy carry them. Raises ValueError for one that needs what can't be detected."""
-        super().carry(*regularisers)
+    def add_regularisers(self, *regularisers: Regulariser) -> None:
+        """Add them to the wrapped strategy. Raises ValueError for one that needs what can't be detected."""
+        super().add_regularisers(*regularisers)
         self.check()
 
     def tell(self, event: Event) -> None:
@@ -185,7 +185,7 @@ class WithDetectedBoundaries(Wrapper):
         if not self.opened:
             self.opened, self.of_session = True, Reservoir(self.keep)
             assert self.running is not None
-            self.tell(SessionStarted(replace(self.running, task=None)))
+            self.tell(SessionStarted(replace(self.running, task_if_shown=None)))
             self.tell(EpochStarted(self.epoch(batch.epoch)))
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class WithDetectedBoundaries(Wrapper):
         """
         if self.asked is None or self.asked.models[0] is not self.model:
             self.asked = Stacked([self.model])
-        outputs = Strategy.own_heads(self, self.asked.one(0, samples.x), samples.y, samples.extra.get("task"))
+        outputs = Strategy.mask_other_heads(self, self.asked.one(0, samples.x), samples.y, samples.extra.get("task"))
         losses = F.cross_entropy(outputs, samples.y, reduction="none")
         unknown = outputs.gather(1, samples.y[:, None]).flatten().isneginf()
         return float(torch.where(unknown, self.guess, losses).mean())
@@ -213,17 +213,17 @@ class WithDetectedBoundaries(Wrapper):
     def session(self) -> Session:
         """Return the session that runs, as the wrapped strategy may know it: with what was seen, if it was cut."""
         assert self.running is not None
-        running = replace(self.running, task=None)
+        running = replace(self.running, task_if_shown=None)
         return replace(running, samples=self.of_session.all()) if self.cut else running
 
     def epoch(self, index: int) -> Epoch:
         """Return an epoch by its number in the stream's session; it counts from the cut."""
         assert self.running is not None
-        return Epoch(replace(self.running, task=None), index - self.first)
+        return Epoch(replace(self.running, task_if_shown=None), index - self.first)
 
     def batch(self, batch: Batch) -> Batch:
         """Return a batch, as the wrapped strategy may know it."""
-        return replace(batch, task=None, epoch=batch.epoch - self.first)
+        return replace(batch, task_if_shown=None, epoch=batch.epoch - self.first)
 
     def learn(self, batch: Batch) -> Tensor:
         """Learn as the wrapped strategy does."""
@@ -239,6 +239,6 @@ class WithDetectedBoundaries(Wrapper):
         return self.base.predict(x, task) if task is None or self.task_told else Strategy.predict(self, x, task)
 
     @property
-    def answers_once(self) -> bool:
+    def scores_ignore_task(self) -> bool:
         """Whether the wrapped strategy does."""
-        return self.base.answers_once
+        return self.base.scores_ignore_task

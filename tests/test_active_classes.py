@@ -127,12 +127,12 @@ def test_each_strategy_takes_the_option(name: str, active: str) -> None:
     run(strategy, stream := example_stream(), max_sessions=2)
     samples = stream.tasks[1].train[:16]
     outputs = strategy.model(samples.x).detach()
-    weights = strategy.own_heads(outputs, samples.y).isfinite()
+    weights = strategy.mask_other_heads(outputs, samples.y).isfinite()
     assert weights.all(0).nonzero().flatten().tolist() == weights.any(0).nonzero().flatten().tolist()
     assert weights[0].nonzero().flatten().tolist() == columns(active, [0, 1, 2, 3], [2, 3])
     answers = strategy.scores(samples.x)
     assert answers[0].isfinite().nonzero().flatten().tolist() == columns(active, [0, 1, 2, 3], [0, 1, 2, 3])
-    assert strategy.predict(samples.x, stream.tasks[2]).unique().tolist() != [] and strategy.answers_once
+    assert strategy.predict(samples.x, stream.tasks[2]).unique().tolist() != [] and strategy.scores_ignore_task
     of_old = stream.tasks[0].train[:4]
     if name != "EWC of sigmoids":
         losses = strategy.sample_losses(strategy.model(of_old.x), of_old.y)
@@ -275,8 +275,8 @@ def test_replayed_samples_and_fishers_are_of_their_own_task() -> None:
     logits = strategy.logits(kept)
     for label, task, row in zip(kept.y.tolist(), kept.extra["task"].tolist(), logits.isfinite(), strict=True):
         assert row.nonzero().flatten().tolist() == list(stream.tasks[task].classes) and label in stream.tasks[task].classes
-    with pytest.raises(ValueError, match=r"share classes, so Replay.own_heads needs the task of each sample: pass samples.extra"):
-        strategy.own_heads(logits, kept.y)
+    with pytest.raises(ValueError, match=r"so Replay.mask_other_heads needs the task of each sample: pass samples.extra"):
+        strategy.mask_other_heads(logits, kept.y)
     ewc = EWC(example_model(), partial(SGD, lr=0.0), fisher="empirical")
     run(ewc, stream, max_sessions=2)
     found = {name: torch.zeros_like(weight) for name, weight in ewc.model.named_parameters()}

@@ -63,8 +63,8 @@ class Thoughtful(Strategy):
         self.note("predict")
         return self.scores(x, task).argmax(1)
 
-    def anticipate(self, x: Tensor) -> Tensor:
-        self.note("anticipate")
+    def predict_online(self, x: Tensor) -> Tensor:
+        self.note("predict_online")
         return self.predict(x)
 
 
@@ -79,7 +79,7 @@ def test_an_answer_is_that_of_evaluation_mode_and_leaves_no_trace(make: Callable
     before = traces(strategy)
     for _ in range(3):
         assert torch.equal(strategy.scores(X), expected / (2 if make is Thoughtful else 1))
-        for labels in (strategy.predict(X), strategy.anticipate(X)):
+        for labels in (strategy.predict(X), strategy.predict_online(X)):
             assert torch.equal(labels, expected.argmax(1)) and not labels.requires_grad
         strategy.predict(X, TASK), strategy.scores(X, task=TASK)
     assert traces(strategy) == before and strategy.model.training
@@ -114,7 +114,7 @@ def test_an_observer_that_asks_changes_nothing(make: Callable[[nn.Module], Strat
             handle = strategy.model.register_forward_hook(
                 lambda module, args, out: self.modes.add((module.training, torch.is_grad_enabled()))
             )
-            strategy.predict(X), strategy.scores(X, TASK), strategy.anticipate(X)
+            strategy.predict(X), strategy.scores(X, TASK), strategy.predict_online(X)
             handle.remove()
 
     plain, asked, curious = make(normed_model()), make(normed_model()), Curious()
@@ -195,7 +195,7 @@ def test_a_wrapper_that_asks_its_base_while_it_learns_gets_what_is_written() -> 
     assert strategy.mode and not strategy.base.scores(X).requires_grad and not strategy.scores(X).requires_grad
 
 
-@pytest.mark.parametrize("method", ["scores", "predict", "anticipate", "learn", "loss"])
+@pytest.mark.parametrize("method", ["scores", "predict", "predict_online", "learn", "loss"])
 def test_an_error_leaves_no_trace_either(method: str) -> None:
     class Broken(Finetune):
         pass
@@ -310,7 +310,7 @@ def test_a_mixin_beside_the_strategy_answers_so_too() -> None:
         pass
 
     strategy = Mixed(normed_model())
-    assert torch.equal(strategy.scores(X), 2 * in_evaluation_mode(strategy)) and not strategy.answers_once
+    assert torch.equal(strategy.scores(X), 2 * in_evaluation_mode(strategy)) and not strategy.scores_ignore_task
 
 
 def test_a_decorator_around_a_method_of_ours_is_inside() -> None:

@@ -378,8 +378,8 @@ def test_what_cannot_be_played_is_refused(avalanche: Import) -> None:
         AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[EWCPenalty()])
     with pytest.raises(ValueError, match="EarlyStoppingPlugin looks at what Avalanche's evaluation measured"):
         AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[plugins.EarlyStoppingPlugin(2, "test_stream")])
-    with pytest.raises(TypeError, match="can't carry regularisers"):
-        named("Naive")(Mlp((1, 8, 8), 10)).carry(EWCPenalty())
+    with pytest.raises(TypeError, match="takes no regularisers"):
+        named("Naive")(Mlp((1, 8, 8), 10)).add_regularisers(EWCPenalty())
 
 
 def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,7 +168,7 @@ def test_a_task_incremental_stream_distils_head_by_head() -> None:
 
 def test_featkd_is_the_value_worked_out() -> None:
     strategy = Strategy(Table(torch.tensor([[1.0, 2], [3, 4]], dtype=DOUBLE)))
-    strategy.carry(penalty := FeatKDPenalty(5.0))
+    strategy.add_regularisers(penalty := FeatKDPenalty(5.0))
     penalty.teacher = frozen(Table(torch.tensor([[1.5, 2], [2, 4.5]], dtype=DOUBLE)))
     assert penalty.penalty(GIVEN).item() == pytest.approx(1.875)
     penalty.penalty(GIVEN).backward()

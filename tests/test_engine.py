@@ -35,12 +35,13 @@ from clstream import (
     on,
     run,
 )
-from clstream.checks import example_model, example_stream
+from clstream.checks import check_strategy, example_model, example_stream
 from clstream.checks.recorders import HIDDEN, SHOWN, Trace
 from clstream.memory import Reservoir
 from clstream.models import Mlp
 from clstream.seeds import isolated
 from clstream.serialization.compare import digest
+from clstream.stream import HiddenTaskError
 
 schedules = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
@@ -331,12 +332,16 @@ class NeedsTasks(Strategy):
 
 
 class ReadsTask(Strategy):
+    needs_task = True
+
     def learn(self, batch: clstream.Batch) -> Tensor:
-        assert [batch.task for _ in "x"]  # also within a comprehension
+        assert batch.task
         return super().learn(batch)
 
 
 class ReadsTaskOfEvent(Strategy):
+    needs_task = True
+
     @on(BatchReady)
     def look(self, event: BatchReady) -> None:
         self.now = event.batch.task
@@ -594,20 +599,33 @@ def test_many_small_tasks_are_tested_together_as_one_by_one() -> None:
     assert torch.equal(results[0].task_accuracy, results[1].task_accuracy)
 
 
-def test_decorated_methods_and_sessions_count_as_needs() -> None:
-    class Decorated(Strategy):
-        @torch.enable_grad()
-        def learn(self, batch: clstream.Batch) -> Tensor:
-            assert batch.task
-            return super().learn(batch)
+def test_who_reads_a_hidden_task_without_saying_so_is_stopped_where_it_reads() -> None:
+    class OfBatch(Strategy):
+        def learn(self, b: clstream.Batch) -> Tensor:
+            return self.step(b)
+
+        def step(self, b: clstream.Batch) -> Tensor:
+            assert b.task
+            return super().learn(b)
 
     class OfSession(Strategy):
         @on(SessionStarted)
         def start(self, event: SessionStarted) -> None:
             self.now = event.session.task
 
-    for kind in (Decorated, OfSession):
-        refused(ValueError, "needs task ids", kind(example_model()), example_stream(boundaries=False))
+    class ForBoth(Strategy):
+        def learn(self, batch: clstream.Batch) -> Tensor:
+            self.now = None if batch.task_hidden else batch.task
+            return super().learn(batch)
+
+    for kind, what in ((OfBatch, "batch"), (OfSession, "session")):
+        run(kind(example_model()), example_stream())
+        with pytest.raises(HiddenTaskError, match=f"hides its boundaries, so a {what} has no task: .* needs_task = True"):
+            run(kind(example_model()), example_stream(boundaries=False))
+        (check,) = (check for check in check_strategy(kind) if check.name == "needs_what_it_says")
+        with pytest.raises(AssertionError, match=r"it reads the task of a (batch|session): say needs_task = True on its class"):
+            check()
+    run(ForBoth(example_model()), example_stream(boundaries=False))
 
 
 def test_forgotten_constructor_calls_are_said() -> None:

@@ -384,8 +384,8 @@ def test_what_is_made_for_answers_is_not_kept_when_something_is_learned() -> Non
 def test_before_a_batch_the_current_task_answers() -> None:
     strategy, batch = at_second_task()
     with evaluating(strategy):
-        assert set(strategy.anticipate(batch.samples.x).tolist()) <= {2, 3}
-        assert torch.equal(strategy.anticipate(batch.samples.x), strategy.predict(batch.samples.x, batch.task))
+        assert set(strategy.predict_online(batch.samples.x).tolist()) <= {2, 3}
+        assert torch.equal(strategy.predict_online(batch.samples.x), strategy.predict(batch.samples.x, batch.task))
 
 
 def test_a_domain_incremental_stream_has_one_head_and_a_network_for_each_domain() -> None:
@@ -745,5 +745,5 @@ def test_models_are_refused() -> None:
         built(model)
     with pytest.raises(ValueError, match=r"0\.weight has no shape yet: ask the model once"):
         built(nn.Sequential(nn.LazyLinear(6)))
-    with pytest.raises(TypeError, match="can't carry regularisers"):
-        built().carry(EWCPenalty(1.0))
+    with pytest.raises(TypeError, match="takes no regularisers"):
+        built().add_regularisers(EWCPenalty(1.0))

@@ -98,8 +98,8 @@ def test_wrappers_ask_what_they_wrap() -> None:
         base = TAME(example_model(), window=10)
         base.learn(Batch(example_stream().tasks[0].train[:8], None, 0, 0))
         base.experts.append(base.another())  # with two experts, `predict` asks the selector
-        assert torch.equal(wrap(base).anticipate(x), base.anticipate(x))
-        assert torch.equal(base.anticipate(x), base.model(x).argmax(1))
+        assert torch.equal(wrap(base).predict_online(x), base.predict_online(x))
+        assert torch.equal(base.predict_online(x), base.model(x).argmax(1))
 
 
 def test_events_have_curves() -> None:

@@ -88,7 +88,7 @@ def digest(stream: Stream, seed: int = 0) -> str:
         for epoch in session:
             found.update(repr((session.index, len(session), epoch.index, len(epoch))).encode() + epoch.order().numpy().tobytes())
             for batch in epoch:
-                task = None if batch.task is None else (batch.task.id, batch.task.classes)
+                task = None if batch.task_hidden else (batch.task.id, batch.task.classes)
                 found.update(repr((batch.index, task)).encode())
                 found.update(content_hash(batch.samples.x) + content_hash(batch.samples.y))
     for task in stream.tasks:

@@ -10,6 +10,7 @@ from clstream.strategies import (
     AGEM,
     EWC,
     L2,
+    SHARP,
     DERpp,
     EWCPenalty,
     FeatKDPenalty,
@@ -28,6 +29,7 @@ from torch.optim import SGD
 
 from clstream import Batch, BatchLearned, BatchReady, Samples, Strategy, on, run
 from clstream.checks import check_strategy, example_model, example_stream
+from clstream.checks.recorders import Trace
 from clstream.cli.build import build_strategy
 from clstream.cli.parser import UsageError, parse_run
 from clstream.models import Mlp
@@ -63,7 +65,7 @@ def test_any_strategy_can_carry_regularisers(name: str) -> None:
         each.penalty = counting  # type: ignore[method-assign]
     run(Regularised(host, penalties), example_stream())
     assert min(asked) >= 24 - 1 and len(set(asked)) == 1
-    assert all(each.host.model is host.model for each in penalties)
+    assert all(each.strategy.model is host.model for each in penalties)
     assert penalties[0].anchor and penalties[1].importance and penalties[2].importance and penalties[3].teacher is not None
 
 
@@ -116,19 +118,30 @@ class LosesParts(L2):
         self.parts = ()
 
 
+def test_a_step_that_leaves_the_penalty_out_is_refused_after_its_first_batch() -> None:
+    for wrapped in (OwnStep(example_model()), Refresh(OwnStep(example_model()), fisher_weight=0.0, delta=0.0)):
+        trace = Trace()
+        with pytest.raises(TypeError, match=r"OwnStep\.learn didn't minimise self\.objective\(samples\), so the penalty of L2Pen"):
+            run(Regularised(wrapped, [L2Penalty()]), example_stream(), trace)
+        assert trace.word == "RTSEbr"  # the strategy hears first
+    (check,) = (check for check in check_strategy(OwnStep) if check.name == "minimises_penalties")
+    with pytest.raises(TypeError, match=r"the penalty of SquaredNorm was left out"):
+        check()
+    with pytest.raises(TypeError, match="SHARP takes steps of its own, so it takes no regularisers"):
+        SHARP(example_model()).add_regularisers(L2Penalty())
+
+
 def test_what_cannot_carry_is_refused_before_any_work() -> None:
-    with pytest.raises(TypeError, match=r"OwnStep\.learn doesn't minimise self\.objective, so it can't carry regularisers"):
-        Regularised(OwnStep(example_model()), [L2Penalty()])
     with pytest.raises(ValueError, match=r"LosesParts carries what is not among its parts"):
         run(LosesParts(example_model()), example_stream())
     with pytest.raises(TypeError, match="abstract class Regulariser"):
         Regulariser()
     penalty = L2Penalty()
-    Finetune(example_model()).carry(penalty)
-    with pytest.raises(ValueError, match="L2Penalty is carried by a Finetune already"):
-        Finetune(example_model()).carry(penalty)
+    Finetune(example_model()).add_regularisers(penalty)
+    with pytest.raises(ValueError, match="L2Penalty is a regulariser of a Finetune already"):
+        Finetune(example_model()).add_regularisers(penalty)
     with pytest.raises(TypeError, match="needs a model with a method `features`, which Linear hasn't"):
-        Finetune(nn.Linear(2, 2)).carry(FeatKDPenalty())
+        Finetune(nn.Linear(2, 2)).add_regularisers(FeatKDPenalty())
     with pytest.raises(TypeError, match="Regularised wraps a strategy object"):
         Regularised(Finetune, [L2Penalty()])
     with pytest.raises(TypeError, match="regularisers must be a list of at least one Regulariser"):

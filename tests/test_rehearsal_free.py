@@ -34,7 +34,7 @@ GIVEN = Samples(torch.tensor([[0], [1]]), torch.tensor([3, 4]))
 
 def drifted(penalty: Quadratic) -> Strategy:
     strategy = Strategy(example_model())
-    strategy.carry(penalty)
+    strategy.add_regularisers(penalty)
     penalty.hold()
     with torch.no_grad():
         for number, weight in enumerate(strategy.model.parameters(), 1):
@@ -278,7 +278,7 @@ def test_an_answer_is_a_class_that_came() -> None:
     finite: list[int] = []
     run(strategy, example_stream(), Watch())
     assert finite == [2, 4, 6] and answers[0] <= {0, 1} and answers[1] <= {0, 1, 2, 3}
-    assert strategy.answers_once
+    assert strategy.scores_ignore_task
 
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])

@@ -102,7 +102,7 @@ class InAPart(Strategy):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.carry(Pack())
+        self.add_regularisers(Pack())
 
 
 def claiming(kind: type[Strategy]) -> type[Strategy]:

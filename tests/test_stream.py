@@ -212,9 +212,9 @@ def test_boundaries_can_be_hidden():
     shown, hidden = make(), make(boundaries=False)
     for number, (session, other) in enumerate(zip(shown, hidden, strict=True)):
         assert session.task is shown.tasks[number]
-        assert other.task is None
+        assert other.task_hidden
         assert all(batch.task is session.task for epoch in session for batch in epoch)
-        assert all(batch.task is None for epoch in other for batch in epoch)
+        assert all(batch.task_hidden for epoch in other for batch in epoch)
         assert hidden.task_of(number) == number
     assert played(shown) == played(hidden)
 

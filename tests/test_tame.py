@@ -356,8 +356,8 @@ def test_scores_are_those_of_the_expert_that_a_sample_is_sent_to() -> None:
         for row in range(0, len(x), 17):
             expert = strategy.experts[int(sent[row])].model
             torch.testing.assert_close(scores[row], expert(x[row : row + 1])[0])
-    assert strategy.answers_once
-    assert torch.equal(strategy.anticipate(x), strategy.experts[2].model(x).argmax(1))
+    assert strategy.scores_ignore_task
+    assert torch.equal(strategy.predict_online(x), strategy.experts[2].model(x).argmax(1))
 
 
 @pytest.mark.parametrize("options", [{}, {"pruning": "online"}, {"settle": True, "initial": "given"}], ids=str)

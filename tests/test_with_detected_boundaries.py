@@ -35,7 +35,7 @@ def swapping(schedule: list[int], epochs: int = 4, boundaries: bool = False) -> 
 
 
 def hidden(delivered: Batch | Session) -> bool:
-    return delivered.task is None
+    return delivered.task_hidden
 
 
 class Needy(Strategy):
@@ -232,11 +232,10 @@ def test_true_boundaries_are_kept_from_the_wrapped_strategy() -> None:
         wrapped(Evaluating(Mlp(10, 4)))
 
     class Asking(L2Penalty):
-        def penalty(self, samples: Samples) -> Tensor:
-            return super().penalty(samples if self.batch.task is None else samples[:0])
+        needs_task = True
 
     with pytest.raises(ValueError, match="finds boundaries, not which task it is"):
-        wrapped(Finetune(Mlp(10, 4))).carry(Asking())
+        wrapped(Finetune(Mlp(10, 4))).add_regularisers(Asking())
 
 
 def test_a_shift_at_the_first_batch_of_a_session_cuts_nothing() -> None:
@@ -253,11 +252,9 @@ def test_boundaries_are_no_need_of_the_wrapper_and_task_ids_are_refused() -> Non
     assert not needs(Refresh(wrapped(AGEM(Mlp(10, 4)))))
 
     class Asking(Strategy):
-        def learn(self, batch: Batch) -> Tensor:
-            assert batch.task is None
-            return super().learn(batch)
+        needs_task = True
 
-    with pytest.raises(ValueError, match=r"finds boundaries, not which task it is, and Asking needs that \(Asking.learn"):
+    with pytest.raises(ValueError, match=r"finds boundaries, not which task it is, and Asking needs that \(Asking.needs_task"):
         wrapped(Asking(Mlp(10, 4)))
     with pytest.raises(TypeError, match="wraps a strategy object that has a model"):
         WithDetectedBoundaries(AGEM)
@@ -321,7 +318,7 @@ def test_what_it_is_given_to_carry_the_wrapped_strategy_carries_and_it_hears_the
         strategy = WithDetectedBoundaries(Finetune(Mlp(10, 4, hidden=(16,))), window=20, keep=100)
         weight = strategy.model.stages.layer1.weight
         before = weight.detach().clone()
-        strategy.carry(*penalties)
+        strategy.add_regularisers(*penalties)
         run(strategy, swapping([0, 1]))
         assert strategy.base.regularisers == penalties and not strategy.rehearsal_free
         return (weight.detach() - before).norm().item()

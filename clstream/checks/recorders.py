@@ -12,6 +12,8 @@ from torch import Tensor
 
 from clstream import events
 from clstream.bus import Event, on
+from clstream.strategy import Regulariser
+from clstream.stream import Samples
 
 LETTERS = {
     events.RunStarted: "R", events.TaskStarted: "T", events.SessionStarted: "S", events.EpochStarted: "E", events.BatchReady: "b",
@@ -102,7 +104,7 @@ class Asking:
         if not early and not isinstance(event, (events.SessionEnded, events.Evaluated, events.RunEnded)):
             return
         x, strategy = self.task.test[:].x, self.strategy
-        self.answers = [strategy.scores(x), strategy.predict(x), strategy.predict(x, self.task), strategy.anticipate(x)]
+        self.answers = [strategy.scores(x), strategy.predict(x), strategy.predict(x, self.task), strategy.predict_online(x)]
         assert not any(answer.requires_grad for answer in self.answers), "an answer has the graph that it was computed by"
 
 
@@ -116,3 +118,11 @@ class Losses:
     def keep(self, event: events.BatchLearned) -> None:
         """Keep it."""
         self.all.append(event.loss)
+
+
+class SquaredNorm(Regulariser):
+    """A penalty: the sum of the squares of the strategy's weights that learn."""
+
+    def penalty(self, samples: Samples) -> Tensor:
+        """Return it: a scalar."""
+        return torch.stack([weight.square().sum() for weight in self.strategy.model.parameters() if weight.requires_grad]).sum()

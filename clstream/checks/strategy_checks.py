@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from clstream import events
 from clstream.checkpoint.compare import difference
 from clstream.checks.examples import example_model, example_stream, normed_model
-from clstream.checks.recorders import HIDDEN, SHOWN, Asking, Checkpoints, Losses, Trace
+from clstream.checks.recorders import HIDDEN, SHOWN, Asking, Checkpoints, Losses, SquaredNorm, Trace
 from clstream.checks.retention import Search
 from clstream.engine import run
 from clstream.eval_mode import evaluating
@@ -32,7 +32,7 @@ from clstream.results import Result
 from clstream.seeds import isolated
 from clstream.serialization.compare import digest
 from clstream.strategy import Strategy, needs
-from clstream.stream import Stream
+from clstream.stream import HiddenTaskError, Stream
 
 Make = Callable[[nn.Module], Strategy]
 
@@ -92,8 +92,18 @@ def check_strategy(make: Make) -> Iterator[Check]:
             else:
                 raise AssertionError("it needs boundaries, and was not refused on a stream that hides them")
         else:
-            played(hidden, trace)
+            try:
+                played(hidden, trace)
+            except HiddenTaskError as error:
+                what = "session" if "a session" in str(error) else "batch"
+                raise AssertionError(f"it reads the task of a {what}: say needs_task = True on its class") from error
             assert HIDDEN.fullmatch(trace.word), f"without boundaries it gave the events {trace.word}"
+
+    def minimises_penalties() -> None:
+        strategy = built()
+        if strategy.takes_regularisers:
+            strategy.add_regularisers(SquaredNorm())
+            run(strategy, example_stream(), max_sessions=1)  # which refuses, after the first batch, a step that leaves them out
 
     def is_deterministic() -> None:
         (one, first), (two, second) = (played(example_stream(epochs=2)) for _ in range(2))
@@ -215,8 +225,8 @@ def check_strategy(make: Make) -> Iterator[Check]:
 
     exempt = built().exempt
     bodies = (
-        records_params, follows_grammar, needs_what_it_says, is_deterministic, resumes_exactly, leaves_the_caller_alone,
-        learns, answers, answers_before_learning, evaluates_without_trace, answers_without_trace,
+        records_params, follows_grammar, needs_what_it_says, minimises_penalties, is_deterministic, resumes_exactly,
+        leaves_the_caller_alone, learns, answers, answers_before_learning, evaluates_without_trace, answers_without_trace,
         leaves_the_data_alone, keeps_no_samples, takes_any_batch,
         learns_tasks_with_their_heads, grows, runs_on_every_device,
     )  # fmt: skip

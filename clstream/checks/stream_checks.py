@@ -81,7 +81,7 @@ def check_stream(stream: Stream) -> Iterator[Check]:
     def hides_what_it_hides() -> None:
         for session in stream:
             batch = next(iter(next(iter(session))))
-            assert (session.task is None) == (batch.task is None) == (not stream.boundaries), "task and boundaries disagree"
+            assert session.task_hidden == batch.task_hidden == (not stream.boundaries), "task and boundaries disagree"
             assert stream.boundaries or isinstance(session.samples, Samples), "a session leads to the data that it hides"
 
     def describes_itself() -> None:

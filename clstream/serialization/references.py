@@ -131,8 +131,8 @@ class Origin:
             return False
         other = self.stream.session(session.index)
         one, two = session.samples, other.samples
-        same = (session.task, session.epochs, session.batch_size, session.seed, session.drop_last) == (
-            other.task,
+        same = (session.task_if_shown, session.epochs, session.batch_size, session.seed, session.drop_last) == (
+            other.task_if_shown,
             other.epochs,
             other.batch_size,
             other.seed,

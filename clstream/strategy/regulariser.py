@@ -1,9 +1,9 @@
-"""Regularisers: small objects that any strategy can carry, each with a penalty that a step minimises beside the loss.
+"""Regularisers: small objects for any strategy, each with a penalty that a step minimises beside the loss.
 
-    strategy.carry(EWCPenalty(100.0))                    in a strategy's constructor, or
+    strategy.add_regularisers(EWCPenalty(100.0))                    in a strategy's constructor, or
     Regularised(Replay(model), [EWCPenalty(100.0)])      around one
 
-A regulariser knows the strategy that carries it, its `host`, and hears the run as one of the host's parts.
+A regulariser knows the strategy that it was added to, and hears the run as one of its parts.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Quadratic(Regulariser):
         self.importance: dict[str, Tensor] = {}  # nothing stands for 1
         self.rest = torch.zeros(())  # what the penalty is where it is least: the anchors of several tasks may disagree
 
-    def attach(self, host: Strategy) -> None:
+    def attach(self, strategy: Strategy) -> None:
         """Find the weights."""
-        super().attach(host)
-        self.weights = matching(host.model, self.parameters)
+        super().attach(strategy)
+        self.weights = matching(strategy.model, self.parameters)
         if not isinstance(self.strength, Mapping):
             return
         if odd := sorted({*self.strength} ^ {*self.weights}):
             raise ValueError(f"strength must have one tensor for each held weight, and no other: see {', '.join(odd[:3])}")
-        heads = [module for module in host.model.modules() if isinstance(module, GrowingHead)]
+        heads = [module for module in strategy.model.modules() if isinstance(module, GrowingHead)]
         grown = {id(weight): (head.classes, *weight.shape[1:]) for head in heads for weight in head.parameters()}
         for name, weight in self.weights.items():
             given, there = tuple(self.strength[name].shape), grown.get(id(weight), tuple(weight.shape))

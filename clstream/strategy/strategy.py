@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import CodeType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.optim import SGD, Optimizer
 from clstream.attributes import held
 from clstream.bus import Emitter, on
 from clstream.eval_mode import answers, learns, wrap_methods
-from clstream.events import RunStarted, SessionStarted
+from clstream.events import BatchLearned, RunStarted, SessionStarted
 from clstream.models.heads import grow_heads
 from clstream.params import Recorded, check_choice
 from clstream.stream import Batch, Samples, Task
@@ -55,7 +54,13 @@ class Strategy(Emitter, Recorded):
     """Objects whose handlers are subscribed with this strategy's, after its own: a wrapped strategy, a detector."""
 
     regularisers: tuple[Regulariser, ...] = ()
-    """What `carry` was given: their penalties are part of what a step minimises."""
+    """What `add_regularisers` was given: their penalties are part of what a step minimises."""
+
+    needs_task: bool = False
+    """Whether it reads the `task` of batches or sessions; then it is refused on a stream that hides its boundaries."""
+
+    takes_regularisers: bool = True
+    """Whether its steps minimise `self.objective(samples)`, so that penalties can be added: see `add_regularisers`."""
 
     rehearsal_free: bool = False
     """Whether it says that nothing of a session's inputs is in it when the session is over; then the contract checks it."""
@@ -123,8 +128,8 @@ class Strategy(Emitter, Recorded):
         outputs: Tensor = self.model(samples.x if self.augment is None else self.augment(samples.x))
         return outputs
 
-    def own_heads(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
-        """Return (n, classes) outputs, with those that don't compete silenced by -inf.
+    def mask_other_heads(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
+        """Return (n, classes) outputs, with those that don't compete masked with -inf.
 
         Args:
             outputs: (n, classes), of samples to learn.
@@ -137,21 +142,21 @@ class Strategy(Emitter, Recorded):
 
         """
         if self.heads is None:
-            return outputs if self.active_classes == "all" else silenced(outputs, self.seen_classes)
+            return outputs if self.active_classes == "all" else mask_logits(outputs, self.seen_classes)
         if self.heads.shape[1] < outputs.shape[1]:  # outputs that no class has never compete
             self.heads = F.pad(self.heads, (0, outputs.shape[1] - self.heads.shape[1]))
         if self.heads_by_task:
             if task is None:
                 raise ValueError(
-                    f"the tasks of this stream share classes, so {type(self).__name__}.own_heads needs the task of each sample: "
-                    'pass samples.extra["task"], which batches and memories carry'
+                    f"the tasks of this stream share classes, so {type(self).__name__}.mask_other_heads needs the task of each "
+                    'sample: pass samples.extra["task"], which batches and memories carry'
                 )
             y = task
         return outputs.masked_fill(~self.heads[y], float("-inf"))
 
     def logits(self, samples: Samples) -> Tensor:
-        """Return the (n, classes) outputs for samples to learn, augmented, those that don't compete silenced by -inf."""
-        return self.own_heads(self.outputs(samples), samples.y, samples.extra.get("task"))
+        """Return the (n, classes) outputs for samples to learn, augmented, those that don't compete masked with -inf."""
+        return self.mask_other_heads(self.outputs(samples), samples.y, samples.extra.get("task"))
 
     @learns
     def loss(self, samples: Samples) -> Tensor:
@@ -161,29 +166,30 @@ class Strategy(Emitter, Recorded):
     def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
         """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of.
 
-        `task` is as for `own_heads`.
+        `task` is as for `mask_other_heads`.
         """
-        return F.cross_entropy(self.own_heads(outputs, y, task), y, reduction="none")
+        return F.cross_entropy(self.mask_other_heads(outputs, y, task), y, reduction="none")
 
-    def carry(self, *regularisers: Regulariser) -> None:
+    def add_regularisers(self, *regularisers: Regulariser) -> None:
         """Add regularisers: they hear the run as parts do, and each step minimises their penalties too.
 
+        A `learn` of the strategy's own must minimise `self.objective(samples)`; if not, the run ends after its first batch.
         Raises TypeError, ValueError if they don't fit this strategy.
         """
-        learn = inspect.unwrap(type(self).learn)
-        if learn is not inspect.unwrap(Strategy.learn) and not {"objective", "learn"} & _names(learn.__code__):
-            raise TypeError(f"{type(self).__name__}.learn doesn't minimise self.objective, so it can't carry regularisers")
-        for each in regularisers:
-            each.attach(self)
+        if not self.takes_regularisers:
+            raise TypeError(f"{type(self).__name__} takes steps of its own, so it takes no regularisers")
+        for regulariser in regularisers:
+            regulariser.attach(self)
         self.regularisers = (*self.regularisers, *regularisers)
         self.parts = (*self.parts, *regularisers)
 
     @learns
     def objective(self, samples: Samples) -> Tensor:
-        """Return the loss, and the penalties of what is carried: what one step minimises."""
+        """Return the loss, and the penalties of the regularisers: what one step minimises."""
         loss = self.loss(samples)
-        for each in self.regularisers:
-            loss = loss + each.penalty(samples)
+        for regulariser in self.regularisers:
+            loss = loss + regulariser.penalty(samples)
+            regulariser.penalised = True
         return loss
 
     @learns
@@ -202,10 +208,10 @@ class Strategy(Emitter, Recorded):
         return self.mask_answer(outputs)
 
     def mask_answer(self, outputs: Tensor) -> Tensor:
-        """Return (n, classes) outputs for a question, with those that don't compete in an answer silenced by -inf."""
+        """Return (n, classes) outputs for a question, with those that don't compete in an answer masked with -inf."""
         if self.active_classes == "all" or self.task_given:
             return outputs
-        return silenced(outputs, self.seen_classes)
+        return mask_logits(outputs, self.seen_classes)
 
     @answers
     @torch.no_grad()
@@ -216,12 +222,12 @@ class Strategy(Emitter, Recorded):
 
     @answers
     @torch.no_grad()
-    def anticipate(self, x: Tensor) -> Tensor:
+    def predict_online(self, x: Tensor) -> Tensor:
         """Label what the stream brings next, before it is learned: `predict`, unless the strategy knows better where it is."""
         return self.predict(x)
 
     @property
-    def answers_once(self) -> bool:
+    def scores_ignore_task(self) -> bool:
         """Whether one answer of `scores` serves both questions, without and with the task given: the base's way to answer."""
         return type(self).scores is Strategy.scores and type(self).predict is Strategy.predict
 
@@ -255,7 +261,7 @@ class Strategy(Emitter, Recorded):
         """Let the session's classes compete, which a growing head has outputs for by now."""
         if self.seen_classes is None or self.task_classes is None:
             return
-        task = getattr(event.session, "task", None)
+        task = event.session.task_if_shown
         if task is not None and task.id != self.task_number:
             self.task_number, self.task_classes = task.id, self.task_classes[:0]
         new = self.seen_classes.new_tensor(event.session.classes)
@@ -267,28 +273,42 @@ class Strategy(Emitter, Recorded):
 
 
 class Regulariser(Recorded, ABC):
-    """What a strategy carries: define `penalty`, and subscribe with `on`. See `clstream.strategy.regulariser`."""
+    """A penalty on top of a strategy's loss: define `penalty`, and subscribe with `on`. See `clstream.strategy.regulariser`."""
 
-    host: Strategy
+    strategy: Strategy
+    """The strategy whose loss it is added to."""
 
-    def attach(self, host: Strategy) -> None:
-        """Get to know the strategy; refuse one that doesn't fit, with TypeError or ValueError."""
-        if hasattr(self, "host"):
-            raise ValueError(f"{type(self).__name__} is carried by a {type(self.host).__name__} already: make another one")
-        self.host = host
+    penalised: bool = False
+    """Whether a step asked for the penalty."""
+
+    def attach(self, strategy: Strategy) -> None:
+        """Take the strategy; refuse one that doesn't fit, with TypeError or ValueError."""
+        if hasattr(self, "strategy"):
+            raise ValueError(f"{type(self).__name__} is a regulariser of a {type(self.strategy).__name__} already: build another")
+        self.strategy = strategy
+
+    @on(BatchLearned)
+    def check_penalised(self, event: BatchLearned) -> None:
+        """Refuse a strategy whose step leaves the penalty out. Raises TypeError."""
+        if not self.penalised:
+            name = type(self.strategy).__name__
+            raise TypeError(
+                f"{name}.learn didn't minimise self.objective(samples), so the penalty of {type(self).__name__} was left out: let "
+                f"{name} minimise it, or take the regulariser away"
+            )
 
     @abstractmethod
     def penalty(self, samples: Samples) -> Tensor:
         """Return what is added to the loss of the samples: a scalar that can be differentiated."""
 
 
-def silenced(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Return (n, classes) outputs with all but those for some labels silenced by -inf; of no labels, as they are."""
+def mask_logits(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return (n, classes) outputs with all but those for some labels masked with -inf; of no labels, as they are."""
     if labels is None or not len(labels):
         return outputs
-    silent = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
-    silent[labels] = False
-    return outputs.masked_fill(silent, float("-inf"))
+    masked = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+    masked[labels] = False
+    return outputs.masked_fill(masked, float("-inf"))
 
 
 def allowed(task: Task, scores: Tensor) -> Tensor:
@@ -296,8 +316,3 @@ def allowed(task: Task, scores: Tensor) -> Tensor:
     mine = torch.zeros(scores.shape[1], dtype=torch.bool)
     mine[list(task.classes)] = True
     return mine.to(scores.device)
-
-
-def _names(code: CodeType) -> set[str]:
-    """Return the names of attributes and globals that a function's code has."""
-    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))

@@ -35,9 +35,9 @@ class Wrapper(Strategy):
         """Whether the wrapped strategy says so."""
         return self.base.rehearsal_free
 
-    def carry(self, *regularisers: Regulariser) -> None:
-        """Have the wrapped strategy carry them."""
-        self.base.carry(*regularisers)
+    def add_regularisers(self, *regularisers: Regulariser) -> None:
+        """Add them to the wrapped strategy."""
+        self.base.add_regularisers(*regularisers)
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the wrapped strategy's loss."""
@@ -59,12 +59,12 @@ class Wrapper(Strategy):
         """Answer as the wrapped strategy does."""
         return self.base.predict(x, task)
 
-    def anticipate(self, x: Tensor) -> Tensor:
+    def predict_online(self, x: Tensor) -> Tensor:
         """Answer as the wrapped strategy does."""
-        return self.base.anticipate(x)
+        return self.base.predict_online(x)
 
     @property
-    def answers_once(self) -> bool:
+    def scores_ignore_task(self) -> bool:
         """Whether the wrapped strategy does, and nothing is answered here."""
         own = type(self).scores is Wrapper.scores and type(self).predict is Wrapper.predict
-        return own and self.base.answers_once
+        return own and self.base.scores_ignore_task

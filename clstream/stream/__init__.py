@@ -8,6 +8,7 @@ from clstream.stream.sessions import Batch as Batch
 from clstream.stream.sessions import Data as Data
 from clstream.stream.sessions import Delivery as Delivery
 from clstream.stream.sessions import Epoch as Epoch
+from clstream.stream.sessions import HiddenTaskError as HiddenTaskError
 from clstream.stream.sessions import Mixture as Mixture
 from clstream.stream.sessions import Session as Session
 from clstream.stream.sessions import Task as Task

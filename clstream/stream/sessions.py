@@ -37,17 +37,38 @@ class Task:
         return f"Task({self.id}, classes={self.classes}, train={len(self.train)}, test={len(self.test)})"
 
 
+class HiddenTaskError(AttributeError):
+    """A task was asked for where the stream hides its boundaries."""
+
+
+def shown(task: Task | None, what: str) -> Task:
+    """Return a task; raises HiddenTaskError if it is hidden."""
+    if task is None:
+        raise HiddenTaskError(
+            f"this stream hides its boundaries, so a {what} has no task: a strategy that reads it says so on its class, "
+            "needs_task = True, and runs on streams that show their boundaries; task_hidden says whether they do"
+        )
+    return task
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """The samples of one step. `task` is None where the stream hides its boundaries.
-
-    `index` counts the batches of the epoch, and `epoch` the epochs of the session, both from 0.
-    """
+    """The samples of one step. `index` counts the batches of the epoch, and `epoch` the epochs of the session, both from 0."""
 
     samples: Samples
-    task: Task | None
+    task_if_shown: Task | None
     index: int
     epoch: int
+
+    @property
+    def task(self) -> Task:
+        """The task that it is of. Raises HiddenTaskError where the stream hides its boundaries."""
+        return shown(self.task_if_shown, "batch")
+
+    @property
+    def task_hidden(self) -> bool:
+        """Whether the stream hides its boundaries."""
+        return self.task_if_shown is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,23 +113,23 @@ class Epoch:
         chunks = order[first * session.batch_size :].split(session.batch_size) if first < len(self) else ()
         if session.device is None:
             for index, chunk in enumerate(chunks, first):
-                yield Batch(samples[chunk], session.task, index, number)
+                yield Batch(samples[chunk], session.task_if_shown, index, number)
         else:
             for index, chunk in enumerate(chunks, first):
-                yield Batch(samples[chunk].to(session.device), session.task, index, number)
+                yield Batch(samples[chunk].to(session.device), session.task_if_shown, index, number)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """One delivery of training samples; they may be passed over `epochs` times, then they are gone.
 
-    `task` is None where the stream hides its boundaries. `device` is where the batches go, if not where the samples lie. Each
+    `device` is where the batches go, if not where the samples lie. Each
     pass has an order of its own if `shuffle`; if not, the samples come in the order that they have here. `drop_last` leaves
     out what a pass has left for a last batch that is not full; `samples` and `classes` are of all samples nevertheless.
     """
 
     index: int
-    task: Task | None
+    task_if_shown: Task | None
     samples: Samples | Subset
     epochs: int
     batch_size: int
@@ -116,6 +137,16 @@ class Session:
     device: torch.device | None = None
     shuffle: bool = True
     drop_last: bool = False
+
+    @property
+    def task(self) -> Task:
+        """The task that it is of. Raises HiddenTaskError where the stream hides its boundaries."""
+        return shown(self.task_if_shown, "session")
+
+    @property
+    def task_hidden(self) -> bool:
+        """Whether the stream hides its boundaries."""
+        return self.task_if_shown is None
 
     def __len__(self) -> int:
         """Return the number of epochs."""

@@ -65,7 +65,7 @@ class Stream:
             too; where tasks share classes, samples to learn have the number of their task as `extra["task"]`) or "domain" (the
             tasks share their classes).
         seed: of the order of the batches. A run adds its own seed to it.
-        boundaries: whether a strategy is told of tasks. If not, there are no task events, and `batch.task` is None.
+        boundaries: whether a strategy is told of tasks. If not, there are no task events, and `batch.task` raises HiddenTaskError.
         augment: a function of a raw batch of inputs, applied where samples are learned, so replayed ones change too. It may
             draw from torch's global generator: a run seeds that, and gives it back as it was.
         shuffle: whether each pass over a session has an order of its own; if not, the samples come in that of the data, or in

@@ -201,7 +201,7 @@ def _of_task(event: events.TaskStarted) -> Entry:
 
 def _of_session(event: events.SessionStarted) -> Entry:
     session = event.session
-    task = None if session.task is None else session.task.id
+    task = None if session.task_hidden else session.task.id
     return {"session": session.index, "task": task, "samples": len(session.samples), "classes": session.classes}
 
 

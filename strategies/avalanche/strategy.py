@@ -85,6 +85,7 @@ class AvalancheStrategy(Strategy):
     fixed_classes = "as Avalanche's strategy and model have it"
     not_state = ("drawn",)
     checkpoint_modules = BUILT_OF
+    takes_regularisers = False  # a plugin of theirs does that
 
     def __init__(self, strategy: Any, plugins: Sequence[Any] = (), boundaries: bool | None = None) -> None:
         check_playable(strategy, plugins)
@@ -131,12 +132,6 @@ class AvalancheStrategy(Strategy):
         x = samples.x if self.augment is None else self.augment(samples.x)
         found: Tensor = self.theirs._criterion(self.outputs_for(x, self.labels_of(samples)), samples.y)
         return found
-
-    def carry(self, *regularisers: object) -> None:
-        """Refuse regularisers of ours: a step is theirs. Raises TypeError."""
-        raise TypeError(
-            "a strategy of Avalanche's takes its own steps, so it can't carry regularisers: give it a plugin of Avalanche's"
-        )
 
     @on(RunStarted)
     def meet(self, event: RunStarted) -> None:
@@ -251,7 +246,7 @@ class AvalancheStrategy(Strategy):
     def experience_of(self, session: Session) -> tuple[Any, Delivery]:
         """Return a session as an experience of theirs, and what its data set reads."""
         samples = session.samples[:]
-        label = self.label_of(getattr(session, "task", None) if self.tells_tasks else None)
+        label = self.label_of(session.task_if_shown if self.tells_tasks else None)
         delivery = Delivery(session, samples)
         labels = samples.extra["task_label"].tolist() if self.tells_tasks and "task_label" in samples.extra else label
         experience = new_experience(delivery, labels, session.index)
@@ -282,7 +277,7 @@ class AvalancheStrategy(Strategy):
         return torch.full_like(samples.y, int(label))
 
     @property
-    def answers_once(self) -> bool:
+    def scores_ignore_task(self) -> bool:
         """Whether the answer doesn't depend on the task: that of models without heads for tasks."""
         return not is_multi_task(self.model)
 

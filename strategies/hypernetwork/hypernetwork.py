@@ -117,6 +117,7 @@ class Hypernetwork(Strategy):
 
     rehearsal_free = True
     not_state: tuple[str, ...] = ("made",)
+    takes_regularisers = False  # its step has two losses and two optimizers
     fixed_classes = "those of the task whose network answers"
     exempt = {"grows": "all of the network's weights are made from the start"}  # noqa: RUF012  # as the base has it
 
@@ -440,7 +441,7 @@ class Hypernetwork(Strategy):
         return outputs.new_full((len(outputs), width), float("-inf")).index_copy(1, labels, outputs[:, columns])
 
     @torch.no_grad()
-    def anticipate(self, x: Tensor) -> Tensor:
+    def predict_online(self, x: Tensor) -> Tensor:
         """Label what the stream brings next: the current task's network."""
         if self.current is None:
             return self.predict(x)

@@ -322,8 +322,9 @@ class TAME(Strategy):
             outputs = self.stacked.one(only, samples.x)[None]
         y = samples.y.repeat(len(outputs))
         task = samples.extra.get("task")
+        tasks = None if task is None else task.repeat(len(outputs))
         with torch.no_grad():
-            logits = self.own_heads(self.bounded(outputs).flatten(0, 1), y, None if task is None else task.repeat(len(outputs)))
+            logits = self.mask_other_heads(self.bounded(outputs).flatten(0, 1), y, tasks)
             each = F.cross_entropy(logits, y, reduction="none").view(len(outputs), -1).mean(1).tolist()
         return dict(enumerate(each) if only is None else [(only, each[0])])
 
@@ -373,11 +374,11 @@ class TAME(Strategy):
         return torch.empty_like(answers).index_copy_(0, torch.cat([rows for rows, _ in parts]), answers)
 
     @property
-    def answers_once(self) -> bool:
+    def scores_ignore_task(self) -> bool:
         """Whether one answer serves both questions: the selector is not told the task."""
         return type(self).scores is TAME.scores and type(self).predict is Strategy.predict
 
-    def anticipate(self, x: Tensor) -> Tensor:
+    def predict_online(self, x: Tensor) -> Tensor:
         """Label what the stream brings next: the active expert's labels."""
         scores: Tensor = self.model(x)
         return scores.argmax(1)
