@@ -1,4 +1,4 @@
-"""State: everything that a strategy holds, found by walking its attributes."""
+"""Attributes: everything that a strategy holds, found by walking them."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
 
 def attributes(value: object) -> dict[str, object]:
     """Return the attributes of an object, those in slots first."""
-    found = {}
+    in_slots = {}
     for name, slot in slots(type(value)).items():
-        with suppress(AttributeError):  # nothing is in it
-            found[name] = slot.__get__(value)
+        with suppress(AttributeError):  # it is empty
+            in_slots[name] = slot.__get__(value)
     hidden = {name for cls in type(value).__mro__ for name in vars(cls).get("not_state", ())}
-    return {name: item for name, item in {**found, **getattr(value, "__dict__", {})}.items() if name not in hidden}
+    return {name: item for name, item in {**in_slots, **getattr(value, "__dict__", {})}.items() if name not in hidden}
 
 
 def slots(cls: type) -> dict[str, MemberDescriptorType]:
     """Return the attributes that instances keep in slots, by name, those of base classes first."""
-    found: dict[str, MemberDescriptorType] = {}
-    for each in reversed(cls.__mro__):
-        named: str | Iterable[str] = vars(each).get("__slots__", ())
+    descriptors: dict[str, MemberDescriptorType] = {}
+    for base in reversed(cls.__mro__):
+        named: str | Iterable[str] = vars(base).get("__slots__", ())
         for name in [named] if isinstance(named, str) else named:
             private = name.startswith("__") and not name.endswith("__")  # Python knows it by the name of the class too
-            name = f"_{each.__name__.lstrip('_')}{name}" if private else name
-            if isinstance(slot := vars(each).get(name), MemberDescriptorType):
-                found[name] = slot
-    return found
+            name = f"_{base.__name__.lstrip('_')}{name}" if private else name
+            if isinstance(slot := vars(base).get(name), MemberDescriptorType):
+                descriptors[name] = slot
+    return descriptors
 
 
 def builds_plainly(cls: type) -> bool:
@@ -89,11 +89,11 @@ def replaces_method(cls: type, name: str) -> bool:
     """Return whether an attribute of an object would stand in for a method of its class, or for what Python itself asks for."""
     if name.startswith("__") and name.endswith("__"):
         return True
-    inherited = next((vars(each)[name] for each in cls.__mro__ if name in vars(each)), None)
+    inherited = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
     bound = hasattr(type(inherited), "__get__") and not hasattr(type(inherited), "__set__")  # a descriptor that sets comes first
     return bound and not isinstance(inherited, cached_property)
 
 
-def held(root: object, kind: type[T]) -> list[tuple[str, T]]:
+def find_all(root: object, kind: type[T]) -> list[tuple[str, T]]:
     """Return (path, value) for each value of type `kind` that `root` holds."""
     return [(path, value) for path, value in walk(root) if isinstance(value, kind)]

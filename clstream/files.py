@@ -1,4 +1,4 @@
-"""Run folders: what a run leaves on disk lies in one folder, and one process at a time writes there."""
+"""Files: run folders that one process at a time may write to."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class FolderError(OSError):
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Make a folder if it isn't there, and keep other processes out of it; a process that dies lets go of it.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder, which is made if it doesn't exist, against other processes; a process that dies releases it.
 
     Raises FolderError if it can't be written, another process has it, or its lock is a link.
     """

@@ -1,4 +1,4 @@
-"""Pre-training: a stream's classes as one task, and the weights of a model in a file, for a run to start from.
+"""Pre-training: a stream's classes as one task, and a model's weights in a file that runs can start from.
 
 A file of weights is read by `torch.load(weights_only=True)`, which runs no code. It has a header, JSON text that says what was
 trained, and the state dict of the model.
@@ -26,7 +26,7 @@ from clstream.stream import Samples, Stream, Subset, Task
 FORMAT = "clstream weights 1"
 
 
-def joined(stream: Stream, classes: Sequence[int] | None = None, epochs: int | None = None) -> Stream:
+def join_tasks(stream: Stream, classes: Sequence[int] | None = None, epochs: int | None = None) -> Stream:
     """Return a stream with all classes of another one, or some, in one task and one session: ordinary supervised training.
 
     Args:
@@ -37,10 +37,10 @@ def joined(stream: Stream, classes: Sequence[int] | None = None, epochs: int | N
     Raises ValueError for labels that the stream doesn't have.
     """
     check_integer(1, none=True, epochs=epochs)
-    known = {label for task in stream.tasks for label in task.classes}
-    kept = sorted(known if classes is None else set(classes))
-    if strange := [label for label in kept if label not in known]:
-        raise ValueError(f"{stream.name} has no classes {strange}: it has {sorted(known)}")
+    labels = {label for task in stream.tasks for label in task.classes}
+    kept = sorted(labels if classes is None else set(classes))
+    if strange := [label for label in kept if label not in labels]:
+        raise ValueError(f"{stream.name} has no classes {strange}: it has {sorted(labels)}")
     if not kept:
         raise ValueError("there are no classes to train on")
     wanted = torch.tensor(kept)
@@ -51,9 +51,9 @@ def joined(stream: Stream, classes: Sequence[int] | None = None, epochs: int | N
             first = first + other
         return first
 
-    task = Task(0, tuple(kept), gather([each.train for each in stream.tasks]), gather([each.test for each in stream.tasks]))
+    joined = Task(0, tuple(kept), gather([task.train for task in stream.tasks]), gather([task.test for task in stream.tasks]))
     name, epochs = f"{stream.name}, joined", stream.epochs if epochs is None else epochs
-    return replace(stream, name=name, tasks=[task], schedule=None, scenario="class", epochs=epochs, data=None)
+    return replace(stream, name=name, tasks=[joined], schedule=None, scenario="class", epochs=epochs, data=None)
 
 
 def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -> Path:
@@ -75,7 +75,7 @@ def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -
         "torch": torch.__version__,
     } | dict(about)
     beside = file.with_name(f".{file.name}.{os.getpid()}")
-    content = {"header": json.dumps(header), "weights": {name: each.cpu() for name, each in model.state_dict().items()}}
+    content = {"header": json.dumps(header), "weights": {name: weight.cpu() for name, weight in model.state_dict().items()}}
     try:
         try:
             with beside.open("wb") as out:
@@ -115,12 +115,12 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
             raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
         raise ValueError(f"{file} is no file of weights that `clstream pretrain` wrote") from None
-    mine = {name: each for name, each in model.state_dict().items() if not name.startswith("head.")}
-    theirs = {name: each for name, each in weights.items() if not name.startswith("head.")}
+    mine = {name: weight for name, weight in model.state_dict().items() if not name.startswith("head.")}
+    theirs = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
     for name in [*mine, *theirs]:
-        shapes = [str(tuple(each[name].shape)) if name in each else "missing" for each in (theirs, mine)]
+        shapes = [str(tuple(state[name].shape)) if name in state else "missing" for state in (theirs, mine)]
         if shapes[0] == shapes[1]:
-            shapes = [str(each[name].dtype) for each in (theirs, mine)]
+            shapes = [str(state[name].dtype) for state in (theirs, mine)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the weights {file} are of {header['model']}, and don't fit {type(model).__name__}: {name} is {shapes[0]} there, "

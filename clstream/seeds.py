@@ -1,4 +1,4 @@
-"""Seeds: many independent ones out of a run's one seed, and a run that leaves its caller's generators alone."""
+"""Seeds: many independent ones derived from a run's one seed, and code that leaves the global random state as it was."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def recorded(
     """
     recording = read(file)
     if data is not None:
-        parts, where = recording.found_in(data), f"the data of {data.name}"
+        parts, where = recording.find_parts(data), f"the data of {data.name}"
     else:
         parts, where = _loaded(recording, root)
     return recording.replay(parts, where, {**FUNCTIONS, **(functions or {})})

@@ -345,7 +345,7 @@ def test_an_unseen_task_changes_no_answer_of_another() -> None:
 def test_a_recording_and_a_checkpoint_carry_the_task(tmp_path: Path) -> None:
     stream = shared(subset=True)
     recording = read(record(stream, tmp_path / "shared.clstream"))
-    again = recording.replay(recording.found_in(stream))
+    again = recording.replay(recording.find_parts(stream))
     whole, results = Checkpoints(), []
     for each in (stream, again):
         strategy = Replay(example_model(), capacity=20)

@@ -32,7 +32,7 @@ from clstream.checkpoint.store import files, load
 from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints, Trace
 from clstream.engine import OtherRunError
-from clstream.files import FolderError, claimed
+from clstream.files import FolderError, locked
 from clstream.models import ConvNet, Mlp
 from clstream.seeds import isolated
 
@@ -342,7 +342,7 @@ def test_how_many_are_kept(tmp_path: Path) -> None:
 
 def test_when_they_are_written(tmp_path: Path) -> None:
     often = Checkpointer(tmp_path / "often", every_seconds=1e-9)
-    often._rest = lambda cost: setattr(often, "due", 0.0)  # whatever it costs
+    often._schedule = lambda cost: setattr(often, "due", 0.0)  # whatever it costs
     run(built(), example_stream(), often)
     assert often.written == 1 + 24 + 3
     quick = Checkpointer(tmp_path / "quick", every_seconds=1e-9, share=1)
@@ -357,7 +357,7 @@ def test_slow_writes_come_less_often(tmp_path: Path) -> None:
     slow = Checkpointer(tmp_path, every_seconds=1.0)
     for cost, rest in ((3.0, 150.0), (0.001, 1.0)):  # 2 % of the time at most
         before = time.monotonic()
-        slow._rest(cost)
+        slow._schedule(cost)
         assert before + rest <= slow.due <= time.monotonic() + rest
 
 
@@ -479,7 +479,7 @@ def test_a_used_folder_is_refused_to_a_new_run(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"has the checkpoints of a run: go on with it by resume=newest\('.*'\), or name another"):
         run(built(), example_stream(), Checkpointer(tmp_path))
     assert [file.read_bytes() for file in files(tmp_path)] == before
-    with claimed(tmp_path):  # and it was let go
+    with locked(tmp_path):  # and it was let go
         pass
 
 
@@ -546,7 +546,7 @@ def test_a_signal_that_comes_when_all_is_done_stops_what_would_follow(tmp_path: 
     with pytest.raises(Stopped, match="stopped by SIGTERM, when the run was over"):
         run(built(), example_stream(), Late(), Checkpointer(tmp_path))
     assert newest(tmp_path)["position"] == [3, 0, 0]
-    with claimed(tmp_path):
+    with locked(tmp_path):
         pass
 
 
@@ -567,7 +567,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         run(built(), example_stream(), Checkpointer(tmp_path / "shared"))
     process.kill()
     process.communicate()
-    with claimed(tmp_path / "shared"):  # a process that died lets go
+    with locked(tmp_path / "shared"):  # a process that died lets go
         pass
 
 

@@ -28,7 +28,7 @@ from clstream.checks.recorders import Checkpoints
 from clstream.memory import Reservoir
 from clstream.seeds import isolated
 from clstream.serialization import restore
-from clstream.serialization.capture import origin_of
+from clstream.serialization.capture import references_of
 
 MARKER = Path("code-was-run")
 STREAM = example_stream((0, 1))
@@ -208,12 +208,12 @@ def test_a_file_cannot_choose_what_is_run(
 
     monkeypatch.chdir(tmp_path)
     strategy, stream = victim(), STREAM
-    origin = origin_of([strategy], stream)
+    references = references_of([strategy], stream)
     for name in EVIL:
         state = deepcopy(checkpoint)
         put(state, "activation", FORMS[form](state, name))
         with pytest.raises(ValueError, match=r"^the checkpoint can't be restored: "):
-            restore([strategy], state["strategy"], origin)
+            restore([strategy], state["strategy"], references)
         assert not MARKER.exists(), f"{name} was run, as a {form}"
 
 

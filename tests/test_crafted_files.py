@@ -21,7 +21,7 @@ from torch import nn
 from clstream import run
 from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import main
-from clstream.files import FolderError, claimed
+from clstream.files import FolderError, locked
 from clstream.models import Mlp
 from clstream.pretraining import load_weights, save_weights
 from clstream.serialization import torch_files
@@ -290,7 +290,7 @@ def test_a_journal_writes_through_no_link(place):
     with pytest.raises(OSError, match="lock is a link: remove it"):
         Outbox.read(place / "tracking.jsonl")
     (place / "lock").symlink_to(place / "precious")
-    with pytest.raises(FolderError, match="is a link: remove it"), claimed(place):
+    with pytest.raises(FolderError, match="is a link: remove it"), locked(place):
         pass
     assert (place / "precious").read_text() == "{}\nprecious"
 

@@ -21,8 +21,8 @@ from clstream.streams import blobs, fuzzy_tasks, recorded, split_digits
 
 from clstream.cli import main
 from clstream.recording import read, record
-from clstream.recording.header import MOST_MEMBERS, MOST_TEXT, RATIO, STREAM
-from clstream.recording.writer import _contents
+from clstream.recording.header import MAX_MEMBERS, MAX_RATIO, MAX_TEXT, STREAM
+from clstream.recording.writer import contents
 
 MIB = 1 << 20
 Member = tuple[str, bytes]
@@ -55,7 +55,7 @@ def npy(numbers: np.ndarray, **options: Any) -> bytes:
 
 def good() -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what a recording says, and its arrays as members: two tasks of blobs."""
-    about, arrays = _contents(blobs(tasks=2, classes=4, train_per_class=10, test_per_class=5))
+    about, arrays = contents(blobs(tasks=2, classes=4, train_per_class=10, test_per_class=5))
     return copy.deepcopy(about), {name: npy(array) for name, array in arrays.items()}
 
 
@@ -157,7 +157,7 @@ def test_a_directory_that_is_too_large_is_not_read(tmp_path):
     about, arrays = good()
     content = crafted(about, arrays)[:-64]
     end = content.rindex(b"PK\x05\x06")
-    for change in ({4: MOST_MEMBERS + 1}, {5: 1 << 30}):
+    for change in ({4: MAX_MEMBERS + 1}, {5: 1 << 30}):
         record = list(struct.unpack("<4s4H2IH", content[end:]))
         for place, value in change.items():
             record[place] = value
@@ -170,13 +170,13 @@ def test_a_directory_that_is_too_large_is_not_read(tmp_path):
 def test_what_would_be_a_bomb_is_stored_as_it_is_when_it_is_recorded(tmp_path):
     """A recording whose arrays are all alike can be read: the writer keeps to the reader's bound."""
     stream = blobs(tasks=1, classes=2, train_per_class=200_000, test_per_class=2, features=1)
-    about, arrays = _contents(stream)
+    about, arrays = contents(stream)
     about["sources"][0]["labels"], arrays["labels_0.npy"] = "labels_0.npy", np.zeros(400_000, np.uint8)
-    from clstream.recording.writer import _packed
+    from clstream.recording.writer import pack
 
     file = tmp_path / "my.clstream"
-    file.write_bytes(_packed(about, arrays))
-    assert len(zlib.compress(npy(arrays["labels_0.npy"]))) * RATIO < 400_000
+    file.write_bytes(pack(about, arrays))
+    assert len(zlib.compress(npy(arrays["labels_0.npy"]))) * MAX_RATIO < 400_000
     assert torch.equal(read(file).arrays["labels_0.npy"], torch.zeros(400_000, dtype=torch.int64))
 
 
@@ -337,13 +337,13 @@ def test_by_command_it_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_a_text_as_long_as_can_be_is_written_and_read_no_longer_one(tmp_path):
-    from clstream.recording.writer import _packed
+    from clstream.recording.writer import pack
 
     about, arrays = good()
-    about["notes"] = ["n" * (MOST_TEXT - len(json.dumps(about, indent=1)) - 20)]
+    about["notes"] = ["n" * (MAX_TEXT - len(json.dumps(about, indent=1)) - 20)]
     arrays = {name: np.load(io.BytesIO(array)) for name, array in arrays.items()}
-    (tmp_path / "my.clstream").write_bytes(_packed(about, arrays))
+    (tmp_path / "my.clstream").write_bytes(pack(about, arrays))
     assert recorded(tmp_path / "my.clstream").notes == tuple(about["notes"])
-    about["notes"] = ["n" * MOST_TEXT]
+    about["notes"] = ["n" * MAX_TEXT]
     with pytest.raises(ValueError, match="can't be recorded: it has too many sessions"):
-        _packed(about, arrays)
+        pack(about, arrays)

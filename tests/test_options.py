@@ -26,7 +26,7 @@ from clstream.bus import Event
 from clstream.checkpoint import checkpointer
 from clstream.checks import example_model, retention
 from clstream.fisher import batch_fisher, diagonal_fisher
-from clstream.pretraining import joined
+from clstream.pretraining import join_tasks
 from clstream.stream import Samples, Stream, Task
 from clstream.tracking import EventLog
 
@@ -78,7 +78,7 @@ NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "Pad": lambda: {"pad": 1},
     "Permute": lambda: {"seed": 1},
     "Rotate": lambda: {"degrees": 1.0},
-    "joined": lambda: {"stream": stream()},
+    "join_tasks": lambda: {"stream": stream()},
     "diagonal_fisher": lambda: {"model": example_model(), "samples": samples()},
     "batch_fisher": lambda: {"model": example_model(), "samples": samples(), "batch_size": 5},
     "magnitude_masks": lambda: {"model": example_model(), "sparsity": 0.5},
@@ -111,7 +111,7 @@ def everything() -> dict[str, Any]:
         found |= {name: getattr(module, name) for name in module.__all__ if name not in LEFT_OUT}
     for cls in (memory.Reservoir, memory.ClassBalanced, memory.Ring, Stream, Transitions, Gaussian, LabelShift, Blurry):
         found[cls.__name__] = cls
-    more = (MlpGenerator, LstmGenerator, EventLog, CropFlipJitter, Pad, Permute, Rotate, joined, diagonal_fisher, batch_fisher)
+    more = (MlpGenerator, LstmGenerator, EventLog, CropFlipJitter, Pad, Permute, Rotate, join_tasks, diagonal_fisher, batch_fisher)
     for thing in (*more, magnitude_masks, run):
         found[thing.__name__] = thing
     for module in (drift_detection, online_metrics, checkpointer, retention):

@@ -494,7 +494,7 @@ def test_sync_is_refused_while_the_run_goes_on(store: str, tmp_path: Path, capsy
     outbox = Outbox.read(folder / FILE)
     outbox.put("tags", values={"late": "yes"})
     outbox.close()
-    hold = "import sys, pathlib, clstream.files as f\nwith f.claimed(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
+    hold = "import sys, pathlib, clstream.files as f\nwith f.locked(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.read(1)
         assert main(["sync", "mine"]) == 1

@@ -23,7 +23,7 @@ from clstream.models import ConvNet, Mlp, ResNet18
 from clstream.recording import record
 from clstream.seeds import isolated
 from clstream.serialization import capture
-from clstream.serialization.capture import origin_of
+from clstream.serialization.capture import references_of
 
 double = partial(torch.tensor, dtype=torch.float64)
 
@@ -272,9 +272,9 @@ def test_nothing_of_the_data_is_kept() -> None:
         stream = blobs(tasks=3, classes=6, train_per_class=each)
         torch.manual_seed(0)
         strategy = PRD(model_for(stream))
-        origin = origin_of([strategy], stream)
+        references = references_of([strategy], stream)
         run(strategy, stream)
-        nodes = capture([strategy], origin)[0]["nodes"]
+        nodes = capture([strategy], references)[0]["nodes"]
         assert not [node["path"] for node in nodes if "place" in node]
         return sum(torch.Size(node["size"]).numel() for node in nodes if node["kind"] == "tensor")
 

@@ -15,7 +15,7 @@ from clstream.cli import main
 from clstream.cli.build import build_strategy, build_stream
 from clstream.cli.parser import parse_run
 from clstream.models import ConvNet, Mlp, VitTiny
-from clstream.pretraining import joined, load_weights, save_weights
+from clstream.pretraining import join_tasks, load_weights, save_weights
 from clstream.strategy import Strategy
 
 TINY = ("--stream", "blobs", "--stream.train_per_class", "20", "--model", "Mlp", "--model.hidden", "[16]")
@@ -36,12 +36,12 @@ def equal(one: nn.Module, two: nn.Module) -> bool:
 
 def test_a_joined_stream_has_each_sample_of_its_classes_once() -> None:
     stream = blobs(tasks=3, classes=7, class_order=1)
-    whole = joined(stream, epochs=4)
+    whole = join_tasks(stream, epochs=4)
     assert (len(whole.tasks), len(whole), whole.epochs, whole.classes, whole.batch_size) == (1, 1, 4, 7, stream.batch_size)
     for kind in ("train", "test"):
         rows = [tuple(row) for task in stream.tasks for row in getattr(task, kind).x.tolist()]
         assert sorted(rows) == sorted(tuple(row) for row in getattr(whole.tasks[0], kind).x.tolist())
-    some = joined(stream, [5, 2, 2])
+    some = join_tasks(stream, [5, 2, 2])
     assert some.tasks[0].classes == (2, 5) and some.epochs == stream.epochs
     assert some.tasks[0].train.y.unique().tolist() == some.tasks[0].test.y.unique().tolist() == [2, 5]
     by_label = {tuple(row): int(y) for task in stream.tasks for row, y in zip(task.train.x.tolist(), task.train.y, strict=True)}
@@ -52,13 +52,13 @@ def test_a_joined_stream_has_each_sample_of_its_classes_once() -> None:
 def test_a_joined_stream_keeps_the_augmentation_and_refuses_strange_classes() -> None:
     stream = blobs()
     object.__setattr__(stream, "augment", torch.neg)
-    assert joined(stream).augment is torch.neg
+    assert join_tasks(stream).augment is torch.neg
     with pytest.raises(ValueError, match=r"blobs has no classes \[12\]: it has \[0, 1, "):
-        joined(stream, [3, 12])
+        join_tasks(stream, [3, 12])
     with pytest.raises(ValueError, match="there are no classes to train on"):
-        joined(stream, [])
+        join_tasks(stream, [])
     with pytest.raises(ValueError, match="epochs must be a whole number of at least 1 or None, not 0"):
-        joined(stream, epochs=0)
+        join_tasks(stream, epochs=0)
 
 
 # Files of weights ---------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_pretrain_writes_what_plain_training_gives(store: str, tmp_path: Path, c
     parser, options = parse_run([*TINY, "--strategy", "Finetune", "--strategy.optimizer.lr", "0.05", "--seed", "4"])
     stream = build_stream(parser, options)
     strategy = build_strategy(parser, options, stream, 4)
-    result = run(strategy, joined(stream, epochs=3), seed=4)
+    result = run(strategy, join_tasks(stream, epochs=3), seed=4)
     content = torch.load(tmp_path / "blobs.pt", weights_only=True)
     assert all(torch.equal(content["weights"][name], each) for name, each in strategy.model.state_dict().items())
     header = json.loads(content["header"])
@@ -213,5 +213,5 @@ def test_domains_can_be_joined_too() -> None:
         Task(n, (0, 1), part, part)
         for n, part in enumerate([Samples(x[:4], torch.arange(4) % 2), Samples(x[4:], torch.arange(4) % 2)])
     ]
-    whole = joined(Stream("domains", tasks, scenario="domain"))
+    whole = join_tasks(Stream("domains", tasks, scenario="domain"))
     assert whole.scenario == "class" and whole.tasks[0].train.x.flatten().tolist() == list(range(8))

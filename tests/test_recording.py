@@ -546,12 +546,12 @@ def test_a_transform_that_has_changed_is_refused(tmp_path):
 def test_a_recording_names_only_what_is_offered(tmp_path):
     """Names in the file are looked up in a table; no import and no attribute is reached by them."""
     file = tmp_path / "my.clstream"
-    about, arrays = writer._contents(own(augment=flip))
+    about, arrays = writer.contents(own(augment=flip))
     for name in ("os.system", "print", "__import__", "clstream.streams.domains.Rotate"):
-        file.write_bytes(writer._packed({**about, "augment": {"name": name}}, arrays))
+        file.write_bytes(writer.pack({**about, "augment": {"name": name}}, arrays))
         with pytest.raises(ValueError, match="which does not come with clstream"):
             recorded(file, data=own())
-    file.write_bytes(writer._packed({**about, "loader": "os.system", "options": {"command": "ls"}}, arrays))
+    file.write_bytes(writer.pack({**about, "loader": "os.system", "options": {"command": "ls"}}, arrays))
     with pytest.raises(ValueError, match="clstream can't load"):
         recorded(file)
 
@@ -636,22 +636,22 @@ def test_files_that_are_no_recordings_are_refused(tmp_path):
 
 def test_a_newer_format_and_a_file_of_other_make_are_refused(tmp_path):
     file = tmp_path / "my.clstream"
-    about, arrays = writer._contents(blobs())
-    file.write_bytes(writer._packed({**about, "format": FORMAT + 1, "clstream": "9.0"}, {}))
+    about, arrays = writer.contents(blobs())
+    file.write_bytes(writer.pack({**about, "format": FORMAT + 1, "clstream": "9.0"}, {}))
     with pytest.raises(ValueError, match=rf"has format {FORMAT + 1}, of clstream 9\.0; clstream \S+ reads up to format {FORMAT}"):
         recorded(file)
     del about["format"]
-    file.write_bytes(writer._packed(about, arrays))
+    file.write_bytes(writer.pack(about, arrays))
     with pytest.raises(ValueError, match=r"is no recording that clstream .* can read"):
         recorded(file)
 
 
 def test_an_array_of_objects_is_not_read(tmp_path, monkeypatch):
-    about, arrays = writer._contents(blobs())
+    about, arrays = writer.contents(blobs())
     pickled = np.array([print], dtype=object)
     write = np.lib.format.write_array
     monkeypatch.setattr(np.lib.format, "write_array", lambda out, array, allow_pickle: write(out, array, allow_pickle=True))
-    (tmp_path / "my.clstream").write_bytes(writer._packed(about, {**arrays, "task_0_train.npy": pickled}))
+    (tmp_path / "my.clstream").write_bytes(writer.pack(about, {**arrays, "task_0_train.npy": pickled}))
     with pytest.raises(ValueError, match=r"is no recording that clstream .* can read: task_0_train.npy is no row of whole numbers"):
         recorded(tmp_path / "my.clstream")
 

@@ -19,8 +19,8 @@ from clstream.checkpoint import newest
 from clstream.checkpoint.compare import difference
 from clstream.checkpoint.store import files
 from clstream.cli import kill_test, main
-from clstream.files import claimed
-from clstream.serialization.compare import differing
+from clstream.files import locked
+from clstream.serialization.compare import first_difference
 from clstream.tracking.event_log import read
 
 OWN = '''
@@ -216,7 +216,7 @@ def test_a_run_that_is_under_way_is_not_run_twice(own: Path, capsys: pytest.Capt
     assert "is in use by another process: wait for it to end" in text
     process.kill()
     process.communicate()
-    with claimed(folders[0].parent):
+    with locked(folders[0].parent):
         pass
 
 
@@ -266,7 +266,7 @@ def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixtur
     text = said(capsys, 1, "prove-resume", *options, "--stream.epochs", "4", "--kills", "2", "--out", "proof", "--track", "false")
     assert "DIFFERENT: Forgets." in text
     one, other = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
-    assert differing(one, other) is not None
+    assert first_difference(one, other) is not None
 
 
 def test_prove_resume_refuses(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

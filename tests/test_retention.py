@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam
 
 from clstream import BatchLearned, SessionEnded, SessionStarted, Strategy, on
 from clstream.checks import check_strategy
-from clstream.checks.retention import found_in, reachable
+from clstream.checks.retention import find_inputs, reachable
 from clstream.strategy import Regulariser
 
 
@@ -154,6 +154,6 @@ def test_it_is_declared_by_the_ones_that_keep_nothing() -> None:
 def test_what_is_found_is_named_by_its_path() -> None:
     x = torch.randint(0, 255, (5, 1, 4, 4), dtype=torch.uint8)
     holder = SimpleNamespace(a=[{"rows": x[2].clone()}], other=torch.rand(16))
-    assert found_in(holder, x) == "SimpleNamespace.a[0]['rows']"
-    assert found_in(SimpleNamespace(other=torch.rand(10, 16), mean=x.double().mean(0)), x) is None
+    assert find_inputs(holder, x) == "SimpleNamespace.a[0]['rows']"
+    assert find_inputs(SimpleNamespace(other=torch.rand(10, 16), mean=x.double().mean(0)), x) is None
     assert [path for path, _ in reachable(holder)] == ["SimpleNamespace.other", "SimpleNamespace.a[0]['rows']"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
-from clstream.attributes import held, walk
+from clstream.attributes import find_all, walk
 from clstream.models import Mlp
 from clstream.params import Recorded, describe, flat
 from clstream.seeds import derive, isolated
@@ -116,7 +116,7 @@ class Holder:
 
 
 def paths(root, kind=torch.Generator):
-    return [path for path, _ in held(root, kind)]
+    return [path for path, _ in find_all(root, kind)]
 
 
 def test_what_is_nested_is_found_by_its_path():
@@ -128,7 +128,7 @@ def test_what_is_nested_is_found_by_its_path():
         record=Record(made[4], {"deep": Slotted(made[5])}),
         parts=(Holder(random=made[6]),),
     )
-    found = held(root, torch.Generator)
+    found = find_all(root, torch.Generator)
     assert [path for path, _ in found] == [
         "Holder.own",
         "Holder.items[1][0]",

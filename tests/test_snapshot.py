@@ -34,8 +34,8 @@ from clstream.memory import ClassBalanced, Reservoir, Ring
 from clstream.models import Timm
 from clstream.seeds import isolated
 from clstream.serialization import CaptureError, capture, restore
-from clstream.serialization.capture import origin_of
-from clstream.serialization.compare import differing, digest, hashes
+from clstream.serialization.capture import references_of
+from clstream.serialization.compare import digest, first_difference, hashes
 
 
 class Phase(enum.Enum):
@@ -448,8 +448,8 @@ def test_default_arguments_are_left_alone() -> None:
 
 def test_compiled_and_recurrent_modules_are_captured() -> None:
     one, two = (Holder(net=torch.compile(nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 2)))) for _ in range(2))
-    origin, there = origin_of([one]), origin_of([two])
-    restore([two], through_a_file(capture([one], origin)[0]), there)
+    references, there = references_of([one]), references_of([two])
+    restore([two], through_a_file(capture([one], references)[0]), there)
     for name, value in one.net.state_dict().items():
         assert torch.equal(value, two.net.state_dict()[name])
 
@@ -469,9 +469,9 @@ class Holder:
 def restored(before: Holder, fresh: Holder | None = None) -> Holder:
     """Return a holder with the state of another one, by way of a file."""
     fresh = fresh or Holder()
-    snapshot, _ = capture([before], origin_of([before]))
-    restore([fresh], through_a_file(snapshot), origin_of([fresh, *map(type, ())]))
-    assert differing(capture([before])[0], capture([fresh])[0]) is None
+    snapshot, _ = capture([before], references_of([before]))
+    restore([fresh], through_a_file(snapshot), references_of([fresh, *map(type, ())]))
+    assert first_difference(capture([before])[0], capture([fresh])[0]) is None
     return fresh
 
 
@@ -508,11 +508,11 @@ def test_constants_that_others_hold_are_left_alone() -> None:
     array, default = np.zeros(2), [1.0, 1.0]
     one, two = (Holder(table=constant, samples=samples, array=array, scales=default, names={"a": 1}) for _ in range(2))
     one.names["b"] = 2  # changed in place, as the other one's is to be
-    origin, there = origin_of([one]), origin_of([two])
+    references, there = references_of([one]), references_of([two])
     one.table, one.array, one.scales = torch.ones(3), np.ones(2), [3.0, 2.0]
     one.samples = Samples(torch.ones(2, 1), torch.ones(2, dtype=torch.int64), {"logits": torch.ones(2, 3)})
     names = two.names
-    restore([two], through_a_file(capture([one], origin)[0]), there)
+    restore([two], through_a_file(capture([one], references)[0]), there)
     assert two.table.tolist() == [1, 1, 1] and two.scales == [3, 2] and two.samples.extra["logits"].sum() == 6
     assert not constant.any() and not array.any() and default == [1, 1] and not samples.x.any() and not samples.extra
     assert names == {"a": 1, "b": 2} and two.names is names
@@ -543,7 +543,7 @@ def test_gradients_and_what_is_frozen_stay() -> None:
 
 def test_a_small_view_is_written_without_the_rest_of_its_storage() -> None:
     whole = torch.zeros(1_000_000)
-    snapshot, _ = capture([Holder(row=whole[5:10])], origin_of([Holder()]))
+    snapshot, _ = capture([Holder(row=whole[5:10])], references_of([Holder()]))
     file = io.BytesIO()
     torch.save(snapshot, file)
     assert len(file.getvalue()) < 5000
@@ -587,7 +587,7 @@ def test_parametrized_modules_are_captured() -> None:
 def refusal(**attributes: object) -> str:
     before = Holder(inner=Holder(**attributes))
     with pytest.raises(CaptureError) as refused:
-        capture([before], origin_of([Holder()]))
+        capture([before], references_of([Holder()]))
     return str(refused.value)
 
 
@@ -621,11 +621,11 @@ def test_what_cannot_be_captured_is_named() -> None:
 def test_hooks_that_came_during_the_run_are_refused() -> None:
     before = Holder(net=nn.Linear(2, 2))
     before.net.register_forward_hook(print)
-    origin = origin_of([before])
-    capture([before], origin)
+    references = references_of([before])
+    capture([before], references)
     before.net.weight.register_hook(lambda gradient: gradient * 0)
     with pytest.raises(CaptureError, match=r"Holder.net.weight got or lost hooks since the run began"):
-        capture([before], origin)
+        capture([before], references)
 
 
 def test_what_is_no_state_may_be_anything() -> None:
@@ -652,15 +652,15 @@ def test_a_run_without_checkpoints_may_hold_anything() -> None:
 
 def test_functions_from_the_start_must_be_there_again() -> None:
     before = Holder(act=eval("lambda x: x", {"__name__": "nowhere"}))
-    snapshot, _ = capture([before], origin_of([before]))
+    snapshot, _ = capture([before], references_of([before]))
     with pytest.raises(ValueError, match=r"expects nowhere:<lambda> at Holder.act when the run begins, but there is .*relu"):
-        restore([Holder(act=F.relu)], snapshot, origin_of([Holder(act=F.relu)]))
+        restore([Holder(act=F.relu)], snapshot, references_of([Holder(act=F.relu)]))
 
 
 def test_another_class_is_refused() -> None:
-    snapshot, _ = capture([Holder()], origin_of([Holder()]))
+    snapshot, _ = capture([Holder()], references_of([Holder()]))
     with pytest.raises(ValueError, match=r"it is of .*Holder, not of .*Notes"):
-        restore([Notes()], snapshot, origin_of([Notes()]))
+        restore([Notes()], snapshot, references_of([Notes()]))
 
 
 # Digests ------------------------------------------------------------------------------------------------------------------
@@ -675,19 +675,19 @@ def test_hashes_name_what_differs() -> None:
         return strategy
 
     same = capture([made()])[0]
-    assert differing(same, capture([made()])[0]) is None and digest(made()) == digest(made())
-    assert differing(same, capture([made(replay_batch=3)])[0]) == "Replay.replay_batch"
+    assert first_difference(same, capture([made()])[0]) is None and digest(made()) == digest(made())
+    assert first_difference(same, capture([made(replay_batch=3)])[0]) == "Replay.replay_batch"
     other = made()
     other.memory.kept.x[3] += 1
-    assert differing(same, capture([other])[0]) == "Replay.memory.kept.x"
+    assert first_difference(same, capture([other])[0]) == "Replay.memory.kept.x"
     other = made()
     other.memory.random.manual_seed(1)
-    assert differing(same, capture([other])[0]) == "Replay.memory.random"
+    assert first_difference(same, capture([other])[0]) == "Replay.memory.random"
     other = made()
     with torch.no_grad():
         other.model.head.weight[0, 0] += 1e-7
-    assert differing(same, capture([other])[0]) == "Replay.model.head.weight"
+    assert first_difference(same, capture([other])[0]) == "Replay.model.head.weight"
     other = made()
     other.model.head.weight.grad[0] += 1
-    assert differing(same, capture([other])[0]) == "Replay.model.head.weight.grad" and digest(other) == digest(made())
+    assert first_difference(same, capture([other])[0]) == "Replay.model.head.weight.grad" and digest(other) == digest(made())
     assert "Replay.optimizer.param_groups[0]" in hashes(same)

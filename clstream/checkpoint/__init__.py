@@ -1,4 +1,4 @@
-"""Checkpoints: a run that is killed goes on to the same bits."""
+"""Checkpoints: a run that was killed resumes from its newest one, and ends with the same bits."""
 
 from clstream.checkpoint.checkpointer import Checkpointer as Checkpointer
 from clstream.checkpoint.checkpointer import Stopped as Stopped

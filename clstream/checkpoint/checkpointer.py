@@ -1,11 +1,11 @@
-"""Checkpoints: a run's state on disk, so that a run that was killed goes on from there and ends as it would have, bit for bit.
+"""The checkpointer: an observer that writes a run's state to disk, so that a killed run resumes from there, bit for bit.
 
     run(strategy, stream, Checkpointer("runs/mine"), resume=newest("runs/mine"))
 
-starts a run, or goes on with it if it was begun before. A checkpoint is one file, `000042-0123456789abcdef.pt`: its number, and
-a hash of its content, so that a torn or altered one is found out, and the one before is used. It is read by
-`clstream.serialization.torch_files`, which runs no code. It is written beside, synced to the disk, and renamed; the ones before are
-kept until it is whole. Not in it: what is rebuilt from the config (the stream, the classes) and what never changes.
+starts a run, or resumes it if it has a checkpoint. A checkpoint is one file, `000042-0123456789abcdef.pt`: its number, and a hash
+of its content, so that a torn or altered one is detected, and the one before is used. It is read by
+`clstream.serialization.torch_files`, which runs no code. It is written atomically; earlier ones are kept until it is whole. Not in
+it: what is rebuilt from the config (the stream, the classes) and what never changes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import torch
 
 import clstream
 from clstream.bus import on
-from clstream.checkpoint.store import FORMAT, TORN, _number, files, load, save
+from clstream.checkpoint.store import FORMAT, TORN, files, load, number_of, save
 from clstream.engine import OtherRunError
 from clstream.events import BatchLearned, Evaluated, RunControl, RunEnded, RunStarted
-from clstream.files import FolderError, check_plain_files, claimed
+from clstream.files import FolderError, check_plain_files, locked
 from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.serialization.source_code import write_sources
 
@@ -82,47 +82,47 @@ class Checkpointer:
         self.every_batches = every_batches or sys.maxsize
         self.every_seconds = float("inf") if every_seconds is None else every_seconds
         self.run: RunControl | None = None
-        self.held = ExitStack()
+        self.lock = ExitStack()
         self.handlers: dict[int, Any] = {}
         self.seconds, self.written = 0.0, 0
         """What checkpoints took so far, with two that were tried unwritten, and how many there were."""
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Claim the folder, and ask for the first checkpoint."""
+        """Lock the folder, and request the first checkpoint."""
         assert event.run is not None
         check_plain_files(self.folder)
-        self.held.enter_context(claimed(self.folder))
-        there = files(self.folder)
+        self.lock.enter_context(locked(self.folder))
+        checkpoints = files(self.folder)
         try:
-            self._look_around(event, there)
+            self._check_folder(event, checkpoints)
         except BaseException:
-            self.held.close()
+            self.lock.close()
             raise
-        self.run, self.number, self.stopped = event.run, _number(there[0]) if there else 0, 0
+        self.run, self.number, self.stopped = event.run, number_of(checkpoints[0]) if checkpoints else 0, 0
         self.batches, self.failed, self.tried = 0, False, [False, False]
-        self.with_code, self.asked = False, False
-        self._rest(0.0)
+        self.with_code, self.requested = False, False
+        self._schedule(0.0)
         if self.signals and threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(each) != signal.SIG_IGN:  # what is ignored, as in a shell's background, stays so
-                    self.handlers[each] = signal.signal(each, self._hear)
-        if not (event.resumed and there):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:  # what is ignored, as in a shell's background, stays so
+                    self.handlers[number] = signal.signal(number, self._on_signal)
+        if not (event.resumed and checkpoints):
             event.run.defer(self._first)
 
-    def _look_around(self, event: RunStarted, there: list[Path]) -> None:
-        """Refuse a folder of another run; clear away what was never whole."""
+    def _check_folder(self, event: RunStarted, checkpoints: list[Path]) -> None:
+        """Refuse a folder of another run; remove files that were only half written."""
         assert event.run is not None
-        if there and not event.resumed:
+        if checkpoints and not event.resumed:
             raise FolderError(
                 f"{self.folder} has the checkpoints of a run: go on with it by resume=newest({str(self.folder)!r}), or name "
                 "another folder"
             )
-        for file in list(there):
+        for file in list(checkpoints):
             state = load(file)
             if state is None:  # it must not count among those that are kept
                 file.rename(file.with_suffix(".damaged"))
-                there.remove(file)
+                checkpoints.remove(file)
                 continue
             try:
                 event.run.check_same(state)
@@ -135,41 +135,41 @@ class Checkpointer:
 
     @on(BatchLearned)
     def count(self, event: BatchLearned) -> None:
-        """Ask for a checkpoint where one is due."""
+        """Request a checkpoint if one is due."""
         assert self.run is not None
         self.batches += 1
         if not self.tried[0]:
-            self._try(0)
+            self._defer_trial(0)
         if self.batches >= self.every_batches or time.monotonic() >= self.due:
-            self._ask()
+            self._request()
 
     @on(Evaluated)
     def look(self, event: Evaluated) -> None:
-        """Ask for a checkpoint where one is due, and for the last one after the last session."""
+        """Request a checkpoint if one is due, and the last one after the last session."""
         assert self.run is not None
         if not self.tried[1]:
-            self._try(1)
+            self._defer_trial(1)
         over = len(event.evaluation.accuracy) == self.run.sessions and not event.evaluation.within_session
         if over or time.monotonic() >= self.due:
-            self._ask()
+            self._request()
 
     @on(RunEnded)
     def end(self, event: RunEnded) -> None:
-        """Give back the signals and the folder; of a run that is complete, keep its last checkpoint only."""
-        self._unhear()
+        """Restore the signal handlers and unlock the folder; of a complete run, keep the last checkpoint only."""
+        self._restore_signals()
         if self.run is None:
             return
         if event.error is None and not self.failed:
             for old in files(self.folder)[1:]:
                 old.unlink(missing_ok=True)
         self.run = None
-        self.held.close()
+        self.lock.close()
         if self.stopped and event.error is None:  # the signal came when nothing was left to do: whoever sent it means all
             raise Stopped(self.stopped, self.folder, f"stopped by {signal.Signals(self.stopped).name}, when the run was over")
 
     def write(self) -> bool:
         """Write a checkpoint now, between events; return whether it could be written, and warn if not."""
-        self.asked = False
+        self.requested = False
         try:
             self._write()
         except OSError as error:
@@ -194,22 +194,22 @@ class Checkpointer:
                 f"checkpoints can't be written to {self.folder} ({error.strerror or error}): make room, or name another folder"
             ) from None
 
-    def _try(self, number: int) -> None:
-        """Have the state captured, unwritten: what came to be with the first batch or session shows while little is lost."""
+    def _defer_trial(self, number: int) -> None:
+        """Defer a capture that isn't written: what the first batch or session added, and can't be captured, is refused early."""
         assert self.run is not None
         self.tried[number] = True
-        self.run.defer(self._rehearse)
+        self.run.defer(self._capture_unwritten)
 
-    def _rehearse(self) -> None:
+    def _capture_unwritten(self) -> None:
         assert self.run is not None
         begin = time.monotonic()
         self.run.state()
         self.seconds += time.monotonic() - begin
 
-    def _ask(self) -> None:
+    def _request(self) -> None:
         assert self.run is not None
-        if not self.asked:
-            self.asked = True
+        if not self.requested:
+            self.requested = True
             self.run.defer(self.write)
 
     def _write(self) -> None:
@@ -225,7 +225,7 @@ class Checkpointer:
         try:
             save(state, self.folder, self.number + 1)
         finally:
-            self._rest(time.monotonic() - begin)
+            self._schedule(time.monotonic() - begin)
         self.number += 1
         self.written += 1
         if not self.with_code:
@@ -234,25 +234,25 @@ class Checkpointer:
         for old in files(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
 
-    def _rest(self, cost: float) -> None:
-        """Set when the next checkpoint is due by the clock, given what the last one cost."""
+    def _schedule(self, cost: float) -> None:
+        """Schedule the next checkpoint by the clock, given the seconds that the last one took."""
         self.seconds += cost
         self.batches = 0
         self.due = time.monotonic() + max(self.every_seconds, cost / self.share)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        """Stop at the next pause; until then, the signals mean what they meant before."""
-        self._unhear()
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Stop at the next pause; until then, the earlier signal handlers are back."""
+        self._restore_signals()
         self.stopped = number
         if self.run is not None:
-            self.asked = True
+            self.requested = True
             self.run.defer(self._stop)
         with suppress(OSError, ValueError, AttributeError):  # there may be no one to tell; and print is not safe in here
             os.write(sys.__stderr__.fileno(), b"\nstopping after this batch; once more ends at once\n")  # type: ignore[union-attr]
 
-    def _unhear(self) -> None:
-        for each, before in self.handlers.items():
-            signal.signal(each, signal.SIG_DFL if before is None else before)  # None: it was not Python's
+    def _restore_signals(self) -> None:
+        for number, before in self.handlers.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)  # None: it was not Python's
         self.handlers = {}
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether two checkpoints are equal bit for bit, and what differs first."""
+"""Comparison of two checkpoints: whether they are equal bit for bit, and what differs first."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from clstream.serialization.compare import differing
+from clstream.serialization.compare import first_difference
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def difference(checkpoint: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """Return the first of what two checkpoints differ in: an attribute, a metric, a generator; None if no bit differs.
 
     Clock readings and what observers keep are left out.
     """
     for name in ("position", "step"):
-        if one[name] != other[name]:
-            return f"{name}: {one[name]} and {other[name]}"
-    if found := differing(one["strategy"], other["strategy"]):
-        return found
+        if checkpoint[name] != other[name]:
+            return f"{name}: {checkpoint[name]} and {other[name]}"
+    if path := first_difference(checkpoint["strategy"], other["strategy"]):
+        return path
     for name in ("random", "evaluation"):
-        ours, theirs = ({key: repr(_bits(value)) for key, value in each[name].items()} for each in (one, other))
+        ours, theirs = ({key: repr(_bits(value)) for key, value in state[name].items()} for state in (checkpoint, other))
         if keys := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
             return f"{name}.{keys[0]}"
     return None

@@ -1,4 +1,4 @@
-"""Checkpoint files: written beside, synced and renamed, checked by their hash, and loaded without running code."""
+"""Checkpoint files: written atomically, checked by their hash, and loaded without running code."""
 
 from __future__ import annotations
 
@@ -38,37 +38,38 @@ def newest(folder: str | Path) -> Mapping[str, Any] | None:
         ValueError: if it is of another version of clstream.
 
     """
-    there = files(Path(folder))
-    for file in there:
+    checkpoints = files(Path(folder))
+    for file in checkpoints:
         try:
-            found = load(file)
+            state = load(file)
         except FileNotFoundError:  # the run goes on in another process, and has just replaced it
             return newest(folder)
         except OSError as error:
             raise FolderError(f"the checkpoint {file} can't be read: {error.strerror or error}") from None
-        if found is None:
+        if state is None:
             warnings.warn(f"the checkpoint {file} is damaged: the one before it is used", RuntimeWarning, stacklevel=2)
             continue
         for name, here in (("torch", str(torch.__version__)), ("threads", torch.get_num_threads())):
-            if found[name] != here:
+            if state[name] != here:
                 warnings.warn(
-                    f"the checkpoint {file} was made with {name} {found[name]}, here it is {here}: the last bits may differ",
+                    f"the checkpoint {file} was made with {name} {state[name]}, here it is {here}: the last bits may differ",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        return found
-    if there:
+        return state
+    if checkpoints:
         raise FolderError(f"every checkpoint in {folder} is damaged, so the run can't go on: start it anew in another folder")
     return None
 
 
 def files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest first."""
-    there = folder.iterdir() if folder.is_dir() else ()
-    return sorted((file for file in there if WHOLE.fullmatch(file.name) and file.is_file()), key=_number, reverse=True)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if WHOLE.fullmatch(path.name) and path.is_file()), key=number_of, reverse=True)
 
 
-def _number(file: Path) -> int:
+def number_of(file: Path) -> int:
+    """Return the number of a checkpoint, which its name begins with."""
     return int(file.name.partition("-")[0])
 
 
@@ -113,13 +114,13 @@ def load(file: Path) -> Mapping[str, Any] | None:
     if hashing.hexdigest() != file.stem.partition("-")[2]:
         return None
     try:
-        found: dict[str, Any] = torch_files.load(file)
-        made_by, version, threads = (found["format"], found["clstream"]), found["torch"], found["threads"]
+        state: dict[str, Any] = torch_files.load(file)
+        made_by, version, threads = (state["format"], state["clstream"]), state["torch"], state["threads"]
         if not (type(made_by[0]) is type(threads) is int and type(made_by[1]) is type(version) is str):
             raise ValueError("it doesn't say what made it")
         if made_by == (FORMAT, clstream.__version__):
-            check_state(found)
-            if sum(_storages(found).values()) > size:
+            check_state(state)
+            if sum(_storages(state).values()) > size:
                 raise ValueError("it has tensors larger than itself")
     except OSError:
         raise
@@ -130,7 +131,7 @@ def load(file: Path) -> Mapping[str, Any] | None:
             f"the checkpoint {file} was made by clstream {made_by[1]} (format {made_by[0]}), and this is "
             f"{clstream.__version__} (format {FORMAT}): finish the run with that version, or start anew"
         )
-    return found
+    return state
 
 
 def _storages(part: object) -> dict[int, int]:
@@ -138,7 +139,7 @@ def _storages(part: object) -> dict[int, int]:
     if isinstance(part, torch.Tensor):
         return {part.untyped_storage()._cdata: part.untyped_storage().nbytes()}
     inner = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
-    return {key: size for each in inner for key, size in _storages(each).items()}
+    return {key: size for item in inner for key, size in _storages(item).items()}
 
 
 class _Hashing:

@@ -1,4 +1,4 @@
-"""Retention: whether anything that a strategy holds is training inputs, as they came or normalised.
+"""Retention: whether a strategy keeps training inputs, as they came or normalised.
 
 All that can be reached is searched: attributes (also those in `not_state`), containers, modules, optimizers, parts, arrays, what
 functions close over, attributes of classes. Gradients left from the last step are not: of a batch of one they are inputs, scaled,
@@ -68,16 +68,16 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
         if value.__module__.partition(".")[0] not in ("torch", "builtins", "typing", "abc"):
             yield from ((f".{name}", item) for name, item in vars(value).items() if not isinstance(item, type))
         return
-    held = {name: getattr(value, name) for name in slots(type(value)) if hasattr(value, name)} | getattr(value, "__dict__", {})
-    for name, item in held.items():
+    values = {name: getattr(value, name) for name in slots(type(value)) if hasattr(value, name)} | getattr(value, "__dict__", {})
+    for name, item in values.items():
         if not (name == "bus" and isinstance(value, Emitter)):  # the run's, which knows the stream
             yield f".{name}", item
     for cls in type(value).__mro__ if isinstance(value, Strategy) else ():
         yield f" class {cls.__name__}", cls
 
 
-def found_in(root: object, inputs: Tensor, model: nn.Module | None = None) -> str | None:
-    """Return the path of the first tensor below an object that holds one of (n, *input_shape) raw inputs; None if none does.
+def find_inputs(root: object, inputs: Tensor, model: nn.Module | None = None) -> str | None:
+    """Return the path of the first tensor that an object holds and that contains one of (n, *input_shape) raw inputs, or None.
 
     A tensor is read in rows of the size of an input: one as it came, divided by 255, normalised by the inputs' mean and deviation,
     or as the model's stage `input` gives it.
@@ -101,11 +101,11 @@ def found_in(root: object, inputs: Tensor, model: nn.Module | None = None) -> st
     return None
 
 
-class Search:
-    """An observer that looks for training inputs in the strategy whenever a session is over: `found` is the path, or None."""
+class InputSearch:
+    """An observer that searches the strategy for training inputs after each session: `path` says where they are, or is None."""
 
     def __init__(self) -> None:
-        self.found: str | None = None
+        self.path: str | None = None
         self.inputs: list[Tensor] = []
 
     @on(events.RunStarted)
@@ -121,5 +121,5 @@ class Search:
     @on(events.Evaluated)
     def search(self, event: events.Evaluated) -> None:
         """Search, unless the session goes on."""
-        if self.found is None and not event.evaluation.within_session:
-            self.found = found_in(self.strategy, torch.cat(self.inputs), getattr(self.strategy, "model", None))
+        if self.path is None and not event.evaluation.within_session:
+            self.path = find_inputs(self.strategy, torch.cat(self.inputs), getattr(self.strategy, "model", None))

@@ -23,7 +23,7 @@ from clstream import events
 from clstream.checkpoint.compare import difference
 from clstream.checks.examples import example_model, example_stream, normed_model
 from clstream.checks.recorders import HIDDEN, SHOWN, Asking, Checkpoints, Losses, SquaredNorm, Trace
-from clstream.checks.retention import Search
+from clstream.checks.retention import InputSearch
 from clstream.engine import run
 from clstream.eval_mode import evaluating
 from clstream.evaluation import evaluate
@@ -197,10 +197,10 @@ def check_strategy(make: Make) -> Iterator[Check]:
         )
 
     def keeps_no_samples() -> None:
-        search = Search()
+        search = InputSearch()
         if built().rehearsal_free:
             played(example_stream((0, 1, 0, 2), epochs=2, batch_size=16), search)
-        assert search.found is None, f"it says that it is rehearsal-free, but {search.found} holds inputs of a past session"
+        assert search.path is None, f"it says that it is rehearsal-free, but {search.path} holds inputs of a past session"
 
     def takes_any_batch() -> None:
         for batch_size in (1, 59, 1000):  # one sample, a last batch of one sample, everything at once

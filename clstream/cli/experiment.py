@@ -22,7 +22,7 @@ from clstream.cli.parser import Parser, as_yaml, parse_run
 from clstream.cli.run_folders import begin, name_of, tries
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
-from clstream.files import FolderError, check_plain_files, claimed
+from clstream.files import FolderError, check_plain_files, locked
 from clstream.online_metrics import Detection, Prequential
 from clstream.progress import ProgressBar
 from clstream.results import Result, result_of
@@ -98,7 +98,7 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
     with ExitStack() as stack, said(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
         if folder is not None:
             check_plain_files(folder)
-            stack.enter_context(claimed(folder))
+            stack.enter_context(locked(folder))
             finished = resumed and all((folder / f"seed_{seed}" / FINISHED).exists() for seed in seeds)
             say.print(
                 f"the run in {folder} is finished: nothing is run now, and what follows was measured then"

@@ -59,7 +59,7 @@ def sync_command(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", nargs="?", help="its folder or name below runs/, or its MLflow run id; else all")
     parser.add_argument("--tracking_uri", "--tracking-uri", help="where the runs are now, if not where they were")
     options = parser.parse_args(arguments)
-    from clstream.files import claimed
+    from clstream.files import locked
     from clstream.tracking import outbox
     from clstream.tracking.journal import are_damaged
 
@@ -90,7 +90,7 @@ def sync_command(arguments: list[str]) -> int:
 
     for file in [file for file, count in waiting.items() if count]:
         try:
-            with claimed(file.parent):
+            with locked(file.parent):
                 done = deliver(file, options.tracking_uri)
         except (OSError, ValueError) as error:
             left += waiting[file]

@@ -45,7 +45,7 @@ def pretrain_command(arguments: list[str]) -> int:
     from clstream.cli.experiment import said, tell_notes
     from clstream.cli.parser import parse_run
     from clstream.engine import check_fits, run
-    from clstream.pretraining import joined, save_weights
+    from clstream.pretraining import join_tasks, save_weights
     from clstream.progress import ProgressBar
 
     out = Path(own.out)
@@ -57,7 +57,7 @@ def pretrain_command(arguments: list[str]) -> int:
     torch.set_num_threads(options.threads or torch.get_num_threads())
     with said(ValueError, TypeError, OSError, ImportError):
         whole = build_stream(run_options, options)
-        stream = joined(whole, classes, own.epochs)
+        stream = join_tasks(whole, classes, own.epochs)
         strategy = build_strategy(run_options, options, whole, options.seed)
         check_fits(strategy, stream, options.device)
     with said(FloatingPointError):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_uninitialized
 from torch.optim import Optimizer
 
-from clstream.attributes import held
+from clstream.attributes import find_all
 from clstream.bus import subscriptions, with_parts
 from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
@@ -74,12 +74,12 @@ def check_device(device: str | torch.device) -> None:
 
 def check_optimizers(strategy: Strategy) -> None:
     """Refuse optimizers that can't learn: options that are no numbers, or, where a step is one of ours, nothing to learn."""
-    for path, optimizer in held(strategy, Optimizer):
+    for path, optimizer in find_all(strategy, Optimizer):
         for group in optimizer.param_groups:
             for name, value in group.items():
                 if isinstance(value, float) and (math.isnan(value) or (name == "lr" and math.isinf(value))):
                     raise ValueError(f"{name} of {type(optimizer).__name__} ({path}) must be a finite number, not {value}")
-    for _, each in held(strategy, Strategy):
+    for _, each in find_all(strategy, Strategy):
         own = getattr(each, "optimizer", None)
         if not isinstance(own, Optimizer) or not type(each).learn.__module__.startswith("clstream."):
             continue  # a step of the user's own may learn without gradients
@@ -120,7 +120,7 @@ def check_lazy(strategy: Strategy, stream: Stream, seed: int) -> None:
     model = strategy.model
     with isolated(index(seed), "lazy"), evaluating(strategy):
         model(apart(stream.tasks[0].test[:1]).x)
-    for path, module in held(strategy, nn.Module):
+    for path, module in find_all(strategy, nn.Module):
         for name, weight in [*module.named_parameters(), *module.named_buffers()]:
             if is_uninitialized(weight):
                 raise ValueError(f"{path}.{name} has no shape yet, and gets none when the model is asked: give the layer its sizes")
@@ -128,7 +128,7 @@ def check_lazy(strategy: Strategy, stream: Stream, seed: int) -> None:
 
 def weights_of(strategy: Strategy) -> Iterator[Tensor]:
     """Yield the parameters and buffers of all modules that a strategy holds."""
-    for _, module in held(strategy, nn.Module):
+    for _, module in find_all(strategy, nn.Module):
         yield from module.parameters()
         yield from module.buffers()
 

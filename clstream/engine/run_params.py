@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from clstream.attributes import held, walk
+from clstream.attributes import find_all, walk
 from clstream.params import Recorded, flat
 from clstream.strategy import Strategy
 from clstream.stream import Stream, Subset
@@ -51,7 +51,7 @@ def weight_shapes_hash(strategy: Strategy) -> str:
     """Return a hash of the names, shapes and types of all weights."""
     lines = [
         f"{path}.{name} {tuple(tensor.shape)} {tensor.dtype}"
-        for path, module in held(strategy, nn.Module)
+        for path, module in find_all(strategy, nn.Module)
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

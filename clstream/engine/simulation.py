@@ -24,9 +24,9 @@ from clstream.params import describe
 from clstream.results import Evaluation
 from clstream.seeds import random_state, set_random_state
 from clstream.serialization import capture, restore
-from clstream.serialization.capture import origin_of
-from clstream.serialization.encoding import plain
-from clstream.serialization.references import Origin
+from clstream.serialization.capture import references_of
+from clstream.serialization.encoding import to_plain
+from clstream.serialization.references import References
 from clstream.serialization.same_code import Source
 from clstream.serialization.source_code import as_files, changes, checkout_hash, definitions, user_sources
 from clstream.strategy import Strategy
@@ -82,9 +82,9 @@ class Simulation:
         return time.perf_counter() - self.began
 
     @cached_property
-    def origin(self) -> Origin:
+    def references(self) -> References:
         """What was there when the run began, or when it was first asked for its state."""
-        return origin_of(self.parts, self.stream)
+        return references_of(self.parts, self.stream)
 
     @cached_property
     def sources(self) -> dict[str, dict[str, Source]]:
@@ -130,7 +130,7 @@ class Simulation:
         self.observer_bus.emit(started)
         self.placement.update()
         if self.deferred or resume is not None:
-            self.origin  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
+            self.references  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
         if resume is None:
             self.evaluation = Evaluation.of_untrained(*evaluate(self.strategy, self.stream), self.stream.scenario)
         else:
@@ -156,7 +156,7 @@ class Simulation:
 
         Raises CaptureError for what the strategy holds that can't be written.
         """
-        held, numbers = capture(self.parts, self.origin)
+        held, numbers = capture(self.parts, self.references)
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         observers = [
             [type(observer).__qualname__, observer.state_dict()] for observer in self.observers if hasattr(observer, "state_dict")
@@ -178,11 +178,11 @@ class Simulation:
             "placed": sorted(numbers[key] for key in self.placement.placed if key in numbers),
             "observers": observers,
         }
-        return {name: plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
+        return {name: to_plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything into the state of a checkpoint. Raises ValueError for one that doesn't fit."""
-        objects = restore(self.parts, state["strategy"], self.origin, self.device)
+        objects = restore(self.parts, state["strategy"], self.references, self.device)
         self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
         self.began = time.perf_counter() - state["seconds"]

@@ -11,25 +11,25 @@ FORMAT = 3
 STREAM = "stream.json"
 
 
-RATIO = 16
+MAX_RATIO = 16
 """How many times as large as in the file a member may be once unpacked; what would be more is stored as it is."""
 
 
-LEAST = 1 << 16
+ALWAYS_ALLOWED = 1 << 16
 """Bytes that a member may have in any case."""
 
 
-MOST_TEXT = 1 << 23
+MAX_TEXT = 1 << 23
 """Bytes of `stream.json` at most."""
 
 
-MOST_MEMBERS = 65_000
+MAX_MEMBERS = 65_000
 
 
-PROBE = 8  # rows of a transform that are compared at replay
+PROBE_ROWS = 8  # rows of a transform that are compared at replay
 
 
-_HASH = 64  # hexadecimal digits of a SHA-256
+HASH_LENGTH = 64  # hexadecimal digits of a SHA-256
 
 
 _SCALAR = (int, float, bool, str, None)
@@ -54,21 +54,21 @@ HEADER: dict[Any, Any] = {
 """What stands in `stream.json`: a type for a value, a list or dict for what is in one, a tuple for a choice, ? for an option."""
 
 
-def _check_form(value: object, form: Any, place: str) -> None:
+def check_form(value: object, form: Any, place: str) -> None:
     """Raise ValueError for what is not of a form, as `HEADER` writes it."""
     if isinstance(form, tuple):
         for choice in form:
             try:
-                return _check_form(value, choice, place)
+                return check_form(value, choice, place)
             except ValueError:
                 continue
         raise ValueError(f"{place} is not what it should be")
     if isinstance(form, list) and isinstance(value, list):
         for item in value:
-            _check_form(item, form[0], place)
+            check_form(item, form[0], place)
     elif isinstance(form, dict) and isinstance(value, dict) and str in form:
         for key, item in value.items():
-            _check_form(item, form[str], f"{place}: {key[:50]}")
+            check_form(item, form[str], f"{place}: {key[:50]}")
     elif isinstance(form, dict) and isinstance(value, dict):
         forms = {name.removesuffix("?"): part for name, part in form.items()}
         if strange := [name for name in value if name not in forms]:
@@ -77,11 +77,12 @@ def _check_form(value: object, form: Any, place: str) -> None:
             if not name.endswith("?") and name not in value:
                 raise ValueError(f"{place} lacks {name!r}")
         for name, item in value.items():
-            _check_form(item, forms[name], f"{place}: {name}")
+            check_form(item, forms[name], f"{place}: {name}")
     elif not (value is None if form is None else isinstance(form, type) and type(value) is form):
         raise ValueError(f"{place} is not what it should be")
     return None
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python's JSON reader would take."""
     raise ValueError(f"stream.json has {name}, which is no number")

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clstream.recording.header import _HASH, FORMAT, HEADER, MOST_MEMBERS, MOST_TEXT, STREAM, _check_form, _refuse_constant
+from clstream.recording.header import FORMAT, HASH_LENGTH, HEADER, MAX_MEMBERS, MAX_TEXT, STREAM, check_form, refuse_constant
 from clstream.recording.writer import (
+    ContentHashes,
     RecordedMixture,
     RecordedStream,
-    _dtype,
-    _Hashes,
-    _may_be,
-    _order,
-    _probe,
-    _tensors,
-    _version,
+    dtype_name,
+    is_possible_size,
+    order_hash,
+    package_version,
+    probe_hash,
+    tensors_of,
 )
 from clstream.stream import Data, Samples, Stream, Subset, Task
 
@@ -48,9 +48,9 @@ class Recording:
     about: Mapping[str, Any]
     arrays: Mapping[str, Tensor]
 
-    def found_in(self, stream: Stream) -> dict[str, Samples]:
+    def find_parts(self, stream: Stream) -> dict[str, Samples]:
         """Return the parts of the recorded data as they are in another stream; where they are not, what is nearest."""
-        hashes = _Hashes()
+        hashes = ContentHashes()
         candidates = [] if stream.data is None else list(stream.data.parts.items())
         for task in stream.tasks:
             for part in (task.train, task.test, task.validation):
@@ -59,8 +59,8 @@ class Recording:
 
         def nearest(name: str, wanted: Mapping[str, Any]) -> Samples:
             def likeness(candidate: tuple[str, Samples]) -> tuple[bool, bool, bool]:
-                found = {each: hashes.of(rows) for each, rows in _tensors(candidate[1]).items()}
-                same = {each: found.get(each) == tensor["sha256"] for each, tensor in wanted.items()}
+                ours = {field: hashes.of(rows) for field, rows in tensors_of(candidate[1]).items()}
+                same = {field: ours.get(field) == tensor["sha256"] for field, tensor in wanted.items()}
                 return all(same.values()), same["x"], candidate[0] == name
 
             return max(candidates, key=likeness)[1]
@@ -106,10 +106,10 @@ class Recording:
             class_names=tuple(about.get("class_names", ())),
             dealt=dealt,
         )
-        if _order(stream) != about["order"]:
+        if order_hash(stream) != about["order"]:
             raise ValueError(
-                f"{self.file} can't be replayed here: torch {_version('torch')} deals the batches in another order than torch "
-                f"{about['torch']}, with which it was recorded; install that one"
+                f"{self.file} can't be replayed here: torch {package_version('torch')} deals the batches in another order than "
+                f"torch {about['torch']}, with which it was recorded; install that one"
             )
         # all that it is made of was compared: it is the recorded stream, also for a version that would count otherwise
         object.__setattr__(stream, "fingerprint", about["fingerprint"])
@@ -117,18 +117,18 @@ class Recording:
 
     def _compare(self, parts: Mapping[str, Samples], where: str) -> None:
         """Refuse data that is not what was recorded, naming what differs."""
-        hashes = _Hashes()
+        hashes = ContentHashes()
         for part, wanted in self.about["parts"].items():
-            there = _tensors(parts[part]) if part in parts else {}
+            at_hand = tensors_of(parts[part]) if part in parts else {}
             for name, tensor in wanted.items():
                 kind = {"x": "the inputs", "y": "the labels"}.get(name, name)
                 what = f"{kind} of its part {part!r}"
-                if name not in there:
+                if name not in at_hand:
                     difference = f"it lacks {what}"
-                elif list(there[name].shape) != tensor["shape"] or _dtype(there[name]) != tensor["dtype"]:
+                elif list(at_hand[name].shape) != tensor["shape"] or dtype_name(at_hand[name]) != tensor["dtype"]:
                     recorded = f"{tuple(tensor['shape'])} of {tensor['dtype']}"
-                    difference = f"{what} are {tuple(there[name].shape)} of {_dtype(there[name])}, not {recorded}"
-                elif hashes.of(there[name]) != tensor["sha256"]:
+                    difference = f"{what} are {tuple(at_hand[name].shape)} of {dtype_name(at_hand[name])}, not {recorded}"
+                elif hashes.of(at_hand[name]) != tensor["sha256"]:
                     difference = f"{what} have other values"
                 else:
                     continue
@@ -169,7 +169,7 @@ class Recording:
             subset = Subset(source, rows)
         else:
             subset = Subset(source, rows, self._function(part["transform"], functions))
-            if _probe(subset) != part.get("probe"):
+            if probe_hash(subset) != part.get("probe"):
                 raise ValueError(
                     f"{self.file} can't be replayed here: its transform {part['transform']['name']} gives other values than "
                     f"when it was recorded, with torch {self.about['torch']} and clstream {self.about['clstream']}"
@@ -194,7 +194,7 @@ class Recording:
         return positions
 
     def _wrong(self, what: str) -> ValueError:
-        return ValueError(f"{self.file} is no recording that clstream {_version('clstream')} can read: {what}")
+        return ValueError(f"{self.file} is no recording that clstream {package_version('clstream')} can read: {what}")
 
     def _function(self, named: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]) -> Callable[[Tensor], Tensor]:
         """Return a function by its recorded name and fields; the recording itself can name nothing else."""
@@ -209,14 +209,14 @@ class Recording:
         if "fields" not in named:
             return functions[name]
         try:
-            made: Callable[[Tensor], Tensor] = functions[name](**named["fields"])
+            function: Callable[[Tensor], Tensor] = functions[name](**named["fields"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.file}: {name} does not take the recorded {named['fields']}: {error}") from None
-        return made
+        return function
 
 
 def read(file: str | Path) -> Recording:
-    """Read a recording. Nothing in it is run, and it takes no more than a multiple of the file's size in memory: see `RATIO`.
+    """Read a recording. Nothing in it is run, and it takes no more than a multiple of the file's size in memory: see `MAX_RATIO`.
 
     Raises:
         FileNotFoundError, OSError: if there is no such file, or it can't be read.
@@ -248,12 +248,12 @@ def _read(file: Path, content: IO[bytes]) -> Recording:
             text = _unpacked(packed, members.pop(STREAM))
             if text.count(b"[") + text.count(b"{") > 1000 + len(text) / 16:
                 raise ValueError("stream.json has more lists than it can need")  # each takes dozens of bytes in memory
-            about = json.loads(text, parse_constant=_refuse_constant)
+            about = json.loads(text, parse_constant=refuse_constant)
             if not isinstance(about, dict) or not isinstance(about.get("format"), int):
                 raise ValueError("stream.json has no format")
             newer = about["format"] > FORMAT
             if not newer:
-                _check_form(about, HEADER, STREAM)
+                check_form(about, HEADER, STREAM)
                 if lacking := [name for name, part in about["parts"].items() if not {"x", "y"} <= part.keys()]:
                     raise ValueError(f"its part {lacking[0]!r} has no inputs, or no labels")
                 named = set(_arrays_of(about))
@@ -261,11 +261,11 @@ def _read(file: Path, content: IO[bytes]) -> Recording:
                     raise ValueError(f"stream.json doesn't name the members that there are: {sorted(named ^ set(members))[0]}")
             arrays = {} if newer else {name: _array(name, _unpacked(packed, member)) for name, member in members.items()}
     except _NOT_READABLE as error:
-        raise ValueError(f"{file} is no recording that clstream {_version('clstream')} can read: {error}") from None
+        raise ValueError(f"{file} is no recording that clstream {package_version('clstream')} can read: {error}") from None
     if newer:
         raise ValueError(
-            f"{file} has format {about['format']}, of clstream {about.get('clstream')}; clstream {_version('clstream')} reads up "
-            f"to format {FORMAT}: install the newer one"
+            f"{file} has format {about['format']}, of clstream {about.get('clstream')}; "
+            f"clstream {package_version('clstream')} reads up to format {FORMAT}: install the newer one"
         )
     return Recording(file, about, arrays)
 
@@ -280,7 +280,7 @@ def _is_whole(content: IO[bytes]) -> bool:
     """Return whether the end of a file is the hash of all before."""
     size = content.seek(0, os.SEEK_END)
     content.seek(0)
-    digest, left = hashlib.sha256(), max(0, size - _HASH)
+    digest, left = hashlib.sha256(), max(0, size - HASH_LENGTH)
     while chunk := content.read(min(left, 1 << 20)):
         digest.update(chunk)
         left -= len(chunk)
@@ -289,15 +289,15 @@ def _is_whole(content: IO[bytes]) -> bool:
 
 def _check_end(content: IO[bytes]) -> None:
     """Check that a zip file ends as ours do, with a short directory, before it is read."""
-    end = 22 + _HASH  # of the record at the end: its comment is our hash
+    end = 22 + HASH_LENGTH  # of the record at the end: its comment is our hash
     if content.seek(0, os.SEEK_END) < end + 20:
         raise ValueError("it is too short")
     content.seek(-end - 20, os.SEEK_END)
     locator, record = content.read(20), content.read(22)
     signature, *_, members, directory, _, comment = struct.unpack("<4s4H2IH", record)
-    if signature != b"PK\5\6" or comment != _HASH or locator.startswith(b"PK\6\7"):
+    if signature != b"PK\5\6" or comment != HASH_LENGTH or locator.startswith(b"PK\6\7"):
         raise ValueError("its directory is not where it should be")
-    if members > MOST_MEMBERS or directory > MOST_MEMBERS * 200:
+    if members > MAX_MEMBERS or directory > MAX_MEMBERS * 200:
         raise ValueError("its directory is too large")
 
 
@@ -312,7 +312,7 @@ def _members(packed: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             raise ValueError(f"it has a member {name[:100]!r}")
         if member.flag_bits & ~0x800 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{name} is encrypted, or packed in an unusual way")
-        if not _may_be(member.file_size, member.compress_size) or (name == STREAM and member.file_size > MOST_TEXT):
+        if not is_possible_size(member.file_size, member.compress_size) or (name == STREAM and member.file_size > MAX_TEXT):
             raise ValueError(f"{name} is said to be {member.file_size:,} bytes, of {member.compress_size:,} in the file: too many")
         members[name] = member
     if sum(member.compress_size for member in members.values()) > packed.start_dir:

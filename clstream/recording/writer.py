@@ -1,11 +1,11 @@
-"""Recordings: what a stream is, in one small file, so that it can be replayed elsewhere, and after its code has changed.
+"""Recordings: the description of a stream in one small file, from which it can be replayed elsewhere and by later versions.
 
 A recording is a zip file. `stream.json`, its first member, says what the stream is, and names the `.npy` members beside it: row
 numbers, and labels where they are others than the data's own. It holds no samples, and no code: it names the data by its
 content. The comment of the zip file is the SHA-256 of all that comes before.
 
 A recording may come from anyone, so nothing of it is taken on trust: it is no larger in memory than a small multiple of the file
-(`RATIO`), only members that `stream.json` names are read, and what that says is checked against `HEADER` before it is used, and
+(`MAX_RATIO`), only members that `stream.json` names are read, and what that says is checked against `HEADER` before it is used, and
 against the data that is at hand before anything is made of it.
 """
 
@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clstream.recording.header import _HASH, LEAST, MOST_MEMBERS, MOST_TEXT, PROBE, RATIO, STREAM
+from clstream.recording.header import ALWAYS_ALLOWED, HASH_LENGTH, MAX_MEMBERS, MAX_RATIO, MAX_TEXT, PROBE_ROWS, STREAM
 from clstream.stream import Data, Mixture, Samples, Session, Stream, Subset, Task, content_hash
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time is recorded: the same stream gives the same bytes
@@ -108,7 +108,7 @@ def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
     if not isinstance(stream, Stream):
         raise TypeError(f"record takes a Stream, not a {type(stream).__name__}")
     file = Path(file)
-    content = _packed(*_contents(stream))
+    content = pack(*contents(stream))
     try:
         if file.exists():
             if file.read_bytes() == content:
@@ -136,17 +136,17 @@ def _write(file: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _packed(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+def pack(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Return the bytes of a recording."""
     members = {STREAM: (json.dumps(about, indent=1, allow_nan=False) + "\n").encode()}
     for name, array in arrays.items():
         out = io.BytesIO()
         np.lib.format.write_array(out, array, allow_pickle=False)
         members[name] = out.getvalue()
-    if len(members[STREAM]) > MOST_TEXT or len(members) > MOST_MEMBERS:
+    if len(members[STREAM]) > MAX_TEXT or len(members) > MAX_MEMBERS:
         raise ValueError(
             f"{about['name']} can't be recorded: it has too many sessions that are not rows in order ({len(arrays):,} arrays of "
-            f"{MOST_MEMBERS:,}, {len(members[STREAM]):,} bytes of text of {MOST_TEXT:,})"
+            f"{MAX_MEMBERS:,}, {len(members[STREAM]):,} bytes of text of {MAX_TEXT:,})"
         )
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as packed:
@@ -154,27 +154,27 @@ def _packed(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) ->
             entry = zipfile.ZipInfo(name, _LONG_AGO)
             entry.create_system, entry.external_attr = 3, 0o644 << 16  # on every system
             small = len(zlib.compress(member, 9))
-            packed.writestr(entry, member, zipfile.ZIP_DEFLATED if _may_be(len(member), small) else zipfile.ZIP_STORED, 9)
-        packed.comment = b"0" * _HASH
-    body = whole.getvalue()[:-_HASH]
+            packed.writestr(entry, member, zipfile.ZIP_DEFLATED if is_possible_size(len(member), small) else zipfile.ZIP_STORED, 9)
+        packed.comment = b"0" * HASH_LENGTH
+    body = whole.getvalue()[:-HASH_LENGTH]
     return body + hashlib.sha256(body).hexdigest().encode()
 
 
-def _may_be(size: int, packed: int) -> bool:
+def is_possible_size(size: int, packed: int) -> bool:
     """Return whether a member may be so large, given its size in the file."""
-    return size <= max(LEAST, RATIO * packed)
+    return size <= max(ALWAYS_ALLOWED, MAX_RATIO * packed)
 
 
-def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+def contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Return the text of a recording and its arrays by name."""
-    found = _Contents(stream)
+    description = _Description(stream)
     tasks = [
         {"classes": list(task.classes)}
-        | {kind: found.samples(getattr(task, kind), kind, task) for kind in ("train", "test", "validation")}
+        | {kind: description.samples(getattr(task, kind), kind, task) for kind in ("train", "test", "validation")}
         for task in stream.tasks
     ]
     sessions = [
-        {"task": int(stream.task_of(number)), **found.dealt(positions, f"session_{number}")}
+        {"task": int(stream.task_of(number)), **description.dealt(positions, f"session_{number}")}
         for number, positions in enumerate(_positions(stream))
     ]
     data = stream.data or Data({})
@@ -182,8 +182,8 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
     drift = {"drift": {"what": repr(mixture), "once": mixture.once}} if mixture else {}
     about = {
         "format": 3 if stream.drop_last or stream.class_names else 2 if drift or not stream.shuffle else 1,
-        "clstream": _version("clstream"),
-        "torch": _version("torch"),
+        "clstream": package_version("clstream"),
+        "torch": package_version("torch"),
         "name": stream.name,
         "scenario": stream.scenario,
         "epochs": index(stream.epochs),
@@ -197,19 +197,19 @@ def _contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any
         **drift,
         "notes": list(stream.notes),
         "fingerprint": stream.fingerprint,
-        "order": _order(stream),
+        "order": order_hash(stream),
         "augment": None if stream.augment is None else _named(stream, stream.augment, "augmentation"),
-        "loader": data.loader if set(found.used) <= set(data.parts) else None,
+        "loader": data.loader if set(description.used) <= set(data.parts) else None,
         "options": dict(data.options),
-        "parts": {name: found.described(found.parts[name]) for name in found.parts if name in found.used},
-        "sources": found.sources,
+        "parts": {name: description.described(description.parts[name]) for name in description.parts if name in description.used},
+        "sources": description.sources,
         "tasks": tasks,
         "sessions": sessions,
     }
-    return about, found.arrays
+    return about, description.arrays
 
 
-class _Contents:
+class _Description:
     """What a recording of a stream needs, taken up piece by piece: the data, the sources made of it, and arrays."""
 
     def __init__(self, stream: Stream) -> None:
@@ -218,15 +218,15 @@ class _Contents:
         self.used: set[str] = set()
         self.sources: list[dict[str, Any]] = []
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        self.known_sources: dict[str, int] = {}
-        self.known_arrays: dict[bytes, str] = {}
-        self.hashes = _Hashes()
+        self.numbers_of_sources: dict[str, int] = {}
+        self.names_of_arrays: dict[bytes, str] = {}
+        self.hashes = ContentHashes()
 
     def described(self, samples: Samples) -> dict[str, Any]:
         """Return shape, dtype and hash of the tensors of samples, by name."""
         return {
-            name: {"shape": list(rows.shape), "dtype": _dtype(rows), "sha256": self.hashes.of(rows)}
-            for name, rows in _tensors(samples).items()
+            name: {"shape": list(rows.shape), "dtype": dtype_name(rows), "sha256": self.hashes.of(rows)}
+            for name, rows in tensors_of(samples).items()
         }
 
     def samples(self, part: Samples | Subset | None, kind: str, task: Task) -> dict[str, Any] | None:
@@ -237,23 +237,23 @@ class _Contents:
             return {"source": self.source(part), "rows": None}
         number, rows = self.source(part.source), part.index.cpu()
         every = torch.equal(rows, torch.arange(len(part.source)))
-        found: dict[str, Any] = {"source": number, "rows": "all" if every else self.array(f"task_{task.id}_{kind}", rows)}
+        rows_of: dict[str, Any] = {"source": number, "rows": "all" if every else self.array(f"task_{task.id}_{kind}", rows)}
         if part.transform is not None:
             what = f"transform of the {'training' if kind == 'train' else kind} samples of task {task.id}"
-            found["transform"] = _named(self.stream, part.transform, what)
-            found["probe"] = _probe(part)
+            rows_of["transform"] = _named(self.stream, part.transform, what)
+            rows_of["probe"] = probe_hash(part)
         if part.made is not None:
-            found["made"] = True
-        return found
+            rows_of["made"] = True
+        return rows_of
 
     def source(self, whole: Samples) -> int:
         """Return the number of the source that has the tensors of some samples."""
-        tensors = {name: self.hashes.of(rows) for name, rows in _tensors(whole).items()}
+        tensors = {name: self.hashes.of(rows) for name, rows in tensors_of(whole).items()}
         key = repr(tensors)
-        if key not in self.known_sources:
+        if key not in self.numbers_of_sources:
             same = {}
             for name, part in self.parts.items():
-                others = {each: self.hashes.of(rows) for each, rows in _tensors(part).items()}
+                others = {field: self.hashes.of(rows) for field, rows in tensors_of(part).items()}
                 if {**others, "y": ""} == {**tensors, "y": ""}:
                     same[name] = others["y"] == tensors["y"]
             if not same:
@@ -262,9 +262,9 @@ class _Contents:
             chosen = max(same, key=lambda name: same[name])  # the first with the same labels, if there is one
             self.used.add(chosen)
             labels = None if same[chosen] else self.labels(self.parts[chosen].y.cpu(), whole.y.cpu())
-            self.known_sources[key] = len(self.sources)
+            self.numbers_of_sources[key] = len(self.sources)
             self.sources.append({"part": chosen, "labels": labels})
-        return self.known_sources[key]
+        return self.numbers_of_sources[key]
 
     def labels(self, old: Tensor, new: Tensor) -> list[list[int]] | str:
         """Return how labels come from those of the data: pairs (old, new), or, if they don't, all of them."""
@@ -272,7 +272,7 @@ class _Contents:
         table = torch.zeros_like(classes)
         table[place] = new
         if torch.equal(table[place], new):
-            return [[int(one), int(two)] for one, two in zip(classes, table, strict=True)]
+            return [[int(label), int(new_label)] for label, new_label in zip(classes, table, strict=True)]
         return self.array(f"labels_{len(self.sources)}", new)
 
     def dealt(self, positions: Tensor, name: str) -> dict[str, Any]:
@@ -286,22 +286,22 @@ class _Contents:
     def array(self, name: str, numbers: Tensor) -> str:
         """Keep whole numbers from 0 up in the smallest dtype; return the name of the array, or of an equal one that is there."""
         array = numbers.numpy().astype(np.min_scalar_type(int(numbers.max())).newbyteorder("<"))
-        known = self.known_arrays.setdefault(str(array.dtype).encode() + array.tobytes(), f"{name}.npy")
-        self.arrays.setdefault(known, array)
-        return known
+        member = self.names_of_arrays.setdefault(str(array.dtype).encode() + array.tobytes(), f"{name}.npy")
+        self.arrays.setdefault(member, array)
+        return member
 
 
-class _Hashes:
+class ContentHashes:
     """Content hashes of tensors; each is read once."""
 
     def __init__(self) -> None:
-        self.known: dict[int, tuple[Tensor, str]] = {}  # with the tensor, so that no other gets its id
+        self.hashed: dict[int, tuple[Tensor, str]] = {}  # with the tensor, so that no other gets its id
 
     def of(self, rows: Tensor) -> str:
         """Return the hash of a tensor."""
-        if id(rows) not in self.known:
-            self.known[id(rows)] = rows, content_hash(rows).hex()
-        return self.known[id(rows)][1]
+        if id(rows) not in self.hashed:
+            self.hashed[id(rows)] = rows, content_hash(rows).hex()
+        return self.hashed[id(rows)][1]
 
 
 def _numbered(stream: Stream) -> Stream:
@@ -322,7 +322,7 @@ def _positions(stream: Stream) -> list[Tensor]:
         return [stream.schedule.draw(number) for number in range(len(stream))]
     if plain:
         return [session.samples.x.cpu() for session in numbered]
-    found = []
+    delivered = []
     for number in range(len(stream)):
         try:
             session, positions = stream.session(number), numbered.session(number).samples.x
@@ -337,22 +337,22 @@ def _positions(stream: Stream) -> list[Tensor]:
                 f"{stream.name} can't be recorded: {type(stream).__name__}.session gives in session {number} something other than "
                 "rows of its task's training samples, with the epochs, batch size and seed of the stream"
             )
-        found.append(positions.cpu())
-    return found
+        delivered.append(positions.cpu())
+    return delivered
 
 
-def _order(stream: Stream) -> str:
+def order_hash(stream: Stream) -> str:
     """Return a SHA-256 of the order of the first pass over each session: another torch may deal otherwise."""
-    found = hashlib.sha256()
+    order = hashlib.sha256()
     for session in _numbered(stream):  # a domain need not be made for it
-        found.update(content_hash(next(iter(session)).order()))
-    return found.hexdigest()
+        order.update(content_hash(next(iter(session)).order()))
+    return order.hexdigest()
 
 
-def _probe(part: Subset) -> str:
+def probe_hash(part: Subset) -> str:
     """Return the hash of what a subset's transform makes of its first rows."""
     assert part.transform is not None
-    return content_hash(part.transform(part.source[part.index[:PROBE]].x.cpu())).hex()
+    return content_hash(part.transform(part.source[part.index[:PROBE_ROWS]].x.cpu())).hex()
 
 
 def _named(stream: Stream, function: object, what: str) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def _named(stream: Stream, function: object, what: str) -> dict[str, Any]:
         if "<" not in function.__qualname__:
             return {"name": function.__name__}
     elif is_dataclass(function) and not isinstance(function, type):
-        values = {each.name: getattr(function, each.name) for each in fields(function) if each.init}
+        values = {field.name: getattr(function, field.name) for field in fields(function) if field.init}
         if all(_is_plain(value) for value in values.values()):
             return {"name": type(function).__name__, "fields": values}
     raise ValueError(f"{stream.name} can't be recorded: the {what} must be {kind}, so that it can be named, not {function!r}")
@@ -373,16 +373,19 @@ def _is_plain(value: object) -> bool:
     return type(value) in (int, bool, str, type(None)) or (type(value) is float and math.isfinite(value))
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Return the version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
 
 
-def _tensors(samples: Samples) -> dict[str, Tensor]:
+def tensors_of(samples: Samples) -> dict[str, Tensor]:
+    """Return the tensors of samples by name."""
     return {"x": samples.x, "y": samples.y, **{f"extra.{name}": samples.extra[name] for name in sorted(samples.extra)}}
 
 
-def _dtype(rows: Tensor) -> str:
+def dtype_name(rows: Tensor) -> str:
+    """Return the name of a tensor's dtype without "torch."."""
     return str(rows.dtype).removeprefix("torch.")

@@ -1,11 +1,11 @@
-"""Snapshots: all that some objects hold as plain values and tensors, and back again, every bit of it.
+"""Capture: a snapshot of all that some objects hold, as plain values and tensors, from which they come back bit for bit.
 
-`capture` numbers each object that it meets, so that what was one object, also a tensor's storage, is one again. What was there
-when the run began is written with its place at that time: in another process the object at that place stands for it, so whoever
-knows it (a bound handler, a hook, a closure) still does. What came to be later is built anew, from the run's own classes.
+`capture` numbers each object that it meets, so that what was one object, also a tensor's storage, is one again. An object that
+existed when the run began is written with its path at that time: in another process the object at that path stands for it, so
+whatever refers to it (a bound handler, a hook, a closure) still does. Later objects are built anew, from the run's own classes.
 
-A snapshot holds no code: classes and functions are written by name, and looked up where `Origin` allows. What can't come back
-exactly is refused here, by the path of its attribute. Not written are the data of the stream, which is there again, the order of
+A snapshot holds no code: classes and functions are written by name, and looked up where `References` allows. What can't come back
+exactly is refused here, by the path of its attribute. Not written are the stream's data, which the stream has again, the order of
 sets, which is no state, and what a class names in `not_state`.
 """
 
@@ -35,15 +35,23 @@ from clstream.serialization.encoding import (
     DICTS,
     MOST_OVERLAPPING,
     NUMPY_BITS,
-    SIMPLE,
-    TAGS,
+    SCALAR_TAGS,
+    SCALARS,
     CaptureError,
-    copied,
+    dtype_to_plain,
     extent,
     overlapping,
-    written_type,
+    state_of,
 )
-from clstream.serialization.references import GLOBAL_GENERATORS, TABLES, Origin, called, hooks_of, loaded, name_of, storage_id
+from clstream.serialization.references import (
+    GLOBAL_GENERATORS,
+    TABLES,
+    References,
+    hooks_of,
+    lookup_loaded,
+    qualified_name,
+    storage_id,
+)
 from clstream.stream import Session, Stream, Task
 
 Snapshot = dict[str, Any]
@@ -53,37 +61,39 @@ Only plain values, lists, dicts and tensors of bytes; no list or dict comes twic
 """
 
 
-def origin_of(roots: Sequence[object], stream: Stream | None = None) -> Origin:
-    """Return the origin of snapshots of objects, as they are now, and of what they learn."""
-    found = _Capture(None)
-    found.add(roots)
-    paths = [node["path"] for node in found.nodes]
-    return Origin(zip(paths, found.kept, strict=True), found.classes, found.replaced, found.class_state(found.numbers), stream)
+def references_of(roots: Sequence[object], stream: Stream | None = None) -> References:
+    """Return what snapshots of objects may refer to: the objects as they are now, their classes, and the stream they learn."""
+    writer = _Capture(None)
+    writer.add(roots)
+    paths = [node["path"] for node in writer.nodes]
+    return References(
+        zip(paths, writer.kept, strict=True), writer.classes, writer.replaced, writer.class_state(writer.numbers), stream
+    )
 
 
-def capture(roots: Sequence[object], origin: Origin | None = None) -> tuple[Snapshot, dict[int, int]]:
+def capture(roots: Sequence[object], references: References | None = None) -> tuple[Snapshot, dict[int, int]]:
     """Return a snapshot of what `roots` hold, and the number of each object in it by its id.
 
-    The tensors are the objects' own, not copies. Without an `origin`, functions are taken as they come, and nothing can be
+    The tensors are the objects' own, not copies. Without `references`, functions are taken as they come, and nothing can be
     restored from it: for comparing.
 
     Raises:
         CaptureError: for an attribute that can't be written or restored; it names it, its class and type.
 
     """
-    found = _Capture(origin)
+    writer = _Capture(references)
     try:
-        numbers = found.add(roots)
+        numbers = writer.add(roots)
     except RecursionError:
         raise CaptureError(
-            f"{found.nodes[-1]['path'][:200]} ... is nested too deeply for a checkpoint: keep long chains of objects as a list"
+            f"{writer.nodes[-1]['path'][:200]} ... is nested too deeply for a checkpoint: keep long chains of objects as a list"
         ) from None
-    found.check_memory()
-    found.trim()
-    if origin is not None:
-        found.check_classes(origin)
-        origin.sessions = found.sessions
-    return {"nodes": found.nodes, "roots": numbers, "storages": found.storages}, found.numbers
+    writer.check_memory()
+    writer.trim()
+    if references is not None:
+        writer.check_classes(references)
+        references.sessions = writer.sessions
+    return {"nodes": writer.nodes, "roots": numbers, "storages": writer.storages}, writer.numbers
 
 
 def _key(key: object, number: int) -> str:
@@ -94,8 +104,8 @@ def _key(key: object, number: int) -> str:
 class _Capture:
     """Writes objects down."""
 
-    def __init__(self, origin: Origin | None) -> None:
-        self.origin = origin
+    def __init__(self, references: References | None) -> None:
+        self.references = references
         self.nodes: list[dict[str, Any]] = []
         self.numbers: dict[int, int] = {}
         self.kept: list[object] = []  # as long as their ids count
@@ -124,24 +134,24 @@ class _Capture:
     def _write(self, number: int, value: object, owner: str = "") -> None:
         node = self.nodes[number]
         path = node["path"]
-        if self.origin is not None and id(value) in self.origin.paths:
-            node["origin"] = self.origin.paths[id(value)]
-            if self.origin.types[id(value)] is not type(value):
+        if self.references is not None and id(value) in self.references.paths:
+            node["origin"] = self.references.paths[id(value)]
+            if self.references.types[id(value)] is not type(value):
                 raise CaptureError(
-                    f"{path} was a {self.origin.types[id(value)].__qualname__} when the run began, and is a "
+                    f"{path} was a {self.references.types[id(value)].__qualname__} when the run began, and is a "
                     f"{type(value).__qualname__} now: no checkpoint can hold that (a parametrization, say, must be put on before)"
                 )
         self._see(type(value))
         node |= self._content(value, path, owner)
         hooks = hooks_of(value)
-        if self.origin is not None and [*map(id, self.origin.hooks.get(id(value), []))] != [*map(id, hooks)]:
+        if self.references is not None and [*map(id, self.references.hooks.get(id(value), []))] != [*map(id, hooks)]:
             raise CaptureError(f"{path} got or lost hooks since the run began, which no checkpoint can hold: register them before")
         if hooks:
             node["hooks"] = [self.value(hook, f"{path} hook {number}") for number, hook in enumerate(hooks)]
 
     def _see(self, cls: type) -> None:
-        for each in cls.__mro__:
-            self.classes[name_of(each)] = each
+        for base in cls.__mro__:
+            self.classes[qualified_name(base)] = base
 
     def value(self, value: Any, path: str, owner: str = "") -> Any:
         """Return what stands for a value in a snapshot."""
@@ -154,12 +164,12 @@ class _Capture:
             return written
         if isinstance(value, CODE):
             return self._code(value, path)
-        if self.origin is not None and (stream := self.origin.stream) is not None:
+        if self.references is not None and (stream := self.references.stream) is not None:
             if value is stream or value is stream.told:
                 return ["stream"]
             if isinstance(value, Task) and value.id < len(stream.tasks) and stream.tasks[value.id] is value:
                 return ["task", value.id]
-            if isinstance(value, Session) and self.origin.same_session(value):
+            if isinstance(value, Session) and self.references.same_session(value):
                 self.sessions[id(value)] = value
                 return ["session", value.index]
         number = self._number(value, path)
@@ -170,15 +180,15 @@ class _Capture:
         """Return what stands for a value that is no object of its own; None for one that is."""
         kind = type(value)
         try:
-            if kind in TAGS:
-                written = [TAGS[kind], SIMPLE[TAGS[kind]][1](value)]
-                if repr(SIMPLE[TAGS[kind]][2](written[1])) != repr(value):  # a time zone, say
+            if kind in SCALAR_TAGS:
+                written = [SCALAR_TAGS[kind], SCALARS[SCALAR_TAGS[kind]][1](value)]
+                if repr(SCALARS[SCALAR_TAGS[kind]][2](written[1])) != repr(value):  # a time zone, say
                     raise self._refusal(value, path)
                 return written
             if isinstance(value, np.dtype):
-                return ["array type", written_type(value)]
+                return ["array type", dtype_to_plain(value)]
             if isinstance(value, np.generic) and kind is value.dtype.type and kind is not np.void and not value.dtype.hasobject:
-                return ["number", written_type(value.dtype), value.tobytes().hex()]
+                return ["number", dtype_to_plain(value.dtype), value.tobytes().hex()]
         except (TypeError, ValueError):
             raise self._refusal(value, path) from None
         if isinstance(value, Enum):
@@ -189,7 +199,7 @@ class _Capture:
                 return ["flag", cls, value._value_]
             raise self._refusal(value, path)
         if kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_fields") and not getattr(value, "__dict__", None)):
-            items = [self.value(each, f"{path}[{n}]") for n, each in enumerate(value)]
+            items = [self.value(item, f"{path}[{n}]") for n, item in enumerate(value)]
             return ["tuple", "" if kind is tuple else self._class(kind, value, path), items]
         if kind is frozenset:
             return ["frozenset", self._set(value, path)]
@@ -211,13 +221,13 @@ class _Capture:
     def _class(self, cls: type, value: object, path: str) -> str:
         """Return the name of a class of which a value may have to be made."""
         self._see(cls)
-        if self.origin is not None:
+        if self.references is not None:
             try:
-                if self.origin.find_class(name_of(cls)) is not cls:
+                if self.references.find_class(qualified_name(cls)) is not cls:
                     raise self._refusal(value, path)
             except ValueError:
                 raise self._refusal(value, path) from None
-        return name_of(cls)
+        return qualified_name(cls)
 
     def _code(self, value: Any, path: str) -> Any:
         """Return what stands for a function or class."""
@@ -229,20 +239,20 @@ class _Capture:
         owner = getattr(value, "__self__", None)
         if isinstance(value, (MethodType, BuiltinFunctionType)) and not isinstance(owner, (type(None), ModuleType, type)):
             written = ["method", self.value(owner, f"{path}.__self__"), value.__name__]
-            if self.origin is not None:
+            if self.references is not None:
                 try:
-                    if method_of(owner, value.__name__, self.origin) != value:
+                    if method_of(owner, value.__name__, self.references) != value:
                         raise self._refusal(value, path)
                 except ValueError:
                     raise self._refusal(value, path) from None
             elif isinstance(value, MethodType) and id(value.__func__) not in self.numbers:
                 self._number(value.__func__, f"{path}.__func__")  # a run holds it when it begins
-                self.nodes[-1] |= {"kind": "code", "called": called(value.__func__)}
+                self.nodes[-1] |= {"kind": "code", "called": qualified_name(value.__func__)}
             return written
-        if self.origin is not None and id(value) not in self.origin.paths:
+        if self.references is not None and id(value) not in self.references.paths:
             for name in _names(value):
                 try:
-                    if self.origin.find_code(name) is value:
+                    if self.references.find_code(name) is value:
                         return ["name", name]
                 except ValueError:
                     continue
@@ -252,14 +262,14 @@ class _Capture:
 
     def _function(self, value: Any, node: dict[str, Any], path: str) -> dict[str, Any]:
         """Return the content of a function, class or module that the run holds since it began: what it closes over."""
-        if self.origin is not None and "origin" not in node:
+        if self.references is not None and "origin" not in node:
             raise self._refusal(value, path)
-        content: dict[str, Any] = {"kind": "code", "called": called(value)}
+        content: dict[str, Any] = {"kind": "code", "called": qualified_name(value)}
         if isinstance(value, FunctionType) and not is_global(value):  # a global one's is no state of one strategy
             content["cells"] = [self._cell(cell, f"{path} {name}") for name, cell in
                                 zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)]  # fmt: skip
             content["defaults"] = [
-                self.value(each, f"{path} defaults") for each in (value.__defaults__, value.__kwdefaults__)
+                self.value(item, f"{path} defaults") for item in (value.__defaults__, value.__kwdefaults__)
             ]  # fmt: skip
             content["attributes"] = self._attributes(value, vars(value), path)
         return content
@@ -307,21 +317,21 @@ class _Capture:
             names = ("entropy", "spawn_key", "pool_size", "n_children_spawned")
             return {"kind": "seeds", "attributes": {name: self.value(getattr(value, name), f"{path}.{name}") for name in names}}
         if kind in (list, deque):
-            items = [self.value(each, f"{path}[{n}]") for n, each in enumerate(value)]
+            items = [self.value(item, f"{path}[{n}]") for n, item in enumerate(value)]
             return {"kind": kind.__name__, "items": items} | ({"maxlen": value.maxlen} if kind is deque else {})
         if kind is set:
             return {"kind": "set", "items": self._set(value, path)}
         if DICTS.get(kind.__name__) is kind and not {*getattr(value, "__dict__", ())} - {"__orig_class__"}:
             base = path.rpartition(".")[0] if owner in TABLES else path  # a module's tables of children stay unnamed
             pairs = []
-            for n, (key, each) in enumerate(value.items()):
+            for n, (key, item) in enumerate(value.items()):
                 inner = f"{base}.{key}" if owner in TABLES else f"{path}[{_key(key, n)}]"
-                pairs.append([self.value(key, f"{path} key {n}"), self.value(each, inner)])
+                pairs.append([self.value(key, f"{path} key {n}"), self.value(item, inner)])
             factory = {"factory": self.value(value.default_factory, f"{path} factory")} if kind is defaultdict else {}
             return {"kind": "dict", "class": kind.__name__, "items": pairs} | factory
         if kind is SimpleNamespace:
             return {"kind": "namespace", "attributes": self._attributes(value, vars(value), path)}
-        if kind is RemovableHandle and (self.origin is None or "origin" in self.nodes[self.numbers[id(value)]]):
+        if kind is RemovableHandle and (self.references is None or "origin" in self.nodes[self.numbers[id(value)]]):
             return {"kind": "handle"}  # of a hook, and those are the same as when the run began
         return self._object(value, path)
 
@@ -329,21 +339,25 @@ class _Capture:
         cls = type(value)
         if not builds_plainly(cls) or isinstance(value, torch.jit.ScriptModule):
             raise self._refusal(value, path)
-        if self.origin is not None and "origin" not in self.nodes[self.numbers[id(value)]]:
+        if self.references is not None and "origin" not in self.nodes[self.numbers[id(value)]]:
             try:
-                if self.origin.find_buildable(name_of(cls)) is not cls:
+                if self.references.find_buildable(qualified_name(cls)) is not cls:
                     raise self._refusal(value, path)
             except ValueError:
                 raise self._refusal(value, path) from None
         scheduled = {"scheduled": True} if isinstance(value, Optimizer) and "step" in vars(value) else {}
-        return {"kind": "object", "class": name_of(cls), "attributes": self._attributes(value, copied(value), path)} | scheduled
+        return {
+            "kind": "object",
+            "class": qualified_name(cls),
+            "attributes": self._attributes(value, state_of(value), path),
+        } | scheduled
 
     def _attributes(self, value: object, held: dict[str, object], path: str) -> dict[str, Any]:
         """Return what stands for the attributes of an object; refuse those by which it would be another class's."""
         for name in held:
             if replaces_method(type(value), name):
                 self.replaced.setdefault(id(value), set()).add(name)
-                if self.origin is not None and name not in self.origin.replaced.get(id(value), ()):
+                if self.references is not None and name not in self.references.replaced.get(id(value), ()):
                     raise CaptureError(
                         f"{path}.{name} stands in for what {type(value).__qualname__} defines by that name, and did not when the "
                         "run began: no checkpoint can hold that. Give it another name, or set it in the constructor"
@@ -379,9 +393,9 @@ class _Capture:
     def _storage(self, value: Tensor, path: str) -> dict[str, Any]:
         """Return where the bytes of a tensor are: in the stream's data, or in which of the storages."""
         key = storage_id(value)
-        if self.origin is not None and key in self.origin.data and value.numel():
-            place = self.origin.data[key][0]
-            if self.origin.changed(key):
+        if self.references is not None and key in self.references.data and value.numel():
+            place = self.references.data[key][0]
+            if self.references.changed(key):
                 raise CaptureError(
                     f"{path} is a view of the stream's data ({place[1]} {place[2]} of task {place[0]}), which was changed in "
                     "place: .clone() it before"
@@ -403,7 +417,7 @@ class _Capture:
         if not order:
             raise CaptureError(f"{path} is a view with gaps, which a checkpoint would close: keep np.ascontiguousarray(...) of it")
         try:
-            kind = written_type(value.dtype)
+            kind = dtype_to_plain(value.dtype)
         except ValueError:
             raise self._refusal(value, path) from None
         if value.size:
@@ -417,17 +431,17 @@ class _Capture:
 
     def check_memory(self) -> None:
         """Refuse an array that shares its memory with another one, a tensor or the stream's data: they would be parted."""
-        if self.origin is None:
+        if self.references is None:
             return
-        for key, (place, tensor) in self.origin.data.items():
+        for key, (place, tensor) in self.references.data.items():
             if tensor.layout == torch.strided and tensor.device.type == "cpu":
                 begin, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
                 self.memory.append((begin, begin + size, key, f"the stream's data ({place[1]} {place[2]} of task {place[0]})"))
         end, holder, before = 0, 0, ""
         for begin, until, key, path in sorted(self.memory):
             if begin < end and key != holder:
-                one, other = (before, path) if path.startswith("the stream's") else (path, before)
-                raise CaptureError(f"{one} shares its memory with {other}, and a checkpoint would part them: keep one of them")
+                first, second = (before, path) if path.startswith("the stream's") else (path, before)
+                raise CaptureError(f"{first} shares its memory with {second}, and a checkpoint would part them: keep one of them")
             if until > end:
                 end, holder, before = until, key, path
 
@@ -451,21 +465,21 @@ class _Capture:
                     node["offset"] = max(0, node["offset"] - begin // getattr(torch, node["dtype"]).itemsize)
 
     def class_state(self, held: Mapping[int, object]) -> dict[str, str]:
-        """Return hashes of what the classes and global functions of these objects keep, beside what is held."""
+        """Return hashes of what the classes and global functions of these objects keep; `held` are the ids of captured objects."""
         functions = [value for value in self.kept if isinstance(value, FunctionType) and is_global(value)]
         return class_state(self.classes.values(), functions, held)
 
-    def check_classes(self, origin: Origin) -> None:
+    def check_classes(self, references: References) -> None:
         """Refuse what is kept on a class or function in place of the object, once it has changed."""
         for name in caches_of(self.classes.values()):
             raise CaptureError(
                 f"{name} is a functools.lru_cache, whose answers a checkpoint can't hold: keep them in a dict of the object, or "
                 f"name {name.rpartition('.')[2]!r} in the `not_state` of the class if they never change"
             )
-        before, now = origin.class_state, self.class_state(self.numbers)
+        before, now = references.class_state, self.class_state(self.numbers)
         owners = {name.rpartition(".")[0] for name in before}
         changed = [name for name in now if before.get(name, "" if name.rpartition(".")[0] in owners else now[name]) != now[name]]
-        again = self.class_state(origin.paths) if changed else {}  # what is held now, and was not then, is no change
+        again = self.class_state(references.paths) if changed else {}  # what is held now, and was not then, is no change
         for name in changed:
             if before.get(name) != again[name]:
                 raise CaptureError(
@@ -473,10 +487,10 @@ class _Capture:
                     f"it on the object, or name {name.rpartition('.')[2]!r} in the `not_state` of the class if nothing is learned "
                     "by it"
                 )
-        origin.class_state = {**now, **before}
+        references.class_state = {**now, **before}
 
 
-def method_of(owner: object, name: str, origin: Origin) -> Any:
+def method_of(owner: object, name: str, references: References) -> Any:
     """Return a bound method that a snapshot may name; else ValueError.
 
     Of the user's classes and ours those that are written there; of torch's only what answers and steps, or what the run held when
@@ -486,14 +500,14 @@ def method_of(owner: object, name: str, origin: Origin) -> Any:
     if name.startswith("__") or name in BUILTIN_METHODS.get(cls, ()):
         method = getattr(owner, name, None) if name in BUILTIN_METHODS.get(cls, ()) else None
     else:
-        home = next((each for each in cls.__mro__ if name in vars(each)), object)
+        home = next((base for base in cls.__mro__ if name in vars(base)), object)
         function = vars(home).get(name)
         method = None
         if isinstance(function, FunctionType) and (
-            id(function) in origin.paths
+            id(function) in references.paths
             or (home.__module__.startswith("torch.") and name in ("forward", "step", "zero_grad"))
-            or (home.__module__.partition(".")[0] not in ("torch", "numpy") and name_of(home) in origin.classes)
-            or home.__module__ in origin.modules
+            or (home.__module__.partition(".")[0] not in ("torch", "numpy") and qualified_name(home) in references.classes)
+            or home.__module__ in references.modules
         ):
             method = MethodType(function, owner)
     if method is None:
@@ -504,13 +518,13 @@ def method_of(owner: object, name: str, origin: Origin) -> Any:
 def _names(value: Any) -> list[str]:
     """Return the names under which a function or class may be found."""
     if isinstance(value, type):
-        return [name_of(value)]
+        return [qualified_name(value)]
     return [f"{functional.__name__}:{getattr(value, '__name__', '')}"]
 
 
 def is_global(function: FunctionType) -> bool:
     """Return whether a function is one of a module, which others use too."""
-    return loaded(name_of(function)) is function
+    return lookup_loaded(qualified_name(function)) is function
 
 
 def _odd(value: Tensor) -> str | None:

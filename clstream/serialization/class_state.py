@@ -1,4 +1,4 @@
-"""What is kept on classes and in their functions, in place of an object: no checkpoint holds it, so a change of it is found out.
+"""State that is kept on classes and in their functions, not on an object: no checkpoint holds it, so a change is detected.
 
 That is attributes of a class, also those that a descriptor keeps for its objects; attributes and default arguments of its
 functions, and what a decorator closed over.
@@ -34,7 +34,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 def class_state(classes: Collection[type], functions: Iterable[FunctionType], held: Container[int]) -> dict[str, str]:
     """Return a hash of what classes and functions keep, by name; objects whose ids are `held` are only referred to."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for cls in classes:
         if cls.__module__.partition(".")[0] in _NOT_SEARCHED or issubclass(cls, Enum):
             continue
@@ -42,11 +42,11 @@ def class_state(classes: Collection[type], functions: Iterable[FunctionType], he
         for name, value in vars(cls).items():
             dunder = name.startswith("__") and name.endswith("__")
             if name not in hidden and name != "_abc_impl" and (not dunder or isinstance(value, FunctionType)):
-                found[f"{cls.__module__}.{cls.__qualname__}.{name}"] = state_hash(value, held)
+                hashes[f"{cls.__module__}.{cls.__qualname__}.{name}"] = state_hash(value, held)
     for function in functions:
         if function.__module__.partition(".")[0] not in _NOT_SEARCHED:
-            found[f"{function.__module__}.{function.__qualname__}"] = state_hash(function, held)
-    return found
+            hashes[f"{function.__module__}.{function.__qualname__}"] = state_hash(function, held)
+    return hashes
 
 
 def caches_of(classes: Collection[type]) -> list[str]:
@@ -63,7 +63,7 @@ def caches_of(classes: Collection[type]) -> list[str]:
 def _not_state(cls: type, classes: Collection[type]) -> set[str]:
     """Return what a class, one that it derives from, or one that derives from it names as no state."""
     family = [*cls.__mro__, *(other for other in classes if cls in other.__mro__)]
-    return {name for each in family for name in vars(each).get("not_state", ())}
+    return {name for relative in family for name in vars(relative).get("not_state", ())}
 
 
 def state_hash(value: object, held: Container[int]) -> str:

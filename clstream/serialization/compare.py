@@ -1,4 +1,4 @@
-"""Comparing: whether two snapshots are equal bit for bit, and what the first thing is that differs."""
+"""Comparison of two snapshots: whether they are equal bit for bit, and what differs first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clstream.serialization.capture import Snapshot, capture
-from clstream.serialization.encoding import SIMPLE, view_of
+from clstream.serialization.encoding import SCALARS, view_of
 
 
 def hashes(snapshot: Snapshot, gradients: bool = True) -> dict[str, str]:
@@ -43,23 +43,23 @@ def hashes(snapshot: Snapshot, gradients: bool = True) -> dict[str, str]:
             feed(into, value)
         return into.hexdigest()
 
-    apart = {"attributes", "path", "origin", "scheduled"} | (set() if gradients else {"grad"})
-    found = {}
+    separate = {"attributes", "path", "origin", "scheduled"} | (set() if gradients else {"grad"})
+    hashes_by_path = {}
     for number, node in enumerate(nodes):
         if number in left_out:
             continue
-        rest = {name: value for name, value in node.items() if name not in apart}
+        rest = {name: value for name, value in node.items() if name not in separate}
         if "storage" in node:
             data, shares = view_of(node, snapshot["storages"][rest.pop("storage")]), first.setdefault(node["storage"], node)
-            begin = rest.pop("offset") * data.element_size() - shares["offset"] * SIMPLE["dtype"][2](shares["dtype"]).itemsize
+            begin = rest.pop("offset") * data.element_size() - shares["offset"] * SCALARS["dtype"][2](shares["dtype"]).itemsize
             rest |= {"data": data, "shares": [shares["path"], begin]}
-        found[node["path"]] = of(rest, list(node.get("attributes", ())))
+        hashes_by_path[node["path"]] = of(rest, list(node.get("attributes", ())))
         for name, value in node.get("attributes", {}).items():
-            found[f"{node['path']}.{name}"] = of(value)
-    return found
+            hashes_by_path[f"{node['path']}.{name}"] = of(value)
+    return hashes_by_path
 
 
-def differing(one: Snapshot, other: Snapshot) -> str | None:
+def first_difference(one: Snapshot, other: Snapshot) -> str | None:
     """Return the path of the first attribute, tensor or container in which two snapshots differ; None if none does."""
     ours, theirs = hashes(one), hashes(other)
     return next((path for path in {**ours, **theirs} if ours.get(path) != theirs.get(path)), None)

@@ -1,4 +1,4 @@
-"""Forms: how values that are no objects of their own are written in a snapshot, and what makes the state of those that are."""
+"""Encoding: how scalars, dtypes and views are written in a snapshot, and which attributes make the state of an object."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class CaptureError(TypeError):
 CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, partial, type, np.ufunc, type(np.mean))
 
 
-DICTS: dict[str, type[Any]] = {each.__name__: each for each in (dict, OrderedDict, defaultdict, Counter)}
+DICTS: dict[str, type[Any]] = {cls.__name__: cls for cls in (dict, OrderedDict, defaultdict, Counter)}
 
 
-NUMPY_BITS: dict[str, Any] = {each: getattr(np.random, each) for each in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
+NUMPY_BITS: dict[str, Any] = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 
 
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
@@ -57,15 +57,15 @@ def _torch_thing(kind: type[Any]) -> Callable[[str], Any]:
     """Return what finds a constant of torch by its name, and refuses what is none."""
 
     def find(name: str) -> Any:
-        found = getattr(torch, name, None)
-        if not isinstance(found, kind):
+        constant = getattr(torch, name, None)
+        if not isinstance(constant, kind):
             raise ValueError(f"the checkpoint names torch.{name}, which is no {kind.__name__}")
-        return found
+        return constant
 
     return find
 
 
-SIMPLE: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "bytes": (bytes, bytes.hex, bytes.fromhex),
     "complex": (complex, lambda value: [value.real, value.imag], lambda pair: complex(*pair)),
     "range": (range, lambda value: [value.start, value.stop, value.step], lambda ends: range(*ends)),
@@ -85,10 +85,10 @@ SIMPLE: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-TAGS = {kind: name for name, (kind, _, _) in SIMPLE.items()}
+SCALAR_TAGS = {kind: name for name, (kind, _, _) in SCALARS.items()}
 
 
-def plain(value: Any, what: str) -> Any:
+def to_plain(value: Any, what: str) -> Any:
     """Return a value as a file may hold it: what derives from a plain type is made one; CaptureError for what is none."""
     if value is None or isinstance(value, Tensor):
         return value if value is None else value.detach()
@@ -96,9 +96,9 @@ def plain(value: Any, what: str) -> Any:
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, Mapping):
-        return {plain(key, what): plain(item, f"{what}[{key!r}]") for key, item in value.items()}
+        return {to_plain(key, what): to_plain(item, f"{what}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [plain(item, f"{what}[{number}]") for number, item in enumerate(value)]
+        items = [to_plain(item, f"{what}[{number}]") for number, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     raise CaptureError(f"{what} is a {type(value).__name__}: a checkpoint holds None, numbers, strings, tensors, lists and dicts")
 
@@ -122,13 +122,13 @@ def check_plain(value: object) -> None:
             raise ValueError(f"the checkpoint is no good: it has a {type(part).__name__}")
 
 
-def copied(value: object) -> dict[str, Any]:
+def state_of(value: object) -> dict[str, Any]:
     """Return the attributes of an object that make its state: without those in `not_state`, and what torch hangs on it."""
     held = attributes(value)
-    return {name: held[name] for name in held if not left_out(type(value), name)}
+    return {name: held[name] for name in held if not is_no_state(type(value), name)}
 
 
-def left_out(cls: type, name: str) -> bool:
+def is_no_state(cls: type, name: str) -> bool:
     """Return whether an attribute is no state of an object, since it is there again: torch's hooks, what typing notes."""
     if issubclass(cls, Optimizer):  # a scheduler puts a wrapper around `step`, which only counts
         return name == "step" or name.endswith("_hooks")
@@ -138,7 +138,7 @@ def left_out(cls: type, name: str) -> bool:
     return name == "__orig_class__"
 
 
-def array_type(written: Any) -> np.dtype[Any]:
+def dtype_from_plain(written: Any) -> np.dtype[Any]:
     """Return the dtype that a snapshot names: text, or for a structured one a list of fields. Raises ValueError for objects."""
 
     def described(part: Any) -> Any:
@@ -154,14 +154,14 @@ def array_type(written: Any) -> np.dtype[Any]:
     return dtype
 
 
-def written_type(dtype: np.dtype[Any]) -> Any:
+def dtype_to_plain(dtype: np.dtype[Any]) -> Any:
     """Return what stands for a dtype in a snapshot. Raises ValueError for one that it can't stand for."""
 
     def lists(part: Any) -> Any:
         return [lists(inner) for inner in part] if isinstance(part, (list, tuple)) else part
 
     written = lists(np.lib.format.dtype_to_descr(dtype))
-    again = array_type(written)
+    again = dtype_from_plain(written)
     if dtype.metadata or dtype.subdtype or again != dtype or again.isalignedstruct != dtype.isalignedstruct:
         raise ValueError("it can't be written")
     return written
@@ -183,7 +183,7 @@ def overlapping(node: Mapping[str, Any]) -> int:
 
 def view_of(node: Mapping[str, Any], storage: Tensor) -> Tensor:
     """Return the strided tensor that a node describes, of a storage as a tensor of bytes. Raises ValueError if it isn't within."""
-    dtype = SIMPLE["dtype"][2](node["dtype"])
+    dtype = SCALARS["dtype"][2](node["dtype"])
     numbers = [node["offset"], *node["size"], *node["stride"]]
     if any(type(number) is not int or not 0 <= number < 2**62 for number in numbers) or len(node["size"]) != len(node["stride"]):
         raise ValueError(f"{node['path']} has the shape {node['size']} at {node['stride']}, which none has")

@@ -1,4 +1,4 @@
-"""The origin of a snapshot: what is there when a run begins, and where names in a snapshot may lead."""
+"""References: the objects that exist when a run begins, and the classes and functions that a snapshot may name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GLOBAL_GENERATORS: dict[str, Any] = {
     "torch": torch.default_generator,
 }
 
-PLAIN_TYPES = {each.__name__: each for each in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
+PLAIN_TYPES = {cls.__name__: cls for cls in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 
 _TORCH_CLASSES: dict[str, Any] = {"torch.nn.modules.": nn.Module, "torch.optim.": (Optimizer, LRScheduler, nn.Module)}
 
@@ -44,8 +44,8 @@ _INSTALLED = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"),
                     *site.getsitepackages(), site.getusersitepackages()})  # fmt: skip
 
 
-class Origin:
-    """What is there before a snapshot is restored: the objects as they are when a run begins, and its stream.
+class References:
+    """What a snapshot refers to by name or place: the objects as they are when a run begins, their classes, and the stream.
 
     Args:
         objects: each object, with its path.
@@ -65,13 +65,13 @@ class Origin:
         stream: Stream | None = None,
     ) -> None:
         self.stream, self.replaced, self.class_state = stream, dict(replaced), dict(class_state)
-        self.data = {} if stream is None else {storage_id(tensor): (place, tensor) for place, tensor in data_of(stream)}
-        self.contents = {key: _content(tensor, stream) for key, (_, tensor) in self.data.items()}
+        self.data = {} if stream is None else {storage_id(tensor): (place, tensor) for place, tensor in tensors_of(stream)}
+        self.contents = {key: _content_hash(tensor, stream) for key, (_, tensor) in self.data.items()}
         self.sessions: dict[int, Session] = {}  # those that were compared with the stream's, by id
         self.classes = dict(classes)
         modules = {cls.__module__ for cls in classes.values()}
         modules |= {name for cls in classes.values() for name in getattr(cls, "checkpoint_modules", ())}
-        self.modules = own_modules(modules) | {name for name in modules if name.partition(".")[0] not in _NEVER_OWN}
+        self.modules = users_modules(modules) | {name for name in modules if name.partition(".")[0] not in _NEVER_OWN}
         self.objects: dict[str, object] = {}  # by the path that they have at the start
         self.paths: dict[int, str] = {}  # the other way round, by id
         self.types: dict[int, type] = {}
@@ -89,8 +89,8 @@ class Origin:
         The run's own are those of what it holds when it begins and of the modules that these are written in, those of the user's
         own modules, and what strategies are built of. Nothing is imported.
         """
-        cls = self.classes.get(name) or loaded(name)
-        if not isinstance(cls, type) or name_of(cls) != name or not (
+        cls = self.classes.get(name) or lookup_loaded(name)
+        if not isinstance(cls, type) or qualified_name(cls) != name or not (
             name in self.classes
             or ((cls.__module__ in self.modules or f"{cls.__module__}.".startswith(_BLOCKS)) and not hasattr(cls, "__del__"))
             or any(cls.__module__.startswith(prefix) and issubclass(cls, kinds) for prefix, kinds in _TORCH_CLASSES.items())
@@ -130,46 +130,41 @@ class Origin:
         if self.stream is None or not 0 <= session.index < len(self.stream):
             return False
         other = self.stream.session(session.index)
-        one, two = session.samples, other.samples
-        same = (session.task_if_shown, session.epochs, session.batch_size, session.seed, session.drop_last) == (
-            other.task_if_shown,
-            other.epochs,
-            other.batch_size,
-            other.seed,
-            other.drop_last,
-        )
-        if isinstance(one, Subset) and isinstance(two, Subset):
-            return same and one.source is two.source and torch.equal(one.index, two.index) and one.transform is two.transform
-        return same and type(one) is type(two) and torch.equal(one.x, two.x) and torch.equal(one.y, two.y)
+        names = ("task_if_shown", "epochs", "batch_size", "seed", "drop_last")
+        if any(getattr(session, name) != getattr(other, name) for name in names):
+            return False
+        samples, again = session.samples, other.samples
+        if isinstance(samples, Subset) and isinstance(again, Subset):
+            same = samples.source is again.source and samples.transform is again.transform
+            return same and torch.equal(samples.index, again.index)
+        return type(samples) is type(again) and torch.equal(samples.x, again.x) and torch.equal(samples.y, again.y)
 
     def changed(self, storage: int) -> bool:
         """Return whether a tensor of the stream's data was changed in place since the run began."""
-        return self.contents[storage] != _content(self.data[storage][1], self.stream)
+        return self.contents[storage] != _content_hash(self.data[storage][1], self.stream)
 
 
-def _content(tensor: Tensor, stream: Stream | None) -> bytes | int:
+def _content_hash(tensor: Tensor, stream: Stream | None) -> bytes | int:
     """Return what changes with a tensor of the data; of data that is too large to be resident, only whether torch wrote to it."""
     return content_hash(tensor) if stream is not None and stream.resident and tensor.dim() else tensor._version
 
 
-def data_of(stream: Stream) -> Iterator[tuple[list[Any], Tensor]]:
+def tensors_of(stream: Stream) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield each tensor of a stream's data with its place: task, part, whose field."""
     for task in stream.tasks:
         for kind in ("train", "test", "validation"):
             part: Samples | Subset | None = getattr(task, kind)
             whole = part.source if isinstance(part, Subset) else part
-            named = (
-                {}
-                if whole is None
-                else {"x": whole.x, "y": whole.y} | {f"extra {name}": rows for name, rows in whole.extra.items()}
-            )
+            if whole is None:
+                continue
+            tensors = {"x": whole.x, "y": whole.y} | {f"extra {name}": rows for name, rows in whole.extra.items()}
             if isinstance(part, Subset):
-                named["index"] = part.index
-            for name, tensor in named.items():
+                tensors["index"] = part.index
+            for name, tensor in tensors.items():
                 yield [task.id, kind, name], tensor
 
 
-def own_modules(names: Iterable[str]) -> set[str]:
+def users_modules(names: Iterable[str]) -> set[str]:
     """Return which of some loaded modules are the user's own, and the user's own modules that these import."""
     own, seen, waiting = set[str](), set[str](), [*names]
     while waiting:
@@ -199,18 +194,13 @@ def _is_own(module: ModuleType) -> bool:
     return not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
 
 
-def name_of(thing: Any) -> str:
-    """Return the module and name of a class or function."""
-    return f"{thing.__module__}:{thing.__qualname__}"
-
-
-def called(code: object) -> str:
-    """Return what a function, class or module is called."""
+def qualified_name(code: object) -> str:
+    """Return the module and the qualified name of a function or class, "module:Class.method"; of a module its name."""
     return f"{getattr(code, '__module__', None)}:{getattr(code, '__qualname__', None) or getattr(code, '__name__', code)}"
 
 
-def loaded(name: str) -> Any:
-    """Return what is loaded under a name, or None; nothing is imported."""
+def lookup_loaded(name: str) -> Any:
+    """Return what a qualified name stands for among the loaded modules, or None; nothing is imported."""
     module, _, path = name.partition(":")
     value: Any = sys.modules.get(module)
     for part in path.split("."):

@@ -1,8 +1,8 @@
-"""Restoration: a snapshot is put into objects that were freshly built as those that it was taken of.
+"""Restore: a snapshot is put into objects that were freshly built in the same way as those that it was taken of.
 
-An object that was there when the run began is the one at that place now, and is filled; all others are built anew, without calling
-their constructors. Nothing is imported, and nothing from the file is called. First there are all objects, empty; then each gets
-what it holds; last come dicts and sets whose keys are objects, which may be asked for their hash.
+An object that existed when the run began is filled in place; all others are built anew, without calling their constructors.
+Nothing is imported, and nothing from the file is called. First all objects exist, empty; then each gets its content; last come
+dicts and sets whose keys are objects, which may be asked for their hash.
 """
 
 from __future__ import annotations
@@ -25,19 +25,31 @@ from torch.utils.hooks import RemovableHandle
 from clstream.attributes import replaces_method, slots
 from clstream.seeds import set_random_state
 from clstream.serialization.capture import Snapshot, is_global, method_of
-from clstream.serialization.encoding import CODE, DICTS, NUMPY_BITS, SIMPLE, array_type, check_plain, copied, left_out, view_of
-from clstream.serialization.references import GLOBAL_GENERATORS, TABLES, Origin, called, data_of, name_of
+from clstream.serialization.encoding import (
+    CODE,
+    DICTS,
+    NUMPY_BITS,
+    SCALARS,
+    check_plain,
+    dtype_from_plain,
+    is_no_state,
+    state_of,
+    view_of,
+)
+from clstream.serialization.references import GLOBAL_GENERATORS, TABLES, References, qualified_name, tensors_of
 
 _ANEW = ("array", "Generator", "RandomState", "bits", "seeds", "sparse")
 
 
-def restore(roots: Sequence[object], snapshot: Snapshot, origin: Origin, device: str | torch.device = "cpu") -> list[object]:
+def restore(
+    roots: Sequence[object], snapshot: Snapshot, references: References, device: str | torch.device = "cpu"
+) -> list[object]:
     """Put a snapshot into `roots`, and return the object of each number. The snapshot can be used again.
 
     Args:
         roots: objects as those were that it was taken of, when the run began.
         snapshot: what `capture` returned, maybe by way of a file.
-        origin: of the roots.
+        references: of the roots.
         device: where tensors go that were on a GPU.
 
     Raises:
@@ -45,7 +57,7 @@ def restore(roots: Sequence[object], snapshot: Snapshot, origin: Origin, device:
 
     """
     try:
-        return _Restore(roots, snapshot, origin, torch.device(device)).objects
+        return _Restore(roots, snapshot, references, torch.device(device)).objects
     except Exception as error:  # a file may hold anything, and whatever comes of it is the file's fault
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"the checkpoint can't be restored: {reason[:300]}") from error
@@ -54,12 +66,12 @@ def restore(roots: Sequence[object], snapshot: Snapshot, origin: Origin, device:
 class _Restore:
     """Puts a snapshot into objects."""
 
-    def __init__(self, roots: Sequence[object], snapshot: Snapshot, origin: Origin, device: torch.device) -> None:
+    def __init__(self, roots: Sequence[object], snapshot: Snapshot, references: References, device: torch.device) -> None:
         check_plain(snapshot)
         self.nodes: list[dict[str, Any]] = snapshot["nodes"]
         self.storages: list[Tensor] = snapshot["storages"]
-        self.origin, self.device = origin, device
-        self.places = {} if origin.stream is None else {tuple(place): tensor for place, tensor in data_of(origin.stream)}
+        self.references, self.device = references, device
+        self.places = {} if references.stream is None else {tuple(place): tensor for place, tensor in tensors_of(references.stream)}
         self.moved: dict[tuple[int, str], Tensor] = {}
         for storage in self.storages:
             if storage.dtype != torch.uint8 or storage.dim() != 1 or storage.numel() != storage.untyped_storage().nbytes():
@@ -68,10 +80,10 @@ class _Restore:
         if any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError(f"it begins with the objects {numbers}")
         classes = [self.nodes[number].get("class") for number in numbers]
-        here = [name_of(type(root)) for root in roots]
-        if classes != here:
-            raise ValueError(f"it is of {', '.join(map(str, classes))}, not of {', '.join(here)}")
-        self.made: dict[int, Any] = dict(zip(numbers, roots, strict=True))
+        expected = [qualified_name(type(root)) for root in roots]
+        if classes != expected:
+            raise ValueError(f"it is of {', '.join(map(str, classes))}, not of {', '.join(expected)}")
+        self.objects_by_number: dict[int, Any] = dict(zip(numbers, roots, strict=True))
         self.new: set[int] = set()
         self.objects = [self._object(number) for number in range(len(self.nodes))]
         if len({*map(id, self.objects)}) != len(self.objects):
@@ -91,61 +103,64 @@ class _Restore:
         tag, *rest = value
         if tag == "node":
             return self._object(rest[0])
-        if tag in SIMPLE:
-            return SIMPLE[tag][2](rest[0])
+        if tag in SCALARS:
+            return SCALARS[tag][2](rest[0])
         if tag == "array type":
-            return array_type(rest[0])
+            return dtype_from_plain(rest[0])
         if tag == "name":
-            return self.origin.find_code(rest[0])
+            return self.references.find_code(rest[0])
         if tag in ("enum", "flag"):
-            kind = self.origin.find_class(rest[0])
+            kind = self.references.find_class(rest[0])
             if not issubclass(kind, Flag if tag == "flag" else Enum):
                 raise ValueError(f"{rest[0]} is no {tag}")
             return kind(int(rest[1])) if tag == "flag" else kind.__members__[rest[1]]
         if tag == "number":
-            return np.ndarray((), array_type(rest[0]), bytes.fromhex(rest[1]) or b"\0")[()]
+            return np.ndarray((), dtype_from_plain(rest[0]), bytes.fromhex(rest[1]) or b"\0")[()]
         if tag == "tuple":
-            items = [self.value(each) for each in rest[1]]
+            items = [self.value(item) for item in rest[1]]
             if not rest[0]:
                 return tuple(items)
-            cls = self.origin.find_class(rest[0])
+            cls = self.references.find_class(rest[0])
             if not issubclass(cls, tuple) or len(getattr(cls, "_fields", (None, *items))) != len(items):
                 raise ValueError(f"{rest[0]} is no named tuple of {len(items)}")
             return tuple.__new__(cls, items)
         if tag == "frozenset":
-            return frozenset(self.value(each) for each in rest[0])
+            return frozenset(self.value(item) for item in rest[0])
         if tag == "partial":
             keywords = {name: self.value(item) for name, item in rest[2]}
             return partial(self.value(rest[0]), *self.value(rest[1]), **keywords)
         if tag == "method":
-            return method_of(self.value(rest[0]), rest[1], self.origin)
+            return method_of(self.value(rest[0]), rest[1], self.references)
         if tag == "global":
             return GLOBAL_GENERATORS[rest[0]]
-        if self.origin.stream is None or tag not in ("task", "session", "stream"):
+        if self.references.stream is None or tag not in ("task", "session", "stream"):
             raise ValueError(f"nothing is written as {tag!r}")
         if tag == "task":
-            return self.origin.stream.tasks[_position(rest[0])]
-        return self.origin.stream.session(rest[0]) if tag == "session" else self.origin.stream.told
+            return self.references.stream.tasks[_position(rest[0])]
+        return self.references.stream.session(rest[0]) if tag == "session" else self.references.stream.told
 
     def _object(self, number: int) -> Any:
         """Return the object of a number: the one that was there when the run began, or a new one that is to be filled."""
-        if _position(number) not in self.made:
+        if _position(number) not in self.objects_by_number:
             node = self.nodes[number]
-            old = self.origin.objects.get(node["origin"]) if "origin" in node else None
+            old = self.references.objects.get(node["origin"]) if "origin" in node else None
             if old is not None and self._fits(node, old):
-                self.made[number] = old
+                self.objects_by_number[number] = old
             elif "hooks" in node or node["kind"] in ("code", "handle"):
-                was, now = node.get("called") or node.get("class", "a tensor"), called(old if isinstance(old, CODE) else type(old))
+                was, now = (
+                    node.get("called") or node.get("class", "a tensor"),
+                    qualified_name(old if isinstance(old, CODE) else type(old)),
+                )
                 raise ValueError(
                     f"it expects {was} at {node.get('origin')} when the run begins, but there is {now}: build the strategy as it "
                     "was built then"
                 )
             else:
                 self.new.add(number)
-                self.made[number] = self._new(node)
+                self.objects_by_number[number] = self._new(node)
             if node["kind"] == "tensor":
-                self._set_data(node, self.made[number], number in self.new)
-        return self.made[number]
+                self._set_data(node, self.objects_by_number[number], number in self.new)
+        return self.objects_by_number[number]
 
     def _fits(self, node: Mapping[str, Any], old: object) -> bool:
         """Return whether an object can be filled with a node."""
@@ -153,11 +168,11 @@ class _Restore:
         if kind in _ANEW:
             return False
         if kind == "object":
-            return bool(name_of(type(old)) == node["class"])
+            return bool(qualified_name(type(old)) == node["class"])
         if kind == "tensor":
             return isinstance(old, Tensor) and old.layout == torch.strided and isinstance(old, nn.Parameter) == node["parameter"]
         if kind == "code":
-            return isinstance(old, CODE) and called(old) == node["called"]
+            return isinstance(old, CODE) and qualified_name(old) == node["called"]
         if kind == "generator":
             return isinstance(old, torch.Generator) and old.device.type == torch.device(node["device"]).type
         if kind == "deque":
@@ -188,7 +203,7 @@ class _Restore:
         return self._object(number)
 
     def _new_object(self, node: Mapping[str, Any]) -> object:
-        cls = self.origin.find_buildable(node["class"])
+        cls = self.references.find_buildable(node["class"])
         new: Any = object.__new__(cls)
         if isinstance(new, nn.Module):
             nn.Module.__init__(new)  # its tables of hooks
@@ -198,7 +213,7 @@ class _Restore:
         return new
 
     def _seeds(self, node: Mapping[str, Any]) -> np.random.SeedSequence:
-        given = {name: self.value(each) for name, each in node["attributes"].items()}
+        given = {name: self.value(item) for name, item in node["attributes"].items()}
         if not 4 <= given["pool_size"] <= 64:
             raise ValueError(f"numpy has no seeds with a pool of {given['pool_size']}")
         return np.random.SeedSequence(**given)
@@ -212,7 +227,7 @@ class _Restore:
 
     def _array(self, node: Mapping[str, Any]) -> Any:
         data = node["data"].cpu().numpy().tobytes()
-        array = np.ndarray(node["size"], array_type(node["type"]), data, order=node["order"]).copy(order="K")
+        array = np.ndarray(node["size"], dtype_from_plain(node["type"]), data, order=node["order"]).copy(order="K")
         array.setflags(write=bool(node["writeable"]))
         return array
 
@@ -241,12 +256,12 @@ class _Restore:
         elif kind in ("RandomState", "Random", "bits"):
             set_random_state(target, node["state"])
         elif kind in ("list", "deque"):
-            items = [self.value(each) for each in node["items"]]
+            items = [self.value(item) for item in node["items"]]
             target.clear()
             target.extend(items)
         elif kind == "set":
             target.clear()
-            target.update([self.value(each) for each in node["items"]])
+            target.update([self.value(item) for item in node["items"]])
         elif kind == "dict":
             pairs = [(self.value(key), self.value(item)) for key, item in node["items"]]
             target.clear()
@@ -261,16 +276,16 @@ class _Restore:
         elif kind == "code":
             self._fill_function(target, node)
         elif kind in ("object", "namespace"):
-            self._fill_attributes(target, node["attributes"], list(copied(target)))
+            self._fill_attributes(target, node["attributes"], list(state_of(target)))
             if isinstance(target, Optimizer) and "scheduled" in node and "step" not in vars(target):
                 _count_steps(target)
 
     def _fill_attributes(self, target: Any, attributes: Mapping[str, Any], before: list[str]) -> None:
         """Set the attributes of an object in place of those that it had; none that would stand in for a method of its class."""
         cls = type(target)
-        own, replaced = slots(cls), self.origin.replaced.get(id(target), set())
+        own, replaced = slots(cls), self.references.replaced.get(id(target), set())
         for name in attributes:
-            if left_out(cls, name) or (replaces_method(cls, name) and name not in replaced):
+            if is_no_state(cls, name) or (replaces_method(cls, name) and name not in replaced):
                 raise ValueError(f"it sets {name!r} of a {cls.__qualname__}, which is no state")
         values = {name: self.value(item) for name, item in attributes.items()}
         for name in before:
@@ -298,7 +313,7 @@ class _Restore:
                 cell.cell_contents = self.value(content[0])
             elif cell != CellType():
                 del cell.cell_contents
-        function.__defaults__, function.__kwdefaults__ = (self.value(each) for each in node["defaults"])
+        function.__defaults__, function.__kwdefaults__ = (self.value(item) for item in node["defaults"])
         self._fill_attributes(function, node["attributes"], list(vars(function)))
 
     def _data(self, node: Mapping[str, Any]) -> Tensor:

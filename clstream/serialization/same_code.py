@@ -27,12 +27,12 @@ class Source(NamedTuple):
     compiled: str = ""
 
 
-def same_code(one: str, other: str) -> bool:
+def same_code(text: str, other: str) -> bool:
     """Return whether two texts differ in comments, layout, docstrings and `if __name__ == "__main__":` at most."""
-    if one == other:
+    if text == other:
         return True
     try:
-        return ast.dump(_stripped(one)) == ast.dump(_stripped(other))
+        return ast.dump(_stripped(text)) == ast.dump(_stripped(other))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
@@ -55,8 +55,8 @@ def _stripped(text: str) -> ast.Module:
 
 def _read_by_functions(text: str) -> set[str]:
     """Return the names of globals in the functions and classes of a text."""
-    names, tables = set[str](), [each for each in symtable.symtable(text, "text", "exec").get_children()
-                                 if each.get_name() not in _NAMELESS]  # fmt: skip
+    names, tables = set[str](), [table for table in symtable.symtable(text, "text", "exec").get_children()
+                                 if table.get_name() not in _NAMELESS]  # fmt: skip
     while tables:
         table = tables.pop()
         names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
@@ -91,10 +91,10 @@ def _where(old: Source, new: Source) -> str:
     if f"{old.compiled}{new.compiled}".startswith("python") and same_code(old.text, new.text):
         return " (it was edited after it was imported, and the code that ran is not what is in the file)"
     try:
-        one, other = _parts(_stripped(old.text)), _parts(_stripped(new.text))
+        before, after = _parts(_stripped(old.text)), _parts(_stripped(new.text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
-    names = [name for name in dict.fromkeys([*other, *one]) if one.get(name) != other.get(name) and name]
+    names = [name for name in dict.fromkeys([*after, *before]) if before.get(name) != after.get(name) and name]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f" ({', '.join(names[:3])}{more})" if names else ""
 

@@ -409,14 +409,14 @@ def _unlike(namespace: Namespace, text: str) -> str:
     file = os.path.basename(str(namespace["__file__"]))
     name = namespace.get("__name__")
     values = [value for value in list(namespace.values()) if isinstance(value, (type, FunctionType))]
-    functions = [each for value in values if getattr(value, "__module__", None) == name for each in _functions_of(value)]
+    functions = [function for value in values if getattr(value, "__module__", None) == name for function in _functions_of(value)]
     loaded = [
         function.__code__
         for function in functions
         if function.__globals__ is namespace and os.path.basename(function.__code__.co_filename) == file
     ]
-    known = _shapes(text)
-    return _hash(shape for code in loaded if (shape := _shape(code)) not in known)
+    in_text = _shapes(text)
+    return _hash(shape for code in loaded if (shape := _shape(code)) not in in_text)
 
 
 def _hash(shapes: Iterable[str]) -> str:
@@ -446,8 +446,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 def _shape(code: CodeType) -> str:
     """Return a hash of what a piece of code does, without where it is written."""
     constants = [
-        _shape(each) if isinstance(each, CodeType) else sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each)
-        for each in code.co_consts
+        _shape(const) if isinstance(const, CodeType) else sorted(map(repr, const)) if isinstance(const, frozenset) else repr(const)
+        for const in code.co_consts
     ]
     parts = (
         code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,

@@ -36,8 +36,8 @@ def load(file: Path) -> Any:
         try:
             with zipfile.ZipFile(opened) as whole:
                 members = whole.infolist()
-                packed = [each.filename for each in members if each.compress_type or each.compress_size != each.file_size]
-                if packed or sum(each.file_size for each in members) > file.stat().st_size:
+                packed = [member.filename for member in members if member.compress_type or member.compress_size != member.file_size]
+                if packed or sum(member.file_size for member in members) > file.stat().st_size:
                     raise ValueError(f"its members are packed, or overlap: {packed[:1]}")
                 for member in members:
                     if member.filename.lower().endswith("data.pkl"):  # torch finds it in capitals too

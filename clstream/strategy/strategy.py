@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from clstream.attributes import held
+from clstream.attributes import find_all
 from clstream.bus import Emitter, on
 from clstream.eval_mode import answers, learns, wrap_methods
 from clstream.events import BatchLearned, RunStarted, SessionStarted
@@ -254,7 +254,7 @@ class Strategy(Emitter, Recorded):
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
         """Give a growing head an output for each class that is new in this session."""
-        grow_heads(self.model, [optimizer for _, optimizer in held(self, Optimizer)], lambda: event.session.classes)
+        grow_heads(self.model, [optimizer for _, optimizer in find_all(self, Optimizer)], lambda: event.session.classes)
 
     @on(SessionStarted)
     def let_classes_in(self, event: SessionStarted) -> None:
