@@ -63,9 +63,9 @@ def params(plain: Iterable[str], real: Iterable[str]) -> list[Any]:
 def make(name: str) -> Callable[[nn.Module], Strategy]:
     """Return what builds a strategy of ours from a model: the class, or one with what it needs."""
     if name == "AvalancheStrategy":
-        from clstream.strategies.avalanche import named
+        from clstream.strategies.avalanche import strategy_class
 
-        return named("Naive")
+        return strategy_class("Naive")
     if name == "Refresh":
         return lambda model: zoo.Refresh(zoo.DERpp(model))
     if name == "Regularised":
@@ -85,7 +85,7 @@ def avalanche() -> Callable[[str], ModuleType]:
     """What returns a module of Avalanche by name; the tests that need it are left out where it is not installed."""
     if not HAS_AVALANCHE:
         pytest.skip("avalanche-lib is not installed: the extra `test` brings it, up to Python 3.12; there is none for newer ones")
-    return imports.avalanche
+    return imports.import_avalanche
 
 
 @pytest.fixture(scope="session")

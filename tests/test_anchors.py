@@ -12,7 +12,8 @@ from clstream.streams import split_digits
 
 from clstream.cli import main
 from clstream.cli.anchors import Anchor, anchor_names, load_anchor
-from clstream.cli.parser import UsageError, parse_run
+from clstream.cli.errors import UsageError
+from clstream.cli.parser import parse_run
 
 SMALL: dict[str, Any] = {
     "about": "a small one", "config": {"strategy": "Finetune", "model": {"class_path": "Mlp", "init_args": {"hidden": [20]}}},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from clstream.experiments.parity.measuring import Labelled
 from clstream.strategies import EWCPenalty, WithDetectedBoundaries
-from clstream.strategies.avalanche import AvalancheStrategy, named
+from clstream.strategies.avalanche import AvalancheStrategy, strategy_class
 from clstream.strategies.avalanche.introspection import needs_boundaries
 from clstream.streams import blobs, from_avalanche, split_digits
 from clstream.streams.data import digits
@@ -212,7 +212,7 @@ def test_batches_of_another_loader_are_spread_over_ours(avalanche: Import) -> No
     ],
 )
 def test_a_run_of_theirs_resumes_exactly(avalanche: Import, name: str, options: dict[str, Any]) -> None:
-    checks = {each.name: each for each in check_strategy(lambda model: named(name)(model, **options))}
+    checks = {each.name: each for each in check_strategy(lambda model: strategy_class(name)(model, **options))}
     checks["resumes_exactly"]()
     checks["evaluates_without_trace"]()
     checks["leaves_the_caller_alone"]()
@@ -235,7 +235,7 @@ def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
 def test_what_cannot_be_captured_is_said(avalanche: Import, tmp_path: Any) -> None:
     from clstream.checkpoint import Checkpointer
 
-    strategy = named("AGEM")(Mlp((1, 8, 8), 10, hidden=(20,)), patterns_per_exp=20, sample_size=20)
+    strategy = strategy_class("AGEM")(Mlp((1, 8, 8), 10, hidden=(20,)), patterns_per_exp=20, sample_size=20)
     with pytest.raises(CaptureError, match=r"theirs\.plugins\[0\]\.buffer_dliter is a .*iterator.*--checkpoint_every 0"):
         run(strategy, split_digits(epochs=1), Checkpointer(tmp_path / "run"))
 
@@ -247,8 +247,8 @@ def test_boundaries_are_needed_where_something_is_consolidated(avalanche: Import
     net = Mlp((1, 8, 8), 10, hidden=(20,))
     for name, options in (("EWC", {"ewc_lambda": 0.4}), ("AGEM", {"patterns_per_exp": 20, "sample_size": 20})):
         with pytest.raises(ValueError, match="needs boundaries, which split_digits hides"):
-            run(named(name)(net, **options), split_digits(epochs=1, boundaries=False))
-    result = run(named("Replay")(net, mem_size=100), split_digits(epochs=5, boundaries=False))
+            run(strategy_class(name)(net, **options), split_digits(epochs=1, boundaries=False))
+    result = run(strategy_class("Replay")(net, mem_size=100), split_digits(epochs=5, boundaries=False))
     assert result.average_accuracy > 0.5
     plain = AvalancheStrategy(maker(avalanche, "EWC", ewc_lambda=0.1)(), boundaries=False)
     assert run(plain, split_digits(epochs=1, boundaries=False)).average_accuracy < 0.5
@@ -334,7 +334,7 @@ def test_the_stream_s_augmentation_is_learned(avalanche: Import) -> None:
     stream = from_tensors(train.x, train.y, test.x, test.y, augment=dark, batch_size=100)
     for name in ("Naive", "Replay"):
         seen.clear()
-        strategy = named(name)(Mlp((1, 8, 8), 10, hidden=(20,)))
+        strategy = strategy_class(name)(Mlp((1, 8, 8), 10, hidden=(20,)))
         before = [weight.clone() for weight in strategy.model.parameters()]
         run(strategy, stream)
         assert torch.equal(before[0], next(iter(strategy.model.parameters())))  # no input, no slope for the first weights
@@ -379,7 +379,7 @@ def test_what_cannot_be_played_is_refused(avalanche: Import) -> None:
     with pytest.raises(ValueError, match="EarlyStoppingPlugin looks at what Avalanche's evaluation measured"):
         AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[plugins.EarlyStoppingPlugin(2, "test_stream")])
     with pytest.raises(TypeError, match="takes no regularisers"):
-        named("Naive")(Mlp((1, 8, 8), 10)).add_regularisers(EWCPenalty())
+        strategy_class("Naive")(Mlp((1, 8, 8), 10)).add_regularisers(EWCPenalty())
 
 
 def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -404,7 +404,7 @@ def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str
 
 def test_theirs_run_on_a_recurring_and_on_a_domain_stream(avalanche: Import) -> None:
     for stream in (blobs(tasks=3, schedule=[0, 1, 0, 2]), blobs(scenario="domain"), blobs(scenario="task")):
-        strategy = named("Replay")(Mlp(stream.input_shape, stream.classes, hidden=(20,)), mem_size=50)
+        strategy = strategy_class("Replay")(Mlp(stream.input_shape, stream.classes, hidden=(20,)), mem_size=50)
         assert run(strategy, stream).average_accuracy > 0.5
         assert strategy.theirs.clock.train_exp_counter == len(stream)
 
@@ -432,7 +432,7 @@ def test_heads_of_task_labels_that_are_no_numbers_of_tasks(avalanche: Import) ->
 
 def test_der_replays_as_many_as_the_streams_batch_holds(avalanche: Import) -> None:
     torch.manual_seed(0)
-    strategy = named("DER")(Mlp((1, 8, 8), 10, hidden=(20,)))
+    strategy = strategy_class("DER")(Mlp((1, 8, 8), 10, hidden=(20,)))
     run(strategy, split_digits(tasks=5, epochs=1, batch_size=16))
     assert strategy.theirs.batch_size_mem == 16
     torch.manual_seed(0)

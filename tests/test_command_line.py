@@ -13,9 +13,10 @@ import yaml
 
 from clstream.cli import main
 from clstream.cli.build import seeds_of
-from clstream.cli.lookup import PLACES, load, named, names
-from clstream.cli.option_help import texts
-from clstream.cli.parser import UsageError, option_help, options_of, parse_run
+from clstream.cli.errors import UsageError
+from clstream.cli.lookup import PLACES, import_object, known_names, resolve
+from clstream.cli.option_help import help_texts
+from clstream.cli.parser import option_help, options_of, parse_run
 from clstream.cli.settings import parse_seeds
 
 OWN = '''
@@ -119,14 +120,14 @@ def test_lists_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert "clstream list has no 'strategis': did you mean strategies?" in capsys.readouterr().err
 
 
-ALL = [(kind, name) for kind in PLACES for name in names(kind)]
+ALL = [(kind, name) for kind in PLACES for name in known_names(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL, ids=[name for _, name in ALL])
 def test_every_option_has_a_help_text(kind: str, name: str) -> None:
-    path = named(kind, name)[0]
-    thing, shown = load(path, kind), " ".join(option_help(kind, name).split())
-    helps, options = texts(thing), options_of(path)
+    path = resolve(kind, name)[0]
+    thing, shown = import_object(path, kind), " ".join(option_help(kind, name).split())
+    helps, options = help_texts(thing), options_of(path)
     assert set(options) >= set(inspect.signature(thing).parameters) - {"model", "input_shape", "classes"}
     for option in options:
         text = helps[option]

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from clstream.cli import main
 from clstream.cli.build import build_strategy, build_stream
-from clstream.cli.lookup import is_own
-from clstream.cli.parser import UsageError, parse_run
+from clstream.cli.errors import UsageError
+from clstream.cli.lookup import is_user_module
+from clstream.cli.parser import parse_run
 
 OWN = '''
 import os
@@ -272,6 +273,6 @@ def test_the_hint_after_an_interruption_says_what_to_trust(
 
 
 def test_ones_own_modules_are_those_of_the_working_folder(folder: Path) -> None:
-    assert is_own("mine_safe")
+    assert is_user_module("mine_safe")
     others = ("others_safe", "installed_safe", "os", "sys", "torch", "numpy", "yaml", "__main__", "antigravity", "nowhere_at_all")
-    assert not any(is_own(module) for module in others)
+    assert not any(is_user_module(module) for module in others)

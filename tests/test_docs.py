@@ -86,7 +86,7 @@ def failing_line(error: BaseException, page: Path) -> int | None:
 
 @pytest.mark.parametrize("page", having("python"))
 def test_snippets_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if any("avalanche(" in block.text for block in blocks(page, "python")):
+    if any("import_avalanche(" in block.text for block in blocks(page, "python")):
         request.getfixturevalue("avalanche")  # left out where it is not installed
     if any("mlflow" in block.text for block in blocks(page, "python")):
         shutil.copy(request.getfixturevalue("migrated"), folder / "mlflow.db")

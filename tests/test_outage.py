@@ -28,7 +28,7 @@ from clstream.cli import main
 from clstream.tracking import MlflowTracker, parent_run
 from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import deliver
-from clstream.tracking.outbox import FILE, Outbox, find, waiting
+from clstream.tracking.outbox import FILE, Outbox, find_run, waiting
 
 AWAY = r"doesn't take what the run writes \(.*\): the run goes on, and keeps it in .*tracking.jsonl"
 STILL_AWAY = r"writes wait in .*; to send them: clstream sync"
@@ -192,7 +192,7 @@ def test_a_server_that_never_comes_back_gets_all_from_sync(
     assert len(said) == 2
     assert said[0].message.args[0].endswith("until it can be sent") and "clstream sync" in said[1].message.args[0]
     folder = tmp_path / "runs" / tracker.run_id
-    assert find(tracker.run_id, tmp_path / "runs") == folder
+    assert find_run(tracker.run_id, tmp_path / "runs") == folder
     left = waiting(folder / FILE)
     assert left > 3
     assert main(["sync", str(folder)]) == 1
@@ -596,8 +596,8 @@ def test_a_new_run_in_a_folder_ends_the_one_that_was_killed_there(store: str, tm
     client = MlflowClient(store)
     assert first.run_id != second.run_id
     assert client.get_run(first.run_id).info.status == "KILLED" and client.get_run(second.run_id).info.status == "FINISHED"
-    assert find(first.run_id, tmp_path) == find(second.run_id, tmp_path) == tmp_path / "run"
-    assert find("another", tmp_path) is None
+    assert find_run(first.run_id, tmp_path) == find_run(second.run_id, tmp_path) == tmp_path / "run"
+    assert find_run("another", tmp_path) is None
 
 
 def test_the_parent_of_several_seeds_outlives_an_outage_and_goes_on(server: Server, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from clstream import Batch, BatchLearned, BatchReady, Samples, Strategy, on, run
 from clstream.checks import check_strategy, example_model, example_stream
 from clstream.checks.recorders import Trace
 from clstream.cli.build import build_strategy
-from clstream.cli.parser import UsageError, parse_run
+from clstream.cli.errors import UsageError
+from clstream.cli.parser import parse_run
 from clstream.models import Mlp
 from clstream.strategy import Regulariser
 

@@ -254,7 +254,7 @@ def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_too_short_a_run_proves_nothing(own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kill_test._Try, "size", lambda self: 0)  # it sees no progress until the run is over
+    monkeypatch.setattr(kill_test._ChildRun, "log_size", lambda self: 0)  # it sees no progress until the run is over
     options = ["--stream", "blobs", "--stream.train_per_class", "2", "--track", "false", "--model.hidden", "[4]", "--threads", "2"]
     text = said(capsys, 1, "prove-resume", *options, "--kills", "1")
     assert "it ended before it was killed" in text and "NOT PROVED: it was to be killed 1 times" in text

@@ -11,7 +11,7 @@ AVALANCHE = "0.6.0"
 """The version of avalanche-lib that the bridge is written and tested against."""
 
 
-def avalanche(part: str) -> ModuleType:
+def import_avalanche(part: str) -> ModuleType:
     """Return a module of Avalanche by its name within the package, as "benchmarks" or "training.supervised".
 
     What its many dependencies warn of when they are imported is not shown. Raises ImportError, with what to do, where Avalanche

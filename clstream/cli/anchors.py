@@ -142,8 +142,8 @@ def load_anchor(name: str) -> Anchor:
 
 def _anchor(name: str, loaded: dict[str, Any]) -> Anchor:
     """Return an anchor of what its file holds. Raises UsageError for keys that are missing, unknown or hold something else."""
-    given = [each.name for each in fields(Anchor) if each.name != "name"]
-    needed = [each.name for each in fields(Anchor) if each.default is MISSING and each.default_factory is MISSING]
+    given = [entry.name for entry in fields(Anchor) if entry.name != "name"]
+    needed = [entry.name for entry in fields(Anchor) if entry.default is MISSING and entry.default_factory is MISSING]
     if unknown := [key for key in loaded if key not in given]:
         raise UsageError(f"the anchor {name} has an unknown key {unknown[0]!r}{nearest(unknown[0], given)}")
     if missing := [key for key in needed if key not in loaded and key != "name"]:

@@ -9,8 +9,8 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import nn
 
-from clstream.cli.lookup import observer
-from clstream.cli.parser import Parser, _listed
+from clstream.cli.lookup import observer_class
+from clstream.cli.parser import Parser, split_names
 from clstream.cli.settings import parse_seeds
 from clstream.pretraining import load_weights
 from clstream.seeds import isolated
@@ -25,7 +25,7 @@ def seeds_of(options: Namespace) -> list[int]:
 
 def observers_of(options: Namespace) -> list[Callable[[], object]]:
     """Return the classes of the observers that were asked for by name. Raises UsageError for what is none."""
-    return [observer(name, options.trust) for name in _listed(options.observers)] if options.observers else []
+    return [observer_class(name, options.trust) for name in split_names(options.observers)] if options.observers else []
 
 
 def build_stream(parser: Parser, options: Namespace) -> Stream:
@@ -41,9 +41,9 @@ def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int
     """Return the strategy that was asked for, with a model for the stream whose initial weights come from the seed."""
 
     def make_model(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-        taken = inspect.signature(cls).parameters
+        parameters = inspect.signature(cls).parameters
         offered = {"input_shape": stream.input_shape, "classes": stream.classes}
-        return cls(*args, **{name: value for name, value in offered.items() if name in taken}, **kwargs)
+        return cls(*args, **{name: value for name, value in offered.items() if name in parameters}, **kwargs)
 
     def make_strategy(cls: type[Strategy], *args: Any, **kwargs: Any) -> Strategy:
         if "model" in inspect.signature(cls).parameters:

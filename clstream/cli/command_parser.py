@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from clstream.cli.errors import UsageError, nearest, printable
-
-if TYPE_CHECKING:
-    pass
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -37,5 +34,6 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{message}; {self.prog} --help says what it takes")
 
 
-def _complain(error: Exception | str) -> None:
+def print_error(error: Exception | str) -> None:
+    """Print an error to stderr as a command does, in one sentence."""
     print(printable(f"clstream: error: {error}"), file=sys.stderr)

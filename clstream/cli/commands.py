@@ -6,14 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from clstream import __version__
+from clstream.cli.command_parser import print_error
 from clstream.cli.errors import Failure, UsageError, nearest
-
-if TYPE_CHECKING:
-    pass
-from clstream.cli.command_parser import _complain
 from clstream.cli.logs import list_command, log_command, sync_command
 from clstream.cli.run import compare_command, resume_command, run_command
 from clstream.cli.streams import pretrain_command, record_command, show_command
@@ -64,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return commands[given[0]](given[1:])
     except UsageError as error:
-        _complain(error)
+        print_error(error)
         return 2
     except Failure as error:
-        _complain(error)
+        print_error(error)
         return 1
     except SystemExit as end:  # after a help text
         return end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -1,4 +1,4 @@
-"""Playing what options say: the stream is built, and each seed run, tracked, logged and checkpointed in its folder."""
+"""Experiments: what options say is built, and each seed run, tracked, logged and checkpointed in its folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.console import Console
 
 from clstream.bus import ObserverError
 from clstream.checkpoint import Checkpointer, Stopped, newest
+from clstream.cli import run_folders
 from clstream.cli.build import build_strategy, build_stream, observers_of, seeds_of
 from clstream.cli.errors import Failure, UsageError, printable
-from clstream.cli.lookup import to_trust
+from clstream.cli.lookup import trust_needed
 from clstream.cli.parser import Parser, as_yaml, parse_run
-from clstream.cli.run_folders import begin, name_of, tries
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
 from clstream.files import FolderError, check_plain_files, locked
@@ -46,7 +46,7 @@ MEASURES: dict[str, Callable[[Result], float]] = {
 FINISHED = "finished"
 
 
-class Played(NamedTuple):
+class Outcome(NamedTuple):
     """The results of one run for each seed, and where they were tracked: the store ("" for nowhere) and the experiment."""
 
     results: list[Result]
@@ -54,12 +54,12 @@ class Played(NamedTuple):
     experiment: str
 
 
-def play(arguments: list[str], folder: Path | None = None) -> Played:
+def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
     """Run what the options of `clstream run` say, once for each seed.
 
     Args:
         arguments: the options.
-        folder: of an earlier try, to go on with it.
+        folder: of an earlier attempt, to resume it.
 
     Raises:
         UsageError: for options that can't be.
@@ -68,7 +68,7 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
 
     """
     parser, options = parse_run(arguments)
-    tell_notes(parser)
+    print_notes(parser)
     seeds, _ = seeds_of(options), observers_of(options)
     if options.threads is not None:
         if options.threads < 1:
@@ -90,12 +90,12 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
         say.print(printable(str(stream)), markup=False)
         resumed = folder is not None
         if folder is None and options.checkpoint_every:
-            folder, resumed = _folder(parser, options, type(strategy).__name__, stream.name)
+            folder, resumed = _run_folder(parser, options, type(strategy).__name__, stream.name)
         elif folder is None:
             _check_store(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise Failure(str(error)) from error
-    with ExitStack() as stack, said(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
+    with ExitStack() as stack, as_failure(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
         if folder is not None:
             check_plain_files(folder)
             stack.enter_context(locked(folder))
@@ -106,23 +106,23 @@ def play(arguments: list[str], folder: Path | None = None) -> Played:
                 else f"{'going on' if resumed else 'checkpoints'} in {folder}",
                 markup=False,
             )
-        playing = _Playing(parser, options, stream, title, folder, resumed)
-        playing.built[seeds[0]] = strategy
+        experiment = Experiment(parser, options, stream, title, folder, resumed)
+        experiment.built[seeds[0]] = strategy
         try:
-            return playing.all(seeds)
+            return experiment.run_all(seeds)
         except Stopped as stop:
-            stop.trust = to_trust(as_yaml(parser, options), options.trust)
+            stop.trust = trust_needed(as_yaml(parser, options), options.trust)
             raise
 
 
-def tell_notes(parser: Parser) -> None:
-    """Say on stderr which options of configs later ones dropped."""
+def print_notes(parser: Parser) -> None:
+    """Print to stderr which options of configs later ones dropped."""
     for note in parser.notes:
         print(f"clstream: {note}", file=sys.stderr)
 
 
 @contextmanager
-def said(*errors: type[Exception]) -> Iterator[None]:
+def as_failure(*errors: type[Exception]) -> Iterator[None]:
     """Turn errors whose message says it all into Failure."""
     try:
         yield
@@ -130,17 +130,17 @@ def said(*errors: type[Exception]) -> Iterator[None]:
         raise Failure(str(error)) from error
 
 
-def _folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> tuple[Path, bool]:
-    """Return the folder for a run, and whether it is that of an earlier try."""
+def _run_folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> tuple[Path, bool]:
+    """Return the folder for a run, and whether it is that of an earlier attempt."""
     config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
     same.runs, same.resume, same.checkpoint_every, same.checkpoint_share = "runs", "never", 30.0, 0.02
     same.log_batches, same.threads = False, None  # and accept_changed_code, which is in no YAML
-    name = name_of(strategy, stream, as_yaml(parser, same))
-    there = tries(runs, name)
-    if options.resume == "auto" and there:
-        return there[-1], True
+    name = run_folders.name_of(strategy, stream, as_yaml(parser, same))
+    attempts = run_folders.find_attempts(runs, name)
+    if options.resume == "auto" and attempts:
+        return attempts[-1], True
     _check_store(options)  # before the folder is made: what can't be tracked leaves none
-    return begin(runs, name, config), False
+    return run_folders.create(runs, name, config), False
 
 
 def _check_store(options: Namespace) -> None:
@@ -151,8 +151,8 @@ def _check_store(options: Namespace) -> None:
         connect(options.tracking_uri, options.experiment)
 
 
-class _Playing:
-    """One try: the same options for each seed."""
+class Experiment:
+    """One attempt at what the options say: a run for each seed."""
 
     def __init__(self, parser: Parser, options: Namespace, stream: Stream, title: str, folder: Path | None, resumed: bool) -> None:
         self.parser, self.options, self.stream, self.title = parser, options, stream, title
@@ -160,36 +160,37 @@ class _Playing:
         self.first = True
         self.built: dict[int, Strategy] = {}  # by seed, what was built already
 
-    def all(self, seeds: list[int]) -> Played:
+    def run_all(self, seeds: list[int]) -> Outcome:
         """Run each seed; several ones are tracked under one run that sums them up."""
         options = self.options
         if not options.track:
-            return Played([self.once(seed, None) for seed in seeds], "", "")
+            return Outcome([self.run_seed(seed, None) for seed in seeds], "", "")
         from clstream.tracking import parent_run
 
         where, uri = options.tracking_uri or "default", options.tracking_uri
         if len(seeds) == 1:
-            return Played([self.once(seeds[0], None)], where, options.experiment)
+            return Outcome([self.run_seed(seeds[0], None)], where, options.experiment)
         name = f"{self.title}, {len(seeds)} seeds"
         with ExitStack() as stack:
-            with said(OSError):
+            with as_failure(OSError):
                 parent = stack.enter_context(
                     parent_run(name, seeds, options.experiment, uri, folder=self.folder, resumed=self.resumed)
                 )
-            return Played([self.once(seed, parent) for seed in seeds], where, options.experiment)
+            return Outcome([self.run_seed(seed, parent) for seed in seeds], where, options.experiment)
 
-    def once(self, seed: int, parent: ParentRun | None) -> Result:
+    def run_seed(self, seed: int, parent: ParentRun | None) -> Result:
         """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result."""
         options = self.options
-        place = None if self.folder is None else self.folder / f"seed_{seed}"
+        folder = None if self.folder is None else self.folder / f"seed_{seed}"
         state = None
-        if place is not None and self.resumed:
-            with said(ValueError):
-                state = newest(place)
-        if place is not None and state is None and (place / FINISHED).exists():
+        if folder is not None and self.resumed:
+            with as_failure(ValueError):
+                state = newest(folder)
+        finished = folder is not None and (folder / FINISHED).exists()
+        if folder is not None and finished and state is None:
             raise Failure(
-                f"{place} is marked as finished, but its last checkpoint, which has the results, is gone: run it anew in another "
-                f"folder, or remove {place / FINISHED} to run it anew in this one"
+                f"{folder} is marked as finished, but its last checkpoint, which has the results, is gone: run it anew in "
+                f"another folder, or remove {folder / FINISHED} to run it anew in this one"
             )
         strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
         module, _, name = options.stream.class_path.rpartition(".")
@@ -198,7 +199,7 @@ class _Playing:
             "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": code,
             "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
         }  # fmt: skip
-        if state is not None and place is not None and (place / FINISHED).exists() and state["position"][0] == state["sessions"]:
+        if finished and state is not None and state["position"][0] == state["sessions"]:
             self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
             result = result_of(state)
             if parent is not None:
@@ -206,12 +207,12 @@ class _Playing:
 
                 parent.see(seed, result, delivered(self.stream.reseeded(seed), len(result.accuracy)))
             return result
-        observers = self.observers(seed, place, parent)
+        observers = self.observers(seed, folder, parent)
         self.first = False
         result = run(strategy, self.stream, *observers, **same)
-        if place is not None:
+        if folder is not None:
             with suppress(OSError):  # without it, a resumption finds a run with nothing left to do
-                (place / FINISHED).touch()
+                (folder / FINISHED).touch()
         return result
 
     def _check_finished(self, seed: int, check: Callable[[], list[str]]) -> None:
@@ -229,15 +230,15 @@ class _Playing:
                 markup=False,
             )
 
-    def observers(self, seed: int, place: Path | None, parent: ParentRun | None) -> list[object]:
+    def observers(self, seed: int, folder: Path | None, parent: ParentRun | None) -> list[object]:
         """Return who observes the run of a seed. The checkpointer is last: when it ends, the others have closed."""
         options = self.options
         measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
-        measures += [each() for each in observers_of(options)]
+        measures += [observer() for observer in observers_of(options)]
         bar = ProgressBar(f"{self.title}, seed {seed}")
-        log = [] if place is None else [EventLog(place, options.log_batches)]
+        log = [] if folder is None else [EventLog(folder, options.log_batches)]
         checkpointer = (
-            [] if place is None else [Checkpointer(place, every_seconds=options.checkpoint_every, share=options.checkpoint_share)]
+            [] if folder is None else [Checkpointer(folder, every_seconds=options.checkpoint_every, share=options.checkpoint_share)]
         )
         if not options.track:
             return [*log, *measures, bar, *checkpointer]
@@ -245,14 +246,14 @@ class _Playing:
 
         own = options.clone()
         own.seed, own.seeds = seed, None
-        with said(OSError):
+        with as_failure(OSError):
             tracker = MlflowTracker(
                 options.experiment,
                 options.tracking_uri,
                 parent=parent,
                 config=as_yaml(self.parser, own),
-                folder=place,
-                files=[each.file for each in log],
+                folder=folder,
+                files=[event_log.file for event_log in log],
                 patient=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
             )
         return [*log, *measures, tracker, bar, *checkpointer]

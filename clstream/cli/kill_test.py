@@ -1,6 +1,6 @@
-"""Proof that a run which is killed goes on exactly: the same run once through, and once killed and resumed again and again.
+"""Kill test: proof that a run which is killed resumes exactly, once run through and once killed and resumed again and again.
 
-Each try is a process of its own, `clstream run --resume auto`, that is killed by SIGKILL: at random moments, while it writes a
+Each part is a process of its own, `clstream run --resume auto`, that is killed by SIGKILL: at random moments, while it writes a
 checkpoint, and between the end of a session and the evaluation that follows. At the end all weights, memories, generators and
 metrics are compared bit for bit, the event logs line by line, and what MLflow has point by point.
 """
@@ -32,8 +32,8 @@ CLOCK = ("time", "seconds", "samples_per_second", "error")
 """Fields of log lines and names of metrics that are readings of a clock."""
 
 
-OWN = ("tracking_uri", "runs", "resume", "checkpoint_every", "checkpoint_share")
-"""Options that the proof sets itself."""
+OWN_OPTIONS = ("tracking_uri", "runs", "resume", "checkpoint_every", "checkpoint_share")
+"""Options that the kill test sets itself."""
 
 
 WAYS = ("at random", "in a write", "at random", "at a session's end", "at random")
@@ -53,7 +53,7 @@ class Kill(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """What was found.
+    """What the kill test measured.
 
     Args:
         kills: each kill.
@@ -71,7 +71,7 @@ class Proof(NamedTuple):
     difference: str | None
 
 
-def prove(arguments: list[str], kills: int, folder: Path, seed: int, tell: Callable[[str], None]) -> Proof:
+def kill_test(arguments: list[str], kills: int, folder: Path, seed: int, report: Callable[[str], None]) -> Proof:
     """Run what the options of `clstream run` say, once through and once with kills, and compare.
 
     Args:
@@ -79,57 +79,57 @@ def prove(arguments: list[str], kills: int, folder: Path, seed: int, tell: Calla
         kills: how often the second run is killed.
         folder: an empty one for both runs.
         seed: of the moments of the kills.
-        tell: is told each step.
+        report: is given a line on each step.
 
     Raises:
         Failure: if a run fails by itself.
 
     """
-    whole, killed = _Try(arguments, folder / "whole"), _Try(arguments, folder / "killed")
+    whole, killed = _ChildRun(arguments, folder / "whole"), _ChildRun(arguments, folder / "killed")
     try:
-        return _prove(whole, killed, kills, seed, tell)
+        return _compare_runs(whole, killed, kills, seed, report)
     finally:
-        for each in (whole, killed):
-            each.end()
+        for child in (whole, killed):
+            child.terminate()
 
 
-def _prove(whole: _Try, killed: _Try, kills: int, seed: int, tell: Callable[[str], None]) -> Proof:
-    tell("once through")
+def _compare_runs(whole: _ChildRun, killed: _ChildRun, kills: int, seed: int, report: Callable[[str], None]) -> Proof:
+    report("once through")
     whole.start(30.0)
     whole.wait()
     seconds = whole.seconds()
-    tell(f"{seconds:.1f} s")
-    draw, made = random.Random(seed), list[Kill]()
+    report(f"{seconds:.1f} s")
+    draw, done = random.Random(seed), list[Kill]()
     every = max(0.02, seconds / (4 * (kills + 1)))
     for number in range(kills):
         way = WAYS[number % len(WAYS)]
         killed.start(every)
         left = seconds - killed.seconds()
-        found = killed.kill(way, draw.uniform(0, 2 * left / (kills - number + 1)))
-        if found is None:
-            tell("it ended before it was killed")
+        kill = killed.kill(way, draw.uniform(0, 2 * left / (kills - number + 1)))
+        if kill is None:
+            report("it ended before it was killed")
             break
-        made.append(found)
-        under_way = "a checkpoint half written" if found.torn else f"after {found.event}"
-        tell(f"kill {number + 1:3}  {way:18}  {under_way:28}  {found.kept:6.1f} s kept")
-    if not killed.over():
+        done.append(kill)
+        under_way = "a checkpoint half written" if kill.torn else f"after {kill.event}"
+        report(f"kill {number + 1:3}  {way:18}  {under_way:28}  {kill.kept:6.1f} s kept")
+    if not killed.is_finished():
         killed.start(every)
         killed.wait()
-    one, other = whole.state(), killed.state()
+    expected, state = whole.state(), killed.state()
     logs = whole.log(), killed.log()
     tracked = whole.tracked(), killed.tracked()
-    found_difference = difference(one, other) or _first("the event log", *logs) or _first("MLflow", *tracked)
-    return Proof(made, seconds, len(hashes(one["strategy"])), len(tracked[0]), len(logs[0]), found_difference)
+    first_difference = difference(expected, state) or _first("the event log", *logs) or _first("MLflow", *tracked)
+    return Proof(done, seconds, len(hashes(expected["strategy"])), len(tracked[0]), len(logs[0]), first_difference)
 
 
-class _Try:
-    """The tries of one run in a folder of its own."""
+class _ChildRun:
+    """One run in a folder of its own, as a process that is started, killed and started again."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
         folder.mkdir(parents=True)
         self.started: subprocess.Popen[bytes] | None = None
         self.store = folder / "mlflow.db"
-        self.runs, self.said = folder / "runs", folder / "said.txt"
+        self.runs, self.output = folder / "runs", folder / "output.txt"
         self.command = [
             sys.executable, "-m", "clstream.cli", "run", *arguments, "--tracking_uri", f"sqlite:///{self.store}",
             "--runs", str(self.runs), "--resume", "auto",
@@ -137,25 +137,25 @@ class _Try:
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """The process of the last try."""
+        """The process that was started last."""
         assert self.started is not None
         return self.started
 
     def start(self, every: float) -> None:
-        """Start a try, and wait until it is under way: it has logged something new, or has ended."""
-        before = self.size()
-        with self.said.open("a") as said:
+        """Start the process, and wait until it has logged something new, or has ended."""
+        before = self.log_size()
+        with self.output.open("a") as output:
             self.started = subprocess.Popen(
                 [*self.command, "--checkpoint_every", f"{every:.3f}", "--checkpoint_share", "0.5"],
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
-        while self.process.poll() is None and self.size() == before:
+        while self.process.poll() is None and self.log_size() == before:
             time.sleep(POLL)
 
     def kill(self, way: str, after: float) -> Kill | None:
-        """Kill the try, some seconds later and where the way says; None if it ended by itself before."""
+        """Kill the process after some seconds, where `way` says; return None if it ended by itself before."""
         end = time.monotonic() + after
         while self.process.poll() is None:
             if time.monotonic() < end:
@@ -164,8 +164,8 @@ class _Try:
             if way == "at random" or self.under_way(way):
                 os.kill(self.process.pid, signal.SIGSTOP)  # so that what is seen now is what it is killed in
                 if way == "at random" or self.under_way(way):
-                    torn = any(self.place().glob("*.writing"))
-                    event = self.last()
+                    torn = any(self.seed_folder().glob("*.writing"))
+                    event = self.last_event()
                     os.killpg(self.process.pid, signal.SIGKILL)
                     self.process.wait()
                     return Kill(way, event, torn, self.seconds())
@@ -175,63 +175,65 @@ class _Try:
         return None
 
     def under_way(self, way: str) -> bool:
-        """Return whether the try does what a way to be killed asks for."""
+        """Return whether the process does now what a way to be killed asks for."""
         if way == "in a write":
-            return any(self.place().glob("*.writing"))
-        return self.last() in ("SessionEnded", "TaskEnded")
+            return any(self.seed_folder().glob("*.writing"))
+        return self.last_event() in ("SessionEnded", "TaskEnded")
 
-    def end(self) -> None:
-        """End the try, if it is under way: also when this process is interrupted."""
+    def terminate(self) -> None:
+        """Kill the process, if it still runs: also when this process is interrupted."""
         if self.started is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def wait(self) -> None:
-        """Wait for the end of a try; Failure if it isn't a good one."""
+        """Wait until the process ends. Raises Failure if it failed."""
         if self.process.wait():
-            lines = self.said.read_text().splitlines()
-            raise Failure(f"the run itself failed: {lines[-1] if lines else 'it said nothing'} (all it said is in {self.said})")
+            lines = self.output.read_text().splitlines()
+            raise Failure(
+                f"the run itself failed: {lines[-1] if lines else 'it printed nothing'} (all that it printed is in {self.output})"
+            )
 
-    def place(self) -> Path:
-        """Return the folder of the seed; one that isn't there before it is made."""
+    def seed_folder(self) -> Path:
+        """Return the folder of the seed; before it is made, one that doesn't exist."""
         return next(self.runs.glob("*/seed_*"), self.runs / "none")
 
-    def size(self) -> tuple[int, int]:
-        """Return what changes when the try logs something."""
+    def log_size(self) -> tuple[int, int]:
+        """Return the size and time of the event log: they change whenever the process logs something."""
         try:
-            found = (self.place() / EVENTS).stat()
+            status = (self.seed_folder() / EVENTS).stat()
         except OSError:
             return 0, 0
-        return found.st_size, found.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
 
-    def last(self) -> str:
+    def last_event(self) -> str:
         """Return the kind of the last event in the log."""
         try:
-            with (self.place() / EVENTS).open("rb") as file:
+            with (self.seed_folder() / EVENTS).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
                 lines = file.read().split(b"\n")
             return str(json.loads(lines[-2])["event"])
         except (OSError, IndexError, ValueError):
             return "nothing"
 
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether the run is finished."""
-        return (self.place() / FINISHED).exists()
+        return (self.seed_folder() / FINISHED).exists()
 
     def seconds(self) -> float:
         """Return how many seconds of the run its newest checkpoint has."""
-        state = self.state() if files(self.place()) else None
+        state = self.state() if files(self.seed_folder()) else None
         return float(state["seconds"]) if state else 0.0
 
     def state(self) -> Any:
         """Return the last checkpoint."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* was made with threads")  # it is only compared in this process
-            return newest(self.place())
+            return newest(self.seed_folder())
 
     def log(self) -> list[str]:
         """Return the event log without clock readings and resumptions."""
-        kept = [entry for entry in read(self.place() / EVENTS) if entry["event"] != "Resumed"]
+        kept = [entry for entry in read(self.seed_folder() / EVENTS) if entry["event"] != "Resumed"]
         return [json.dumps({name: value for name, value in entry.items() if name not in CLOCK}) for entry in kept]
 
     def tracked(self) -> list[str]:
@@ -249,10 +251,12 @@ def _points(curves: dict[str, list[tuple[int, float]]]) -> Iterator[str]:
             yield from (f"{name} {step} {value!r}" for step, value in sorted(curve))
 
 
-def _first(what: str, one: list[str], other: list[str]) -> str | None:
+def _first(what: str, expected: list[str], actual: list[str]) -> str | None:
     """Return the first of two lists' lines that differ."""
-    if one == other:
+    if expected == actual:
         return None
-    number = next((n for n, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), min(len(one), len(other)))
-    left, right = (lines[number] if number < len(lines) else "nothing" for lines in (one, other))
+    number = next(
+        (n for n, (left, right) in enumerate(zip(expected, actual, strict=False)) if left != right), min(len(expected), len(actual))
+    )
+    left, right = (lines[number] if number < len(lines) else "nothing" for lines in (expected, actual))
     return f"{what}, line {number + 1}: {left[:200]} and {right[:200]}"

@@ -6,13 +6,10 @@ import argparse
 import importlib
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from clstream.cli.command_parser import CommandParser, print_error
 from clstream.cli.errors import Failure, UsageError, nearest, printable
-
-if TYPE_CHECKING:
-    pass
-from clstream.cli.command_parser import CommandParser, _complain
 from clstream.cli.tables import wide_console
 
 
@@ -29,7 +26,7 @@ def log_command(arguments: list[str]) -> int:
     from clstream.tracking.journal import are_damaged
 
     place = run_folder(options.run)
-    files = [place] if place.is_file() else sorted(each for each in place.rglob(event_log.FILE) if each.is_file())
+    files = [place] if place.is_file() else sorted(path for path in place.rglob(event_log.FILE) if path.is_file())
     if not files:
         raise Failure(f"there is no event log in {place}")
     console = wide_console()
@@ -42,13 +39,13 @@ def log_command(arguments: list[str]) -> int:
             for line in event_log_text.reading(event_log.read(file, damaged), options.batches):
                 console.print(printable(line), markup=False)
         except OSError as error:
-            _complain(f"the event log {file} can't be read: {error.strerror or error}")
+            print_error(f"the event log {file} can't be read: {error.strerror or error}")
         except ValueError as error:
-            _complain(error)
+            print_error(error)
         else:
             if not damaged:
                 continue
-            _complain(f"{file}: {are_damaged(damaged)}, and left out")
+            print_error(f"{file}: {are_damaged(damaged)}, and left out")
         failed = True
     return int(failed)
 
@@ -81,7 +78,7 @@ def sync_command(arguments: list[str]) -> int:
             faults += [f"{file}: {are_damaged(journal.damaged)}, and what it said can't be sent"] if journal.damaged else []
     left = len(faults)
     for fault in faults:
-        _complain(fault)
+        print_error(fault)
     if not any(waiting.values()):
         if not faults:
             print(f"there is nothing to send in {place}")
@@ -110,10 +107,10 @@ def run_folder(name: str) -> Path:
     from clstream.tracking import outbox
 
     runs = Path("runs")
-    found = next((path for path in (Path(name), runs / name) if path.exists()), None) or outbox.find(name, runs)
-    if found is None:
+    folder = next((path for path in (Path(name), runs / name) if path.exists()), None) or outbox.find_run(name, runs)
+    if folder is None:
         raise Failure(f"there is no run {name!r}: no folder of that name here or in {runs}/, and no MLflow run with that id there")
-    return found
+    return folder
 
 
 def list_command(arguments: list[str]) -> int:
@@ -128,7 +125,7 @@ def list_command(arguments: list[str]) -> int:
     from rich.table import Table
 
     from clstream.cli.anchors import anchor_names, load_anchor
-    from clstream.cli.lookup import PLACES, names
+    from clstream.cli.lookup import PLACES, known_names
     from clstream.strategy import needs
 
     console = wide_console()
@@ -138,7 +135,7 @@ def list_command(arguments: list[str]) -> int:
         table = Table("name", "what it is", title=f"{kind} (--{kind} NAME)", title_justify="left", box=None, pad_edge=False)
         if kind == "strategy":
             table.add_column("needs")
-        for name in names(kind):
+        for name in known_names(kind):
             thing = getattr(importlib.import_module(place), name)
             table.add_row(name, escape(first_line(thing)), *([", ".join(needs(thing)) or "nothing"] if kind == "strategy" else []))
         console.print(table)

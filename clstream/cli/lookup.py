@@ -23,25 +23,25 @@ PLACES = {"stream": "clstream.streams", "strategy": "clstream.strategies", "mode
 """Where the names on the command line are looked up."""
 
 
-DATA = (*PLACES.values(), "clstream.strategy", "clstream.drift_detection", "torch.nn", "torch.optim", "torch._C._nn")
+ALLOWED_MODULES = (*PLACES.values(), "clstream.strategy", "clstream.drift_detection", "torch.nn", "torch.optim", "torch._C._nn")
 """What any config may name, with all below it, beside our own modules; torch.nn.functional has some from torch._C._nn."""
 
 
-def names(kind: str) -> list[str]:
+def known_names(kind: str) -> list[str]:
     """Return the names of the streams, strategies or models that come with clstream and can be had by name alone."""
     place = importlib.import_module(PLACES[kind])
     given = {"model", "base", "regularisers", "input_shape", "classes", "file"}  # by us, with a wrapper's or a recording's name
-    return sorted(name for name in place.__all__ if not set(required(getattr(place, name))) - given)
+    return sorted(name for name in place.__all__ if not set(required_parameters(getattr(place, name))) - given)
 
 
-def required(thing: Any) -> list[str]:
+def required_parameters(thing: Any) -> list[str]:
     """Return the parameters of a class or function that have no default."""
     parameters = inspect.signature(thing).parameters.values()
     various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [each.name for each in parameters if each.default is each.empty and each.kind not in various]
+    return [parameter.name for parameter in parameters if parameter.default is parameter.empty and parameter.kind not in various]
 
 
-def is_own(module: str) -> bool:
+def is_user_module(module: str) -> bool:
     """Return whether a top-level module of that name is a file or folder of the working folder; nothing is imported."""
     if module in sys.stdlib_module_names:
         return False
@@ -66,23 +66,25 @@ def _lies_here(place: Path) -> bool:
 def check_may_name(name: str, trusted: Iterable[str] = ()) -> None:
     """Raise UsageError for a dotted name that lies in none of the modules that configs may name."""
     top = name.partition(".")[0]
-    if _below(name, (*DATA, *trusted)) or _is_ours(name) or is_own(top):
+    if _below(name, (*ALLOWED_MODULES, *trusted)) or _is_ours(name) or is_user_module(top):
         return
     if (file := Path(f"{top}.py")).is_file():
         raise UsageError(f"{name} is not what is in {file} here: another module is called {top} too, and goes first: rename {file}")
     if top not in sys.builtin_module_names and top not in sys.modules and find_spec(top) is None:
         raise UsageError(f"{name!r} was not found: there is no file or package {top!r} here")
-    raise UsageError(barred(name))
+    raise UsageError(import_refusal(name))
 
 
-def to_trust(config: str, trusted: Iterable[str]) -> list[str]:
+def trust_needed(config: str, trusted: Iterable[str]) -> list[str]:
     """Return those of some trusted packages that a config names, and may name only with `--trust`."""
     return [
-        each for each in trusted if re.search(rf"(?<![\w.]){re.escape(each)}\.", config) and not is_own(each) and find_spec(each)
+        package
+        for package in trusted
+        if re.search(rf"(?<![\w.]){re.escape(package)}\.", config) and not is_user_module(package) and find_spec(package)
     ]
 
 
-def barred(name: str) -> str:
+def import_refusal(name: str) -> str:
     """Return the sentence on a name that is not to be imported."""
     top = name.partition(".")[0]
     yours = "" if top in {*sys.stdlib_module_names, "clstream", "torch"} else f"; if {top} is yours, give --trust {top}"
@@ -103,7 +105,7 @@ def _below(name: str, modules: Iterable[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def load(name: str, what: str) -> Any:
+def import_object(name: str, what: str) -> Any:
     """Return what a dotted name stands for. Raises UsageError if its module can't be imported or has nothing of that name."""
     module, _, attribute = name.rpartition(".")
     try:
@@ -115,30 +117,30 @@ def load(name: str, what: str) -> Any:
     except Exception as error:  # whatever the user's file raises
         raise UsageError(f"{module} can't be imported: {type(error).__name__}: {error}") from error
     if not hasattr(place, attribute):
-        there = [each for each in vars(place) if not each.startswith("_")]
+        names = [name for name in vars(place) if not name.startswith("_")]
         file = getattr(place, "__file__", None) or module
-        raise UsageError(f"the {what} {name!r} was not found: {file} has no {attribute!r}{nearest(attribute, there)}")
+        raise UsageError(f"the {what} {name!r} was not found: {file} has no {attribute!r}{nearest(attribute, names)}")
     return getattr(place, attribute)
 
 
-def qualified(kind: str, name: str, trusted: Iterable[str] = ()) -> str:
+def import_path(kind: str, name: str, trusted: Iterable[str] = ()) -> str:
     """Return the import path of a name of ours, or of `file.Name` of the user's own.
 
     Raises UsageError for a name that isn't there, and names the nearest one; and for one that may not be named.
     """
     file = Path(name if name.endswith(".py") else f"{name}.py")
-    if re.fullmatch(r"\w+(\.py)?", name) and name not in names(kind) and file.is_file():
+    if re.fullmatch(r"\w+(\.py)?", name) and name not in known_names(kind) and file.is_file():
         what = "function" if kind == "stream" else "class"
         raise UsageError(f"--{kind} takes the name of a {what}, and {file} is a file: the {what} Mine in it is {file.stem}.Mine")
     if "." not in name:
-        if name not in names(kind):
-            near = nearest(name, names(kind)) or f": there are {', '.join(names(kind))}."
+        if name not in known_names(kind):
+            near = nearest(name, known_names(kind)) or f": there are {', '.join(known_names(kind))}."
             raise UsageError(f"there is no {kind} {name!r}{near} One of your own is named by its file: my_file.{name}")
         return f"{PLACES[kind]}.{name}"
     if not re.fullmatch(r"\w+(\.\w+)+", name):
         raise UsageError(f"{name!r} is no name of a {kind}: the one called Mine in the file my_file.py is my_file.Mine")
     check_may_name(name, trusted)
-    thing = load(name, kind)
+    thing = import_object(name, kind)
     wanted = {"strategy": Strategy, "model": nn.Module}.get(kind)
     if wanted is not None and not (isinstance(thing, type) and issubclass(thing, wanted)):
         raise UsageError(
@@ -158,39 +160,39 @@ def returns_a_stream(thing: Any) -> bool:
         return False
 
 
-def named(kind: str, name: str, trusted: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+def resolve(kind: str, name: str, trusted: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
     """Return the import path of a name, and the options that come with it: `recorded:FILE` names a file too.
 
     `avalanche:NAME` is one of Avalanche's own streams or strategies, in the module of that name beside ours.
     """
     if kind == "stream" and name.startswith("recorded:"):
-        return qualified(kind, "recorded"), {"file": name.removeprefix("recorded:")}
+        return import_path(kind, "recorded"), {"file": name.removeprefix("recorded:")}
     if name.startswith("avalanche:") and kind in ("stream", "strategy"):
-        return of_avalanche(kind, name.removeprefix("avalanche:")), {}
-    return qualified(kind, name, trusted), {}
+        return avalanche_path(kind, name.removeprefix("avalanche:")), {}
+    return import_path(kind, name, trusted), {}
 
 
-def of_avalanche(kind: str, name: str) -> str:
+def avalanche_path(kind: str, name: str) -> str:
     """Return the import path of one of Avalanche's streams or strategies. Raises UsageError if it, or Avalanche, isn't there."""
     path = f"{PLACES[kind]}.avalanche"
     try:
-        there = importlib.import_module(path).known()
+        names = importlib.import_module(path).known_names()
     except ImportError as error:
         raise UsageError(str(error)) from None
-    if name not in there:
-        near = nearest(name, there) or f": there are {', '.join(there)}"
+    if name not in names:
+        near = nearest(name, names) or f": there are {', '.join(names)}"
         raise UsageError(f"there is no {kind} {name!r} of Avalanche's that can be had by name{near}")
     return f"{path}.{name}"
 
 
-def observer(name: str, trusted: Iterable[str] = ()) -> Callable[[], object]:
+def observer_class(name: str, trusted: Iterable[str] = ()) -> Callable[[], object]:
     """Return the class of an observer by its dotted name. Raises UsageError for what is none, or needs arguments."""
     if not re.fullmatch(r"\w+(\.\w+)+", name):
         raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name[:60]!r}")
     check_may_name(name, trusted)
-    thing = load(name, "observer")
+    thing = import_object(name, "observer")
     if not isinstance(thing, type) or not any(handlers_of(thing)):
         raise UsageError(f"{name} is no observer: it must be a class with methods marked @on(...)")
-    if missing := required(thing):
+    if missing := required_parameters(thing):
         raise UsageError(f"{name} can't be made from the command line: its {missing[0]} has no default")
     return thing

@@ -14,13 +14,13 @@ from typing import Any
 from clstream.cli.lookup import PLACES
 
 
-def texts(thing: Any) -> dict[str, str]:
+def help_texts(thing: Any) -> dict[str, str]:
     """Return the help text of each option of a class or function, and of those that a class passes on to its bases."""
-    found: dict[str, str] = {}
+    help_of: dict[str, str] = {}
     for owner in inspect.getmro(thing) if isinstance(thing, type) else (thing,):
         for name, text in _entries(owner).items():
-            found.setdefault(name, _followed(owner, name, text))
-    return found
+            help_of.setdefault(name, _followed(owner, name, text))
+    return help_of
 
 
 def _entries(thing: Any) -> dict[str, str]:

@@ -24,15 +24,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from clstream.cli.errors import UsageError, nearest
-from clstream.cli.lookup import DATA, PLACES, barred, is_own, load, named, names, observer, qualified, required, returns_a_stream
-from clstream.cli.option_help import texts
+from clstream.cli.lookup import (
+    ALLOWED_MODULES,
+    PLACES,
+    import_object,
+    import_path,
+    import_refusal,
+    is_user_module,
+    observer_class,
+    required_parameters,
+    resolve,
+    returns_a_stream,
+)
+from clstream.cli.option_help import help_texts
 from clstream.cli.settings import CHOICES, Setting, merge, parse_seeds, read, strings
 from clstream.cli.yaml_files import dump_yaml, load_yaml
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Stream
-
-__all__ = ["PLACES", "UsageError", "names", "nearest"]  # beside what is defined here
-
 
 DEFAULTS = {"stream": "split_digits", "strategy": "Replay", "model": "Mlp"}
 
@@ -61,7 +69,7 @@ class Parser(ArgumentParser):
         keys = re.findall(r'Parser key "([\w.]+)"', message)
         option = f"--{'.'.join(keys)}"
         if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
-            return f"{option}: {barred(denied[1])}"
+            return f"{option}: {import_refusal(denied[1])}"
         if refused := re.search(r"Option '(\w+)' is not accepted", message):
             paths = re.findall(r"(?:Problem with given class_path|Got value: Namespace\(class_path=) ?'([\w.]+)'", message)
             if not paths:
@@ -110,15 +118,17 @@ class Parser(ArgumentParser):
 
 def options_of(path: str) -> list[str]:
     """Return the options of a class or function by its import path."""
-    dests = [action.dest for action in _options_parser(load(path, "class"), "its")._actions if action.dest.startswith("its.")]
+    dests = [
+        action.dest for action in _options_parser(import_object(path, "class"), "its")._actions if action.dest.startswith("its.")
+    ]
     return [dest.split(".")[1] for dest in dests if not dest.endswith(".help")]
 
 
 def option_help(kind: str, name: str) -> str:
     """Return the help on the options of one stream, strategy or model."""
-    thing = load(named(kind, name, _tops(name))[0], kind)
+    thing = import_object(resolve(kind, name, _top_modules(name))[0], kind)
     parser = _options_parser(thing, kind, f"clstream run --{kind} {name}")
-    helps = texts(thing)
+    helps = help_texts(thing)
     for action in parser._actions:
         option = action.dest.removeprefix(f"{kind}.")
         if not action.help or action.help == argparse.SUPPRESS or option in helps:
@@ -129,7 +139,7 @@ def option_help(kind: str, name: str) -> str:
 def _options_parser(thing: Any, prefix: str, prog: str = "") -> Parser:
     """Return a parser of the options of a class or function that can be given, those that it passes on by **kwargs too."""
     parser = Parser(prog=prog, add_help=False)
-    skip: set[str | int] = {name for name in ("model", "input_shape", "classes") if name in required(thing)}
+    skip: set[str | int] = {name for name in ("model", "input_shape", "classes") if name in required_parameters(thing)}
     if isinstance(thing, type):
         parser.add_class_arguments(thing, prefix, skip=skip)
     else:
@@ -191,7 +201,7 @@ def run_parser() -> Parser:
     parser.add_argument("--runs", type=str, default="runs", help="folder of the run folders: checkpoints, event logs")
     parser.add_argument(
         "--resume", type=Literal["never", "auto"], default="never",
-        help="auto: go on with the newest try of these very options, if there is one",
+        help="auto: go on with the newest attempt at these very options, if there is one",
     )  # fmt: skip
     parser.add_argument(
         "--accept_changed_code", action="store_true",
@@ -223,18 +233,18 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
         read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name})
     )
     trusted = _trusted(settings)
-    settings = _with_paths([each for each in settings if each.key != ("trust",)], trusted)
+    settings = _with_paths([setting for setting in settings if setting.key != ("trust",)], trusted)
     for setting in settings:
         if setting.key == ("observers",):
-            chosen = _listed(setting.value)
+            chosen = split_names(setting.value)
             for name in chosen:
-                observer(name, trusted)
+                observer_class(name, trusted)
                 if chosen.count(name) > 1:
                     raise UsageError(f"{setting.where}--observers names {name} twice")
     settings = _with_defaults(settings, trusted)
     _check_options(settings)
-    may = {top for setting in settings for text in strings(setting.value) for top in _tops(text) if is_own(top)}
-    _allow_imports({*DATA, *trusted, *may})
+    may = {top for setting in settings for text in strings(setting.value) for top in _top_modules(text) if is_user_module(top)}
+    _allow_imports({*ALLOWED_MODULES, *trusted, *may})
     options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
     options.trust = trusted
     if options.seeds is not None:
@@ -261,15 +271,15 @@ _ALLOWED: set[str] = set()
 def _trusted(settings: list[Setting]) -> list[str]:
     """Return the packages that the command line itself names, by --trust or in the value of an option."""
     typed = [setting for setting in settings if not setting.file]
-    whole = {name for setting in typed if setting.key == ("trust",) for name in _listed(setting.value)}
+    whole = {name for setting in typed if setting.key == ("trust",) for name in split_names(setting.value)}
     if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
         raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0][:60]!r}")
     return sorted(
-        whole | {top for setting in typed for text in strings(setting.value) for top in _tops(text)} - {"torch", "clstream"}
+        whole | {top for setting in typed for text in strings(setting.value) for top in _top_modules(text)} - {"torch", "clstream"}
     )
 
 
-def _tops(text: str) -> list[str]:
+def _top_modules(text: str) -> list[str]:
     """Return the first words of the dotted names in a text: the modules that they may lie in."""
     return [name for name in re.findall(r"(?<![\w.])([^\W\d]\w*)(?:\.[^\W\d]\w*)+", text) if name not in _BARRED]
 
@@ -277,10 +287,10 @@ def _tops(text: str) -> list[str]:
 _BARRED = {*sys.stdlib_module_names, "jsonargparse"}
 
 
-def _listed(value: Any) -> list[str]:
+def split_names(value: Any) -> list[str]:
     """Return the names in the value of an option that takes several: a list, or a text with commas."""
     return (
-        [str(each) for each in value] if isinstance(value, list) else [each.strip() for each in str(value).strip("[]").split(",")]
+        [str(name) for name in value] if isinstance(value, list) else [name.strip() for name in str(value).strip("[]").split(",")]
     )
 
 
@@ -289,15 +299,15 @@ def _with_paths(settings: list[Setting], trusted: list[str]) -> list[Setting]:
     chosen: list[Setting] = []
     extra: list[Setting] = []
     for kind in CHOICES:
-        setting = next((each for each in settings if each.key == (kind,)), Setting((kind,), DEFAULTS[kind]))
+        setting = next((setting for setting in settings if setting.key == (kind,)), Setting((kind,), DEFAULTS[kind]))
         try:
-            path, with_it = named(kind, setting.value, trusted)
+            path, with_it = resolve(kind, setting.value, trusted)
         except UsageError as error:
             raise UsageError(f"{setting.where}{error}") from None
-        _annotate(load(path, kind))
+        _annotate(import_object(path, kind))
         chosen.append(setting._replace(value=path))
         extra += [Setting((kind, name), value, setting.file) for name, value in with_it.items()]
-    return [*chosen, *extra, *(each for each in settings if each.key not in {(kind,) for kind in CHOICES})]
+    return [*chosen, *extra, *(setting for setting in settings if setting.key not in {(kind,) for kind in CHOICES})]
 
 
 def _with_defaults(settings: list[Setting], trusted: list[str]) -> list[Setting]:
@@ -321,11 +331,11 @@ def _with_defaults(settings: list[Setting], trusted: list[str]) -> list[Setting]
 def _default(owner: Any, parameter: str, trusted: list[str]) -> Any:
     """Return the default of a parameter of a strategy by its name or import path; None if there is no such thing."""
     with suppress(UsageError, ValueError, TypeError):
-        thing = load(qualified("strategy", owner, trusted), "strategy")
-        for each in inspect.getmro(thing):  # a class may pass **kwargs on to its base
-            taken = inspect.signature(each).parameters
-            if parameter in taken:
-                return taken[parameter].default
+        thing = import_object(import_path("strategy", owner, trusted), "strategy")
+        for cls in inspect.getmro(thing):  # a class may pass **kwargs on to its base
+            parameters = inspect.signature(cls).parameters
+            if parameter in parameters:
+                return parameters[parameter].default
     return None
 
 
@@ -334,15 +344,15 @@ def _annotate(thing: Any) -> None:
 
     Otherwise an option for it would be any value, not the name of another optimizer.
     """
-    for each in inspect.getmro(thing) if isinstance(thing, type) else []:
-        construct = inspect.unwrap(vars(each).get("__init__", object.__init__))
+    for cls in inspect.getmro(thing) if isinstance(thing, type) else []:
+        construct = inspect.unwrap(vars(cls).get("__init__", object.__init__))
         if not inspect.isfunction(construct):
             continue
         for parameter in inspect.signature(construct).parameters.values():
-            made = parameter.default.func if isinstance(parameter.default, partial) else parameter.default
-            if parameter.annotation is parameter.empty and isinstance(made, type):
+            built = parameter.default.func if isinstance(parameter.default, partial) else parameter.default
+            if parameter.annotation is parameter.empty and isinstance(built, type):
                 for base, kind in ((Optimizer, OptimizerFactory), (nn.Module, Callable[..., nn.Module])):
-                    if issubclass(made, base):
+                    if issubclass(built, base):
                         construct.__annotations__[parameter.name] = kind
 
 
@@ -359,7 +369,9 @@ def _check_options(settings: list[Setting]) -> None:
 def _as_arguments(settings: list[Setting], takes: dict[str, bool]) -> Iterator[str]:
     """Yield the arguments for jsonargparse: the classes, all that is from configs as one of them, then the options."""
     tree: dict[str, Any] = {}
-    for setting in sorted((each for each in settings if each.file or each.key in _KINDS), key=lambda each: len(each.key)):
+    for setting in sorted(
+        (setting for setting in settings if setting.file or setting.key in _KINDS), key=lambda setting: len(setting.key)
+    ):
         place = tree
         for part in setting.key[:-1]:
             if not (isinstance(place.get(part), dict) and "init_args" in place[part]):
@@ -387,10 +399,10 @@ def _check_values(options: Namespace) -> None:
         if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and key.endswith(".lr"))):
             raise UsageError(f"{option} must be a finite number, not {value}")
         if key.endswith(".class_path") and key != "stream.class_path":
-            thing = load(value, "class")
+            thing = import_object(value, "class")
             if not isinstance(thing, type) and not returns_a_stream(thing):
                 raise UsageError(f"{option}: {value} is no class")
-            if isinstance(thing, type) and issubclass(thing, Optimizer) and "closure" in required(thing.step):
+            if isinstance(thing, type) and issubclass(thing, Optimizer) and "closure" in required_parameters(thing.step):
                 raise UsageError(
                     f"{option}: {thing.__name__} evaluates the loss several times a step, and batches are learned once"
                 )

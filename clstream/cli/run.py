@@ -5,29 +5,27 @@ from __future__ import annotations
 import time
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from clstream.cli.command_parser import CommandParser
 from clstream.cli.tables import report_runs, track_comparisons
 
 
 def run_command(arguments: list[str]) -> int:
     """`clstream run`."""
-    from clstream.cli.experiment import play
+    from clstream.cli.experiment import run_experiment
 
     if shown := shown_help(arguments):
         print(shown, end="")
         return 0
-    report_runs([play(arguments)])
+    report_runs([run_experiment(arguments)])
     return 0
 
 
 def shown_help(arguments: list[str]) -> str:
     """Return what is only to be shown: help, or the options as YAML; nothing if there is a run to be made."""
-    from clstream.cli.experiment import tell_notes
-    from clstream.cli.parser import PLACES, as_yaml, option_help, parse_run, run_parser
+    from clstream.cli.experiment import print_notes
+    from clstream.cli.lookup import PLACES
+    from clstream.cli.parser import as_yaml, option_help, parse_run, run_parser
 
     if "-h" in arguments or "--help" in arguments:
         return str(run_parser().format_help()) + "\n"
@@ -36,7 +34,7 @@ def shown_help(arguments: list[str]) -> str:
             return option_help(option[2:-5], name) + "\n"
     parser, options = parse_run(arguments)
     if options.print_config:
-        tell_notes(parser)
+        print_notes(parser)
     return as_yaml(parser, options) if options.print_config else ""
 
 
@@ -56,13 +54,13 @@ def resume_command(arguments: list[str]) -> int:
         help="go on though source code of your own has changed since; the log and the tags of the run say so",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    from clstream.cli.experiment import play
-    from clstream.cli.run_folders import CONFIG, earlier
+    from clstream.cli.experiment import run_experiment
+    from clstream.cli.run_folders import CONFIG, find
 
-    folder = earlier(options.run, Path(options.runs))
+    folder = find(options.run, Path(options.runs))
     moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri", "trust") if (value := getattr(options, name))]
     moved += ["--accept_changed_code"] if options.accept_changed_code else []
-    report_runs([play(["--config", str(folder / CONFIG), *moved], folder)])
+    report_runs([run_experiment(["--config", str(folder / CONFIG), *moved], folder)])
     return 0
 
 
@@ -73,13 +71,13 @@ def compare_command(arguments: list[str]) -> int:
     if not files or {"-h", "--help"} & set(rest):
         print("usage: clstream compare CONFIG [CONFIG ...] [options of clstream run, for all of them]")
         return 0 if rest else 2
-    from clstream.cli.experiment import play
+    from clstream.cli.experiment import run_experiment
 
     if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
         print(shown, end="")
         return 0
     began = time.time()
-    played = [play(["--config", file, *rest]) for file in files]
-    report_runs(played, files)
-    track_comparisons(played, files, began)
+    outcomes = [run_experiment(["--config", file, *rest]) for file in files]
+    report_runs(outcomes, files)
+    track_comparisons(outcomes, files, began)
     return 0

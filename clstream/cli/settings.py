@@ -198,18 +198,18 @@ def merge(parts: list[list[Setting]]) -> tuple[list[Setting], list[str]]:
             if setting.appends:
                 kept.append(setting)
                 continue
-            before = [each for each in kept if each.key == setting.key]
+            before = [earlier for earlier in kept if earlier.key == setting.key]
             if before and _same_class(before[-1].value, setting.value):
                 continue  # so that its options stay with it
             if before:
-                dropped = [each for each in kept if _below(each.key, setting.key)]
+                dropped = [earlier for earlier in kept if _below(earlier.key, setting.key)]
                 if dropped:
-                    options = ", ".join(sorted(".".join(each.key[len(setting.key) :]) for each in dropped))
+                    options = ", ".join(sorted(".".join(earlier.key[len(setting.key) :]) for earlier in dropped))
                     name = ".".join(setting.key)
                     notes.append(f"{name} is {setting.value}, so the options of {before[-1].value} are dropped: {options}")
-                kept = [each for each in kept if each not in dropped]
+                kept = [earlier for earlier in kept if earlier not in dropped]
             replaced = (("seed",), ("seeds",)) if setting.key in (("seed",), ("seeds",)) else (setting.key,)
-            kept = [each for each in kept if each.key not in replaced]
+            kept = [earlier for earlier in kept if earlier.key not in replaced]
             kept.append(setting)
     return kept, notes
 
@@ -217,23 +217,23 @@ def merge(parts: list[list[Setting]]) -> tuple[list[Setting], list[str]]:
 def _classes_first(part: list[Setting]) -> list[Setting]:
     """Return settings with each class before its options, in whatever order they were typed."""
     keys = [setting.key for setting in part]
-    first = [each for each in part if not each.appends and any(_below(key, each.key) for key in keys)]
-    return [*sorted(first, key=lambda each: len(each.key)), *(each for each in part if each not in first)]
+    first = [setting for setting in part if not setting.appends and any(_below(key, setting.key) for key in keys)]
+    return [*sorted(first, key=lambda setting: len(setting.key)), *(setting for setting in part if setting not in first)]
 
 
 def _below(key: Key, other: Key) -> bool:
     return len(key) > len(other) and key[: len(other)] == other
 
 
-def _same_class(one: Any, other: Any) -> bool:
+def _same_class(first: Any, second: Any) -> bool:
     """Return whether two values name the same class: SGD and torch.optim.SGD do."""
-    if not (isinstance(one, str) and isinstance(other, str)):
+    if not (isinstance(first, str) and isinstance(second, str)):
         return False
     ours = [
         name if "." not in name or not name.startswith(("clstream.", "torch.")) else name.rpartition(".")[2]
-        for name in (one, other)
+        for name in (first, second)
     ]
-    return one == other or (("." in one) != ("." in other) and ours[0] == ours[1])
+    return first == second or (("." in first) != ("." in second) and ours[0] == ours[1])
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clstream.cli.command_parser import CommandParser
 from clstream.cli.errors import Failure, UsageError, nearest, printable
+from clstream.cli.tables import wide_console
 
 if TYPE_CHECKING:
     from clstream.stream import Stream
-from clstream.cli.command_parser import CommandParser
-from clstream.cli.tables import wide_console
 
 
 def pretrain_command(arguments: list[str]) -> int:
@@ -29,11 +29,11 @@ def pretrain_command(arguments: list[str]) -> int:
     parser.add_argument("--classes", help="the labels to train on, as 0,1,2; by default all")
     parser.add_argument("--epochs", type=int, help="passes over the samples; by default those of the stream")
     own, rest = parser.parse_known_args(arguments)
-    known = ("--stream", "--model", "--optimizer", "--seed", "--device", "--threads", "--data_root", "--data-root")
+    accepted = ("--stream", "--model", "--optimizer", "--seed", "--device", "--threads", "--data_root", "--data-root")
     for option in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
-        if option.partition(".")[0] not in known:
+        if option.partition(".")[0] not in accepted:
             raise UsageError(
-                f"clstream pretrain has no option {option}{nearest(option, ['--out', '--classes', '--epochs', *known])}"
+                f"clstream pretrain has no option {option}{nearest(option, ['--out', '--classes', '--epochs', *accepted])}"
             )
     try:
         classes = None if own.classes is None else [int(label) for label in own.classes.split(",")]
@@ -42,7 +42,7 @@ def pretrain_command(arguments: list[str]) -> int:
     import torch
 
     from clstream.cli.build import build_strategy, build_stream
-    from clstream.cli.experiment import said, tell_notes
+    from clstream.cli.experiment import as_failure, print_notes
     from clstream.cli.parser import parse_run
     from clstream.engine import check_fits, run
     from clstream.pretraining import join_tasks, save_weights
@@ -53,19 +53,19 @@ def pretrain_command(arguments: list[str]) -> int:
         raise Failure(f"{out} is there already: --force replaces it" if out.exists() else f"there is no folder {out.parent}")
     given = [re.sub("^--optimizer", "--strategy.optimizer", argument) for argument in rest]
     run_options, options = parse_run(["--strategy", "Finetune", *given])
-    tell_notes(run_options)
+    print_notes(run_options)
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    with said(ValueError, TypeError, OSError, ImportError):
+    with as_failure(ValueError, TypeError, OSError, ImportError):
         whole = build_stream(run_options, options)
         stream = join_tasks(whole, classes, own.epochs)
         strategy = build_strategy(run_options, options, whole, options.seed)
         check_fits(strategy, stream, options.device)
-    with said(FloatingPointError):
+    with as_failure(FloatingPointError):
         result = run(strategy, stream, ProgressBar(f"training on {stream.name}"), seed=options.seed, device=options.device)
     about: dict[str, Any] = {"labels": list(stream.tasks[0].classes), "data": whole.fingerprint}
     about |= {"accuracy": result.average_accuracy}
     about |= {name: result.params[name] for name in ("stream", "stream.epochs", "stream.batch_size", "strategy.optimizer", "seed")}
-    with said(OSError):
+    with as_failure(OSError):
         save_weights(strategy.model, out, about)
     print(f"{type(strategy.model).__name__} on {stream.name}: accuracy {result.average_accuracy:.3f}, {result.seconds:.0f} s")
     print(f"weights in {out}: clstream run --weights {out} starts from them")
@@ -88,16 +88,16 @@ def show_command(arguments: list[str]) -> int:
 
     rest = ["--stream", *rest] if rest and not rest[0].startswith("-") else rest
     stream = _stream_of("show", rest, "--by and --out")
-    found = composition(stream, own.by)
+    shown = composition(stream, own.by)
     console = wide_console()
     console.print(printable(str(stream)), markup=False)
-    whole = len(found.sessions) == len(stream)
-    console.print(f"\nsamples of each {found.by}, session by session{'' if whole else f', {len(found.sessions)} of {len(stream)}'}")
-    for line in composition_lines(found.counts, found.names, found.by, max(10, min(120, console.width - 24))):
+    whole = len(shown.sessions) == len(stream)
+    console.print(f"\nsamples of each {shown.by}, session by session{'' if whole else f', {len(shown.sessions)} of {len(stream)}'}")
+    for line in composition_lines(shown.counts, shown.names, shown.by, max(10, min(120, console.width - 24))):
         console.print("  " + line, markup=False)
     if own.out is not None:
         try:
-            composition_figure(found.counts, found.sessions, found.names, found.by, stream.name).savefig(own.out, dpi=110)
+            composition_figure(shown.counts, shown.sessions, shown.names, shown.by, stream.name).savefig(own.out, dpi=110)
         except (OSError, ValueError) as error:
             raise Failure(f"{own.out} can't be written: {error}") from error
         print(f"\ndrawn in {own.out}")
@@ -106,19 +106,19 @@ def show_command(arguments: list[str]) -> int:
 
 def _stream_of(command: str, rest: list[str], others: str) -> Stream:
     """Return the stream that the options of a command name, which takes no more of those of `clstream run`."""
-    known = ("--stream", "--config", "--data_root", "--data-root", "--tune", "--trust")
+    accepted = ("--stream", "--config", "--data_root", "--data-root", "--tune", "--trust")
     for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
-        if option not in known and not option.startswith("--stream."):
-            raise UsageError(f"clstream {command} has no option {option}: it takes {', '.join(known[:3])}, --tune, {others}")
+        if option not in accepted and not option.startswith("--stream."):
+            raise UsageError(f"clstream {command} has no option {option}: it takes {', '.join(accepted[:3])}, --tune, {others}")
     if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
         raise UsageError(f"clstream {command} needs the stream: --stream NAME, or a --config that names it")
     from clstream.cli.build import build_stream
-    from clstream.cli.experiment import tell_notes
+    from clstream.cli.experiment import print_notes
     from clstream.cli.parser import parse_run
 
     try:
         parser, options = parse_run(rest)
-        tell_notes(parser)
+        print_notes(parser)
         return build_stream(parser, options)
     except UsageError:
         raise

@@ -14,19 +14,19 @@ from clstream.cli.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clstream.cli.experiment import Played
+    from clstream.cli.experiment import Outcome
     from clstream.results import Result
 
 
-def track_comparisons(played: list[Played], files: list[str], began: float) -> None:
+def track_comparisons(outcomes: list[Outcome], files: list[str], began: float) -> None:
     """Draw the runs that are tracked in one place, and are of one stream, against each other."""
     together: dict[tuple[object, ...], list[tuple[str, list[Result]]]] = {}
-    for each, name in zip(played, titles(played, files), strict=True):
-        params = each.results[0].params
-        if each.tracked:
+    for outcome, name in zip(outcomes, titles(outcomes, files), strict=True):
+        params = outcome.results[0].params
+        if outcome.tracked:
             same = [params[key] for key in ("stream", "stream.tasks", "stream.scenario")]
             label = name.replace(f" on {params['stream']}", "", 1)
-            together.setdefault((each.tracked, each.experiment, *same), []).append((label, each.results))
+            together.setdefault((outcome.tracked, outcome.experiment, *same), []).append((label, outcome.results))
     for (tracked, experiment, *_), runs in together.items():
         if len(runs) > 1:
             from clstream.tracking.parent_runs import track_comparison
@@ -34,14 +34,14 @@ def track_comparisons(played: list[Played], files: list[str], began: float) -> N
             track_comparison(dict(runs), str(experiment), None if tracked == "default" else str(tracked), began)
 
 
-def report_runs(played: list[Played], files: Sequence[str] = ()) -> None:
+def report_runs(outcomes: list[Outcome], files: Sequence[str] = ()) -> None:
     """Print a table, the accuracies over the sessions, and how to see more."""
     console = wide_console()
-    show_table(console, list(zip(titles(played, files), (each.results for each in played), strict=True)))
-    for each in played:
-        show_curves(console, each.results)
+    show_table(console, list(zip(titles(outcomes, files), (outcome.results for outcome in outcomes), strict=True)))
+    for outcome in outcomes:
+        show_curves(console, outcome.results)
     command = sys.argv[0] if os.path.basename(sys.argv[0]) == "clstream" else "clstream"  # as it was called, so that it is found
-    for where in sorted({each.tracked for each in played} - {""}):
+    for where in sorted({outcome.tracked for outcome in outcomes} - {""}):
         option = "" if where == "default" else f" --tracking_uri {where}"
         console.print(f"\nCurves, params and pictures are in MLflow. To see them: {command} ui{option}", markup=False)
 
@@ -53,9 +53,9 @@ def wide_console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 
 
-def titles(played: list[Played], files: Sequence[str]) -> list[str]:
+def titles(outcomes: list[Outcome], files: Sequence[str]) -> list[str]:
     """Return the name of each run, with its config file where two have the same."""
-    names = [title(each.results) for each in played]
+    names = [title(outcome.results) for outcome in outcomes]
     return [
         f"{name} ({file.removesuffix('.yaml')})" if names.count(name) > 1 else name
         for name, file in zip(names, files or names, strict=True)
@@ -68,7 +68,7 @@ def title(results: list[Result]) -> str:
     return f"{params['strategy']} on {params['stream']}"
 
 
-def spread(values: list[float], digits: int) -> str:
+def mean_and_std(values: list[float], digits: int) -> str:
     """Return the mean of some values and, for several that are numbers, their sample standard deviation."""
     mean = fmean(values)
     return f"{mean:.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 and math.isfinite(mean) else "")
@@ -88,7 +88,8 @@ def show_table(console: Console, rows: list[tuple[str, list[Result]]]) -> None:
     for name, results in rows:
         name += f", {len(results)} seed{'s' * (len(results) > 1)}" if len(set(counts)) > 1 else ""
         values = {key: [measure(result) for result in results] for key, measure in MEASURES.items()}
-        table.add_row(name, spread(values["accuracy"], 3), spread(values["forgetting"], 3), spread(values["seconds"], 1))
+        cells = (mean_and_std(values[key], digits) for key, digits in (("accuracy", 3), ("forgetting", 3), ("seconds", 1)))
+        table.add_row(name, *cells)
     console.print(table)
 
 

@@ -13,13 +13,9 @@ import time
 import urllib.request
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-from clstream.cli.errors import Failure, UsageError
-
-if TYPE_CHECKING:
-    pass
 from clstream.cli.command_parser import CommandParser
+from clstream.cli.errors import Failure, UsageError
 
 
 def ui_command(arguments: list[str]) -> int:
@@ -34,14 +30,14 @@ def ui_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not 0 < options.port < 65536:
         raise UsageError(f"--port must be from 1 to 65535, not {options.port}")
-    from clstream.cli.experiment import said
+    from clstream.cli.experiment import as_failure
     from clstream.tracking.mlflow_store import charts_page, tracking_uri, without_password
     from clstream.tracking.runs import PICTURE
 
     where = tracking_uri(options.tracking_uri)
     if where.startswith("sqlite:///") and not os.path.exists(where.removeprefix("sqlite:///")):
         raise Failure(f"there is nothing at {where} yet: `clstream run` makes it")
-    with said(OSError, LookupError):
+    with as_failure(OSError, LookupError):
         page = charts_page(where, PICTURE, options.experiment)
     if where.startswith("http"):
         print(f"the runs are on the tracking server: open {without_password(where).rstrip('/')}/{page}")

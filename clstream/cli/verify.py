@@ -8,16 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clstream.cli.command_parser import CommandParser
 from clstream.cli.errors import Failure, UsageError
 from clstream.cli.settings import parse_seeds
+from clstream.cli.tables import mean_and_std, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from clstream.cli.anchors import Anchor
     from clstream.results import Result
-from clstream.cli.command_parser import CommandParser
-from clstream.cli.tables import spread, wide_console
 
 
 def verify_command(arguments: list[str]) -> int:
@@ -31,7 +31,7 @@ def verify_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from clstream.cli.anchors import anchor_names, load_anchor
     from clstream.cli.build import seeds_of
-    from clstream.cli.experiment import play
+    from clstream.cli.experiment import run_experiment
     from clstream.cli.parser import parse_run
 
     console = wide_console()
@@ -46,11 +46,11 @@ def verify_command(arguments: list[str]) -> int:
     given += ["--track", str(options.track).lower(), "--checkpoint_every", "0"]
     given += ["--data_root", options.data_root] if options.data_root else []
     if not anchor.seeded:
-        return report(console, anchor, play([*given, "--seeds", seeds]).results)
+        return report(console, anchor, run_experiment([*given, "--seeds", seeds]).results)
     results: list[Result] = []
     for seed in seeds_of(parse_run([*given, "--seeds", seeds])[1]):  # what is drawn anew for each run is an option of that run
         drawn = [word for option in anchor.seeded for word in (f"--{option}", str(seed))]
-        results += play([*given, "--seeds", str(seed), *drawn]).results
+        results += run_experiment([*given, "--seeds", str(seed), *drawn]).results
     return report(console, anchor, results)
 
 
@@ -59,8 +59,8 @@ def report(console: Console, anchor: Anchor, results: list[Result]) -> int:
     outside = 0
     for figure in anchor:
         values = [figure.measure(result) for result in results]
-        seeds = ", ".join(str(each.params["seed"]) for each in results)
-        console.print(f"{anchor.name}: {figure.metric} {spread(values, 4)} over seeds {seeds}")
+        seeds = ", ".join(str(result.params["seed"]) for result in results)
+        console.print(f"{anchor.name}: {figure.metric} {mean_and_std(values, 4)} over seeds {seeds}")
         console.print(f"  each      {', '.join(f'{value:.4f}' for value in values)}")
         console.print(f"  expected  {figure.expectation()}", markup=False)
         console.print(f"  source    {anchor.kind}: {anchor.source}", markup=False)
@@ -86,11 +86,11 @@ def prove_command(arguments: list[str]) -> int:
         raise UsageError(f"--kills must be at least 1, not {own.kills}")
 
     from clstream.cli.build import seeds_of
-    from clstream.cli.kill_test import OWN, prove
+    from clstream.cli.kill_test import OWN_OPTIONS, kill_test
     from clstream.cli.parser import parse_run
 
     given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest]
-    if taken := next((name for name in given if name in OWN), None):
+    if taken := next((name for name in given if name in OWN_OPTIONS), None):
         raise UsageError(f"clstream prove-resume sets --{taken} itself: leave it out")
     if len(seeds_of(parse_run(rest)[1])) > 1:
         raise UsageError("clstream prove-resume runs one seed: give --seed")
@@ -98,7 +98,7 @@ def prove_command(arguments: list[str]) -> int:
         raise Failure(f"{own.out} is not empty: name another folder")
     console = wide_console()
     with tempfile.TemporaryDirectory(prefix="clstream-") as temporary:
-        proof = prove(
+        proof = kill_test(
             rest, own.kills, Path(own.out or temporary).absolute(), own.kill_seed, lambda line: console.print(line, markup=False)
         )
         torn = sum(kill.torn for kill in proof.kills)
@@ -137,8 +137,8 @@ def parity_command(arguments: list[str]) -> int:
         raise UsageError(f"there is no folder for {options.out}")
     import torch
 
-    from clstream.avalanche.imports import avalanche
-    from clstream.cli.experiment import said
+    from clstream.avalanche.imports import import_avalanche
+    from clstream.cli.experiment import as_failure
 
     if options.data_root:
         os.environ["CLSTREAM_DATA"] = options.data_root
@@ -148,8 +148,8 @@ def parity_command(arguments: list[str]) -> int:
     except ValueError as error:
         raise UsageError(f"--methods: {error}") from None
     torch.set_num_threads(options.threads)
-    with said(ValueError, TypeError, OSError, ImportError):
-        avalanche("benchmarks")
+    with as_failure(ValueError, TypeError, OSError, ImportError):
+        import_avalanche("benchmarks")
         stream = parity.stream_of(options.data, options.per_task or None)
         print(f"{stream}\n", flush=True)
         out = None if options.out is None else Path(options.out)

@@ -246,7 +246,7 @@ def is_plain_name(name: object) -> bool:
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
-def find(run_id: str, folder: Path) -> Path | None:
+def find_run(run_id: str, folder: Path) -> Path | None:
     """Return the folder, in `folder` or below, whose journal is that of an MLflow run; None if there is none."""
     return next((file.parent for file in journals(folder) if run_id in _ids(file)), None)
 

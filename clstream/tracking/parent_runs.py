@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from clstream.tracking.delivery import Delivery
 from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import connect, deliver_to, tracking_uri
 from clstream.tracking.outbox import FILE, Outbox
-
-if TYPE_CHECKING:
-    pass
 from clstream.tracking.runs import PICTURE, _clean, _now, as_png, begin_run, writable
 
 

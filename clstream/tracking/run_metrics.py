@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +10,6 @@ from torch import Tensor
 from clstream import metrics
 from clstream.results import Evaluation
 from clstream.stream import Stream
-
-if TYPE_CHECKING:
-    pass
 
 
 def session_metrics(found: Evaluation, begun: Tensor) -> dict[str, float]:

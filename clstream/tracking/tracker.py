@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from clstream.results import Evaluation, write_csv
 from clstream.tracking.delivery import Delivery, reason_of, spooled
 from clstream.tracking.mlflow_store import connect, deliver_to, has_run, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
-
-if TYPE_CHECKING:
-    pass
 from clstream.tracking.parent_runs import ParentRun, Renewal
 from clstream.tracking.run_metrics import _width, delivered, final_metrics, session_metrics
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run, writable

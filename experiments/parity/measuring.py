@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from clstream import Evaluated, SessionStarted, Strategy, Stream, TaskEnded, metrics, on, run
-from clstream.avalanche.imports import avalanche
+from clstream.avalanche.imports import import_avalanche
 from clstream.models import Mlp
 from clstream.seeds import isolated
 from clstream.strategy.strategy import allowed
@@ -138,9 +138,9 @@ def on_our_engine(strategy: Strategy, stream: Stream, seed: int) -> tuple[Tensor
 
 def in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor, Tensor, float]:
     """Return the same of Avalanche's own loop over the same samples, in an order of its own; the answers are judged here."""
-    wrap = avalanche("benchmarks.utils")._make_taskaware_classification_dataset
+    wrap = import_avalanche("benchmarks.utils")._make_taskaware_classification_dataset
     parts = [wrap(Labelled(task.train[:].x, task.train[:].y), task_labels=0) for task in stream.tasks]
-    benchmark = avalanche("benchmarks").benchmark_from_datasets(train=parts)
+    benchmark = import_avalanche("benchmarks").benchmark_from_datasets(train=parts)
     tests = [(task, task.test[:]) for task in stream.tasks]
     rows, task_rows, seconds = [], [], 0.0
     with isolated(seed, "their loop"):

@@ -38,7 +38,7 @@ from clstream.strategies import AGEM, ERACE, EWC, SI, DERpp, Finetune, Joint, Lw
 from torch import Tensor, nn
 
 from clstream import BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
-from clstream.avalanche.imports import avalanche
+from clstream.avalanche.imports import import_avalanche
 from clstream.memory import ClassBalanced
 
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
@@ -129,7 +129,7 @@ class ERACEFilledBefore(ERACE):
 @contextmanager
 def copies() -> Any:
     """Have Avalanche's SI note copies of the weights, as it does where the weights are not on the CPU."""
-    plugin = avalanche("training.plugins").SynapticIntelligencePlugin
+    plugin = import_avalanche("training.plugins").SynapticIntelligencePlugin
     noted = plugin.extract_weights
 
     def extract_weights(model: nn.Module, target: dict[str, Any], excluded: set[str]) -> None:
@@ -148,7 +148,7 @@ def their(name: str, **options: Any) -> Make:
     """Return what makes a strategy of Avalanche by name."""
 
     def make(net: nn.Module) -> Any:
-        return getattr(avalanche("training.supervised"), name)(
+        return getattr(import_avalanche("training.supervised"), name)(
             model=net, optimizer=SGD(net.parameters()), criterion=nn.CrossEntropyLoss(), train_mb_size=BATCH, train_epochs=1,
             eval_mb_size=2048, evaluator=None, **options,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from clstream.strategies.avalanche.strategy import AvalancheStrategy
 from torch import nn
 from torch.optim import SGD
 
-from clstream.avalanche.imports import avalanche
+from clstream.avalanche.imports import import_avalanche
 from clstream.strategy import OptimizerFactory, Strategy
 
 UNFIT = (
@@ -22,9 +22,9 @@ UNFIT = (
 
 
 @cache
-def known() -> list[str]:
+def known_names() -> list[str]:
     """Return the names of Avalanche's supervised strategies that can be had by a model, an optimizer and plain options."""
-    supervised, template = avalanche("training.supervised"), avalanche("training.templates").SupervisedTemplate
+    supervised, template = import_avalanche("training.supervised"), import_avalanche("training.templates").SupervisedTemplate
     found = {
         name: cls for name, cls in vars(supervised).items()
         if isinstance(cls, type) and issubclass(cls, template) and not _is_template(cls) and name not in UNFIT
@@ -65,18 +65,18 @@ def __getattr__(name: str) -> Any:
     """Return the class for one of Avalanche's strategies by name."""
     if not name[:1].isupper():  # whoever looks this module over is not to have Avalanche imported
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return named(name.removeprefix("Avalanche"))  # as the class itself is called, which is not to be taken for one of ours
+    return strategy_class(name.removeprefix("Avalanche"))  # as the class itself is called, which is not to be taken for one of ours
 
 
 @cache
-def named(name: str) -> type[AvalancheStrategy]:
+def strategy_class(name: str) -> type[AvalancheStrategy]:
     """Return a class that builds one of Avalanche's strategies out of a model, an optimizer and its own plain options.
 
     Raises AttributeError for a name that isn't among `known()`.
     """
-    if name not in known():
+    if name not in known_names():
         raise AttributeError(f"Avalanche has no strategy {name!r} that can be had by name")
-    theirs = getattr(avalanche("training.supervised"), name)
+    theirs = getattr(import_avalanche("training.supervised"), name)
     options = [each for each in _options_of(theirs) if _can_be_given(each)]
     default: OptimizerFactory = partial(SGD, lr=0.1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clstream.avalanche.imports import avalanche
+from clstream.avalanche.imports import import_avalanche
 from clstream.bus import on
 from clstream.events import TaskEnded
 from clstream.stream import Samples, Session
@@ -45,8 +45,10 @@ class Delivery(Dataset[Any]):
 
 def new_experience(delivery: Delivery, labels: int | list[int], number: int) -> Any:
     """Return an experience of theirs with a data set of some samples, which have these task labels."""
-    dataset = avalanche("benchmarks.utils")._make_taskaware_classification_dataset(delivery, task_labels=labels, collate_fn=collate)
-    benchmarks = avalanche("benchmarks")
+    dataset = import_avalanche("benchmarks.utils")._make_taskaware_classification_dataset(
+        delivery, task_labels=labels, collate_fn=collate
+    )
+    benchmarks = import_avalanche("benchmarks")
     experience = benchmarks.DatasetExperience(dataset=dataset, current_experience=number)
     experience.origin_stream = benchmarks.CLStream("train", [])
     return experience

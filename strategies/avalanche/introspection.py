@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clstream.avalanche.imports import avalanche
+from clstream.avalanche.imports import import_avalanche
 
 FREE = (
     "Naive", "Replay", "ER_ACE", "ER_AML", "DER", "MIR", "MER", "CoPE", "GSS_greedy", "GDumb", "SCR", "StreamingLDA", "Cumulative",
@@ -21,12 +21,12 @@ FREE = (
 
 def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
     """Refuse what is no supervised strategy of Avalanche's, or one whose loop can't be played batch by batch."""
-    template = avalanche("training.templates").SupervisedTemplate
+    template = import_avalanche("training.templates").SupervisedTemplate
     if isinstance(strategy, type) or not isinstance(strategy, template):
         what = f"the class {strategy.__name__}" if isinstance(strategy, type) else f"a {type(strategy).__name__}"
         raise TypeError(f"AvalancheStrategy takes an object of a supervised strategy of Avalanche, such as Naive(...), not {what}")
     name = type(strategy).__name__
-    callbacks = avalanche("core").BasePlugin
+    callbacks = import_avalanche("core").BasePlugin
     if not isinstance(plugins, (list, tuple)):
         raise TypeError(f"plugins must be a list of Avalanche's plugins, not a {type(plugins).__name__}")
     for each in plugins:
@@ -42,7 +42,7 @@ def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
         raise ValueError(
             f"{name} is to evaluate by itself (eval_every={strategy.eval_every}): leave that out, run(...) evaluates it"
         )
-    stopping = avalanche("training.plugins").EarlyStoppingPlugin
+    stopping = import_avalanche("training.plugins").EarlyStoppingPlugin
     for each in (*plugins, *strategy.plugins):
         if isinstance(each, stopping) or getattr(each, "metric", None) == "val_loss":
             raise ValueError(
@@ -80,7 +80,7 @@ def _works_between(worker: Any, prefix: str) -> bool:
 
 def is_multi_task(model: nn.Module) -> bool:
     """Return whether a model of theirs takes task labels."""
-    found: bool = avalanche("models.utils").is_multi_task_module(model)
+    found: bool = import_avalanche("models.utils").is_multi_task_module(model)
     return found
 
 
@@ -103,7 +103,7 @@ def _torch_loader(loader: Any) -> DataLoader[Any] | None:
     """Return the loader of torch's that does the work."""
     if isinstance(loader, DataLoader):
         return loader if loader.num_workers == 0 else None
-    multiple = avalanche("benchmarks.utils.data_loader").MultiDatasetDataLoader
+    multiple = import_avalanche("benchmarks.utils.data_loader").MultiDatasetDataLoader
     if isinstance(loader, multiple) and not loader.never_ending:
         found: DataLoader[Any] = loader._get_loader()
         return found if found.num_workers == 0 else None

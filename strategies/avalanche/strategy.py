@@ -51,7 +51,7 @@ from clstream.strategies.avalanche.introspection import (
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clstream.avalanche.imports import avalanche
+from clstream.avalanche.imports import import_avalanche
 from clstream.bus import on
 from clstream.events import EpochEnded, EpochStarted, RunStarted, SessionEnded, SessionStarted
 from clstream.strategy import Strategy
@@ -90,17 +90,17 @@ class AvalancheStrategy(Strategy):
     def __init__(self, strategy: Any, plugins: Sequence[Any] = (), boundaries: bool | None = None) -> None:
         check_playable(strategy, plugins)
         theirs = self.theirs = strategy
-        evaluation = avalanche("training.plugins").EvaluationPlugin
+        evaluation = import_avalanche("training.plugins").EvaluationPlugin
         theirs.plugins = [*plugins, *(each for each in theirs.plugins if not isinstance(each, evaluation))]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has no loggers: it is not asked
             theirs.evaluator = evaluation()
         needy = needs_boundaries(theirs) if boundaries is None else boundaries
-        identity = avalanche("benchmarks.utils.transform_groups").identity
+        identity = import_avalanche("benchmarks.utils.transform_groups").identity
         self.functions = (identity, collate, torch.zeros)  # their data sets that come hold these
         self.parts = (AtBoundaries(),) if needy else ()
         self.classes, self.tells_tasks = 0, False  # of the stream
-        der = avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other
+        der = import_avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other
         self.memory_batch = isinstance(strategy, der) and strategy.batch_size_mem == strategy.train_mb_size
         self.sizes: list[int] | None = None  # number of classes of each session, where the stream shows them
         self.seen: set[int] = set()
@@ -284,7 +284,7 @@ class AvalancheStrategy(Strategy):
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Return (n, classes), as their evaluation does; the lowest number for classes that no output is of yet."""
         model: Any = self.model
-        dynamic = avalanche("models").DynamicModule
+        dynamic = import_avalanche("models").DynamicModule
         if not self.classes and any(isinstance(module, dynamic) for module in model.modules()):
             raise RuntimeError(f"{type(model).__name__} gets its outputs in a run: it can't be asked before")
         if not is_multi_task(model):
@@ -340,7 +340,7 @@ class AvalancheStrategy(Strategy):
 
     def question(self, label: int) -> Any:
         """Return an experience to be asked in: it has nothing that wasn't seen, so nothing grows by it."""
-        experience = avalanche("benchmarks").CLExperience(0, avalanche("benchmarks").CLStream("test", []))
+        experience = import_avalanche("benchmarks").CLExperience(0, import_avalanche("benchmarks").CLStream("test", []))
         experience.classes_in_this_experience, experience.classes_seen_so_far = sorted(self.seen), sorted(self.seen)
         experience.task_labels, experience.task_label = [label], label
         return experience

@@ -31,7 +31,7 @@ from clstream.streams.data import data_root
 from clstream.streams.options import check_options
 from torch import Tensor
 
-from clstream.avalanche.imports import avalanche
+from clstream.avalanche.imports import import_avalanche
 from clstream.seeds import isolated
 from clstream.stream import Data, Samples, Stream, Subset, Task, content_hash
 
@@ -183,7 +183,7 @@ def with_test(stream: Stream, benchmark: Any, test: str, workers: int = 0, progr
 
 def streams_of(benchmark: Any) -> dict[str, Any]:
     """Return a benchmark's streams by name. Raises TypeError for what is none."""
-    avalanche("benchmarks")
+    import_avalanche("benchmarks")
     streams: Any = getattr(benchmark, "streams", None)
     if isinstance(benchmark, type) or not hasattr(streams, "items"):
         raise TypeError(f"from_avalanche takes a benchmark of Avalanche, such as SplitMNIST(5), not {type(benchmark).__name__}")
@@ -309,9 +309,9 @@ OWN = ("epochs", "batch_size", "boundaries", "shuffle", "lazy", "drop_last")
 
 
 @cache
-def known() -> list[str]:
+def known_names() -> list[str]:
     """Return the names of Avalanche's classic benchmarks that can be had by options alone."""
-    classic = avalanche("benchmarks.classic")
+    classic = import_avalanche("benchmarks.classic")
     return sorted(
         name
         for name, found in vars(classic).items()
@@ -323,18 +323,18 @@ def __getattr__(name: str) -> Any:
     """Return the function that makes the stream of one of Avalanche's classic benchmarks."""
     if not name[:1].isupper():  # whoever looks this module over is not to have Avalanche imported
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return named(name)
+    return stream_function(name)
 
 
 @cache
-def named(name: str) -> Callable[..., Stream]:
+def stream_function(name: str) -> Callable[..., Stream]:
     """Return a function of a benchmark's plain options and `from_avalanche`'s that returns the stream.
 
     Raises AttributeError for a name that isn't one of Avalanche's classic benchmarks.
     """
-    if name not in known():
-        raise AttributeError(f"Avalanche has no benchmark {name!r} that can be had by name{_near(name, known())}")
-    build = getattr(avalanche("benchmarks.classic"), name)
+    if name not in known_names():
+        raise AttributeError(f"Avalanche has no benchmark {name!r} that can be had by name{_near(name, known_names())}")
+    build = getattr(import_avalanche("benchmarks.classic"), name)
     theirs = [each for each in map(_plain_option, _options_of(build)) if each is not None]
     taken = {each.name for each in theirs}
     ours = [
