@@ -132,7 +132,7 @@ class OutOfTask(Strategy):
         (Vandal, {"leaves_the_data_alone"}),
         (Peeker, {"evaluates_without_trace"}),
         (BatchDependent, {"answers"}),
-        (Idle, {"learns", "learns_tasks_with_their_heads", "grows"}),
+        (Idle, {"learns", "learns_tasks_with_their_heads", "grows", "minimises_penalties"}),
         (OutOfTask, {"answers"}),
     ],
 )

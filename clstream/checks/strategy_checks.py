@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clstream import events
 from clstream.checkpoint.compare import difference
+from clstream.checks.check import Check
 from clstream.checks.examples import example_model, example_stream, normed_model
 from clstream.checks.recorders import HIDDEN, SHOWN, Asking, Checkpoints, Losses, SquaredNorm, Trace
 from clstream.checks.retention import InputSearch
@@ -37,55 +38,47 @@ from clstream.stream import HiddenTaskError, Stream
 Make = Callable[[nn.Module], Strategy]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check; call it to run it."""
-
-    name: str
-    body: Callable[[], None]
-
-    def __call__(self) -> None:
-        """Run it; AssertionError if it fails."""
-        self.body()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def check_strategy(make: Make) -> Iterator[Check]:
-    """Yield the checks of a strategy.
+class StrategyChecks:
+    """The contract of strategies: a method for each check, which raises AssertionError if the strategy doesn't meet it.
 
     Args:
         make: builds a fresh strategy from a model: the class itself, or a function.
 
     """
-    needy = bool(needs(make(example_model())))
 
-    def built(head: str = "fixed") -> Strategy:
+    def __init__(self, make: Make) -> None:
+        self.make = make
+
+    def build(self, head: str = "fixed") -> Strategy:
+        """Return a fresh strategy, always the same, around the example model with a head."""
         with isolated(0, "strategy"):
-            return make(example_model(head=head))
+            return self.make(example_model(head=head))
 
-    def played(stream: Stream, *observers: object, seed: int = 0, evaluate_every: int | None = None) -> tuple[Result, Strategy]:
-        strategy = built()
+    def play(self, stream: Stream, *observers: object, seed: int = 0, evaluate_every: int | None = None) -> tuple[Result, Strategy]:
+        """Run a fresh strategy; return what was measured, and the strategy."""
+        strategy = self.build()
         return run(strategy, stream, *observers, seed=seed, evaluate_every=evaluate_every), strategy
 
-    def records_params() -> None:
-        strategy = built()
+    def records_params(self) -> None:
+        """Its constructor's arguments are kept by name, and can be described."""
+        strategy = self.build()
         assert isinstance(strategy, Strategy), "it must derive from clstream.Strategy"
         for name, value in strategy.params.items():
             assert isinstance(describe(value), (str, int, float, bool, type(None))), f"param {name} can't be described"
 
-    def follows_grammar() -> None:
+    def follows_grammar(self) -> None:
+        """Runs of it give the events that `clstream.events` says, also where a task comes again or in several sessions."""
         for schedule, epochs in (((0, 1, 2), 1), ((0, 0, 1, 2), 2), ((0, 1, 0, 2), 1)):
             trace = Trace()
-            played(example_stream(schedule, epochs), trace)
+            self.play(example_stream(schedule, epochs), trace)
             assert SHOWN.fullmatch(trace.word), f"schedule {schedule} gave the events {trace.word}"
 
-    def needs_what_it_says() -> None:
+    def needs_what_it_says(self) -> None:
+        """On a stream that hides its boundaries it is refused before the run if it needs them, and runs if it doesn't."""
         hidden, trace = example_stream(boundaries=False), Trace()
-        if needy:
+        if needs(self.build()):
             try:
-                played(hidden, trace)
+                self.play(hidden, trace)
             except ValueError as refusal:
                 assert not trace.word, "it was refused, but only after the run had started"
                 assert "needs" in str(refusal), f"it was refused for another reason: {refusal}"
@@ -93,29 +86,41 @@ def check_strategy(make: Make) -> Iterator[Check]:
                 raise AssertionError("it needs boundaries, and was not refused on a stream that hides them")
         else:
             try:
-                played(hidden, trace)
+                self.play(hidden, trace)
             except HiddenTaskError as error:
                 what = "session" if "a session" in str(error) else "batch"
                 raise AssertionError(f"it reads the task of a {what}: say needs_task = True on its class") from error
             assert HIDDEN.fullmatch(trace.word), f"without boundaries it gave the events {trace.word}"
 
-    def minimises_penalties() -> None:
-        strategy = built()
+    def minimises_penalties(self) -> None:
+        """Its steps minimise the penalties of regularisers, unless it takes none."""
+        strategy = self.build()
         if strategy.takes_regularisers:
-            strategy.add_regularisers(SquaredNorm())
-            run(strategy, example_stream(), max_sessions=1)  # which refuses, after the first batch, a step that leaves them out
+            strategy.add_regularisers(penalty := SquaredNorm())
+            try:
+                run(strategy, example_stream(), max_sessions=1)
+            except TypeError as error:
+                if penalty.penalised:
+                    raise
+                raise AssertionError(
+                    "its steps leave out the penalties of regularisers: minimise self.objective(samples) in learn, or say "
+                    "takes_regularisers = False on its class"
+                ) from error
 
-    def is_deterministic() -> None:
-        (one, first), (two, second) = (played(example_stream(epochs=2)) for _ in range(2))
+    def is_deterministic(self) -> None:
+        """Two runs with one seed give equal results and states, bit for bit."""
+        (one, first), (two, second) = (self.play(example_stream(epochs=2)) for _ in range(2))
         assert torch.equal(one.accuracy, two.accuracy), "two runs with one seed differ in accuracy"
         assert digest(first) == digest(second), "two runs with one seed leave different states"
 
-    def resumes_exactly() -> None:
+    def resumes_exactly(self) -> None:
+        """A run that goes on from any of its checkpoints ends as it would have without the break, bit for bit."""
+
         def go_on(head: str, observer: Checkpoints, state: Mapping[str, Any] | None = None) -> Result:
             stream = example_stream((0, 1, 0, 2), epochs=2, batch_size=20)
-            return run(built(head), stream, observer, evaluate_every=3, resume=state)
+            return run(self.build(head), stream, observer, evaluate_every=3, resume=state)
 
-        for head in ("fixed", *(["growing"] if "grows" not in built().exempt else [])):
+        for head in ("fixed", *(["growing"] if "grows" not in self.build().exempt else [])):
             whole = Checkpoints()
             expected = go_on(head, whole)
             end = whole.load(-1)
@@ -127,20 +132,23 @@ def check_strategy(make: Make) -> Iterator[Check]:
                 assert differs is None, f"resumed from {where}, the run ends with another {differs}"
                 assert torch.equal(expected.accuracy, result.accuracy), f"resumed from {where}, the run ends with other results"
 
-    def leaves_the_caller_alone() -> None:
+    def leaves_the_caller_alone(self) -> None:
+        """A run doesn't move the caller's random generators."""
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # a tuple
-        played(example_stream())
+        self.play(example_stream())
         after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
         assert torch.equal(before[0], after[0]) and before[1:] == after[1:], "the caller's random generators were moved"
 
-    def learns() -> None:
-        result, _ = played(example_stream(epochs=10))
+    def learns(self) -> None:
+        """Right after each of three easy tasks it does better than half on it."""
+        result, _ = self.play(example_stream(epochs=10))
         taught = [float(result.accuracy[task, task]) for task in range(3)]
         assert min(taught) > 0.5, f"right after each of three easy tasks of 2 classes among 6 the accuracy is {taught}"
 
-    def answers() -> None:
+    def answers(self) -> None:
+        """Scores and labels have the right shapes and types; the answer for a sample doesn't depend on the others."""
         stream = example_stream()
-        _, strategy = played(stream)
+        _, strategy = self.play(stream)
         x = torch.cat([task.test.x for task in stream.tasks])
         with evaluating(strategy):
             scores = strategy.scores(x)
@@ -157,22 +165,26 @@ def check_strategy(make: Make) -> Iterator[Check]:
                     "the answer for a sample depends on the others asked with it"
                 )
 
-    def answers_before_learning() -> None:
-        row, task_row = evaluate(built(), example_stream())
+    def answers_before_learning(self) -> None:
+        """It answers before it has learned anything."""
+        row, task_row = evaluate(self.build(), example_stream())
         assert bool(((row >= 0) & (row <= 1) & (task_row >= 0)).all()), f"untrained, it answers {row}"
 
-    def evaluates_without_trace() -> None:
-        (plain, one), (often, two) = (played(example_stream(), evaluate_every=every) for every in (None, 2))
+    def evaluates_without_trace(self) -> None:
+        """Evaluating more often changes nothing."""
+        (plain, one), (often, two) = (self.play(example_stream(), evaluate_every=every) for every in (None, 2))
         assert torch.equal(plain.accuracy, often.accuracy), "evaluating more often changes what is learned"
         assert digest(one) == digest(two), "evaluating more often changes the state"
 
-    def answers_without_trace() -> None:
+    def answers_without_trace(self) -> None:
+        """An observer that asks it for scores and labels, whenever it can, changes nothing."""
+
         def go(*observers: object) -> tuple[Result, Strategy]:
             with isolated(0, "strategy"):
                 try:
-                    strategy = make(normed_model())
+                    strategy = self.make(normed_model())
                 except (TypeError, ValueError):  # a strategy for other networks
-                    strategy = make(example_model())
+                    strategy = self.make(example_model())
             return run(strategy, example_stream(), *observers), strategy
 
         (plain, one), (asked, two) = go(), go(asking := Asking())
@@ -188,57 +200,67 @@ def check_strategy(make: Make) -> Iterator[Check]:
         now = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
         assert torch.equal(now[0], chance[0]) and now[1:] == chance[1:], "an answer moves the caller's random generators"
 
-    def leaves_the_data_alone() -> None:
+    def leaves_the_data_alone(self) -> None:
+        """It doesn't change the stream's data."""
         stream = example_stream(epochs=2)
         before = stream.fingerprint
-        played(stream)
+        self.play(stream)
         assert Stream(stream.name, stream.tasks, stream.schedule, stream.epochs, stream.batch_size).fingerprint == before, (
             "it changes the stream's data"
         )
 
-    def keeps_no_samples() -> None:
+    def keeps_no_samples(self) -> None:
+        """If it says that it is rehearsal-free, it holds no inputs of a session that is over."""
         search = InputSearch()
-        if built().rehearsal_free:
-            played(example_stream((0, 1, 0, 2), epochs=2, batch_size=16), search)
+        if self.build().rehearsal_free:
+            self.play(example_stream((0, 1, 0, 2), epochs=2, batch_size=16), search)
         assert search.path is None, f"it says that it is rehearsal-free, but {search.path} holds inputs of a past session"
 
-    def takes_any_batch() -> None:
+    def takes_any_batch(self) -> None:
+        """Batches of one sample, a last batch that is not full, and all samples in one batch are learned."""
         for batch_size in (1, 59, 1000):  # one sample, a last batch of one sample, everything at once
             trace = Trace()
-            played(example_stream(batch_size=batch_size), trace)
+            self.play(example_stream(batch_size=batch_size), trace)
             assert trace.word.count("l") == 3 * -(-60 // batch_size), "not every batch was learned"
 
-    def learns_tasks_with_their_heads() -> None:
-        result, _ = played(example_stream(epochs=10, scenario="task"))
+    def learns_tasks_with_their_heads(self) -> None:
+        """On a task-incremental stream, where the task is given, it does well."""
+        result, _ = self.play(example_stream(epochs=10, scenario="task"))
         assert result.average_accuracy > 0.6, f"with the task given, the average accuracy is {result.average_accuracy:.2f}"
 
-    def grows() -> None:
-        strategy = built(head="growing")
+    def grows(self) -> None:
+        """It learns with a head that grows with the classes."""
+        strategy = self.build(head="growing")
         result = run(strategy, example_stream(epochs=10))
         assert float(result.accuracy.diagonal().min()) > 0.5, f"with a growing head the accuracies are {result.accuracy}"
 
-    def runs_on_every_device() -> None:
+    def runs_on_every_device(self) -> None:
+        """It learns on a GPU, where there is one."""
         for device in ["cuda"] * torch.cuda.is_available():
-            strategy = built()
+            strategy = self.build()
             result = run(strategy, example_stream(epochs=10), device=device)
             assert float(result.accuracy.diagonal().min()) > 0.5, f"on {device} the accuracies are {result.accuracy}"
 
-    exempt = built().exempt
-    bodies = (
-        records_params, follows_grammar, needs_what_it_says, minimises_penalties, is_deterministic, resumes_exactly,
-        leaves_the_caller_alone, learns, answers, answers_before_learning, evaluates_without_trace, answers_without_trace,
-        leaves_the_data_alone, keeps_no_samples, takes_any_batch,
-        learns_tasks_with_their_heads, grows, runs_on_every_device,
-    )  # fmt: skip
-    if unknown := set(exempt) - {body.__name__ for body in bodies}:
+
+def check_strategy(make: Make) -> Iterator[Check]:
+    """Yield the checks of a strategy, but for those that its class is exempt from.
+
+    Args:
+        make: builds a fresh strategy from a model: the class itself, or a function.
+
+    Raises ValueError if its class is exempt from what is no check.
+
+    """
+    checks = StrategyChecks(make)
+    names = [name for name in vars(StrategyChecks) if name[0] != "_" and name not in ("build", "play")]
+    exempt = checks.build().exempt
+    if unknown := set(exempt) - set(names):
         raise ValueError(f"it is exempt from {sorted(unknown)}, which are no checks")
-    for body in bodies:
-        if body.__name__ not in exempt:
-            yield Check(body.__name__, body)
+    yield from (Check(name, getattr(checks, name)) for name in names if name not in exempt)
 
 
 def check_alike(one: Make, other: Make) -> Iterator[Check]:
-    """Yield the checks of two strategies that are to be the same, bit for bit: one with a penalty of strength 0 and its host, say.
+    """Yield the checks of two strategies that are to be the same, bit for bit: with a penalty of strength 0 and without it, say.
 
     Each check is a run of both, on class- and task-incremental streams, with an augmentation that draws: losses, results, weights,
     buffers and the modes of modules must be equal.
@@ -260,12 +282,14 @@ def check_alike(one: Make, other: Make) -> Iterator[Check]:
                 strategy = make(model())
             losses = Losses()
             ends.append((run(strategy, stream, losses, seed=4), strategy.model, torch.stack(losses.all)))
-        (result, net, ours), (expected, host, theirs) = ends
-        assert torch.equal(ours, theirs), f"the losses differ, first in step {int((ours != theirs).nonzero()[0])}"
-        modes = [[(name, module.training) for name, module in each.named_modules()] for each in (net, host)]
+        (result, model_of_one, losses_of_one), (expected, model_of_other, losses_of_other) = ends
+        assert torch.equal(losses_of_one, losses_of_other), (
+            f"the losses differ, first in step {int((losses_of_one != losses_of_other).nonzero()[0])}"
+        )
+        modes = [[(name, part.training) for name, part in whole.named_modules()] for whole in (model_of_one, model_of_other)]
         assert modes[0] == modes[1], "modules are in other modes"
-        for name, value in host.state_dict().items():
-            assert torch.equal(net.state_dict()[name], value), f"{name} differs"
+        for name, value in model_of_other.state_dict().items():
+            assert torch.equal(model_of_one.state_dict()[name], value), f"{name} differs"
         assert torch.equal(result.accuracy, expected.accuracy), "without the task given, the accuracies differ"
         assert torch.equal(result.task_accuracy, expected.task_accuracy), "with the task given, the accuracies differ"
 
