@@ -160,7 +160,7 @@ def main() -> None:
         try:
             run(strategy(stream), stream, tracker, Checkpointer(folder / "run", every_batches=40), PowerCut())
         except KeyboardInterrupt:
-            again = MlflowTracker(uri=store, folder=folder / "run", patient=True)
+            again = MlflowTracker(uri=store, folder=folder / "run", allow_offline=True)
             run(strategy(stream), stream, again, Checkpointer(folder / "run"), resume=newest(folder / "run"))
             assert again.run_id == tracker.run_id, "the resumed run is another one in MLflow"
         configs = []

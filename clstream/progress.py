@@ -45,14 +45,14 @@ class ProgressBar:
         )
         self.lines = not self.console.is_terminal or self.console.is_jupyter
         self.progress = Progress(*columns, console=self.console, transient=True, disable=self.lines)
-        self.found: Evaluation | None = None
+        self.evaluation: Evaluation | None = None
 
     @on(RunStarted)
     def start(self, event: RunStarted) -> None:
         """Show an empty bar."""
         self.sessions = len(event.stream)
         self.name = self.title or f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
-        self.found = None
+        self.evaluation = None
         self.batches, self.began = 0, time.monotonic()
         self.shown, self.every = self.began, LINES if self.lines else EVERY
         for old in self.progress.task_ids:  # of an earlier run
@@ -98,16 +98,16 @@ class ProgressBar:
     @on(Evaluated)
     def note(self, event: Evaluated) -> None:
         """Show the accuracy so far."""
-        self.found = found = event.evaluation
-        if len(found.accuracy):
-            mean = average_accuracy(found.main, found.taught)
-            self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {len(found.accuracy)} of {self.sessions} sessions")
+        self.evaluation = evaluation = event.evaluation
+        if len(evaluation.accuracy):
+            mean = average_accuracy(evaluation.main, evaluation.taught)
+            self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {len(evaluation.accuracy)} of {self.sessions} sessions")
 
     @on(RunEnded)
     def stop(self, event: RunEnded) -> None:
         """Take the bar away, and say how it ended; what went wrong is said elsewhere."""
         self.progress.stop()
-        found = self.found
-        if event.error is None and found is not None and len(found.accuracy):
-            mean, lost = average_accuracy(found.main, found.taught), forgetting(found.main, found.taught)
+        evaluation = self.evaluation
+        if event.error is None and evaluation is not None and len(evaluation.accuracy):
+            mean, lost = average_accuracy(evaluation.main, evaluation.taught), forgetting(evaluation.main, evaluation.taught)
             self.say(f"accuracy {mean:.3f}, forgetting {lost:.3f}, {time.monotonic() - self.began:.1f} s")

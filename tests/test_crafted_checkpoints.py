@@ -568,9 +568,9 @@ def test_pickles_that_run_something_are_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_journal_of_a_tracker_lies_below_its_folder(tmp_path: Path) -> None:
-    from clstream.tracking.delivery import spooled
+    from clstream.tracking.uploader import default_journal
 
-    assert spooled(tmp_path, {"run_id": "5f0c-7e_3"}).parent == tmp_path / "5f0c-7e_3"
+    assert default_journal(tmp_path, {"run_id": "5f0c-7e_3"}).parent == tmp_path / "5f0c-7e_3"
     for name in ("../elsewhere", "/etc", "..", "a/b", "a\n"):
         with pytest.raises(ValueError, match="there is no MLflow run"):
-            spooled(tmp_path, {"run_id": name, "key": "x"})
+            default_journal(tmp_path, {"run_id": name, "key": "x"})

@@ -240,7 +240,7 @@ def test_names_of_artifacts_in_folders_are_taken():
 
 def test_a_run_goes_on_beside_a_journal_that_is_damaged(place):
     outbox = Outbox({name: HEAD[name] for name in ("uri", "experiment", "key")})
-    outbox.keep_in(place / "tracking.jsonl")
+    outbox.open_journal(place / "tracking.jsonl")
     outbox.put("params", values={"a": "1"})
     outbox.close()
     with (place / "tracking.jsonl").open("ab") as file:

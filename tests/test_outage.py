@@ -27,8 +27,8 @@ from clstream.checks import example_model, example_stream
 from clstream.cli import main
 from clstream.tracking import MlflowTracker, parent_run
 from clstream.tracking.journal import entries
-from clstream.tracking.mlflow_store import deliver
-from clstream.tracking.outbox import FILE, Outbox, find_run, waiting
+from clstream.tracking.mlflow_store import sync
+from clstream.tracking.outbox import FILE, Outbox, count_pending, find_run
 
 AWAY = r"doesn't take what the run writes \(.*\): the run goes on, and keeps it in .*tracking.jsonl"
 STILL_AWAY = r"writes wait in .*; to send them: clstream sync"
@@ -164,7 +164,7 @@ def assert_complete(client: MlflowClient, run_id: str, result: Result) -> None:
 
 def soon(tracker: MlflowTracker) -> None:
     """Have the next evaluation try again, as if the pause were over."""
-    tracker.delivery.next_try = 0.0
+    tracker.uploader.next_try = 0.0
 
 
 def test_a_server_that_is_killed_and_restarted_has_every_step_once(server: Server, tmp_path: Path, undisturbed: dict) -> None:
@@ -180,7 +180,7 @@ def test_a_server_that_is_killed_and_restarted_has_every_step_once(server: Serve
     client = MlflowClient(server.uri)
     assert_complete(client, tracker.run_id, result)
     assert curves(client, tracker.run_id) == undisturbed
-    assert waiting(tmp_path / "run" / FILE) == 0
+    assert count_pending(tmp_path / "run" / FILE) == 0
 
 
 def test_a_server_that_never_comes_back_gets_all_from_sync(
@@ -193,11 +193,11 @@ def test_a_server_that_never_comes_back_gets_all_from_sync(
     assert said[0].message.args[0].endswith("until it can be sent") and "clstream sync" in said[1].message.args[0]
     folder = tmp_path / "runs" / tracker.run_id
     assert find_run(tracker.run_id, tmp_path / "runs") == folder
-    left = waiting(folder / FILE)
+    left = count_pending(folder / FILE)
     assert left > 3
     assert main(["sync", str(folder)]) == 1
     assert "could not be sent" in capsys.readouterr().out
-    assert waiting(folder / FILE) == left
+    assert count_pending(folder / FILE) == left
     server.start()
     assert main(["sync", tracker.run_id]) == 0
     assert f"{left} writes sent" in capsys.readouterr().out
@@ -210,13 +210,13 @@ def test_a_server_that_never_comes_back_gets_all_from_sync(
 
 
 def test_a_run_that_starts_while_the_server_is_away_is_created_later(server: Server, tmp_path: Path, undisturbed: dict) -> None:
-    tracker = MlflowTracker(uri=NOBODY, folder=tmp_path / "run", config="seed: 0\n", patient=True)
+    tracker = MlflowTracker(uri=NOBODY, folder=tmp_path / "run", config="seed: 0\n", allow_offline=True)
     with pytest.warns(RuntimeWarning):
         result = play(tracker)
     assert tracker.run_id is None
     with pytest.raises(ConnectionError, match="does not answer"):
         MlflowTracker(uri=NOBODY)
-    done = deliver(tmp_path / "run" / FILE, server.uri)
+    done = sync(tmp_path / "run" / FILE, server.uri)
     assert (done.left, done.error, done.ended) == (0, "", True)
     client = MlflowClient(server.uri)
     assert_complete(client, done.run_id, result)
@@ -239,7 +239,7 @@ def test_a_server_that_hangs_costs_a_timeout_or_two(server: Server, tmp_path: Pa
 
         def hang() -> None:
             monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-            tracker.delivery.send.opened = MlflowClient(f"http://127.0.0.1:{hangs.getsockname()[1]}"), "0"
+            tracker.uploader.send.connection = MlflowClient(f"http://127.0.0.1:{hangs.getsockname()[1]}"), "0"
 
         with pytest.warns(RuntimeWarning) as said:
             play(tracker, At(session_2=hang))
@@ -247,7 +247,7 @@ def test_a_server_that_hangs_costs_a_timeout_or_two(server: Server, tmp_path: Pa
     assert len(tries) == 2  # when it began to hang, and at the end; of a second each
     assert len(said) == 2 and "read timeout=1" in said[0].message.args[0]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    assert deliver(tmp_path / "run" / FILE).left == 0
+    assert sync(tmp_path / "run" / FILE).left == 0
 
 
 def test_what_a_server_refuses_is_kept(server: Server, tmp_path: Path, undisturbed: dict) -> None:
@@ -287,9 +287,9 @@ class Unreliable:
 
 
 def lose_answers(tracker: MlflowTracker, error: BaseException, *lost: int, halves: tuple[int, ...] = ()) -> Unreliable:
-    client, experiment = tracker.opened
+    client, experiment = tracker.connection
     unreliable = Unreliable(client, error, lost, halves)
-    tracker.opened = unreliable, experiment
+    tracker.connection = unreliable, experiment
     return unreliable
 
 
@@ -349,7 +349,7 @@ class Killed(MlflowTracker):
     """What a killed process leaves behind: its run never ended."""
 
     def close(self, event: RunEnded) -> None:
-        self.delivery.outbox.close()
+        self.uploader.outbox.close()
 
 
 LAST = 1 + 6 * 13 + 4
@@ -368,8 +368,8 @@ def test_a_killed_run_goes_on_without_a_step_twice(any_store: str, tmp_path: Pat
     with pytest.raises(Dies):
         play(tracker, after=(Saves(tracker, after, file),))
     first = time.perf_counter() - begin
-    assert waiting(folder / FILE) == 1
-    resumed = MlflowTracker(uri=any_store, folder=folder, config="seed: 0\n", patient=True)
+    assert count_pending(folder / FILE) == 1
+    resumed = MlflowTracker(uri=any_store, folder=folder, config="seed: 0\n", allow_offline=True)
     result = play(Resumes(resumed, after, file))
     assert resumed.run_id == tracker.run_id
     client = MlflowClient(any_store)
@@ -396,7 +396,7 @@ def test_an_interrupted_run_is_running_again_and_keeps_no_error(store: str, tmp_
             found = client.get_run(tracker.run_id)
             assert len(event.evaluation.accuracy) < 4 or (found.info.status == "RUNNING" and "error" not in found.data.tags)
 
-    resumed = MlflowTracker(uri=store, patient=True)
+    resumed = MlflowTracker(uri=store, allow_offline=True)
     result = play(Resumes(resumed, 33, tmp_path / "state"), after=(Looks(),))
     assert_complete(client, tracker.run_id, result)
     assert curves(client, tracker.run_id) == undisturbed
@@ -405,7 +405,7 @@ def test_an_interrupted_run_is_running_again_and_keeps_no_error(store: str, tmp_
 def test_a_run_that_resumes_after_its_last_evaluation_has_its_pictures(store: str, tmp_path: Path, undisturbed: dict) -> None:
     tracker = Killed(uri=store, folder=tmp_path / "run", config="seed: 0\n")
     play(tracker, after=(Saves(tracker, LAST, tmp_path / "state"),))
-    resumed = MlflowTracker(uri=store, folder=tmp_path / "run", config="seed: 0\n", patient=True)
+    resumed = MlflowTracker(uri=store, folder=tmp_path / "run", config="seed: 0\n", allow_offline=True)
     result = play(Resumes(resumed, LAST, tmp_path / "state"))
     assert_complete(MlflowClient(store), tracker.run_id, result)
     assert curves(MlflowClient(store), tracker.run_id) == undisturbed
@@ -430,8 +430,8 @@ class Deadly(those.Unreliable):
 
 folder = Path(sys.argv[3])
 tracker = MlflowTracker(uri=sys.argv[2], folder=folder, config="seed: 0\\n")
-client, experiment = tracker.opened
-tracker.opened = Deadly(client, OSError(), ()), experiment
+client, experiment = tracker.connection
+tracker.connection = Deadly(client, OSError(), ()), experiment
 those.play(tracker, after=(those.Saves(tracker, 33, folder / "state"),))
 """
 
@@ -442,8 +442,8 @@ def test_a_process_that_is_killed_between_sending_and_noting(server: Server, tmp
     command = [sys.executable, "-c", KILLS_ITSELF, str(Path(__file__).parent), server.uri, str(folder)]
     done = subprocess.run(command, cwd=tmp_path, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert waiting(folder / FILE) == 1
-    resumed = MlflowTracker(uri=server.uri, folder=folder, config="seed: 0\n", patient=True)
+    assert count_pending(folder / FILE) == 1
+    resumed = MlflowTracker(uri=server.uri, folder=folder, config="seed: 0\n", allow_offline=True)
     result = play(Resumes(resumed, 33, folder / "state"))
     client = MlflowClient(server.uri)
     assert_complete(client, resumed.run_id, result)
@@ -468,8 +468,8 @@ def test_a_torn_journal_is_taken_up_where_it_is_whole(store: str, tmp_path: Path
         outbox.close()
         assert (folder / FILE).read_bytes() == text[:last]
     (folder / FILE).write_bytes(text[:last] + b'\x00\x00\n{"item": 9, "do": "tags", "values": {"a": "b"}}\n{"ite')
-    assert waiting(folder / FILE) == 1
-    resumed = MlflowTracker(uri=store, folder=folder, config="seed: 0\n", patient=True)
+    assert count_pending(folder / FILE) == 1
+    resumed = MlflowTracker(uri=store, folder=folder, config="seed: 0\n", allow_offline=True)
     result = play(Resumes(resumed, 1, tmp_path / "state"))
     client = MlflowClient(store)
     assert_complete(client, tracker.run_id, result)
@@ -511,7 +511,7 @@ def test_sync_goes_to_another_address_if_told(server: Server, tmp_path: Path, un
     state = torch.load(tmp_path / "state", weights_only=True)
     state["outbox"]["uri"] = NOBODY
     torch.save(state, tmp_path / "state")
-    tracker = MlflowTracker(uri=NOBODY, folder=tmp_path / "runs" / "mine", config="seed: 0\n", patient=True)
+    tracker = MlflowTracker(uri=NOBODY, folder=tmp_path / "runs" / "mine", config="seed: 0\n", allow_offline=True)
     with pytest.warns(RuntimeWarning, match=f"{AWAY}|{STILL_AWAY}") as said:
         result = play(Resumes(tracker, 33, tmp_path / "state"))
     assert len(said) == 2
@@ -530,21 +530,21 @@ def test_a_resumed_run_follows_its_server_only_where_the_run_is(
     shutil.copy(migrated, tmp_path / "other.db")
     other, copy = f"sqlite:///{tmp_path}/other.db", f"sqlite:///{tmp_path}/copy.db"
     with pytest.raises(ValueError, match=r"is at .*mlflow.db, not at .*other.db: leave --tracking_uri out"):
-        MlflowTracker(uri=other, patient=True).load_state_dict(state)
+        MlflowTracker(uri=other, allow_offline=True).load_state_dict(state)
     shutil.copy(tmp_path / "mlflow.db", tmp_path / "copy.db")
-    moved = MlflowTracker(uri=copy, patient=True)
+    moved = MlflowTracker(uri=copy, allow_offline=True)
     with pytest.warns(RuntimeWarning, match=r"was at .*mlflow.db, and goes on at .*copy.db"):
         moved.load_state_dict(state)
-    assert moved.delivery.send.uri == copy
-    away = MlflowTracker(uri="http://127.0.0.1:9", patient=True)
+    assert moved.uploader.send.uri == copy
+    away = MlflowTracker(uri="http://127.0.0.1:9", allow_offline=True)
     with pytest.warns(RuntimeWarning, match=r"doesn't say whether it has the MLflow run .*: it goes on at .*mlflow.db"):
         away.load_state_dict(state)
-    assert away.delivery.send.uri == store
+    assert away.uploader.send.uri == store
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    plain = MlflowTracker(patient=True)  # the store of another working folder was not asked for
+    plain = MlflowTracker(allow_offline=True)  # the store of another working folder was not asked for
     plain.load_state_dict(state)
-    assert plain.delivery.send.uri == store and plain.run_id == tracker.run_id
+    assert plain.uploader.send.uri == store and plain.run_id == tracker.run_id
 
 
 def test_a_full_disk_under_run_and_store_alike_loses_nothing_if_it_has_room_again(
@@ -570,11 +570,11 @@ def test_a_full_disk_under_run_and_store_alike_loses_nothing_if_it_has_room_agai
     assert_complete(MlflowClient(store), tracker.run_id, result)
     assert curves(MlflowClient(store), tracker.run_id) == undisturbed
     assert [entry["item"] for entry in entries(tmp_path / "run" / FILE) if "item" in entry][:3] == [1, 2, 3]
-    assert waiting(tmp_path / "run" / FILE) == 0
+    assert count_pending(tmp_path / "run" / FILE) == 0
 
 
 def test_a_resumed_run_that_was_not_tracked_before_gets_a_run_of_its_own(store: str, tmp_path: Path) -> None:
-    tracker = MlflowTracker(uri=store, folder=tmp_path / "run", patient=True)
+    tracker = MlflowTracker(uri=store, folder=tmp_path / "run", allow_offline=True)
 
     class Late:
         bus = Bus(tracker)
@@ -635,7 +635,7 @@ def test_files_become_artifacts_by_reference(store: str, tmp_path: Path) -> None
     outbox.put("file", path="gone")
     outbox.close()
     with pytest.warns(RuntimeWarning, match=r"the artifact .*gone is gone"):
-        assert deliver(folder / FILE).left == 0
+        assert sync(folder / FILE).left == 0
 
 
 def test_the_password_of_a_server_is_written_nowhere(server: Server, tmp_path: Path) -> None:
@@ -652,7 +652,7 @@ def test_what_sync_and_the_tracker_refuse(store: str, tmp_path: Path, capsys: py
     (tmp_path / "runs" / "odd").mkdir(parents=True)
     (tmp_path / "runs" / "odd" / FILE).write_text('{"something": "else"}\n')
     with pytest.raises(ValueError, match="is not the journal of a tracker"):
-        deliver(tmp_path / "runs" / "odd" / FILE)
+        sync(tmp_path / "runs" / "odd" / FILE)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"the run folder .* can't be made"):
         MlflowTracker(uri=store, folder=tmp_path / "file" / "run")

@@ -203,9 +203,9 @@ class Experiment:
             self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
             result = result_of(state)
             if parent is not None:
-                from clstream.tracking.run_metrics import delivered
+                from clstream.tracking.run_metrics import tasks_by_session
 
-                parent.see(seed, result, delivered(self.stream.reseeded(seed), len(result.accuracy)))
+                parent.update(seed, result, tasks_by_session(self.stream.reseeded(seed), len(result.accuracy)))
             return result
         observers = self.observers(seed, folder, parent)
         self.first = False
@@ -254,6 +254,6 @@ class Experiment:
                 config=as_yaml(self.parser, own),
                 folder=folder,
                 files=[event_log.file for event_log in log],
-                patient=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
+                allow_offline=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
             )
         return [*log, *measures, tracker, bar, *checkpointer]

@@ -64,7 +64,7 @@ def sync_command(arguments: list[str]) -> int:
     files = [place] if place.is_file() else outbox.journals(place)
     if options.run is not None and not files:
         raise Failure(f"there is no journal of a tracker in {place}: nothing was tracked there")
-    waiting: dict[Path, int] = {}
+    pending: dict[Path, int] = {}
     faults: list[str] = []
     for file in files:
         try:
@@ -74,24 +74,24 @@ def sync_command(arguments: list[str]) -> int:
         except ValueError as error:
             faults.append(str(error))
         else:
-            waiting[file] = len(journal.pending)
+            pending[file] = len(journal.pending)
             faults += [f"{file}: {are_damaged(journal.damaged)}, and what it said can't be sent"] if journal.damaged else []
     left = len(faults)
     for fault in faults:
         print_error(fault)
-    if not any(waiting.values()):
+    if not any(pending.values()):
         if not faults:
             print(f"there is nothing to send in {place}")
         return int(left > 0)
-    from clstream.tracking.mlflow_store import deliver  # importing mlflow takes seconds: only where it is used
+    from clstream.tracking.mlflow_store import sync  # importing mlflow takes seconds: only where it is used
 
-    for file in [file for file, count in waiting.items() if count]:
+    for file in [file for file, count in pending.items() if count]:
         try:
             with locked(file.parent):
-                done = deliver(file, options.tracking_uri)
+                done = sync(file, options.tracking_uri)
         except (OSError, ValueError) as error:
-            left += waiting[file]
-            print(f"{file}: {waiting[file]} writes could not be sent: {error}")
+            left += pending[file]
+            print(f"{file}: {pending[file]} writes could not be sent: {error}")
             continue
         left += done.left
         print(f"{file}: {done.sent} writes sent to the MLflow run {done.run_id or 'that could not be created'}")

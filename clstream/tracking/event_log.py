@@ -210,16 +210,20 @@ def _of_epoch(event: events.EpochStarted) -> Entry:
 
 
 def _of_evaluation(event: events.Evaluated) -> Entry:
-    found: Evaluation = event.evaluation
-    about: Entry = {"sessions": len(found.accuracy), "batches": found.probe_steps[-1], "within_session": found.within_session}
-    if found.within_session:
-        mean = metrics.average_accuracy(found.probes, found.probe_taught)
-        return about | {"mean": plain(mean), "accuracy": plain(found.probes[-1].tolist())}
+    evaluation: Evaluation = event.evaluation
+    about: Entry = {
+        "sessions": len(evaluation.accuracy),
+        "batches": evaluation.probe_steps[-1],
+        "within_session": evaluation.within_session,
+    }
+    if evaluation.within_session:
+        mean = metrics.average_accuracy(evaluation.probes, evaluation.probe_taught)
+        return about | {"mean": plain(mean), "accuracy": plain(evaluation.probes[-1].tolist())}
     values = {
-        "mean": metrics.average_accuracy(found.main, found.taught),
-        "forgetting": metrics.forgetting(found.main, found.taught),
-        "accuracy": found.accuracy[-1].tolist(),
-        "task_accuracy": found.task_accuracy[-1].tolist(),
+        "mean": metrics.average_accuracy(evaluation.main, evaluation.taught),
+        "forgetting": metrics.forgetting(evaluation.main, evaluation.taught),
+        "accuracy": evaluation.accuracy[-1].tolist(),
+        "task_accuracy": evaluation.task_accuracy[-1].tolist(),
     }
     return about | {name: plain(value) for name, value in values.items()}
 
@@ -244,7 +248,7 @@ CONTENT: dict[type, Callable[[Any], Entry]] = {
 
 def contents(thing: object) -> dict[str, object]:
     """Return what an object holds: the fields of a dataclass, and other attributes whose names are not private."""
-    declared = {each.name: getattr(thing, each.name) for each in fields(thing)} if is_dataclass(thing) else {}
+    declared = {field.name: getattr(thing, field.name) for field in fields(thing)} if is_dataclass(thing) else {}
     return declared | {name: value for name, value in getattr(thing, "__dict__", {}).items() if not name.startswith("_")}
 
 

@@ -40,11 +40,11 @@ def _digits(value: object) -> str:
 
 
 def _evaluation(entry: Entry) -> str:
-    each = " ".join(f"{float(value):.3f}" for value in entry["accuracy"])
+    accuracies = " ".join(f"{float(value):.3f}" for value in entry["accuracy"])
     if entry["within_session"]:
-        return f"accuracy {float(entry['mean']):.3f} after {entry['batches']} batches: {each}"
+        return f"accuracy {float(entry['mean']):.3f} after {entry['batches']} batches: {accuracies}"
     lost = float(entry["forgetting"])
-    return f"accuracy {float(entry['mean']):.3f}{'' if math.isnan(lost) else f', forgetting {lost:.3f}'}: {each}"
+    return f"accuracy {float(entry['mean']):.3f}{'' if math.isnan(lost) else f', forgetting {lost:.3f}'}: {accuracies}"
 
 
 TEXT: dict[str, Callable[[Entry], str]] = {

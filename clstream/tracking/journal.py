@@ -86,9 +86,9 @@ def _whole(file: Path) -> int:
         while end > 0:
             start = max(0, end - 65536)
             source.seek(start)
-            found = source.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
+            newline = source.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
             end = start
     return 0
 

@@ -1,4 +1,4 @@
-"""The store: MLflow's side of tracking, a server or a file. The only file that imports mlflow."""
+"""The MLflow store, a server or a file, and how it is written. The only file that imports mlflow."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
-from clstream.tracking.delivery import Delivery, reason_of
 from clstream.tracking.outbox import Item, Outbox, is_plain_name
+from clstream.tracking.uploader import Uploader, reason_of
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are the user's business
 
@@ -37,7 +37,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # a server that hangs
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # 7 times; what it doesn't take in time waits in the outbox
 
 
-Opened = tuple[MlflowClient, str]
+Connection = tuple[MlflowClient, str]
 """What `connect` returns: a client, and the id of the experiment."""
 
 
@@ -61,7 +61,7 @@ def without_password(uri: str) -> str:
     return urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2])) if "@" in address.netloc else uri
 
 
-def connect(uri: str | None = None, experiment: str = "clstream") -> Opened:
+def connect(uri: str | None = None, experiment: str = "clstream") -> Connection:
     """Return a client and the id of the experiment, which is made if it isn't there.
 
     Raises:
@@ -91,11 +91,11 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> Opened:
         # two runs that start at once would make the tables of a new store at once, and one of them would fail
         with FileLock(Path(tempfile.gettempdir()) / f"clstream-{name}.lock", timeout=120):
             client = MlflowClient(where)
-            found = client.get_experiment_by_name(experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
+            existing = client.get_experiment_by_name(experiment)
+            if existing is not None and existing.lifecycle_stage == "deleted":
                 raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
-            if found is not None:
-                return client, found.experiment_id
+            if existing is not None:
+                return client, existing.experiment_id
             # the UI shows an experiment without this tag as one of language models, without its curves in the first place
             return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
     except ModuleNotFoundError as error:  # SQLAlchemy asks for the driver that the scheme names
@@ -110,34 +110,34 @@ class Sender:
     Args:
         outbox: whose items.
         uri: where to, with the password if it takes one.
-        opened: what `connect` returned, if it was called.
-        ask: whether the store is asked what it has before metrics are sent: where a run was taken up again.
+        connection: what `connect` returned, if it was called.
+        check_steps: whether the store is asked which steps it has before metrics are sent: where a run was resumed.
 
     """
 
-    def __init__(self, outbox: Outbox, uri: str, opened: Opened | None = None, ask: bool = False) -> None:
-        self.outbox, self.uri, self.opened, self.ask = outbox, uri, opened, ask
+    def __init__(self, outbox: Outbox, uri: str, connection: Connection | None = None, check_steps: bool = False) -> None:
+        self.outbox, self.uri, self.connection, self.check_steps = outbox, uri, connection, check_steps
         self.steps: dict[str, set[int]] = {}
 
     @property
     def client(self) -> MlflowClient:
         """The client, made when it is first needed: for a file of SQLite that alone may fail."""
-        if self.opened is None:
-            self.opened = connect(self.uri, self.outbox.head["experiment"])
-        return self.opened[0]
+        if self.connection is None:
+            self.connection = connect(self.uri, self.outbox.head["experiment"])
+        return self.connection[0]
 
-    def __call__(self, item: Item, unsure: bool) -> str | None:
-        """Send an item; `unsure`: it may have arrived already. Return the id of a run that was created."""
-        if unsure:
+    def __call__(self, item: Item, maybe_sent: bool) -> str | None:
+        """Send an item; `maybe_sent`: it may have arrived already. Return the id of a run that was created."""
+        if maybe_sent:
             self.steps.clear()  # what was known may be out of date
         if item["do"] == "create":
-            return self.create(item, unsure)
+            return self.create(item, maybe_sent)
         run_id, client = self.outbox.run_id, self.client
         if run_id is None:
             raise LookupError("the MLflow run was never created")
         match item["do"]:
             case "metrics":
-                self.metrics(run_id, item, unsure or self.ask)
+                self.metrics(run_id, item, maybe_sent or self.check_steps)
             case "params":
                 client.log_batch(run_id, params=[Param(key, value) for key, value in item["values"].items()])
             case "tags":
@@ -159,21 +159,21 @@ class Sender:
                 raise LookupError(f"this version of clstream can't send {other!r}")
         return None
 
-    def create(self, item: Item, unsure: bool) -> str:
+    def create(self, item: Item, maybe_sent: bool) -> str:
         """Create the run, unless it is there."""
-        client, experiment = self.client, self.opened[1] if self.opened else ""
-        if unsure:
-            for found in client.search_runs([experiment], f"tags.clstream_run = '{self.outbox.head['key']}'", ViewType.ALL):
-                return str(found.info.run_id)
+        client, experiment = self.client, self.connection[1] if self.connection else ""
+        if maybe_sent:
+            for run in client.search_runs([experiment], f"tags.clstream_run = '{self.outbox.head['key']}'", ViewType.ALL):
+                return str(run.info.run_id)
         tags = item["tags"] | {"clstream_run": self.outbox.head["key"]}
         return str(client.create_run(experiment, item["at"], tags, item["name"]).info.run_id)
 
-    def metrics(self, run_id: str, item: Item, ask: bool) -> None:
-        """Write the points; if `ask`, those that the store doesn't have."""
+    def metrics(self, run_id: str, item: Item, check_steps: bool) -> None:
+        """Write the points; if `check_steps`, those that the store doesn't have."""
         points = [
             Metric(name, value, item["at"], step)
             for name, step, value in item["points"]
-            if not (ask and step in self.known(run_id, name))
+            if not (check_steps and step in self.steps_of(run_id, name))
         ]
         for first in range(0, len(points), _PER_WRITE):
             self.client.log_batch(run_id, metrics=points[first : first + _PER_WRITE])
@@ -181,8 +181,8 @@ class Sender:
             if point.key in self.steps:
                 self.steps[point.key].add(point.step)
 
-    def known(self, run_id: str, name: str) -> set[int]:
-        """Return the steps of a metric that the store has."""
+    def steps_of(self, run_id: str, name: str) -> set[int]:
+        """Return the steps of a metric that the store has already."""
         if name not in self.steps:
             self.steps[name] = {point.step for point in self.client.get_metric_history(run_id, name)}
         return self.steps[name]
@@ -213,13 +213,14 @@ class Sender:
             warnings.warn(f"the artifact {file} is gone, so MLflow doesn't get it", RuntimeWarning, stacklevel=2)
 
 
-def deliver_to(uri: str, outbox: Outbox, opened: Opened | None = None, ask: bool = False) -> Delivery:
-    """Return what sends an outbox to MLflow; see `Sender`."""
-    return Delivery(outbox, Sender(outbox, uri, opened, ask), f"MLflow at {without_password(uri)}", Path("runs").absolute())
+def make_uploader(uri: str, outbox: Outbox, connection: Connection | None = None, check_steps: bool = False) -> Uploader:
+    """Return the uploader of an outbox to MLflow; see `Sender`."""
+    send, server = Sender(outbox, uri, connection, check_steps), f"MLflow at {without_password(uri)}"
+    return Uploader(outbox, send, server, Path("runs").absolute())
 
 
-class Delivered(NamedTuple):
-    """What `deliver` did: the run, the writes sent, those left, why, and whether the run had come to an end."""
+class SyncReport(NamedTuple):
+    """What `sync` did: the run, the writes sent, those left, why, and whether the run had come to an end."""
 
     run_id: str | None
     sent: int
@@ -228,7 +229,7 @@ class Delivered(NamedTuple):
     ended: bool
 
 
-def deliver(file: Path, uri: str | None = None) -> Delivered:
+def sync(file: Path, uri: str | None = None) -> SyncReport:
     """Send what a journal holds and the server doesn't have.
 
     Args:
@@ -251,7 +252,7 @@ def deliver(file: Path, uri: str | None = None) -> Delivered:
             outbox.flush(Sender(outbox, where))
         except Exception as raised:  # noqa: BLE001  # each kind of store has its own
             error = reason_of(raised)
-        return Delivered(outbox.run_id, before - len(outbox.pending), len(outbox.pending), error, outbox.ended)
+        return SyncReport(outbox.run_id, before - len(outbox.pending), len(outbox.pending), error, outbox.ended)
     finally:
         outbox.close()
 
@@ -287,8 +288,8 @@ def charts_page(uri: str, picture: str, experiment: str | None = None) -> str:
     """
     client = MlflowClient(uri) if experiment is None else connect(uri, experiment)[0]
     try:
-        those = [each for each in client.search_experiments() if experiment in (None, each.name)]
-        runs = client.search_runs([each.experiment_id for each in those], max_results=200)
+        experiments = [item.experiment_id for item in client.search_experiments() if experiment in (None, item.name)]
+        runs = client.search_runs(experiments, max_results=200)
         if not runs:
             raise LookupError(f"there is no run in {experiment or 'the store'}")
         number = runs[0].info.experiment_id
@@ -311,7 +312,7 @@ def view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
     for name in sorted(metrics):
         section, _, short = name.rpartition("/")
         if section in ("accuracy", "anytime", "task_il/accuracy"):
-            if section not in [each["name"] for each in sections]:
+            if section not in [drawn["name"] for drawn in sections]:
                 sections.append({"uuid": section, "name": section})
             charts.append({
                 "type": "LINE", "uuid": name, "metricSectionId": section, "metricKey": name, "displayName": short,
@@ -330,9 +331,9 @@ def view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
 
 def curves(uri: str) -> dict[str, list[tuple[int, float]]]:
     """Return the points (step, value) of each metric of the runs that are finished in a store, as they lie there."""
-    client, found = MlflowClient(uri), dict[str, list[tuple[int, float]]]()
-    for run in client.search_runs([each.experiment_id for each in client.search_experiments()], "attributes.status = 'FINISHED'"):
+    client, points_of = MlflowClient(uri), dict[str, list[tuple[int, float]]]()
+    for run in client.search_runs([item.experiment_id for item in client.search_experiments()], "attributes.status = 'FINISHED'"):
         for name in run.data.metrics:
             points = client.get_metric_history(run.info.run_id, name)
-            found[name] = found.get(name, []) + [(point.step, point.value) for point in points]
-    return found
+            points_of[name] = points_of.get(name, []) + [(point.step, point.value) for point in points]
+    return points_of

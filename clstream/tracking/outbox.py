@@ -31,7 +31,7 @@ Send = Callable[[Item, bool], "str | None"]
 
 
 class Outbox:
-    """Things to write, in order: in memory, and in a journal too from `keep_in` on.
+    """Things to write, in order: in memory, and in a journal too from `open_journal` on.
 
     Args:
         head: where the run is tracked: "uri", "experiment", and a "key" of the run's own; "run_id" once MLflow has given one.
@@ -42,11 +42,11 @@ class Outbox:
         self.head = dict(head)
         self.run_id: str | None = self.head.get("run_id")
         self.pending: deque[Item] = deque()
-        self.unsure: set[int] = set()
+        self.maybe_sent: set[int] = set()
         """Numbers of the items that may have arrived."""
         self.points: set[tuple[str, int]] = set()
         """(name, step) of every point of a metric so far, sent or not."""
-        self.numbered = 0
+        self.last_number = 0
         self.ended = False
         self.damaged: list[int] = []
         """Numbers of the lines of its journal that could not be read, or are not to be followed."""
@@ -55,33 +55,33 @@ class Outbox:
 
     @classmethod
     def read(cls, file: Path) -> Outbox:
-        """Take up a journal where it stopped.
+        """Resume a journal where it stopped.
 
         Raises:
             OSError: if it can't be read, or another process writes to it.
             ValueError: if it is no journal of a tracker, or of a later version of clstream.
 
         """
-        found = cls({})
-        found._lock(file)
+        outbox = cls({})
+        outbox._lock(file)
         try:
-            found._take(file)
-            found.journal = Journal(file, synced=True)
+            outbox._take(file)
+            outbox.journal = Journal(file, synced=True)
         except BaseException:
-            found.close()
+            outbox.close()
             raise
-        return found
+        return outbox
 
     def _take(self, file: Path) -> None:
-        waiting: dict[int, Item] = {}
+        pending: dict[int, Item] = {}
         for number, entry in lines_of(file):
             if entry is None or not _is_sound(entry, file.parent):
                 self.damaged.append(number)
             elif "item" in entry:
                 self._add(entry)
-                waiting[entry["item"]] = entry
+                pending[entry["item"]] = entry
             elif "sent" in entry:
-                waiting.pop(entry["sent"], None)
+                pending.pop(entry["sent"], None)
                 self.run_id = entry.get("run_id", self.run_id)
             elif "seed" not in entry:
                 self.head |= entry
@@ -92,11 +92,11 @@ class Outbox:
             raise ValueError(f"{file} is a damaged journal of a tracker: it doesn't say where the run is tracked")
         self.head.pop("points", None)
         self.run_id = self.run_id or self.head.get("run_id")
-        self.pending = deque(waiting.values())
-        self.unsure = set(waiting)
+        self.pending = deque(pending.values())
+        self.maybe_sent = set(pending)
 
     def _add(self, item: Item) -> None:
-        self.numbered = item["item"]
+        self.last_number = item["item"]
         self.ended = item["do"] == "end"
         if item["do"] == "metrics":
             self.points |= {(name, step) for name, step, _ in item["points"]}
@@ -111,7 +111,7 @@ class Outbox:
         except Timeout:
             raise OSError(f"{file} is in use: wait for the run, or the `clstream sync`, that writes to it") from None
 
-    def keep_in(self, file: Path) -> None:
+    def open_journal(self, file: Path) -> None:
         """Keep what is pending, and all that follows, in a journal at `file`, where there is none.
 
         Raises OSError if it can't be written.
@@ -130,7 +130,7 @@ class Outbox:
 
     def put(self, do: str, **content: Any) -> None:
         """Add something to write, of plain values that are valid JSON."""
-        item: Item = {"item": self.numbered + 1, "do": do, **content}
+        item: Item = {"item": self.last_number + 1, "do": do, **content}
         self._add(item)
         self.pending.append(item)
         if self.journal is not None:
@@ -142,7 +142,7 @@ class Outbox:
             self.journal.append(content)
 
     def note(self, **content: str) -> None:
-        """Change what the head says, from now on."""
+        """Change entries of the head, from now on."""
         self.head |= content
         if self.journal is not None:
             self.journal.append(content)
@@ -155,17 +155,17 @@ class Outbox:
         while self.pending:
             item = self.pending[0]
             number = item["item"]
-            unsure = number in self.unsure
-            self.unsure.add(number)
-            run_id = send(item, unsure)
+            maybe_sent = number in self.maybe_sent
+            self.maybe_sent.add(number)
+            run_id = send(item, maybe_sent)
             self.run_id = run_id or self.run_id
             if self.journal is not None:
                 self.journal.append({"sent": number} | ({"run_id": run_id} if run_id else {}))
             self.pending.popleft()
-            self.unsure.discard(number)
+            self.maybe_sent.discard(number)
 
     def close(self) -> None:
-        """Let go of the journal."""
+        """Close the journal."""
         if self.journal is not None:
             self.journal.close()
             self.journal = None
@@ -180,7 +180,7 @@ def journals(folder: Path) -> list[Path]:
 
 
 def peek(file: Path) -> Outbox:
-    """Return what a journal holds, without taking it up.
+    """Return what a journal holds, without resuming it.
 
     Raises OSError if it can't be read, and ValueError if it is no journal of a tracker.
     """
@@ -189,8 +189,8 @@ def peek(file: Path) -> Outbox:
     return outbox
 
 
-def waiting(file: Path) -> int:
-    """Return how many items of a journal have no mark: see `peek`."""
+def count_pending(file: Path) -> int:
+    """Return how many items of a journal are not marked as sent: see `peek`."""
     return len(peek(file).pending)
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from clstream.figures import compared_curves, forgetting_curves
 from clstream.results import Evaluation
-from clstream.tracking.delivery import Delivery
 from clstream.tracking.journal import entries
-from clstream.tracking.mlflow_store import connect, deliver_to, tracking_uri
+from clstream.tracking.mlflow_store import connect, make_uploader, tracking_uri
 from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.runs import PICTURE, _clean, _now, as_png, begin_run, writable
+from clstream.tracking.uploader import Uploader
 
 
 @contextmanager
@@ -55,14 +55,14 @@ def parent_run(
         outbox = Outbox.read(file)
         if uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
             where = outbox.head["uri"]
-        going = deliver_to(where, outbox, ask=True)
+        uploader = make_uploader(where, outbox, check_steps=True)
         outbox.put("resume")
     else:
-        opened = None if resumed else connect(where, experiment)
-        going = begin_run(where, experiment, opened, file, name, {"mlflow.source.name": "clstream", **(tags or {})})
-        outbox = going.outbox
-    going.try_now()
-    parent, status = ParentRun(going, name, seeds), "FAILED"
+        connection = None if resumed else connect(where, experiment)
+        uploader = begin_run(where, experiment, connection, file, name, {"mlflow.source.name": "clstream", **(tags or {})})
+        outbox = uploader.outbox
+    uploader.upload()
+    parent, status = ParentRun(uploader, name, seeds), "FAILED"
     try:
         yield parent
         status = "FINISHED"
@@ -73,13 +73,13 @@ def parent_run(
     finally:
         parent.draw(last=True)
         outbox.put("end", status=status, at=_now())
-        going.try_now(last=True)
+        uploader.upload(last=True)
         if status == "FINISHED":
-            parent.say_what_is_missing()
+            parent.warn_of_missing_seeds()
 
 
-class Renewal:
-    """When a picture is drawn anew: at most every 30 seconds, and not before a twentieth of the time since the start has passed.
+class PictureTimer:
+    """Says when a picture is due: at most every 30 seconds, and not before a twentieth of the time since the start has passed.
 
     So a run of a day has 130 of them, not 2,880.
     """
@@ -103,15 +103,15 @@ class ParentRun:
     journal too.
     """
 
-    def __init__(self, going: Delivery, name: str, seeds: Sequence[int]) -> None:
-        self.delivery, self.name, self.seeds = going, name, tuple(seeds)
-        self.waiting: dict[tuple[str, int], dict[int, float]] = {}
+    def __init__(self, uploader: Uploader, name: str, seeds: Sequence[int]) -> None:
+        self.uploader, self.name, self.seeds = uploader, name, tuple(seeds)
+        self.incomplete: dict[tuple[str, int], dict[int, float]] = {}
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.drawn: tuple[int, ...] = ()
         self.picture = ""
-        self.renewal = Renewal()
+        self.picture_timer = PictureTimer()
         self.described = False
-        journal = going.outbox.journal
+        journal = uploader.outbox.journal
         for entry in entries(journal.file) if journal is not None else ():
             self.described |= entry.get("do") == "params"
             if "seed" in entry:
@@ -121,17 +121,17 @@ class ParentRun:
     @property
     def run_id(self) -> str | None:
         """The id of the MLflow run; None if a resumed run was never created, and the server is away."""
-        return self.delivery.outbox.run_id
+        return self.uploader.outbox.run_id
 
     def check(self, seed: int) -> None:
         """Refuse the run of another seed, and one that begins when the parent is over."""
-        if self.delivery.outbox.ended:
+        if self.uploader.outbox.ended:
             raise ValueError(f"the parent run {self.name!r} is over: run its seeds within `with parent_run(...)`")
         if seed not in self.seeds:
-            raise ValueError(f"the parent run {self.name!r} is of the seeds {self.listed}, not of {seed}")
+            raise ValueError(f"the parent run {self.name!r} is of the seeds {self.seed_list}, not of {seed}")
 
     @property
-    def listed(self) -> str:
+    def seed_list(self) -> str:
         """The seeds, as text."""
         return ",".join(map(str, self.seeds))
 
@@ -140,73 +140,73 @@ class ParentRun:
         if self.described:
             return
         self.described = True
-        shared = {key: str(value)[:6000] for key, value in params.items() if key != "seed"} | {"seeds": self.listed}
-        self.delivery.outbox.put("params", values=shared)
-        self.delivery.outbox.put("tags", values={key: tags[key] for key in tags if not key.startswith("mlflow.")})
-        self.delivery.try_now()
+        shared = {key: str(value)[:6000] for key, value in params.items() if key != "seed"} | {"seeds": self.seed_list}
+        self.uploader.outbox.put("params", values=shared)
+        self.uploader.outbox.put("tags", values={key: tags[key] for key in tags if not key.startswith("mlflow.")})
+        self.uploader.upload()
 
     def add(self, seed: int, points: Sequence[tuple[str, int, float]]) -> None:
-        """Take (name, step, value) points of a seed, again if need be, and write the mean where all seeds have a value."""
-        written = self.delivery.outbox.points
+        """Add (name, step, value) points of a seed, again if need be, and write the mean where all seeds have a value."""
+        written = self.uploader.outbox.points
         new = [
             (name, step, value)
             for name, step, value in points
-            if (name, step) not in written and seed not in self.waiting.get((name, step), {})
+            if (name, step) not in written and seed not in self.incomplete.get((name, step), {})
         ]
         if new:
-            self.delivery.outbox.keep(seed=seed, points=new)
+            self.uploader.outbox.keep(seed=seed, points=new)
             self._take(seed, new)
             self._write()
 
     def _take(self, seed: int, points: Sequence[Sequence[Any]]) -> None:
         for name, step, value in points:
-            self.waiting.setdefault((name, step), {})[seed] = value
+            self.incomplete.setdefault((name, step), {})[seed] = value
 
     def _write(self) -> None:
-        written, found = self.delivery.outbox.points, list[tuple[str, int, float]]()
-        for (name, step), values in list(self.waiting.items()):
+        written, points = self.uploader.outbox.points, list[tuple[str, int, float]]()
+        for (name, step), values in list(self.incomplete.items()):
             if len(values) < len(self.seeds):
                 continue
-            del self.waiting[name, step]
-            each = np.array([values[seed] for seed in self.seeds])
-            found.append((name, step, float(each.mean())))
-            if len(each) > 1:
-                found.append((f"std/{name}", step, float(each.std(ddof=1))))
-        new = [point for point in found if point[:2] not in written]
+            del self.incomplete[name, step]
+            of_seeds = np.array([values[seed] for seed in self.seeds])
+            points.append((name, step, float(of_seeds.mean())))
+            if len(of_seeds) > 1:
+                points.append((f"std/{name}", step, float(of_seeds.std(ddof=1))))
+        new = [point for point in points if point[:2] not in written]
         if new:
-            self.delivery.outbox.put("metrics", at=_now(), points=new)
-            self.delivery.try_now()
+            self.uploader.outbox.put("metrics", at=_now(), points=new)
+            self.uploader.upload()
 
-    def see(self, seed: int, found: Evaluation, sessions: Tensor) -> None:
-        """Take what a seed measured so far, for the picture; see `delivered` for `sessions`."""
-        self.seen[seed] = found.main, found.taught, sessions
+    def update(self, seed: int, evaluation: Evaluation, sessions: Tensor) -> None:
+        """Take in what a seed measured so far, for the picture; see `tasks_by_session` for `sessions`."""
+        self.seen[seed] = evaluation.main, evaluation.taught, sessions
         self.draw()
 
     def draw(self, last: bool = False) -> None:
         """Draw the mean over the seeds that came farthest, if there is something new, and time for it, or it is the last time."""
         rows = max((len(main) for main, _, _ in self.seen.values()), default=0)
-        there = [seed for seed in self.seeds if seed in self.seen and len(self.seen[seed][0]) == rows]
-        new = (rows, *there)
-        if new != self.drawn and rows and (last or self.renewal.due()):
+        latest = [seed for seed in self.seeds if seed in self.seen and len(self.seen[seed][0]) == rows]
+        new = (rows, *latest)
+        if new != self.drawn and rows and (last or self.picture_timer.due()):
             self.drawn = new
-            self._draw(there)
+            self._draw(latest)
         if last and self.picture:
-            self.delivery.outbox.put("artifact", name="forgetting_curves.png", base64=self.picture)
-        self.delivery.try_now()
+            self.uploader.outbox.put("artifact", name="forgetting_curves.png", base64=self.picture)
+        self.uploader.upload()
 
-    def _draw(self, there: Sequence[int]) -> None:
-        title = self.name if len(there) == len(self.seeds) else f"{self.name}: {len(there)} so far"
-        accuracy, taught, begun = (torch.stack([self.seen[seed][part] for seed in there]) for part in range(3))
+    def _draw(self, latest: Sequence[int]) -> None:
+        title = self.name if len(latest) == len(self.seeds) else f"{self.name}: {len(latest)} so far"
+        accuracy, taught, begun = (torch.stack([self.seen[seed][part] for seed in latest]) for part in range(3))
         self.picture = base64.b64encode(as_png(forgetting_curves(accuracy, taught, title, begun))).decode()
-        self.delivery.outbox.put("image", key=PICTURE, base64=self.picture, at=_now())
+        self.uploader.outbox.put("image", key=PICTURE, base64=self.picture, at=_now())
 
-    def say_what_is_missing(self) -> None:
+    def warn_of_missing_seeds(self) -> None:
         """Warn if the parent ended well, but not all of its seeds did."""
-        absent = [seed for (name, _), values in self.waiting.items() if name == "accuracy/mean" for seed in self.seeds
+        absent = [seed for (name, _), values in self.incomplete.items() if name == "accuracy/mean" for seed in self.seeds
                   if seed not in values]  # fmt: skip
         if absent:
             warnings.warn(
-                f"the curves of {self.name!r} end before those of some of its seeds: a mean needs all of {self.listed}, and "
+                f"the curves of {self.name!r} end before those of some of its seeds: a mean needs all of {self.seed_list}, and "
                 f"{', '.join(map(str, sorted(set(absent))))} did not come as far",
                 RuntimeWarning,
                 stacklevel=3,
@@ -229,13 +229,13 @@ def track_comparison(
     """
     name = f"comparison of {', '.join(results)}"
     pairs = {
-        each: (torch.stack([one.main for one in seeds]), torch.stack([one.taught for one in seeds]))
-        for each, seeds in results.items()
+        run_name: (torch.stack([evaluation.main for evaluation in seeds]), torch.stack([evaluation.taught for evaluation in seeds]))
+        for run_name, seeds in results.items()
     }
     picture = base64.b64encode(as_png(compared_curves(pairs))).decode()
-    going = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"}, began)
-    going.outbox.put("image", key=PICTURE, base64=picture, at=_now())
-    going.outbox.put("artifact", name="comparison.png", base64=picture)
-    going.outbox.put("end", status="FINISHED", at=_now())
-    going.try_now(last=True)
-    return going.outbox.run_id
+    uploader = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"}, began)
+    uploader.outbox.put("image", key=PICTURE, base64=picture, at=_now())
+    uploader.outbox.put("artifact", name="comparison.png", base64=picture)
+    uploader.outbox.put("end", status="FINISHED", at=_now())
+    uploader.upload(last=True)
+    return uploader.outbox.run_id

@@ -12,7 +12,7 @@ from clstream.results import Evaluation
 from clstream.stream import Stream
 
 
-def session_metrics(found: Evaluation, begun: Tensor) -> dict[str, float]:
+def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
     """Return the metrics of the last row, by MLflow name; NaN where one is not defined.
 
     A task's accuracy is left out until it has begun: a curve that rises from 0 where nothing was taught looks like learning.
@@ -22,10 +22,13 @@ def session_metrics(found: Evaluation, begun: Tensor) -> dict[str, float]:
         begun: (tasks,), bool: the tasks of which a session has had samples.
 
     """
-    taught = found.taught
-    width = _width(len(found.baseline))
+    taught = evaluation.taught
+    width = _width(len(evaluation.baseline))
     values: dict[str, float] = {}
-    for prefix, matrix, baseline in (("", found.accuracy, found.baseline), ("task_il/", found.task_accuracy, found.task_baseline)):
+    for prefix, matrix, baseline in (
+        ("", evaluation.accuracy, evaluation.baseline),
+        ("task_il/", evaluation.task_accuracy, evaluation.task_baseline),
+    ):
         lost = metrics.forgetting_max_earlier_minus_last(matrix, taught)
         for task in range(len(baseline)):
             values[f"{prefix}accuracy/task_{task:0{width}d}"] = float(matrix[-1, task]) if begun[task] else math.nan
@@ -37,9 +40,9 @@ def session_metrics(found: Evaluation, begun: Tensor) -> dict[str, float]:
     return values
 
 
-def final_metrics(found: Evaluation) -> dict[str, float]:
+def final_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Return the metrics of the whole main matrix, by MLflow name."""
-    matrix, taught = found.main, found.taught
+    matrix, taught = evaluation.main, evaluation.taught
     values = {
         "final/average_accuracy": metrics.average_accuracy(matrix, taught),
         "final/forgetting": metrics.forgetting(matrix, taught),
@@ -48,15 +51,15 @@ def final_metrics(found: Evaluation) -> dict[str, float]:
         "final/forgetting_first_minus_last": metrics.forgetting_first_minus_last(matrix, taught),
         "final/forgetting_max_minus_last": metrics.forgetting_max_minus_last(matrix, taught),
     }
-    if len(found.probes) > len(found.accuracy):
-        probes, marks = found.probes, found.probe_taught
+    if len(evaluation.probes) > len(evaluation.accuracy):
+        probes, marks = evaluation.probes, evaluation.probe_taught
         values["final/anytime_average_accuracy"] = metrics.anytime_average_accuracy(probes, marks)
         values["final/min_accuracy"] = metrics.min_accuracy(probes, marks)
         values["final/worst_case_accuracy"] = metrics.worst_case_accuracy(probes, marks)
     return values
 
 
-def delivered(stream: Stream, sessions: int, before: Tensor | None = None) -> Tensor:
+def tasks_by_session(stream: Stream, sessions: int, before: Tensor | None = None) -> Tensor:
     """Return which tasks the first sessions had samples of: (sessions, tasks), bool; `before` has the first rows of it."""
     rows = [] if before is None else list(before)
     return torch.stack([*rows, *(stream.mix(session) > 0 for session in range(len(rows), sessions))])

@@ -1,4 +1,4 @@
-"""MLflow runs: begun, resumed, ended."""
+"""How MLflow runs begin and end, and what they need of the file system."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clstream.tracking.delivery import Delivery, reason_of
 from clstream.tracking.journal import set_aside
-from clstream.tracking.mlflow_store import Opened, deliver_to, tracking_uri, without_password
+from clstream.tracking.mlflow_store import Connection, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import Outbox
+from clstream.tracking.uploader import Uploader, reason_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,36 +34,36 @@ def end_earlier(file: Path) -> None:
         return
     if not old.ended:
         old.put("end", status="KILLED", at=_now())
-    deliver_to(tracking_uri(old.head["uri"]), old).try_now(last=True)
+    make_uploader(tracking_uri(old.head["uri"]), old).upload(last=True)
     set_aside(file)
 
 
 def begin_run(
     uri: str,
     experiment: str,
-    opened: Opened | None,
+    connection: Connection | None,
     file: Path | None,
     name: str,
     tags: Mapping[str, str],
     began: float | None = None,
-) -> Delivery:
-    """Begin a new MLflow run, with a journal at `file`. If `opened`, it is created at once, or OSError raised; else when it can."""
+) -> Uploader:
+    """Begin a new MLflow run, with a journal at `file`. With a connection it is created at once, or OSError raised; else later."""
     if file is not None:
         end_earlier(file)
     outbox = Outbox({"uri": without_password(uri), "experiment": experiment, "key": uuid.uuid4().hex})
     if file is not None:
-        outbox.keep_in(file)
-    going = deliver_to(uri, outbox, opened)
+        outbox.open_journal(file)
+    uploader = make_uploader(uri, outbox, connection)
     outbox.put("create", name=name, tags=dict(tags), at=_now() if began is None else int(began * 1000))
-    if opened is not None:
+    if connection is not None:
         try:
-            outbox.flush(going.send)
+            outbox.flush(uploader.send)
         except Exception as error:
             outbox.close()
             if file is not None:
                 file.unlink()
-            raise OSError(f"{going.where} takes no new run: {reason_of(error)}") from error
-    return going
+            raise OSError(f"{uploader.server} takes no new run: {reason_of(error)}") from error
+    return uploader
 
 
 def as_png(figure: Figure) -> bytes:

@@ -30,12 +30,12 @@ from clstream.bus import Event, on
 from clstream.engine.run_params import run_params
 from clstream.figures import accuracy_matrix, forgetting_curves
 from clstream.results import Evaluation, write_csv
-from clstream.tracking.delivery import Delivery, reason_of, spooled
-from clstream.tracking.mlflow_store import connect, deliver_to, has_run, tracking_uri, without_password
+from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
-from clstream.tracking.parent_runs import ParentRun, Renewal
-from clstream.tracking.run_metrics import _width, delivered, final_metrics, session_metrics
+from clstream.tracking.parent_runs import ParentRun, PictureTimer
+from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_session
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run, writable
+from clstream.tracking.uploader import Uploader, default_journal, reason_of
 
 _OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event))
 
@@ -57,7 +57,7 @@ class MlflowTracker:
         folder: of the run. All that is written lies in its file tracking.jsonl before it is sent, so that a killed process
             loses nothing. None: nothing is on disk until something can't be sent, then it is in runs/<MLflow run id>.
         files: become artifacts at the end, those that are there; they have to stay where they are until they are sent.
-        patient: whether a server that is away at the start is no error; for a run that goes on, or follows one that went well.
+        allow_offline: whether a server that is away at the start is no error: for a run that is resumed, or follows another one.
 
     Raises:
         ConnectionError, OSError: at once, if the server doesn't answer or the store or the folder can't be written.
@@ -77,41 +77,41 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         folder: str | Path | None = None,
         files: Sequence[str | Path] = (),
-        patient: bool = False,
+        allow_offline: bool = False,
     ) -> None:
         self.experiment, self.uri = experiment, tracking_uri(uri)
-        self.chosen = uri is not None or "MLFLOW_TRACKING_URI" in os.environ
-        self.opened = None if patient else connect(self.uri, experiment)
+        self.uri_given = uri is not None or "MLFLOW_TRACKING_URI" in os.environ
+        self.connection = None if allow_offline else connect(self.uri, experiment)
         self.name, self.config = name, config
         self.parent = parent if isinstance(parent, ParentRun) else None
         above = parent.run_id if isinstance(parent, ParentRun) else parent
         self.tags = dict(tags or {}) | ({"mlflow.parentRunId": above} if above else {})
         self.file = None if folder is None else writable(Path(folder)) / FILE
         self.files = [Path(file).absolute() for file in files]
-        self.delivery: Delivery | None = None
+        self.uploader: Uploader | None = None
         self._reset()
 
     def _reset(self) -> None:
         self.is_open = False
         self.started: events.RunStarted | None = None
         self.evaluation: Evaluation | None = None
-        self.delivered: Tensor | None = None  # (sessions that ended, tasks), bool: which tasks had samples in which
-        self.renewal = Renewal()
-        self.probes_written, self.versions = 0, 1
+        self.tasks_by_session: Tensor | None = None  # (sessions that ended, tasks), bool: which tasks had samples in which
+        self.picture_timer = PictureTimer()
+        self.probes_written, self.code_versions = 0, 1
         self.samples, self.losses = 0, list[Tensor]()
-        self.earlier: Tensor | None = None  # losses of this session from before the run was resumed
-        self.learning, self.began = 0.0, 0.0
+        self.earlier_losses: Tensor | None = None  # losses of this session from before the run was resumed
+        self.learning_seconds, self.began = 0.0, 0.0
         self.counts: dict[str, float] = {}
 
     @property
     def experiment_id(self) -> str | None:
         """The id of the MLflow experiment; None if the server was not asked for it, as where a run goes on."""
-        return None if self.opened is None else self.opened[1]
+        return None if self.connection is None else self.connection[1]
 
     @property
     def run_id(self) -> str | None:
         """The id of the MLflow run, of the last one if it is over; None while there is none."""
-        return None if self.delivery is None else self.delivery.outbox.run_id
+        return None if self.uploader is None else self.uploader.outbox.run_id
 
     @on(events.RunStarted)
     def open(self, event: events.RunStarted) -> None:
@@ -139,50 +139,50 @@ class MlflowTracker:
             **({"git_commit": commit} if commit else {}),
             **self.tags,
         }
-        self.delivery = begin_run(self.uri, self.experiment, self.opened, self.file, self.name or self.title, tags)
-        outbox, self.is_open = self.delivery.outbox, True
+        self.uploader = begin_run(self.uri, self.experiment, self.connection, self.file, self.name or self.title, tags)
+        outbox, self.is_open = self.uploader.outbox, True
         params = run_params(strategy, stream, seed, stream.device or "cpu")
         outbox.put("params", values={key: str(value)[:6000] for key, value in params.items()})
         outbox.put("artifact", name="stream.txt", text=str(stream))
         if self.config is not None:
             outbox.put("artifact", name="config.yaml", text=self.config)
         self._put_code()
-        self.delivery.try_now()
+        self.uploader.upload()
         if self.parent is not None:
             self.parent.describe(params, tags)
         return outbox
 
     def _put_code(self, folder: str = "code") -> None:
         """Write the source of the user's own modules, so that the run can be repeated."""
-        if self.delivery is not None and self.started is not None and self.started.run is not None:
+        if self.uploader is not None and self.started is not None and self.started.run is not None:
             for name, text in self.started.run.source_files.items():
-                self.delivery.outbox.put("artifact", name=f"{folder}/{name}", text=_clean(text))
+                self.uploader.outbox.put("artifact", name=f"{folder}/{name}", text=_clean(text))
 
     @property
     def outbox(self) -> Outbox:
         """Where to write to; a run that was resumed without the state of a tracker gets an MLflow run of its own."""
-        return self.delivery.outbox if self.delivery is not None and self.is_open else self._create()
+        return self.uploader.outbox if self.uploader is not None and self.is_open else self._create()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on in the same MLflow run: plain values and tensors."""
         now = time.perf_counter()
-        outbox, found = self.outbox, self.evaluation
+        outbox, evaluation = self.outbox, self.evaluation
         return {
             "outbox": outbox.head | ({"run_id": outbox.run_id} if outbox.run_id else {}),
             "seconds": now - self.start,
             "session_seconds": now - self.began,
-            "learning": self.learning,
+            "learning_seconds": self.learning_seconds,
             "samples": self.samples,
             "losses": self._losses(),
             "counts": dict(self.counts),
             "probes_written": self.probes_written,
-            "delivered": self.delivered,
-            "versions": self.versions,
-            "evaluation": found and {each.name: getattr(found, each.name) for each in fields(Evaluation)},
+            "tasks_by_session": self.tasks_by_session,
+            "code_versions": self.code_versions,
+            "evaluation": evaluation and {field.name: getattr(evaluation, field.name) for field in fields(Evaluation)},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the MLflow run of a state, and go on in it. A server that is away is no error here.
+        """Resume the MLflow run of a state. A server that is away is no error here.
 
         Raises:
             OSError: if the journal in the run's folder can't be read or written, or another process writes to it.
@@ -191,7 +191,7 @@ class MlflowTracker:
         """
         recorded, now = dict(state["outbox"]), time.perf_counter()
         uri = self._same_server(recorded)
-        file = self.file or spooled(Path("runs").absolute(), recorded)
+        file = self.file or default_journal(Path("runs").absolute(), recorded)
         if file.exists():
             outbox = Outbox.read(file)
             if outbox.head["key"] != recorded["key"]:
@@ -200,34 +200,34 @@ class MlflowTracker:
         else:
             outbox = Outbox(recorded)
             if self.file is not None:
-                outbox.keep_in(self.file)
+                outbox.open_journal(self.file)
         if outbox.head["uri"] != without_password(uri):
             outbox.note(uri=without_password(uri))
-        self.delivery, self.is_open = deliver_to(uri, outbox, ask=True), True
+        self.uploader, self.is_open = make_uploader(uri, outbox, check_steps=True), True
         self.start, self.began = now - state["seconds"], now - state["session_seconds"]
-        self.learning, self.samples, self.earlier, self.losses = state["learning"], state["samples"], state["losses"], []
-        self.delivered = state["delivered"]
-        self.versions = state["versions"]
-        self.counts, self.probes_written, found = dict(state["counts"]), state["probes_written"], state["evaluation"]
-        self.evaluation = found and Evaluation(**dict(found) | {"probe_steps": tuple(found["probe_steps"])})
+        self.learning_seconds, self.samples = state["learning_seconds"], state["samples"]
+        self.earlier_losses, self.losses = state["losses"], []
+        self.tasks_by_session, self.code_versions = state["tasks_by_session"], state["code_versions"]
+        self.counts, self.probes_written, evaluation = dict(state["counts"]), state["probes_written"], state["evaluation"]
+        self.evaluation = evaluation and Evaluation(**dict(evaluation) | {"probe_steps": tuple(evaluation["probe_steps"])})
         outbox.put("resume")
         changed = [] if self.started is None or self.started.run is None else self.started.run.changed_code
         if changed:
             outbox.put("tags", values={"changed_code": _clean("; ".join(changed)[:5000])})
-            self.versions += 1
-            self._put_code(f"code.{self.versions}")
-        self.delivery.try_now()
+            self.code_versions += 1
+            self._put_code(f"code.{self.code_versions}")
+        self.uploader.upload()
 
     def _same_server(self, recorded: Mapping[str, str]) -> str:
         """Return where a recorded run goes on: where it was, or where this tracker writes to, if the run is there."""
         run_id, before = recorded.get("run_id"), recorded["uri"]
         if without_password(self.uri) == before or run_id is None:
             return self.uri
-        if not self.chosen:
+        if not self.uri_given:
             return before
         ours = without_password(self.uri)
         try:
-            found = has_run(self.uri, run_id)
+            has_it = has_run(self.uri, run_id)
         except Exception as error:  # noqa: BLE001  # each kind of store has its own
             warnings.warn(
                 f"{ours} doesn't say whether it has the MLflow run {run_id} ({reason_of(error)}): it goes on at {before}",
@@ -235,7 +235,7 @@ class MlflowTracker:
                 stacklevel=2,
             )
             return before
-        if not found:
+        if not has_it:
             raise ValueError(f"the MLflow run {run_id} is at {before}, not at {ours}: leave --tracking_uri out, or give that one")
         warnings.warn(f"the MLflow run {run_id} was at {before}, and goes on at {ours}", RuntimeWarning, stacklevel=2)
         return self.uri
@@ -243,7 +243,7 @@ class MlflowTracker:
     @on(events.SessionStarted)
     def begin(self, event: events.SessionStarted) -> None:
         """Start the clock of the session."""
-        self.began, self.samples, self.losses, self.earlier = time.perf_counter(), 0, [], None
+        self.began, self.samples, self.losses, self.earlier_losses = time.perf_counter(), 0, [], None
 
     @on(events.BatchLearned)
     def count(self, event: events.BatchLearned) -> None:
@@ -254,7 +254,7 @@ class MlflowTracker:
     @on(events.SessionEnded)
     def end(self, event: events.SessionEnded) -> None:
         """Stop the clock of the session."""
-        self.learning = time.perf_counter() - self.began
+        self.learning_seconds = time.perf_counter() - self.began
 
     @on(Event)
     def count_others(self, event: Event) -> None:
@@ -271,32 +271,32 @@ class MlflowTracker:
         if event.evaluation.within_session:
             return
         assert self.started is not None
-        self.delivered = delivered(self.started.stream, len(event.evaluation.accuracy), self.delivered)
-        found = session_metrics(event.evaluation, self.delivered.any(0))
-        found["seconds"] = time.perf_counter() - self.start
+        self.tasks_by_session = tasks_by_session(self.started.stream, len(event.evaluation.accuracy), self.tasks_by_session)
+        values = session_metrics(event.evaluation, self.tasks_by_session.any(0))
+        values["seconds"] = time.perf_counter() - self.start
         losses = self._losses()
         if losses is not None:
-            found["loss"] = float(losses.mean())
-            found["samples_per_second"] = self.samples / self.learning if self.learning else math.nan
+            values["loss"] = float(losses.mean())
+            values["samples_per_second"] = self.samples / self.learning_seconds if self.learning_seconds else math.nan
         self._log(
-            {name: [(len(event.evaluation.accuracy), value)] for name, value in (found | self.counts).items()} | self._probes()
+            {name: [(len(event.evaluation.accuracy), value)] for name, value in (values | self.counts).items()} | self._probes()
         )
-        if self.renewal.due():
+        if self.picture_timer.due():
             self._picture(event.evaluation)
-        assert self.delivery is not None
-        self.delivery.try_now()
+        assert self.uploader is not None
+        self.uploader.upload()
         if self.parent is not None:
-            self.parent.see(self.started.seed, event.evaluation, self.delivered)
+            self.parent.update(self.started.seed, event.evaluation, self.tasks_by_session)
 
-    def _picture(self, found: Evaluation) -> bytes:
+    def _picture(self, evaluation: Evaluation) -> bytes:
         """Draw the forgetting curves, for MLflow's charts, and return the picture."""
-        image = as_png(forgetting_curves(found.main, found.taught, self.title, self.delivered))
+        image = as_png(forgetting_curves(evaluation.main, evaluation.taught, self.title, self.tasks_by_session))
         self.outbox.put("image", key=PICTURE, base64=base64.b64encode(image).decode(), at=_now())
         return image
 
     def _losses(self) -> Tensor | None:
         """Return the losses of the session so far, (batches,), or None."""
-        parts = [] if self.earlier is None else [self.earlier]
+        parts = [] if self.earlier_losses is None else [self.earlier_losses]
         if self.losses:
             new = torch.stack(self.losses)
             parts = [*(part.to(new.device) for part in parts), new]
@@ -304,16 +304,18 @@ class MlflowTracker:
 
     def _probes(self) -> dict[str, list[tuple[int, float]]]:
         """Return the evaluations that were not written yet, by batches learned, if there are any within sessions."""
-        found = self.evaluation
-        assert found is not None
-        new = range(self.probes_written, len(found.probes))
-        if len(found.probes) <= len(found.accuracy) and not self.probes_written:
+        evaluation = self.evaluation
+        assert evaluation is not None
+        new = range(self.probes_written, len(evaluation.probes))
+        if len(evaluation.probes) <= len(evaluation.accuracy) and not self.probes_written:
             return {}
-        self.probes_written = len(found.probes)
-        width = _width(len(found.baseline))
+        self.probes_written = len(evaluation.probes)
+        width = _width(len(evaluation.baseline))
         return {
-            f"anytime/task_{task:0{width}d}": [(found.probe_steps[index], float(found.probes[index][task])) for index in new]
-            for task in range(len(found.baseline))
+            f"anytime/task_{task:0{width}d}": [
+                (evaluation.probe_steps[index], float(evaluation.probes[index][task])) for index in new
+            ]
+            for task in range(len(evaluation.baseline))
         }
 
     def _log(self, curves: Mapping[str, list[tuple[int, float]]]) -> None:
@@ -330,36 +332,37 @@ class MlflowTracker:
     @on(events.RunEnded)
     def close(self, event: events.RunEnded) -> None:
         """Write the pictures and the matrix of what there is, and end the run: FINISHED, FAILED or KILLED."""
-        if not self.is_open or self.delivery is None:  # it never began
+        if not self.is_open or self.uploader is None:  # it never began
             self._reset()
             return
-        outbox, error, found = self.delivery.outbox, event.error, self.evaluation
+        outbox, error, evaluation = self.uploader.outbox, event.error, self.evaluation
         status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         try:
             if error is not None:
                 outbox.put("tags", values={"error": _clean(f"{type(error).__name__}: {error}"[:5000])})
                 outbox.put("artifact", name="error.txt", text="".join(traceback.format_exception(error)))
-            if found is not None:
+            if evaluation is not None:
                 self._log(self._probes())  # those since the last session that ended
-            if found is not None and len(found.accuracy):
+            if evaluation is not None and len(evaluation.accuracy):
                 if error is None:  # else it may be resumed, and these have one value
-                    self._log({name: [(0, value)] for name, value in final_metrics(found).items()})  # step 0: MLflow draws bars
-                self._artifacts(found)
+                    final = final_metrics(evaluation)
+                    self._log({name: [(0, value)] for name, value in final.items()})  # step 0: MLflow draws bars
+                self._artifacts(evaluation)
         finally:
             for file in self.files:
                 if file.is_file():
                     outbox.put("file", path=_seen_from(file, self.file))
             outbox.put("end", status=status, at=_now())
             self._reset()
-            self.delivery.try_now(last=True)
+            self.uploader.upload(last=True)
 
-    def _artifacts(self, found: Evaluation) -> None:
+    def _artifacts(self, evaluation: Evaluation) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            views = [("accuracy", found.accuracy), ("task_il_accuracy", found.task_accuracy)]
+            views = [("accuracy", evaluation.accuracy), ("task_il_accuracy", evaluation.task_accuracy)]
             for view, matrix in views:
-                write_csv(matrix, found.taught, folder / f"{view}.csv")
+                write_csv(matrix, evaluation.taught, folder / f"{view}.csv")
                 accuracy_matrix(matrix, f"{self.title}: {view}").savefig(folder / f"{view}.png", dpi=120)
-            (folder / "forgetting_curves.png").write_bytes(self._picture(found))
+            (folder / "forgetting_curves.png").write_bytes(self._picture(evaluation))
             for file in sorted(folder.iterdir()):
                 self.outbox.put("artifact", name=file.name, base64=base64.b64encode(file.read_bytes()).decode())

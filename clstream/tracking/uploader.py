@@ -1,4 +1,4 @@
-"""Delivery: what became of a write, and how long to wait for a server."""
+"""The uploader: sends what a run writes to its tracking server, and how long it waits where that is away."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 from clstream.tracking.outbox import FILE, Outbox, Send
 
 
-class Delivery:
+class Uploader:
     """Sends what an outbox holds, when it can. A server that doesn't take it costs a warning, and little time.
 
     Args:
         outbox: what to send.
         send: see `Outbox.flush`; whatever it raises is an outage.
-        where: the server's name in warnings.
-        spool: a folder: where the outbox is kept if it has no journal and something can't be sent, in a folder of its own.
+        server: its name in warnings.
+        fallback_folder: where the outbox is kept, in a folder of its own, if it has no journal and something can't be sent.
 
     """
 
-    def __init__(self, outbox: Outbox, send: Send, where: str, spool: Path) -> None:
-        self.outbox, self.send, self.where, self.spool = outbox, send, where, spool
-        self.away = False
-        self.pause, self.next_try = 0.0, 0.0
+    def __init__(self, outbox: Outbox, send: Send, server: str, fallback_folder: Path) -> None:
+        self.outbox, self.send, self.server, self.fallback_folder = outbox, send, server, fallback_folder
+        self.offline = False
+        self.delay, self.next_try = 0.0, 0.0
 
-    def try_now(self, last: bool = False) -> None:
+    def upload(self, last: bool = False) -> None:
         """Send what is pending, unless the last try failed a moment ago; warn if it fails, once for each outage.
 
-        The last time, send in any case, warn again, and let go of the journal.
+        The last time, send in any case, warn again, and close the journal.
         """
         try:
             if self.outbox.pending and (last or time.monotonic() >= self.next_try):
@@ -38,7 +38,7 @@ class Delivery:
         finally:
             if last:
                 if self.outbox.pending:
-                    self._keep()
+                    self._journal_file()
                 self.outbox.close()
 
     def _try(self, last: bool) -> None:
@@ -47,46 +47,47 @@ class Delivery:
             try:
                 self.outbox.flush(self.send)
             except Exception:  # a server that was restarted drops the connection that was open: once more, at once
-                if self.away or time.monotonic() - begin > 1:
+                if self.offline or time.monotonic() - begin > 1:
                     raise
                 self.outbox.flush(self.send)
         except Exception as error:  # noqa: BLE001  # each kind of store has its own, and none of them is the run's fault
             took = time.monotonic() - begin
-            self.pause = max(min(2 * self.pause, LONGEST_PAUSE), RATIO * took, 1)
-            self.next_try = time.monotonic() + self.pause
-            if last or not self.away:
+            self.delay = max(min(2 * self.delay, LONGEST_DELAY), DELAY_RATIO * took, 1)
+            self.next_try = time.monotonic() + self.delay
+            if last or not self.offline:
                 self._warn(error, last)
-            self.away = True
+            self.offline = True
         else:
-            self.away, self.pause, self.next_try = False, 0.0, 0.0
+            self.offline, self.delay, self.next_try = False, 0.0, 0.0
 
     def _warn(self, error: Exception, last: bool) -> None:
-        kept = self._keep()
-        reason = f"{self.where} doesn't take what the run writes ({reason_of(error)})"
+        kept = self._journal_file()
+        reason = f"{self.server} doesn't take what the run writes ({reason_of(error)})"
         if kept is None:
-            text = f"{reason}, and {self.spool} can't be written: it is kept in memory, and lost when the process ends"
+            text = f"{reason}, and {self.fallback_folder} can't be written: it is kept in memory, and lost when the process ends"
         elif last:
             text = f"{reason}: {len(self.outbox.pending)} writes wait in {kept}; to send them: clstream sync {kept.parent}"
         else:
             text = f"{reason}: the run goes on, and keeps it in {kept} until it can be sent"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
-    def _keep(self) -> Path | None:
-        """Return the journal, made where there is none; None if that can't be."""
+    def _journal_file(self) -> Path | None:
+        """Return the file of the journal, which is made if there is none; None if that can't be."""
         if self.outbox.journal is None:
             try:
-                self.outbox.keep_in(spooled(self.spool, self.outbox.head | {"run_id": self.outbox.run_id or ""}))
+                head = self.outbox.head | {"run_id": self.outbox.run_id or ""}
+                self.outbox.open_journal(default_journal(self.fallback_folder, head))
             except OSError:
                 pass
         return None if self.outbox.journal is None else self.outbox.journal.file
 
 
-LONGEST_PAUSE = 60
-"""Seconds between two tries, where a try takes no time: a closed port."""
+LONGEST_DELAY = 60
+"""The most seconds between two tries, where a try takes no time: a closed port."""
 
 
-RATIO = 50
-"""How many times as long as a try took the pause after it is at least: an outage costs a run 2 % of its time at most."""
+DELAY_RATIO = 50
+"""The delay after a try, at least, as a multiple of the time it took: an outage costs a run 2 % of its time at most."""
 
 
 def reason_of(error: Exception) -> str:
@@ -95,8 +96,8 @@ def reason_of(error: Exception) -> str:
     return first if len(first) <= 200 else f"{first[:90]} ... {first[-105:]}"
 
 
-def spooled(folder: Path, head: Mapping[str, str]) -> Path:
-    """Return the journal, below `folder`, of a run that was given no folder of its own."""
+def default_journal(folder: Path, head: Mapping[str, str]) -> Path:
+    """Return the file of the journal, below `folder`, of a run that was given no folder of its own."""
     name = head.get("run_id") or head["key"]
     if not re.fullmatch(r"[\w-]+", name):  # it may come from a checkpoint, and must not lead elsewhere
         raise ValueError(f"there is no MLflow run {name!r}: its id is letters, digits and -")
