@@ -53,11 +53,11 @@ class PowerCut:
 
 def browser(profile: Path) -> webdriver.Chrome:
     """Start headless Chromium, or end with a sentence."""
-    found, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if found is None or driver is None:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
         sys.exit("the browser check needs Chromium and its driver (on Debian: apt-get install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
-    options.binary_location = found
+    options.binary_location = chromium
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
@@ -121,17 +121,17 @@ def check_comparison(page: webdriver.Chrome, address: str, store: str, keep: Pat
     shown = page.execute_script(PICTURES)
     assert shown >= 3, f"the page shows {shown} pictures, not those of two strategies and of their comparison"
     client = MlflowClient(store)
-    found = client.search_runs([client.get_experiment_by_name("compared").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("compared").experiment_id])
     for name in sorted(names):
         scale, lines = drawn[name]
         points = [[round(value, 9) for value in line] for line in lines.values() if line]
         assert len(points) == 2, f"{name} has {len(points)} lines, not one for each strategy: {lines}"
         assert min(scale) <= 0 < 1 <= max(scale), f"{name} is drawn from {scale}, not from 0 to 1"
-        for parent in [each for each in found if each.data.params.get("seeds")]:
-            seeds = [each for each in found if each.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-            each = [[point.value for point in client.get_metric_history(seed.info.run_id, name)] for seed in seeds]
-            mean = [round(sum(values) / len(values), 9) for values in zip(*each, strict=True)]
-            assert [len(curve) for curve in each] == [TASKS] * 2, f"{parent.info.run_name}: {each}"
+        for parent in [item for item in runs if item.data.params.get("seeds")]:
+            seeds = [item for item in runs if item.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+            curves = [[point.value for point in client.get_metric_history(seed.info.run_id, name)] for seed in seeds]
+            mean = [round(sum(values) / len(values), 9) for values in zip(*curves, strict=True)]
+            assert [len(curve) for curve in curves] == [TASKS] * 2, f"{parent.info.run_name}: {curves}"
             assert mean in points, f"{parent.info.run_name}: {name} draws {points}, not the mean over its seeds, {mean}"
 
 

@@ -1,4 +1,4 @@
-"""Detectors of shifts: a loss that has risen says that the stream draws from something else now.
+"""Drift detection: a loss that has risen says that the stream draws from something else now.
 
 One detector, as TAME's code has it (Zhu et al. 2024). It is told the loss of each batch from before the batch is learned:
 
@@ -35,7 +35,7 @@ class ShiftDetected(Event):
 
 
 class LossWindow:
-    """What is known of one loss: its smoothed value, its newest values, and the threshold that they give.
+    """A window of the newest values of one loss, its smoothed value, and the threshold that they give.
 
     Args:
         start: the first value of the window.
@@ -49,26 +49,26 @@ class LossWindow:
         self.learned: float | None = None  # over those of batches that were learned
         self.threshold: float | None = None
 
-    def renew_threshold(self, deviations: float, floor: float) -> float:
-        """Set the threshold by the window as it is now."""
+    def update_threshold(self, deviations: float, floor: float) -> float:
+        """Set the threshold from the window as it is now, and return it."""
         mean = math.fsum(self.losses) / len(self.losses)
         std = math.sqrt(math.fsum((loss - mean) ** 2 for loss in self.losses) / len(self.losses))
         self.threshold = mean + deviations * max(std, floor)
         return self.threshold
 
-    def take(self, loss: float, alpha: float) -> None:
-        """Take in the loss of a batch that is learned now."""
+    def add(self, loss: float, alpha: float) -> None:
+        """Add the loss of a batch that is learned now."""
         self.losses.append(loss)
         self.learned = smooth(self.learned, loss, alpha)
 
 
 def smooth(before: float | None, loss: float, alpha: float) -> float:
-    """Return the exponentially weighted mean with one more loss."""
+    """Return the exponential moving average with one more loss."""
     return loss if before is None else alpha * loss + (1 - alpha) * before
 
 
 def check_detection(alpha: float, window: int, deviations: float, floor: float) -> None:
-    """Raise ValueError for settings of a detector that can't be."""
+    """Raise ValueError for invalid settings of a detector."""
     check_integer(1, window=window)
     check_number(0, 1, alpha=alpha)
     if not alpha:
@@ -77,7 +77,7 @@ def check_detection(alpha: float, window: int, deviations: float, floor: float) 
 
 
 class ShiftDetector(Emitter):
-    """Tells when a loss has risen, and starts anew then.
+    """A drift detector: reports when a loss has risen, and resets itself then.
 
     Args:
         alpha: weight of a new loss in the smoothed one.
@@ -95,27 +95,27 @@ class ShiftDetector(Emitter):
         check_integer(0, warmup=warmup)
         self.alpha, self.length, self.deviations, self.floor, self.warmup = alpha, window, deviations, floor, warmup
         self.step = 0
-        self.start(0.0)
+        self.reset(0.0)
 
-    def start(self, guess: float) -> None:
-        """Forget all losses; `guess` is the loss of a guess, which the window starts with."""
-        self.guess, self.taken = guess, 0
-        self.known = LossWindow(guess, self.length)
+    def reset(self, initial_loss: float) -> None:
+        """Forget all losses; `initial_loss` is the loss of a guess, which the window starts with."""
+        self.initial_loss, self.count = initial_loss, 0
+        self.losses = LossWindow(initial_loss, self.length)
 
     def detect(self, loss: float) -> bool:
         """Return whether the loss of one more batch says that there was a shift; everyone in the run is told of one.
 
         The batch of a shift is the first one of what comes after it.
         """
-        known = self.known
-        known.smoothed = smooth(known.smoothed, loss, self.alpha)
-        threshold = known.renew_threshold(self.deviations, self.floor)
-        shifted = self.taken >= self.warmup and known.smoothed > threshold
+        losses = self.losses
+        losses.smoothed = smooth(losses.smoothed, loss, self.alpha)
+        threshold = losses.update_threshold(self.deviations, self.floor)
+        shifted = self.count >= self.warmup and losses.smoothed > threshold
         if shifted:
-            self.emit(ShiftDetected(self.step, known.smoothed, threshold))
-            self.start(self.guess)
-            self.known.smoothed = loss
-        self.known.take(loss, self.alpha)
-        self.taken += 1
+            self.emit(ShiftDetected(self.step, losses.smoothed, threshold))
+            self.reset(self.initial_loss)
+            self.losses.smoothed = loss
+        self.losses.add(loss, self.alpha)
+        self.count += 1
         self.step += 1
         return shifted

@@ -37,16 +37,16 @@ def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    each, marks = _by_seed(accuracy, taught)
-    tasks = each.shape[2]
+    by_seed, marks = _by_seed(accuracy, taught)
+    tasks = by_seed.shape[2]
     starts = torch.stack([_first(*pair) for pair in zip(*_by_seed(accuracy, taught if begun is None else begun), strict=True)])
     figure = Figure(figsize=(4.8, 5.0), layout="constrained")
     axes = figure.subplots()
     for task, start in enumerate(starts.amax(0).tolist()):  # a mean needs all seeds
         colour = colormaps["tab10"](task) if tasks <= 10 else colormaps["viridis"](task / (tasks - 1))
         label = f"task {task}" if tasks <= 10 else None
-        _draw_mean(axes, each[:, :, task], start, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
-    means = torch.stack([seen_averages(*pair) for pair in zip(each, marks, strict=True)])
+        _draw_mean(axes, by_seed[:, :, task], start, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
+    means = torch.stack([seen_averages(*pair) for pair in zip(by_seed, marks, strict=True)])
     _draw_mean(axes, means, 0, color="black", linewidth=2.5, label="mean of the tasks seen")
     _sessions_and_accuracy(axes, title)
     if tasks > 10:
@@ -67,26 +67,26 @@ def compared_curves(runs: Mapping[str, tuple[Tensor, Tensor | None]], title: str
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    found = {name: _by_seed(*pair) for name, pair in runs.items()}
-    tasks = min(each.shape[2] for each, _ in found.values())
+    curves = {name: _by_seed(*pair) for name, pair in runs.items()}
+    tasks = min(by_seed.shape[2] for by_seed, _ in curves.values())
     shown = sorted({round(task) for task in torch.linspace(0, tasks - 2, min(4, tasks - 1)).tolist()})
     figure = Figure(figsize=(4.8, 5.0), layout="constrained")
     names = [["mean"] * max(1, len(shown))] * 2 + ([shown] if shown else [])
     panels = figure.subplot_mosaic(names)
-    for number, (name, (each, marks)) in enumerate(found.items()):
-        colour = colormaps["tab10"](number) if len(found) <= 10 else colormaps["turbo"](number / (len(found) - 1))
-        means = torch.stack([seen_averages(*pair) for pair in zip(each, marks, strict=True)])
+    for number, (name, (by_seed, marks)) in enumerate(curves.items()):
+        colour = colormaps["tab10"](number) if len(curves) <= 10 else colormaps["turbo"](number / (len(curves) - 1))
+        means = torch.stack([seen_averages(*pair) for pair in zip(by_seed, marks, strict=True)])
         _draw_mean(panels["mean"], means, 0, color=colour, linewidth=2, marker="o", markersize=3, label=name)
-        starts = torch.stack([_first(*pair) for pair in zip(each, marks, strict=True)]).amax(0)
+        starts = torch.stack([_first(*pair) for pair in zip(by_seed, marks, strict=True)]).amax(0)
         for task in shown:
-            _draw_mean(panels[task], each[:, :, task], int(starts[task]), color=colour, linewidth=1.2)
+            _draw_mean(panels[task], by_seed[:, :, task], int(starts[task]), color=colour, linewidth=1.2)
     _sessions_and_accuracy(panels["mean"], title or "mean of the tasks seen")
     for task in shown:
         _sessions_and_accuracy(panels[task], f"task {task}")
         panels[task].set(xlabel="", ylabel="", xlim=panels["mean"].get_xlim())
         panels[task].title.set_fontsize(9)
         panels[task].tick_params(labelsize=7, labelleft=task == shown[0])
-    figure.legend(loc="outside lower center", frameon=False, ncols=2 if max(map(len, found)) > 16 else 3)
+    figure.legend(loc="outside lower center", frameon=False, ncols=2 if max(map(len, curves)) > 16 else 3)
     return figure
 
 
@@ -245,5 +245,5 @@ def composition(stream: Stream, by: str | None = None, most: int = MOST) -> Comp
         return Composition(by, tuple(range(len(stream.tasks))), sessions, counts)
     labels = sorted({label for task in stream.tasks for label in task.classes})
     names: list[int | str] = [stream.class_name(label) if stream.class_names else label for label in labels]
-    found = [stream.labels(number).bincount(minlength=stream.classes) for number in sessions.tolist()]
-    return Composition(by, tuple(names), sessions, torch.stack(found)[:, labels])
+    per_session = [stream.labels(number).bincount(minlength=stream.classes) for number in sessions.tolist()]
+    return Composition(by, tuple(names), sessions, torch.stack(per_session)[:, labels])

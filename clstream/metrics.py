@@ -79,16 +79,16 @@ def forgetting_max_earlier_minus_last(accuracy: Tensor, taught: Tensor | None = 
     Chaudhry et al. 2018: negative where a task is best at the end. Tasks not seen, or taught in the last row, have none.
     """
     matrix, _, first, last = _checked(accuracy, taught)
-    each = torch.full((matrix.shape[1],), math.nan, dtype=torch.float64)
+    lost = torch.full((matrix.shape[1],), math.nan, dtype=torch.float64)
     tasks = _forgettable(first, last, len(matrix))
     if len(tasks):
-        each[tasks] = matrix[:-1, tasks].amax(0) - matrix[-1, tasks]
-    return each
+        lost[tasks] = matrix[:-1, tasks].amax(0) - matrix[-1, tasks]
+    return lost
 
 
-def _mean_of_defined(each: Tensor, accuracy: Tensor, taught: Tensor | None) -> float:
+def _mean_of_defined(lost: Tensor, accuracy: Tensor, taught: Tensor | None) -> float:
     matrix, _, first, last = _checked(accuracy, taught)
-    return _mean(each[_forgettable(first, last, len(matrix))])
+    return _mean(lost[_forgettable(first, last, len(matrix))])
 
 
 def forgetting(accuracy: Tensor, taught: Tensor | None = None) -> float:
@@ -117,13 +117,13 @@ def forgetting_first_minus_later(accuracy: Tensor, taught: Tensor | None = None)
     The global forgetting F^G of Smith et al. 2023, as their code has it, for tasks of one size.
     """
     matrix, _, first, last = _checked(accuracy, taught)
-    found = []
+    values = []
     for row in range(1, len(matrix)):
         seen = (first >= 0) & (first <= row)
         past = (seen & (last < row)).nonzero().flatten()
         if len(past):
-            found.append((matrix[last[past], past] - matrix[row, past]).sum() / seen.sum())
-    return _mean(torch.stack(found)) if found else math.nan
+            values.append((matrix[last[past], past] - matrix[row, past]).sum() / seen.sum())
+    return _mean(torch.stack(values)) if values else math.nan
 
 
 def forgetting_step_to_step(accuracy: Tensor, taught: Tensor | None = None) -> float:
@@ -132,12 +132,12 @@ def forgetting_step_to_step(accuracy: Tensor, taught: Tensor | None = None) -> f
     The definition of CODA-Prompt's code. Rows without past tasks don't count.
     """
     matrix, _, first, last = _checked(accuracy, taught)
-    found = []
+    values = []
     for row in range(1, len(matrix)):
         past = ((first >= 0) & (last < row)).nonzero().flatten()
         if len(past):
-            found.append((matrix[row - 1, past] - matrix[row, past]).mean())
-    return _mean(torch.stack(found)) if found else math.nan
+            values.append((matrix[row - 1, past] - matrix[row, past]).mean())
+    return _mean(torch.stack(values)) if values else math.nan
 
 
 def backward_transfer(accuracy: Tensor, taught: Tensor | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Observers that measure while a run goes on: prequential accuracy, and the detection of boundaries."""
+"""Online metrics, measured by observers while a run goes on: prequential accuracy, and how well boundaries are detected."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class PrequentialMeasured(Event):
 
 
 class Prequential:
-    """An observer that has the strategy label each batch before it learns it; nothing in the run is changed by that.
+    """Measures prequential accuracy (test-then-train): the strategy predicts each batch before it learns it.
 
-    The first epoch of a session counts alone: later ones bring what was learned. It asks `Strategy.predict_online`.
-    Hits stay on the device until they are asked for. When a session ends it emits `PrequentialMeasured`, so the tracker draws it.
+    Nothing in the run is changed by that. The first epoch of a session counts alone: later ones bring what was learned. It asks
+    `Strategy.predict_online`. Hits stay on the device until they are asked for. When a session ends it emits
+    `PrequentialMeasured`, so the tracker draws it.
 
     Args:
         every: ask at every so many batches.
@@ -54,7 +55,7 @@ class Prequential:
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Forget what was before."""
+        """Forget the run before."""
         self.started = event
         self._begin()
 
@@ -88,13 +89,13 @@ class Prequential:
     def curve(self, window: int = 100) -> Tensor:
         """Return the accuracy over the newest `window` batches that were asked, at each of them: (batches,), float64."""
         check_integer(1, window=window)
-        sums = [each.cumsum(0).double() for each in self.counts]
+        sums = [counts.cumsum(0).double() for counts in self.counts]
         late = [total - torch.cat([total.new_zeros(min(window, len(total))), total[:-window]]) for total in sums]
         return late[0] / late[1]
 
     @on(SessionEnded)
-    def tell(self, event: SessionEnded) -> None:
-        """Tell everyone."""
+    def emit_measured(self, event: SessionEnded) -> None:
+        """Emit what was measured."""
         session = self._sums(self.first)
         self.first, self.before = len(self.sizes), self.before + session
         measured = PrequentialMeasured(_share(session), _share(self.before))
@@ -106,7 +107,7 @@ class Prequential:
         return {"hits": self.counts[0], "sizes": list(self.sizes), "first": self.first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it up."""
+        """Restore it."""
         device = self.started.stream.device or "cpu"
         self.hits = list(state["hits"].to(device).unbind())
         self.sizes, self.first = list(state["sizes"]), state["first"]
@@ -120,13 +121,13 @@ def _share(sums: Tensor) -> float:
 
 def delays(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> list[int | None]:
     """Return for each boundary the steps until it is detected; None for one that is not."""
-    found: list[int | None] = []
-    heard, ordered = sorted(alarms), sorted(boundaries)
+    steps: list[int | None] = []
+    raised, ordered = sorted(alarms), sorted(boundaries)
     for first, end in zip(ordered, [*ordered[1:], math.inf][: len(ordered)], strict=True):
         last = end if within is None else min(end, first + within + 1)
-        place = bisect_left(heard, first)
-        found.append(heard[place] - first if place < len(heard) and heard[place] < last else None)
-    return found
+        place = bisect_left(raised, first)
+        steps.append(raised[place] - first if place < len(raised) and raised[place] < last else None)
+    return steps
 
 
 def precision(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> float:
@@ -141,8 +142,8 @@ def recall(alarms: Sequence[int], boundaries: Sequence[int], within: int | None 
 
 def mean_delay(alarms: Sequence[int], boundaries: Sequence[int], within: int | None = None) -> float:
     """Return the mean number of steps until a boundary is detected, over those that are; NaN if none is."""
-    known = [delay for delay in delays(alarms, boundaries, within) if delay is not None]
-    return _fraction(sum(known), len(known))
+    detected = [delay for delay in delays(alarms, boundaries, within) if delay is not None]
+    return _fraction(sum(detected), len(detected))
 
 
 def _fraction(part: int, whole: int) -> float:
@@ -169,7 +170,7 @@ class DetectionMeasured(Event):
 
 
 class Detection:
-    """An observer that collects alarms (`ShiftDetected`) and true boundaries, which it takes from the stream.
+    """Measures drift detection: the alarms (`ShiftDetected`) against the true boundaries, which it takes from the stream.
 
     A boundary is where a session draws from another task than the one before. When a session ends it emits `DetectionMeasured`,
     so the tracker draws it.
@@ -188,19 +189,19 @@ class Detection:
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Forget what was before."""
+        """Forget the run before."""
         self.started = event
         self.alarms, self.boundaries, self.step = [], [], 0
 
     @on(SessionStarted)
-    def look(self, event: SessionStarted) -> None:
+    def note_boundary(self, event: SessionStarted) -> None:
         """Note a boundary."""
         index, task_of = event.session.index, self.started.stream.task_of
         if index and task_of(index) != task_of(index - 1):
             self.boundaries.append(self.step)
 
     @on(ShiftDetected)
-    def hear(self, event: ShiftDetected) -> None:
+    def note_alarm(self, event: ShiftDetected) -> None:
         """Note an alarm; it comes before the batch is learned."""
         self.alarms.append(self.step)
 
@@ -222,8 +223,8 @@ class Detection:
         return DetectionMeasured(precision(*given), recall(*given), mean_delay(*given), len(self.alarms) - hits)
 
     @on(SessionEnded)
-    def tell(self, event: SessionEnded) -> None:
-        """Tell everyone."""
+    def emit_measured(self, event: SessionEnded) -> None:
+        """Emit what was measured."""
         if self.started.run is not None:
             self.started.run.emit_to_observers(self.measured)
 
@@ -232,5 +233,5 @@ class Detection:
         return {"alarms": list(self.alarms), "boundaries": list(self.boundaries), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it up."""
+        """Restore it."""
         self.alarms, self.boundaries, self.step = list(state["alarms"]), list(state["boundaries"]), state["step"]

@@ -158,7 +158,7 @@ class WithDetectedBoundaries(Wrapper):
         """Start anew; what the base carries by now hears with it. Return what it is told."""
         self.calls = list(subscriptions(self.base))
         self.guess, self.task_told = math.log(event.stream.classes), event.stream.scenario == "task"
-        self.detector.start(self.guess)
+        self.detector.reset(self.guess)
         self.detector.step = 0
         self.tasks, self.running, self.opened = 0, None, False
         stream: Any = event.stream

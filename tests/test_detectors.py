@@ -28,7 +28,7 @@ class Ear:
 def detector(start: float = LN2, **options: float) -> tuple[ShiftDetector, Ear]:
     made, ear = ShiftDetector(**options), Ear()
     made.bus = Bus(ear)
-    made.start(start)
+    made.reset(start)
     return made, ear
 
 
@@ -57,9 +57,9 @@ def test_the_batch_is_checked_before_it_counts() -> None:
 def test_the_window_starts_with_the_loss_of_a_guess_and_its_spread_is_that_of_a_population() -> None:
     made, _ = detector(start=LN2)
     made.detect(0.5)
-    assert made.known.threshold == pytest.approx(LN2 + 3 * 0.005)
+    assert made.losses.threshold == pytest.approx(LN2 + 3 * 0.005)
     made.detect(0.5)
-    assert made.known.threshold == pytest.approx(np.mean([LN2, 0.5]) + 3 * np.std([LN2, 0.5]))
+    assert made.losses.threshold == pytest.approx(np.mean([LN2, 0.5]) + 3 * np.std([LN2, 0.5]))
 
 
 def test_a_drop_is_no_shift_and_one_high_loss_is_smoothed_away() -> None:

@@ -21,7 +21,7 @@ def import_avalanche(part: str) -> ModuleType:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             package = importlib.import_module("avalanche")
-            found = importlib.import_module(f"avalanche.{part}")
+            module = importlib.import_module(f"avalanche.{part}")
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] != "avalanche":
             raise ImportError(f"Avalanche can't be imported: {error}. Install it anew: pip install 'clstream[avalanche]'") from None
@@ -35,4 +35,4 @@ def import_avalanche(part: str) -> ModuleType:
         raise ImportError(
             f"the bridge knows avalanche-lib {AVALANCHE}, and {package.__version__} is installed: pip install 'clstream[avalanche]'"
         )
-    return found
+    return module

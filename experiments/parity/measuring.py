@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from clstream.experiments.parity.methods import BATCH, METHODS, Method
 from clstream.strategies import AvalancheStrategy
-from clstream.strategies.avalanche.delivery import quiet
+from clstream.strategies.avalanche.session_dataset import quiet
 from clstream.streams import from_tensors, split_digits, split_mnist
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -209,17 +209,17 @@ def row(method: Method, runs: Sequence[Measured]) -> str:
     """Return a method's row of the table."""
     cells, agrees = [method.name], True
     for what in MEASURES:
-        ours, theirs = ([getattr(each, what) for each in runs if each.kind == kind] for kind in KINDS[:2])
+        ours, theirs = ([getattr(measured, what) for measured in runs if measured.kind == kind] for kind in KINDS[:2])
         if any(map(math.isnan, ours + theirs)):
-            cells += ["diverged" if any(map(math.isnan, each)) else f"{statistics.mean(each):.3f}" for each in (ours, theirs)]
+            cells += ["diverged" if any(map(math.isnan, values)) else f"{statistics.mean(values):.3f}" for values in (ours, theirs)]
             cells.append("")
             agrees = False
             continue
         difference, half, p = welch(ours, theirs)
         agrees &= p >= LEVEL
-        cells += [f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}" for each in (ours, theirs)]
+        cells += [f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" for values in (ours, theirs)]
         cells.append(f"{difference:+.3f} ± {half:.3f} ({p:.2f})")
-    own, loop = (statistics.median(each.seconds for each in runs if each.kind == kind) for kind in ("ours", "their loop"))
+    own, loop = (statistics.median(item.seconds for item in runs if item.kind == kind) for kind in ("ours", "their loop"))
     cells += [f"{own:.2f}", f"{loop:.2f}", f"{loop / own:.1f}"]
     cells.append("agree" if agrees else "differ, as known" if method.apart else "DIFFER")
     return f"| {' | '.join(cells)} |"
@@ -243,12 +243,12 @@ def compare(
     done: list[Measured] = []
     say(HEAD)
     for method in methods:
-        runs = [each for seed in seeds for each in measure(method, stream, seed)]
+        runs = [measured for seed in seeds for measured in measure(method, stream, seed)]
         done += runs
         say(row(method, runs))
         if out is not None:
             with out.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, [each.name for each in fields(Measured)])
+                writer = csv.DictWriter(file, [field.name for field in fields(Measured)])
                 writer.writeheader()
-                writer.writerows(asdict(each) for each in done)
+                writer.writerows(asdict(measured) for measured in done)
     return done

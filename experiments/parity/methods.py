@@ -134,8 +134,8 @@ def copies() -> Any:
 
     def extract_weights(model: nn.Module, target: dict[str, Any], excluded: set[str]) -> None:
         noted(model, target, excluded)
-        for each in target.values():
-            each.data = each.data.clone()
+        for weights in target.values():
+            weights.data = weights.data.clone()
 
     plugin.extract_weights = staticmethod(extract_weights)
     try:

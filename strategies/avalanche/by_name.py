@@ -25,11 +25,11 @@ UNFIT = (
 def known_names() -> list[str]:
     """Return the names of Avalanche's supervised strategies that can be had by a model, an optimizer and plain options."""
     supervised, template = import_avalanche("training.supervised"), import_avalanche("training.templates").SupervisedTemplate
-    found = {
+    classes = {
         name: cls for name, cls in vars(supervised).items()
         if isinstance(cls, type) and issubclass(cls, template) and not _is_template(cls) and name not in UNFIT
     }  # fmt: skip
-    return sorted(name for name, cls in found.items() if all(_can_be_given(each) for each in _options_of(cls)))
+    return sorted(name for name, cls in classes.items() if all(_can_be_given(option) for option in _options_of(cls)))
 
 
 OURS = ("self", "model", "optimizer", "criterion", "device", "plugins", "evaluator", "eval_every", "peval_mode", "train_mb_size",
@@ -41,24 +41,24 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
     """Return the parameters of a strategy of theirs that a command line asks for."""
     construct = cls.__init__
     hints = get_type_hints(inspect.unwrap(construct))
-    found = []
-    for each in inspect.signature(construct).parameters.values():
-        if each.name in OURS or each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
+    options = []
+    for parameter in inspect.signature(construct).parameters.values():
+        if parameter.name in OURS or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        type_ = hints.get(each.name, Any if each.default in (None, each.empty) else type(each.default))
-        if each.default is None and type(None) not in get_args(type_):
+        type_ = hints.get(parameter.name, Any if parameter.default in (None, parameter.empty) else type(parameter.default))
+        if parameter.default is None and type(None) not in get_args(type_):
             type_ = type_ | None
-        if type_ is int and isinstance(each.default, float):  # as SCR's temperature
+        if type_ is int and isinstance(parameter.default, float):  # as SCR's temperature
             type_ = float
-        found.append(each.replace(kind=each.KEYWORD_ONLY, annotation=type_))
-    return found
+        options.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=type_))
+    return options
 
 
 def _can_be_given(parameter: inspect.Parameter) -> bool:
     """Return whether a parameter can be left out, or given on a command line."""
     types = get_args(parameter.annotation) or (parameter.annotation,)
     plain = (int, float, bool, str)
-    return parameter.default is not parameter.empty or any(each in plain for each in types)
+    return parameter.default is not parameter.empty or any(type_ in plain for type_ in types)
 
 
 def __getattr__(name: str) -> Any:
@@ -77,7 +77,7 @@ def strategy_class(name: str) -> type[AvalancheStrategy]:
     if name not in known_names():
         raise AttributeError(f"Avalanche has no strategy {name!r} that can be had by name")
     theirs = getattr(import_avalanche("training.supervised"), name)
-    options = [each for each in _options_of(theirs) if _can_be_given(each)]
+    options = [option for option in _options_of(theirs) if _can_be_given(option)]
     default: OptimizerFactory = partial(SGD, lr=0.1)
 
     def __init__(self: AvalancheStrategy, model: nn.Module, optimizer: OptimizerFactory = default, **given: Any) -> None:  # noqa: N807
@@ -95,7 +95,7 @@ def strategy_class(name: str) -> type[AvalancheStrategy]:
     first[1] = first[1].replace(annotation=nn.Module)
     first[2] = first[2].replace(annotation=hints["optimizer"])
     __init__.__signature__ = inspect.Signature([*first, *options])  # type: ignore[attr-defined]
-    __init__.__annotations__ = {each.name: each.annotation for each in [*first[1:], *options]}
+    __init__.__annotations__ = {parameter.name: parameter.annotation for parameter in [*first[1:], *options]}
     doc = f"Avalanche's {name}.\n\nOptions: its own, and `optimizer`, which makes the optimizer from the model's parameters."
     own = f"Avalanche{name}"
     return type(own, (AvalancheStrategy,), {"__init__": __init__, "__module__": __name__, "__qualname__": own, "__doc__": doc})

@@ -29,9 +29,9 @@ def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
     callbacks = import_avalanche("core").BasePlugin
     if not isinstance(plugins, (list, tuple)):
         raise TypeError(f"plugins must be a list of Avalanche's plugins, not a {type(plugins).__name__}")
-    for each in plugins:
-        if not isinstance(each, callbacks):
-            raise TypeError(f"plugins must be plugins of Avalanche, not {each!r}")
+    for plugin in plugins:
+        if not isinstance(plugin, callbacks):
+            raise TypeError(f"plugins must be plugins of Avalanche, not {plugin!r}")
     for loop in ("train", "_train_exp"):
         if any(loop in vars(cls) for cls in type(strategy).__mro__ if not _is_template(cls)):
             instead = ": Cumulative, or clstream's Joint, can be" if name == "JointTraining" else ""
@@ -43,10 +43,10 @@ def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
             f"{name} is to evaluate by itself (eval_every={strategy.eval_every}): leave that out, run(...) evaluates it"
         )
     stopping = import_avalanche("training.plugins").EarlyStoppingPlugin
-    for each in (*plugins, *strategy.plugins):
-        if isinstance(each, stopping) or getattr(each, "metric", None) == "val_loss":
+    for plugin in (*plugins, *strategy.plugins):
+        if isinstance(plugin, stopping) or getattr(plugin, "metric", None) == "val_loss":
             raise ValueError(
-                f"{type(each).__name__} looks at what Avalanche's evaluation measured, which there is none of: leave it out"
+                f"{type(plugin).__name__} looks at what Avalanche's evaluation measured, which there is none of: leave it out"
             )
 
 
@@ -65,7 +65,7 @@ def _nothing(strategy: object) -> None:
 
 def needs_boundaries(strategy: Any) -> bool:
     """Return whether one of a strategy's plugins, or itself, does something between experiences that is not about samples alone."""
-    return any(_works_between(each, "") for each in strategy.plugins) or _works_between(strategy, "_")
+    return any(_works_between(plugin, "") for plugin in strategy.plugins) or _works_between(strategy, "_")
 
 
 def _works_between(worker: Any, prefix: str) -> bool:
@@ -80,23 +80,23 @@ def _works_between(worker: Any, prefix: str) -> bool:
 
 def is_multi_task(model: nn.Module) -> bool:
     """Return whether a model of theirs takes task labels."""
-    found: bool = import_avalanche("models.utils").is_multi_task_module(model)
-    return found
+    multi_task: bool = import_avalanche("models.utils").is_multi_task_module(model)
+    return multi_task
 
 
 def source_of(loader: Any) -> tuple[Any, Callable[..., Any]] | None:
     """Return what a loader draws rows from, and how they become a batch; None for one that says neither."""
-    found = _torch_loader(loader)
-    return None if found is None or found.batch_sampler is None else (found.dataset, found.collate_fn)
+    torch_loader = _torch_loader(loader)
+    return None if torch_loader is None or torch_loader.batch_sampler is None else (torch_loader.dataset, torch_loader.collate_fn)
 
 
 def order_of(loader: Any) -> list[list[int]]:
     """Return the rows of each batch of one pass, drawn as the loader itself would draw them."""
-    found = _torch_loader(loader)
-    assert found is not None
-    assert found.batch_sampler is not None
-    torch.empty((), dtype=torch.int64).random_(generator=found.generator)  # torch's loaders draw a seed for workers first
-    return [list(rows) for rows in found.batch_sampler]
+    torch_loader = _torch_loader(loader)
+    assert torch_loader is not None
+    assert torch_loader.batch_sampler is not None
+    torch.empty((), dtype=torch.int64).random_(generator=torch_loader.generator)  # torch's loaders draw a seed for workers first
+    return [list(rows) for rows in torch_loader.batch_sampler]
 
 
 def _torch_loader(loader: Any) -> DataLoader[Any] | None:
@@ -105,6 +105,6 @@ def _torch_loader(loader: Any) -> DataLoader[Any] | None:
         return loader if loader.num_workers == 0 else None
     multiple = import_avalanche("benchmarks.utils.data_loader").MultiDatasetDataLoader
     if isinstance(loader, multiple) and not loader.never_ending:
-        found: DataLoader[Any] = loader._get_loader()
-        return found if found.num_workers == 0 else None
+        torch_loader: DataLoader[Any] = loader._get_loader()
+        return torch_loader if torch_loader.num_workers == 0 else None
     return None

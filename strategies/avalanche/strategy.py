@@ -37,7 +37,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from clstream.strategies.avalanche.delivery import AtBoundaries, Batches, Delivery, collate, is_whole, new_experience, quiet
 from clstream.strategies.avalanche.introspection import (
     _counts,
     _is_template,
@@ -47,6 +46,15 @@ from clstream.strategies.avalanche.introspection import (
     needs_boundaries,
     order_of,
     source_of,
+)
+from clstream.strategies.avalanche.session_dataset import (
+    AtBoundaries,
+    Batches,
+    SessionDataset,
+    collate,
+    is_whole,
+    new_experience,
+    quiet,
 )
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -62,7 +70,7 @@ BUILT_OF = (
     *(f"avalanche.benchmarks.utils.{name}" for name in ("classification_dataset", "data", "data_attribute", "data_loader",
                                                         "dataset_definitions", "flat_data", "transform_groups")),
     "avalanche.training.utils",
-    Delivery.__module__,
+    SessionDataset.__module__,
 )  # fmt: skip
 """The modules of the classes that experiences, loaders and what plugins keep are of."""
 
@@ -91,7 +99,7 @@ class AvalancheStrategy(Strategy):
         check_playable(strategy, plugins)
         theirs = self.theirs = strategy
         evaluation = import_avalanche("training.plugins").EvaluationPlugin
-        theirs.plugins = [*plugins, *(each for each in theirs.plugins if not isinstance(each, evaluation))]
+        theirs.plugins = [*plugins, *(plugin for plugin in theirs.plugins if not isinstance(plugin, evaluation))]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has no loggers: it is not asked
             theirs.evaluator = evaluation()
@@ -118,20 +126,20 @@ class AvalancheStrategy(Strategy):
     @property
     def model(self) -> nn.Module:  # type: ignore[override]  # it is theirs, also if they take another one
         """Their model."""
-        found: nn.Module = self.theirs.model
-        return found
+        model: nn.Module = self.theirs.model
+        return model
 
     @property
     def optimizer(self) -> Optimizer:  # type: ignore[override]
         """Their optimizer."""
-        found: Optimizer = self.theirs.optimizer
-        return found
+        optimizer: Optimizer = self.theirs.optimizer
+        return optimizer
 
     def loss(self, samples: Samples) -> Tensor:
         """Return their criterion on samples of one task, without what plugins add."""
         x = samples.x if self.augment is None else self.augment(samples.x)
-        found: Tensor = self.theirs._criterion(self.outputs_for(x, self.labels_of(samples)), samples.y)
-        return found
+        loss: Tensor = self.theirs._criterion(self.outputs_for(x, self.labels_of(samples)), samples.y)
+        return loss
 
     @on(RunStarted)
     def meet(self, event: RunStarted) -> None:
@@ -145,7 +153,7 @@ class AvalancheStrategy(Strategy):
     def open_experience(self, event: SessionStarted) -> None:
         """Do as their `train` does before the first epoch."""
         theirs, session = self.theirs, event.session
-        experience, delivery = self.experience_of(session)
+        experience, dataset = self.experience_of(session)
         theirs.train_epochs, theirs.train_mb_size = session.epochs, session.batch_size
         if self.memory_batch:
             theirs.batch_size_mem = session.batch_size
@@ -155,11 +163,11 @@ class AvalancheStrategy(Strategy):
         theirs._before_training(**self.told)
         theirs.experience = experience
         make, self.own = theirs.make_train_dataloader, False
-        ours = Batches(delivery, session.batch_size, session.drop_last)
+        ours = Batches(dataset, session.batch_size, session.drop_last)
 
         def make_train_dataloader(**options: Any) -> None:
             plain = not any("make_train_dataloader" in vars(cls) for cls in type(theirs).__mro__ if not _is_template(cls))
-            if plain and is_whole(theirs.adapted_dataset, delivery):
+            if plain and is_whole(theirs.adapted_dataset, dataset):
                 theirs.dataloader = ours
             else:
                 make(**options)
@@ -195,10 +203,10 @@ class AvalancheStrategy(Strategy):
     def learn(self, batch: Batch) -> Tensor:
         """Have them learn the batch, or its share of their own batches, and return the mean of the losses."""
         losses = []
-        for each in () if self.stopped else self.steps(batch):
+        for minibatch in () if self.stopped else self.steps(batch):
             if self.augment is not None:
-                each[0] = self.augment(each[0])
-            self.theirs.dataloader = [each]
+                minibatch[0] = self.augment(minibatch[0])
+            self.theirs.dataloader = [minibatch]
             self.theirs.training_epoch(**self.told)
             losses.append(self.theirs.loss.detach().mean())
         self.theirs.dataloader = self.loader
@@ -216,8 +224,8 @@ class AvalancheStrategy(Strategy):
         elif self.iterator is not None:
             share = getattr(self.loader, "__len__", lambda: self.batches)()
             for _ in range(share * batch.index // self.batches, share * (batch.index + 1) // self.batches):
-                if (found := next(self.iterator, None)) is not None:
-                    yield list(found)
+                if (minibatch := next(self.iterator, None)) is not None:
+                    yield list(minibatch)
         else:
             if self.drawn is None:  # the run was resumed within the epoch
                 self.drawn = source_of(self.loader)
@@ -243,13 +251,13 @@ class AvalancheStrategy(Strategy):
         self.theirs._train_cleanup()
         self.loader, self.order, self.drawn = None, [], None
 
-    def experience_of(self, session: Session) -> tuple[Any, Delivery]:
+    def experience_of(self, session: Session) -> tuple[Any, SessionDataset]:
         """Return a session as an experience of theirs, and what its data set reads."""
         samples = session.samples[:]
         label = self.label_of(session.task_if_shown if self.tells_tasks else None)
-        delivery = Delivery(session, samples)
+        dataset = SessionDataset(session, samples)
         labels = samples.extra["task_label"].tolist() if self.tells_tasks and "task_label" in samples.extra else label
-        experience = new_experience(delivery, labels, session.index)
+        experience = new_experience(dataset, labels, session.index)
         classes = session.classes
         experience.classes_in_this_experience, experience.previous_classes = classes, sorted(self.seen)
         self.seen |= set(classes)
@@ -257,10 +265,10 @@ class AvalancheStrategy(Strategy):
         experience.task_labels = sorted(set(labels)) if isinstance(labels, list) else [labels]
         if len(experience.task_labels) == 1:
             experience.task_label = experience.task_labels[0]
-        for each in experience.task_labels:
-            self.by_label[each] = sorted({*self.by_label.get(each, ()), *classes})
+        for label in experience.task_labels:
+            self.by_label[label] = sorted({*self.by_label.get(label, ()), *classes})
         experience.benchmark = SimpleNamespace(n_classes_per_exp=self.sizes, n_classes=self.classes)
-        return experience, delivery
+        return experience, dataset
 
     def label_of(self, task: Task | None) -> int:
         """Return the task label of a task."""
@@ -291,7 +299,7 @@ class AvalancheStrategy(Strategy):
             return self.padded(self.outputs_for(x, torch.zeros(len(x), dtype=torch.int64, device=x.device)))
         label = self.label_of(task)
         asked = list(self.by_label) if task is None and self.tells_tasks else [label] if label in self.by_label else []
-        answers = [self.head(x, each) for each in asked]
+        answers = [self.head(x, label) for label in asked]
         return torch.stack(answers).amax(0) if answers else torch.zeros(len(x), self.classes, device=x.device)
 
     def head(self, x: Tensor, label: int) -> Tensor:
@@ -315,11 +323,11 @@ class AvalancheStrategy(Strategy):
         theirs = self.theirs
         names = ("is_training", "experience", "mbatch", "mb_output", "loss", "adapted_dataset", "dataloader")
         before = {name: getattr(theirs, name) for name in names}
-        plugins = [each for each in theirs.plugins if not _counts(each)] if theirs.clock.train_iterations else []
+        plugins = [plugin for plugin in theirs.plugins if not _counts(plugin)] if theirs.clock.train_iterations else []
 
         def tell(moment: str) -> None:
-            for each in plugins:
-                getattr(each, moment, _nothing)(theirs)
+            for plugin in plugins:
+                getattr(plugin, moment, _nothing)(theirs)
 
         try:
             theirs.is_training = False
@@ -332,8 +340,8 @@ class AvalancheStrategy(Strategy):
             theirs.mb_output = theirs.forward()
             for moment in ("after_eval_forward", "after_eval_iteration", "after_eval_exp", "after_eval"):
                 tell(moment)
-            found: Tensor = theirs.mb_output
-            return found
+            output: Tensor = theirs.mb_output
+            return output
         finally:
             for name, value in before.items():
                 setattr(theirs, name, value)

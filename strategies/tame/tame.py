@@ -287,7 +287,7 @@ class TAME(Strategy):
         expert = self.experts[self.active]
         if expert.masks:
             cut(expert.model, expert.masks)
-        expert.known.take(before, self.alpha)
+        expert.known.add(before, self.alpha)
         expert.steps += 1
         self.step += 1
         if batch.epoch == self.first:
@@ -304,7 +304,7 @@ class TAME(Strategy):
             each = self.experts[number].known
             each.smoothed = smooth(each.smoothed, loss, self.alpha)
         known = self.experts[self.active].known
-        threshold = known.renew_threshold(self.deviations, self.floor)
+        threshold = known.update_threshold(self.deviations, self.floor)
         if self.step and known.smoothed is not None and known.smoothed > threshold:
             self.switch(self.losses(samples) if self.settle else losses, ShiftDetected(self.step, known.smoothed, threshold))
             if self.active not in losses:

@@ -78,7 +78,7 @@ def gathered(
     labels: list[Tensor] = []
     origins, shown = [], True
     augments: dict[str, Callable[[Tensor], Tensor] | None] = {}
-    known: dict[tuple[int, ...], Lifted] = {}
+    lifted_of: dict[tuple[int, ...], Lifted] = {}
     for number, experience in enumerate(stream):
         dataset = getattr(experience, "dataset", None)
         if dataset is None or not hasattr(dataset, "_flat_data"):
@@ -86,13 +86,13 @@ def gathered(
         if not len(dataset):
             raise ValueError(f"{what}: experience {number} is empty")
         dataset = dataset.train() if group == "train" else dataset.eval()
-        dataset, augment = plain(dataset, group, what, lazy, known)
+        dataset, augment = plain(dataset, group, what, lazy, lifted_of)
         augments[repr(augment)] = augment
         parts.append(Pairs(dataset))
         ends.append(len(dataset) + (ends[-1] if ends else 0))
         given = getattr(dataset, "targets_task_labels", None)
         labels.append(
-            torch.zeros(len(dataset), dtype=torch.int64) if given is None else torch.tensor([int(each) for each in given])
+            torch.zeros(len(dataset), dtype=torch.int64) if given is None else torch.tensor([int(label) for label in given])
         )
         origins.append(getattr(experience, "origin_experience", None))
         shown &= bool(getattr(experience, "access_task_boundaries", True))
@@ -105,18 +105,18 @@ def gathered(
 
 
 def plain(
-    dataset: Any, group: str, what: str, lazy: bool, known: dict[tuple[int, ...], Lifted]
+    dataset: Any, group: str, what: str, lazy: bool, lifted_of: dict[tuple[int, ...], Lifted]
 ) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
     """Return an Avalanche data set without the random transforms of a group, and these as a function of a batch, or None."""
-    found = []
+    parts = []
     for chain, leaf in paths(dataset._flat_data, group):
         key = (id(leaf), *map(id, chain))
-        if key not in known:
-            known[key] = lifted(chain, leaf, what, group, lazy)
-        found.append(known[key])
-    if len({repr(each.augment) for each in found}) > 1:
+        if key not in lifted_of:
+            lifted_of[key] = lifted(chain, leaf, what, group, lazy)
+        parts.append(lifted_of[key])
+    if len({repr(part.augment) for part in parts}) > 1:
         raise ValueError(f"{what}: the parts of an experience have different random transforms")
-    taken = [each for one in found for each in one.taken]
+    taken = [transform for part in parts for transform in part.taken]
     if taken:
         dataset = copy(dataset)
         dataset._flat_data = stripped(dataset._flat_data, group, taken)
@@ -126,7 +126,7 @@ def plain(
                 reads.append(collate([dataset[0][:2]])[0])
         if not torch.equal(*reads):
             raise ValueError(f"{what}: something random in its transforms could not be taken out: build the benchmark without it")
-    return dataset, found[0].augment
+    return dataset, parts[0].augment
 
 
 def lifted(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> Lifted:
@@ -142,22 +142,22 @@ def lifted(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> Li
             "out of it, and pass it as augment=..., a function of a batch"
         )
     sample = raw[0][0]
-    chance = [each for each, given in walked(chain, sample) if is_random(each, given)]
+    chance = [transform for transform, given in walked(chain, sample) if is_random(transform, given)]
     if not chance:
         return Lifted(None, ())
-    names = ", ".join(getattr(each, "__name__", None) or type(each).__name__ for each in chance)
+    names = ", ".join(getattr(transform, "__name__", None) or type(transform).__name__ for transform in chance)
     if group != "train":
         raise ValueError(f"{what}: {names} is random, and what is tested must stay the same: leave it out of the group 'eval'")
     rest = sample
-    for each in chain:
-        rest = rest if any(each is other for other in chance) else each(rest)
+    for transform in chain:
+        rest = rest if any(transform is other for other in chance) else transform(rest)
     once = collate([(rest, 0)])[0][0]
-    found = batched(chain, sample, once)
-    if isinstance(found, Steps):
-        return Lifted(found, tuple(chance))
+    steps = batched(chain, sample, once)
+    if isinstance(steps, Steps):
+        return Lifted(steps, tuple(chance))
     if not lazy:
         raise ValueError(
-            f"{what}: {found}. Build the benchmark without its random transforms, and pass augment=..., a function of a batch; "
+            f"{what}: {steps}. Build the benchmark without its random transforms, and pass augment=..., a function of a batch; "
             "or have them done sample by sample, slowly: lazy=True"
         )
     alone = per_sample(chain, sample, once)
@@ -168,24 +168,24 @@ def lifted(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> Li
 
 def walked(chain: list[Any], sample: Any) -> list[tuple[Any, Any]]:
     """Return each transform of a chain with what it is given for a sample."""
-    found = []
+    walk = []
     with isolated(0, "transforms"):
-        for each in chain:
-            found.append((each, sample))
-            sample = each(sample)
-    return found
+        for transform in chain:
+            walk.append((transform, sample))
+            sample = transform(sample)
+    return walk
 
 
 def paths(flat: Any, group: str) -> list[tuple[list[Any], Any]]:
     """Return, for each data set below an Avalanche one, the transforms of inputs from there on, and the data set."""
-    found = []
+    leaves = []
     here = chain_of(_of(flat._frozen_transform_groups, group)) + chain_of(_of(flat._transform_groups, group))
-    for each in flat._datasets:
-        if hasattr(each, "_transform_groups"):
-            found += [(chain + here, leaf) for chain, leaf in paths(each, group)]
+    for inner in flat._datasets:
+        if hasattr(inner, "_transform_groups"):
+            leaves += [(chain + here, leaf) for chain, leaf in paths(inner, group)]
         else:
-            found.append((chain_of(getattr(each, "transform", None)) + here, each))
-    return found
+            leaves.append((chain_of(getattr(inner, "transform", None)) + here, inner))
+    return leaves
 
 
 def _of(groups: Any, group: str) -> Any:
@@ -196,16 +196,16 @@ def stripped(flat: Any, group: str, taken: list[Any]) -> Any:
     """Return the inside of an Avalanche data set without some transforms of inputs."""
     twin = copy(flat)
     twin._datasets = []
-    for each in flat._datasets:
-        if hasattr(each, "_transform_groups"):
-            inner = stripped(each, group, taken)
-        elif chain_of(getattr(each, "transform", None)):
-            inner = copy(each)
-            inner.transform = without(each.transform, taken)
+    for inner_data in flat._datasets:
+        if hasattr(inner_data, "_transform_groups"):
+            inner = stripped(inner_data, group, taken)
+        elif chain_of(getattr(inner_data, "transform", None)):
+            inner = copy(inner_data)
+            inner.transform = without(inner_data.transform, taken)
             if hasattr(inner, "transforms"):  # torchvision's pair of both
                 inner.transforms = None
         else:
-            inner = each
+            inner = inner_data
         twin._datasets.append(inner)
     for name in ("_frozen_transform_groups", "_transform_groups"):
         groups = copy(getattr(flat, name))

@@ -131,17 +131,17 @@ def from_avalanche(
         raise ValueError(f"{name}: there is no stream {validation!r} to validate on{_near(str(validation), list(streams))}")
     if augment is not None and not callable(augment):
         raise TypeError(f"{name}: augment must be a function of a batch of inputs, not {augment!r}")
-    learned, found = taken(train, "train")
-    if augment is not None and found is not None:
+    learned, random_transforms = taken(train, "train")
+    if augment is not None and random_transforms is not None:
         raise ValueError(f"{name}: the benchmark has random transforms already: build it without them, or leave augment out")
     asked, _ = taken(test, "eval")
     held = taken(validation, "eval")[0] if validation in streams and validation is not None else None
     numbers = tasks_of(name, learned, asked)
-    pure = all(len(each.unique()) == 1 for each in numbers)
+    pure = all(len(labels.unique()) == 1 for labels in numbers)
     tells = boundaries if boundaries is not None else pure and learned.shown
     tasks, deliveries = dealt(name, learned, asked, held, numbers, tells)
-    own = {int(label) for each in learned.labels for label in each.unique()}
-    one_each = all(len(each.unique()) == 1 for each in learned.labels)
+    own = {int(label) for labels in learned.labels for label in labels.unique()}
+    one_each = all(len(labels.unique()) == 1 for labels in learned.labels)
     if scenario is None:
         alike = len(tasks) > 1 and len({frozenset(task.classes) for task in tasks}) == 1
         scenario = "task" if tells and one_each and len(own) > 1 else "domain" if alike else "class"
@@ -154,8 +154,8 @@ def from_avalanche(
         {} if held is None or validation is None else {validation: held.samples}
     )
     return Stream(
-        name, tasks, deliveries, epochs, batch_size, scenario, boundaries=tells, augment=found or augment, resident=folder is None,
-        notes=tuple(notes), data=Data(parts), shuffle=shuffle, drop_last=drop_last,
+        name, tasks, deliveries, epochs, batch_size, scenario, boundaries=tells, augment=random_transforms or augment,
+        resident=folder is None, notes=tuple(notes), data=Data(parts), shuffle=shuffle, drop_last=drop_last,
     )  # fmt: skip
 
 
@@ -174,10 +174,10 @@ def with_test(stream: Stream, benchmark: Any, test: str, workers: int = 0, progr
         raise ValueError(f"{stream.name}: {test!r} has {len(asked)} experiences for {len(stream.tasks)} tasks: one each, or one")
     tasks = []
     for task in stream.tasks:
-        known = set(task.classes)
+        taught = set(task.classes)
         tell = "task_label" in task.test[:1].extra
-        subset = Subset(labelled(asked, tell), questions(stream.name, asked, task.id, known).index)
-        tasks.append(replace(task, test=subset, classes=tuple(sorted(known | set(subset.y.unique().tolist())))))
+        subset = Subset(labelled(asked, tell), questions(stream.name, asked, task.id, taught).index)
+        tasks.append(replace(task, test=subset, classes=tuple(sorted(taught | set(subset.y.unique().tolist())))))
     return replace(stream, name=f"{stream.name} ({test})", tasks=tasks)
 
 
@@ -192,7 +192,7 @@ def streams_of(benchmark: Any) -> dict[str, Any]:
 
 def the_training_stream(streams: dict[str, Any], asked: str | None) -> str:
     """Return the name of the stream to learn."""
-    names = [each for each in streams if each == asked or (asked is None and each.startswith("train"))]
+    names = [candidate for candidate in streams if candidate == asked or (asked is None and candidate.startswith("train"))]
     if asked is None and "train" in names:
         return "train"
     if len(names) != 1:
@@ -211,21 +211,21 @@ def tasks_of(name: str, learned: Experiences, asked: Experiences) -> list[Tensor
         return torch.full((len(learned.rows(number)),), task)
 
     experiences = range(len(learned))
-    if all(each is not None for each in learned.origins):
-        places = [int(each.current_experience) for each in learned.origins]  # in the stream that they were cut from
+    if all(origin is not None for origin in learned.origins):
+        places = [int(origin.current_experience) for origin in learned.origins]  # in the stream that they were cut from
         if len(asked) == 1 or max(places) < len(asked):
             order = sorted(set(places)) if len(asked) == 1 else list(range(len(asked)))
             return [whole(number, order.index(places[number])) for number in experiences]
     elif len(asked) in (1, len(learned)):
         return [whole(number, number) for number in experiences]
     groups = [asked.classes(number) for number in range(len(asked))]
-    known = sorted(label for group in groups for label in group)
-    if len(set(known)) < len(known):
+    shared = sorted(label for group in groups for label in group)
+    if len(set(shared)) < len(shared):
         raise ValueError(
             f"{name}: it can't be told which of {len(learned)} training experiences belongs to which of {len(asked)} to test on, "
             "since these share classes: give the benchmark a test experience for each, or one for all"
         )
-    owner = torch.full((1 + max(known),), -1)
+    owner = torch.full((1 + max(shared),), -1)
     for task, group in enumerate(groups):
         owner[list(group)] = task
     result = []
@@ -246,31 +246,31 @@ def dealt(
     if held is not None and len(held) not in (1, count):
         raise ValueError(f"{name}: {len(held)} experiences to validate on don't go with {count} tasks: one each, or one for all")
     tell = tells and _says_more(learned, of)  # where tasks are hidden, their labels are too
-    labels, made = torch.cat(learned.labels), []
+    labels, tasks = torch.cat(learned.labels), []
     for task in range(count):
         rows = (of == task).nonzero().flatten()
         if not len(rows):
             raise ValueError(f"{name}: nothing to train on belongs to test experience {task}: leave it out of the benchmark")
-        known = set(learned.samples.y[rows].unique().tolist())
-        test = questions(name, asked, task, known)
-        if not known & set(test.y.unique().tolist()):
+        taught = set(learned.samples.y[rows].unique().tolist())
+        test = questions(name, asked, task, taught)
+        if not taught & set(test.y.unique().tolist()):
             raise ValueError(f"{name}: test experience {task} has none of the classes of training experience {task}")
         if tell and set(labels[rows].tolist()) != set(torch.cat(asked.labels)[test.index].tolist()):
             raise ValueError(f"{name}: the test samples of task {task} have other task labels than its training samples")
-        made.append(
+        tasks.append(
             Task(
                 task,
-                tuple(sorted(known | set(test.y.unique().tolist()))),
+                tuple(sorted(taught | set(test.y.unique().tolist()))),
                 Subset(labelled(learned, tell), rows),
                 Subset(labelled(asked, tell), test.index),
-                None if held is None else Subset(labelled(held, tell), questions(name, held, task, known).index),
+                None if held is None else Subset(labelled(held, tell), questions(name, held, task, taught).index),
             )
         )
     if len(learned) == count and torch.equal(of, of.sort().values):
-        return made, None
+        return tasks, None
     place = torch.empty_like(of)
     place[torch.argsort(of, stable=True)] = torch.arange(len(of))
-    return made, Deliveries(place, tuple(learned.ends))
+    return tasks, Deliveries(place, tuple(learned.ends))
 
 
 def _says_more(learned: Experiences, of: Tensor) -> bool:
@@ -285,19 +285,19 @@ def labelled(experiences: Experiences, tell: bool) -> Samples:
     return Samples(samples.x, samples.y, {"task_label": torch.cat(experiences.labels)}) if tell else samples
 
 
-def questions(name: str, asked: Experiences, task: int, known: set[int]) -> Subset:
+def questions(name: str, asked: Experiences, task: int, classes: set[int]) -> Subset:
     """Return what a task is tested on: its own experience or, of the only one, the samples of its classes."""
     if len(asked) > 1:
         return Subset(asked.samples, asked.rows(task))
-    rows = torch.isin(asked.samples.y, torch.tensor(sorted(known))).nonzero().flatten()
+    rows = torch.isin(asked.samples.y, torch.tensor(sorted(classes))).nonzero().flatten()
     if not len(rows):
         raise ValueError(f"{name}: the only test experience has no samples of the classes of training experience {task}")
     return Subset(asked.samples, rows)
 
 
-def _near(word: str, known: list[str]) -> str:
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, known))}"
+def _near(word: str, names: list[str]) -> str:
+    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, names))}"
 
 
 IN_ROOT = ("SplitMNIST", "PermutedMNIST", "RotatedMNIST", "SplitFMNIST", "SplitCIFAR10", "SplitCIFAR100")
@@ -314,8 +314,8 @@ def known_names() -> list[str]:
     classic = import_avalanche("benchmarks.classic")
     return sorted(
         name
-        for name, found in vars(classic).items()
-        if name[0].isupper() and callable(found) and "dataset_root" in inspect.signature(found).parameters
+        for name, function in vars(classic).items()
+        if name[0].isupper() and callable(function) and "dataset_root" in inspect.signature(function).parameters
     )
 
 
@@ -335,13 +335,13 @@ def stream_function(name: str) -> Callable[..., Stream]:
     if name not in known_names():
         raise AttributeError(f"Avalanche has no benchmark {name!r} that can be had by name{_near(name, known_names())}")
     build = getattr(import_avalanche("benchmarks.classic"), name)
-    theirs = [each for each in map(_plain_option, _options_of(build)) if each is not None]
-    taken = {each.name for each in theirs}
+    theirs = [option for option in map(_plain_option, _options_of(build)) if option is not None]
+    taken = {option.name for option in theirs}
     ours = [
-        each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[each.name])
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[option.name])
         for hints in [get_type_hints(from_avalanche)]
-        for each in inspect.signature(from_avalanche).parameters.values()
-        if each.name in OWN and each.name not in taken
+        for option in inspect.signature(from_avalanche).parameters.values()
+        if option.name in OWN and option.name not in taken
     ]
     root = inspect.Parameter("root", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
 
@@ -363,7 +363,7 @@ def stream_function(name: str) -> Callable[..., Stream]:
     stream.__name__, stream.__qualname__, stream.__module__ = name, name, __name__
     stream.__doc__ = f"Avalanche's {name}, read into a stream.\n\nOptions: Avalanche's own, and those of `from_avalanche`."
     stream.__signature__ = inspect.Signature([*theirs, *ours, root], return_annotation=Stream)  # type: ignore[attr-defined]
-    stream.__annotations__ = {each.name: each.annotation for each in [*theirs, *ours, root]} | {"return": Stream}
+    stream.__annotations__ = {option.name: option.annotation for option in [*theirs, *ours, root]} | {"return": Stream}
     return stream
 
 
@@ -374,20 +374,20 @@ UNTYPED = {"fixed_class_order": list[int] | None, "seed": int | None, "n_experie
 def _options_of(build: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters of one of Avalanche's functions, with their types as objects."""
     hints = get_type_hints(build)
-    found = []
-    for each in inspect.signature(build).parameters.values():
-        if not each.name.startswith("dataset_root"):
-            untyped = UNTYPED.get(each.name, Any if each.default in (None, each.empty) else type(each.default))
-            found.append(each.replace(annotation=hints.get(each.name, untyped)))
-    return found
+    options = []
+    for parameter in inspect.signature(build).parameters.values():
+        if not parameter.name.startswith("dataset_root"):
+            untyped = UNTYPED.get(parameter.name, Any if parameter.default in (None, parameter.empty) else type(parameter.default))
+            options.append(parameter.replace(annotation=hints.get(parameter.name, untyped)))
+    return options
 
 
 def _plain_option(parameter: inspect.Parameter) -> inspect.Parameter | None:
     """Return a parameter that a command line can give, keyword only; None for one that needs an object, such as a transform."""
-    wanted = [each for each in get_args(parameter.annotation) or [parameter.annotation] if each is not type(None)]
-    if any(each is Any or (isinstance(each, type) and each not in (int, float, bool, str, list, Path)) for each in wanted):
+    wanted = [kind for kind in get_args(parameter.annotation) or [parameter.annotation] if kind is not type(None)]
+    if any(kind is Any or (isinstance(kind, type) and kind not in (int, float, bool, str, list, Path)) for kind in wanted):
         return None
-    if any(get_origin(each) in (list, Sequence) for each in [parameter.annotation, *wanted]):
+    if any(get_origin(kind) in (list, Sequence) for kind in [parameter.annotation, *wanted]):
         optional = parameter.default is None
         return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=list[int] | None if optional else list[int])
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)

@@ -56,8 +56,8 @@ class Crop:
         padded = torch.where(inside, padded, fill.expand(channels, 1, 1))
         rows = torch.randint(top + bottom + 1, (n, 1), device=x.device) + torch.arange(height, device=x.device)
         columns = torch.randint(left + right + 1, (n, 1), device=x.device) + torch.arange(width, device=x.device)
-        each = torch.arange(n, device=x.device)[:, None, None]
-        return padded.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+        image = torch.arange(n, device=x.device)[:, None, None]
+        return padded.movedim(1, -1)[image, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class PerSample:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return transformed inputs, of the shape and dtype that they have."""
-        return torch.stack([self.one(sample) for sample in x.cpu()]).to(x)
+        return torch.stack([self.transform(sample) for sample in x.cpu()]).to(x)
 
-    def one(self, sample: Any) -> Tensor:
+    def transform(self, sample: Any) -> Tensor:
         """Return one transformed input."""
         for step in (*self.back, *self.chain):
             sample = step(sample)
@@ -125,7 +125,7 @@ class Denormalize:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (channels, height, width) as it was before."""
-        mean, std = (torch.tensor(each, dtype=x.dtype)[:, None, None] for each in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=x.dtype)[:, None, None] for values in (self.mean, self.std))
         return x * std + mean
 
 
@@ -151,18 +151,18 @@ def chain_of(transform: Any) -> list[Any]:
     if transform is None:
         return []
     if name_of(transform) == "Compose":
-        return [each for inner in transform.transforms for each in chain_of(inner)]
+        return [step for inner in transform.transforms for step in chain_of(inner)]
     kind = type(transform).__name__ if type(transform).__module__.startswith("avalanche.") else ""
     if kind == "TupleTransform":  # of the input, and of the label
         return chain_of(transform.transforms[0]) if transform.transforms else []
     if kind == "MultiParamCompose":
-        return [each for inner in transform.transforms for each in chain_of(inner)]
+        return [step for inner in transform.transforms for step in chain_of(inner)]
     return chain_of(transform.transform) if kind == "MultiParamTransformCallable" else [transform]
 
 
 def without(transform: Any, taken: Sequence[Any]) -> Any:
     """Return a composed transform without some of the single ones."""
-    if any(transform is each for each in taken):
+    if any(transform is step for step in taken):
         return unchanged
     inner = chain_of(transform)
     if not inner or inner[0] is transform:
@@ -171,7 +171,7 @@ def without(transform: Any, taken: Sequence[Any]) -> Any:
     if type(transform).__name__ == "MultiParamTransformCallable":
         changed.transform = without(transform.transform, taken)
     else:  # a Compose, or one of Avalanche's own kinds
-        changed.transforms = [without(each, taken) for each in transform.transforms]
+        changed.transforms = [without(step, taken) for step in transform.transforms]
     return changed
 
 
@@ -194,18 +194,18 @@ def varies(call: Callable[[], Any]) -> bool:
     """Return whether a call draws from the global generators, or gives another answer the second time; they stay as they were."""
     with isolated(0, "transforms"):
         before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-        one = call()
+        first = call()
         after = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
         others = [call() for _ in range(7)]  # one that draws by itself may do nothing at first
     if not torch.equal(before[0], after[0]) or before[1:] != after[1:]:
         return True
-    return any(not same(one, other) for other in others)
+    return any(not same(first, other) for other in others)
 
 
-def same(one: Any, two: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Return whether two samples are equal, also where they hold NaN."""
-    one, two = np.asarray(one), np.asarray(two)
-    return bool(np.array_equal(one, two, equal_nan=one.dtype.kind == "f"))
+    first, second = np.asarray(first), np.asarray(second)
+    return bool(np.array_equal(first, second, equal_nan=first.dtype.kind == "f"))
 
 
 def batched(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
@@ -230,10 +230,10 @@ def batched(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
         if name in ("RandomHorizontalFlip", "RandomVerticalFlip"):
             steps.append(Flip(float(transform.p), -1 if name == "RandomHorizontalFlip" else -2))
         elif name == "RandomCrop":
-            found = _crop(transform, [each for each in chain[position + 1 :] if not is_random(each, sample)], sample, read)
-            if isinstance(found, str):
-                return found
-            steps.append(found)
+            crop = _crop(transform, [later for later in chain[position + 1 :] if not is_random(later, sample)], sample, read)
+            if isinstance(crop, str):
+                return crop
+            steps.append(crop)
         else:
             return f"{_called(transform)} is random, and is not known to act on whole batches"
     return Steps(tuple(steps))
@@ -253,8 +253,8 @@ def _crop(transform: Any, later: list[Any], sample: Any, read: Tensor) -> Crop |
         left, right, top, bottom = sides * (4 // len(sides))
     fill = transform.fill if not isinstance(transform.fill, dict) else 0
     constant = _filled(sample, fill)
-    for each in later:
-        constant = each(constant)
+    for step in later:
+        constant = step(constant)
     pixels = torch.as_tensor(constant) if isinstance(constant, Tensor) else torch.from_numpy(np.array(constant))
     pixels = pixels if isinstance(constant, Tensor) or pixels.dim() == 2 else pixels.movedim(-1, 0)
     channels = pixels.reshape(-1, *pixels.shape[-2:])
@@ -269,8 +269,8 @@ def _filled(sample: Any, fill: Any) -> Any:
     from PIL import Image
 
     bands = len(sample.getbands())
-    each = tuple(fill) if isinstance(fill, (list, tuple)) else (fill,) * bands
-    return Image.new(sample.mode, sample.size, each if bands > 1 else each[0])
+    fills = tuple(fill) if isinstance(fill, (list, tuple)) else (fill,) * bands
+    return Image.new(sample.mode, sample.size, fills if bands > 1 else fills[0])
 
 
 def per_sample(chain: Sequence[Any], sample: Any, read: Tensor) -> PerSample | str:
@@ -278,24 +278,24 @@ def per_sample(chain: Sequence[Any], sample: Any, read: Tensor) -> PerSample | s
 
     Args: as for `batched`.
     """
-    first = next(position for position, each in enumerate(chain) if is_random(each, sample))
-    for each in chain[:first]:
-        sample = each(sample)
+    first = next(position for position, step in enumerate(chain) if is_random(step, sample))
+    for step in chain[:first]:
+        sample = step(sample)
     back: list[Callable[[Any], Any]] = []
-    for each in reversed([each for each in chain[first:] if not is_random(each, sample)]):
-        name = name_of(each)
+    for step in reversed([step for step in chain[first:] if not is_random(step, sample)]):
+        name = name_of(step)
         if name == "Normalize":
-            back.append(Denormalize(tuple(map(float, each.mean)), tuple(map(float, each.std))))
+            back.append(Denormalize(tuple(map(float, step.mean)), tuple(map(float, step.std))))
         elif name in ("ToTensor", "PILToTensor") and not isinstance(sample, (Tensor, np.ndarray)):
             back.append(ToImage())
         else:
-            return f"{_called(each)} can't be undone, to start from what the random ones start from"
-    found = PerSample(tuple(chain[first:]), tuple(back))
+            return f"{_called(step)} can't be undone, to start from what the random ones start from"
+    chain_per_sample = PerSample(tuple(chain[first:]), tuple(back))
     with isolated(0, "transforms"):
-        given = found.one(read)
+        given = chain_per_sample.transform(read)
     if given.shape != read.shape or given.dtype != read.dtype:
         return f"they give {tuple(given.shape)} of {given.dtype}, and without them it is {tuple(read.shape)} of {read.dtype}"
-    return found
+    return chain_per_sample
 
 
 def _called(transform: Any) -> str:

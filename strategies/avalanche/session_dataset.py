@@ -1,4 +1,4 @@
-"""A session as Avalanche's dataset, experience and data loader."""
+"""A session as a data set, an experience and a data loader of Avalanche's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AtBoundaries:
         """Their own callbacks do, whenever a session ends."""
 
 
-class Delivery(Dataset[Any]):
+class SessionDataset(Dataset[Any]):
     """The samples of a session, one at a time, as Avalanche's data sets read them."""
 
     not_state = ("samples",)
@@ -43,30 +43,30 @@ class Delivery(Dataset[Any]):
         return self.samples.x[index], self.targets[index]
 
 
-def new_experience(delivery: Delivery, labels: int | list[int], number: int) -> Any:
+def new_experience(dataset: SessionDataset, labels: int | list[int], number: int) -> Any:
     """Return an experience of theirs with a data set of some samples, which have these task labels."""
-    dataset = import_avalanche("benchmarks.utils")._make_taskaware_classification_dataset(
-        delivery, task_labels=labels, collate_fn=collate
-    )
+    wrap = import_avalanche("benchmarks.utils")._make_taskaware_classification_dataset
+    wrapped = wrap(dataset, task_labels=labels, collate_fn=collate)
     benchmarks = import_avalanche("benchmarks")
-    experience = benchmarks.DatasetExperience(dataset=dataset, current_experience=number)
+    experience = benchmarks.DatasetExperience(dataset=wrapped, current_experience=number)
     experience.origin_stream = benchmarks.CLStream("train", [])
     return experience
 
 
 def collate(samples: Sequence[Sequence[Any]]) -> list[Tensor]:
     """Return samples of theirs as a batch: inputs, labels, ..., task labels."""
-    return [torch.stack(list(each)) if isinstance(each[0], Tensor) else torch.tensor(each) for each in zip(*samples, strict=True)]
+    columns = zip(*samples, strict=True)
+    return [torch.stack(list(column)) if isinstance(column[0], Tensor) else torch.tensor(column) for column in columns]
 
 
 class Batches:
     """Stands for a loader of our batches."""
 
-    def __init__(self, delivery: Delivery, batch_size: int, drop_last: bool) -> None:
-        self.delivery, self.batch_size, self.drop_last = delivery, batch_size, drop_last
+    def __init__(self, dataset: SessionDataset, batch_size: int, drop_last: bool) -> None:
+        self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
 
     def __len__(self) -> int:
-        return (len(self.delivery) if self.drop_last else len(self.delivery) + self.batch_size - 1) // self.batch_size
+        return (len(self.dataset) if self.drop_last else len(self.dataset) + self.batch_size - 1) // self.batch_size
 
 
 @contextmanager
@@ -74,16 +74,16 @@ def quiet() -> Iterator[None]:
     """Let warnings through, but for those of Avalanche that it calls what it itself deprecates."""
     with warnings.catch_warnings(record=True) as caught:
         yield
-    for each in caught:
-        if not issubclass(each.category, DeprecationWarning) or "/avalanche/" not in each.filename.replace("\\", "/"):
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    for warning in caught:
+        if not issubclass(warning.category, DeprecationWarning) or "/avalanche/" not in warning.filename.replace("\\", "/"):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def is_whole(dataset: Any, delivery: Delivery) -> bool:
+def is_whole(theirs: Any, dataset: SessionDataset) -> bool:
     """Return whether an Avalanche data set is all of a session, in its order."""
-    inside = dataset._flat_data
+    inside = theirs._flat_data
     while hasattr(inside, "_datasets"):
         if inside._indices is not None or len(inside._datasets) != 1:
             return False
         inside = inside._datasets[0]
-    return inside is delivery
+    return inside is dataset
