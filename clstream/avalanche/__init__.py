@@ -1,1 +1,1 @@
-"""What both bridges to Avalanche share."""
+"""What both bridges to Avalanche share: how its modules are imported."""
