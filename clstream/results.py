@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,26 @@ class Evaluation:
             task_accuracy=torch.cat([self.task_accuracy, task_row[None]]),
             taught=torch.cat([self.taught, marks]),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values, as checkpoints hold them, that `from_dict` takes."""
+        return {attribute.name: getattr(self, attribute.name) for attribute in fields(Evaluation)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Evaluation:
+        """Return the evaluation that `to_dict` was asked of. Raises ValueError for values that can't be of one."""
+        kinds: dict[str, Any] = {"probe_steps": (list, tuple), "scenario": str, "within_session": bool}
+        right = values.keys() == {attribute.name for attribute in fields(Evaluation)}
+        right = right and all(isinstance(value, kinds.get(name, Tensor)) for name, value in values.items())
+        if right:
+            tasks, rows, probes = (values[name].shape[:1] for name in ("baseline", "accuracy", "probes"))
+            shapes = {"accuracy": rows + tasks, "task_accuracy": rows + tasks, "taught": rows + tasks, "probes": probes + tasks,
+                      "probe_taught": probes + tasks, "baseline": tasks, "task_baseline": tasks}  # fmt: skip
+            right = len(tasks) == 1 and (len(values["probe_steps"]),) == probes
+            right &= all(values[name].shape == shape for name, shape in shapes.items())
+        if not right:
+            raise ValueError("these can't be the values of an Evaluation")
+        return Evaluation(**{**values, "probe_steps": tuple(values["probe_steps"])})
 
     @property
     def main(self) -> Tensor:
@@ -170,4 +190,4 @@ def _cell(value: object) -> str:
 
 def result_of(state: Mapping[str, Any]) -> Result:
     """Return what a checkpoint has of a run's result: all of it, if the run was over."""
-    return Result(**state["evaluation"], params=dict(state["params"]), seconds=state["seconds"])
+    return Result(**Evaluation.from_dict(state["evaluation"]).to_dict(), params=dict(state["params"]), seconds=state["seconds"])

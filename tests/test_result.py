@@ -13,7 +13,7 @@ from clstream.strategies import Finetune, Refresh, Replay
 from clstream import metrics, run
 from clstream.checkpoint import Checkpointer, newest
 from clstream.checks import example_model, example_stream
-from clstream.results import Result
+from clstream.results import Evaluation, Result
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,22 @@ def test_a_fresh_strategy_and_one_that_is_resumed_are_run_without_a_word(tmp_pat
         warnings.simplefilter("error")
         for _ in range(2):
             run(Replay(example_model()), example_stream(), resume=newest(tmp_path))
+
+
+def test_an_evaluation_goes_to_plain_values_and_back(result: Result) -> None:
+    values = result.to_dict()
+    again = Evaluation.from_dict({**values, "probe_steps": list(result.probe_steps)})
+    assert torch.equal(again.accuracy, result.accuracy) and again.probe_steps == result.probe_steps
+    assert values.keys() == again.to_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"scenario": 3}, {"more": 1}, {"probe_steps": ()}, {"accuracy": torch.zeros(3, 2)}, {"baseline": torch.zeros(())},
+        {"taught": [[True]]},
+    ],
+)  # fmt: skip
+def test_values_that_are_none_of_an_evaluation_are_refused(result: Result, odd: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="can't be the values of an Evaluation"):
+        Evaluation.from_dict({**result.to_dict(), **odd})

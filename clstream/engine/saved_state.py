@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from clstream.results import Evaluation
 from clstream.serialization.encoding import check_plain
@@ -55,8 +53,11 @@ def check_state(state: object) -> None:
         wrong = ["observers"]
     if not wrong and not _is_code(state["code"]):
         wrong = ["code"]
-    if not wrong and not _is_evaluation(state["evaluation"]):
-        wrong = ["evaluation"]
+    if not wrong:
+        try:
+            Evaluation.from_dict(state["evaluation"])
+        except ValueError:
+            wrong = ["evaluation"]
     if wrong:
         raise ValueError(f"the checkpoint is no good: its {wrong[0]!r} can't be")
 
@@ -71,16 +72,3 @@ def _is_code(code: Mapping[str, Any]) -> bool:
     return len(entries) == sum(map(len, code.values())) and all(
         len(entry) == 4 and all(isinstance(text, str) for text in entry) for entry in entries
     )
-
-
-def _is_evaluation(found: Mapping[str, Any]) -> bool:
-    """Return whether fields are those of an Evaluation: of its types, with as many columns as tasks."""
-    if found.keys() != {each.name for each in fields(Evaluation)}:
-        return False
-    kinds: dict[str, type] = {"probe_steps": tuple, "scenario": str, "within_session": bool}
-    if not all(isinstance(value, kinds.get(name, torch.Tensor)) for name, value in found.items()):
-        return False
-    tasks, rows, probes = len(found["baseline"]), len(found["accuracy"]), len(found["probes"])
-    shapes = {"accuracy": (rows, tasks), "task_accuracy": (rows, tasks), "taught": (rows, tasks), "probes": (probes, tasks),
-              "probe_taught": (probes, tasks), "baseline": (tasks,), "task_baseline": (tasks,)}  # fmt: skip
-    return all(found[name].shape == shape for name, shape in shapes.items()) and len(found["probe_steps"]) == probes

@@ -6,7 +6,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, replace
 from functools import cached_property
 from typing import Any
 
@@ -146,7 +146,7 @@ class Simulation:
     def measured(self) -> dict[str, Any]:
         """Return what was measured so far, and of what."""
         return {
-            "evaluation": {field.name: getattr(self.evaluation, field.name) for field in fields(Evaluation)},
+            "evaluation": self.evaluation.to_dict(),
             "params": run_params(self.strategy, self.stream, self.seed, self.device),
             "seconds": self.seconds,
         }
@@ -186,7 +186,7 @@ class Simulation:
         self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
         self.began = time.perf_counter() - state["seconds"]
-        self.evaluation = Evaluation(**state["evaluation"])
+        self.evaluation = Evaluation.from_dict(state["evaluation"])
         self.restore_observers(state["observers"])
         generators = state["random"]
         try:

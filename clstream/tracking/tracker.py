@@ -17,7 +17,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +177,7 @@ class MlflowTracker:
             "probes_written": self.probes_written,
             "tasks_by_session": self.tasks_by_session,
             "code_versions": self.code_versions,
-            "evaluation": evaluation and {field.name: getattr(evaluation, field.name) for field in fields(Evaluation)},
+            "evaluation": evaluation and evaluation.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,8 +207,8 @@ class MlflowTracker:
         self.learning_seconds, self.samples = state["learning_seconds"], state["samples"]
         self.earlier_losses, self.losses = state["losses"], []
         self.tasks_by_session, self.code_versions = state["tasks_by_session"], state["code_versions"]
-        self.counts, self.probes_written, evaluation = dict(state["counts"]), state["probes_written"], state["evaluation"]
-        self.evaluation = evaluation and Evaluation(**dict(evaluation) | {"probe_steps": tuple(evaluation["probe_steps"])})
+        self.counts, self.probes_written = dict(state["counts"]), state["probes_written"]
+        self.evaluation = state["evaluation"] and Evaluation.from_dict(state["evaluation"])
         outbox.put("resume")
         changed = [] if self.started is None or self.started.run is None else self.started.run.changed_code
         if changed:
