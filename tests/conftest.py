@@ -6,11 +6,11 @@ import importlib.util
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,6 +27,9 @@ import clstream.strategies as zoo
 
 from clstream import Strategy
 from clstream.avalanche import imports
+
+if TYPE_CHECKING:
+    from outages import Server
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["COLUMNS"] = "80"
@@ -112,3 +115,41 @@ def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def shared_server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An MLflow server for all tests of a process, to start again where one killed it."""
+    from outages import Server
+
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(migrated, folder / "mlflow.db")
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(shared_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server, up, and a working folder of the test's own."""
+    shared_server.start()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine is no outage
+    return shared_server
+
+
+@pytest.fixture(scope="session")
+def undisturbed(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, float]]]:
+    """The curves of a run whose server was there all the time."""
+    from outages import expected
+
+    file = tmp_path_factory.mktemp("undisturbed") / "mlflow.db"
+    shutil.copy(migrated, file)
+    before = Path.cwd()
+    os.chdir(file.parent)
+    curves = expected(file)
+    os.chdir(before)
+    assert len(curves["accuracy/mean"]) == 6 and len(curves["anytime/task_00"]) == 9 and len(curves["final/min_accuracy"]) == 1
+    return curves

@@ -1,4 +1,4 @@
-"""What is said of an anchor: bounds of one side, assumed spreads, protocols that are not known, and what each run draws anew."""
+"""Anchors: what `clstream verify` says of them; bounds of one side, assumed spreads, what each run draws anew."""
 
 from __future__ import annotations
 
@@ -27,6 +27,30 @@ def written(folder: Path, **changes: Any) -> str:
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(SMALL | changes))
     return str(file)
+
+
+def test_verify_says_inside_or_outside(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", written(tmp_path)]) == 0
+    assert "INSIDE" in capsys.readouterr().out
+    assert main(["verify", written(tmp_path, expected=0.9)]) == 1
+    assert "OUTSIDE" in capsys.readouterr().out
+
+
+def test_anchors_can_all_be_read_and_parsed() -> None:
+    assert {"er-split-mnist", "finetune-split-mnist", "joint-split-mnist", "replay-split-fashion-mnist"} <= set(anchor_names())
+    for name in anchor_names():
+        anchor = load_anchor(name)
+        parse_run(["--config", str(anchor.config_file())])
+        for figure in anchor:
+            low, high = figure.interval(len(anchor.seeds))
+            assert low < figure.expected < high and len(anchor.seeds) >= 3
+
+
+def test_prediction_interval_of_an_anchor() -> None:
+    """For 10 runs of spread 0.017, 5 more: 0.869 ± 2.2622 * 0.017 * sqrt(1/5 + 1/10) = 0.869 ± 0.02106."""
+    low, high = load_anchor("er-split-mnist").interval(5)
+    assert isinstance(load_anchor("er-split-mnist"), Anchor)
+    assert (low, high) == (pytest.approx(0.84794, abs=1e-5), pytest.approx(0.89006, abs=1e-5))
 
 
 def test_a_bound_from_below_is_met_by_anything_above(tmp_path: Path) -> None:

@@ -4,80 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from clstream.experiments.parity.measuring import Labelled
-from clstream.strategies import EWCPenalty, WithDetectedBoundaries
+from avalanche_strategies import Import, benchmark, maker
 from clstream.strategies.avalanche import AvalancheStrategy, strategy_class
-from clstream.strategies.avalanche.introspection import needs_boundaries
 from clstream.streams import blobs, from_avalanche, split_digits
 from clstream.streams.data import digits
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from clstream import EpochStarted, Samples, Stream, Task, on, run
-from clstream.checks import check_strategy
 from clstream.cli import main
 from clstream.evaluation import evaluate, evaluating
 from clstream.models import Mlp
 from clstream.seeds import isolated
-from clstream.serialization import CaptureError
 
-Import = Callable[[str], ModuleType]
-Make = Callable[[], Any]
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:Using a non-tuple sequence")
-
-
-def benchmark(avalanche: Import, **options: Any) -> Any:
-    train, test = digits()
-    kept = torch.arange(len(train.y)) % 3 == 0
-    made = Labelled(train.x[kept], train.y[kept]), Labelled(test.x, test.y)
-    return avalanche("benchmarks").nc_benchmark(*made, 5, seed=3, **{"task_labels": False, **options})
-
-
-def features() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU())
-
-
-def single(avalanche: Import) -> nn.Module:
-    return Mlp((1, 8, 8), 10, hidden=(20,))
-
-
-def growing(avalanche: Import) -> nn.Module:
-    return nn.Sequential(features(), avalanche("models").IncrementalClassifier(20))
-
-
-def headed(avalanche: Import) -> nn.Module:
-    models = avalanche("models")
-
-    class Headed(models.MultiTaskModule):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.features, self.heads = features(), models.MultiHeadClassifier(20)
-
-        def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
-            return self.heads(self.features(x), task_labels)
-
-    return Headed()
-
-
-NETS = {"single": single, "growing": growing, "headed": headed}
-
-
-def maker(avalanche: Import, name: str, net: str = "single", momentum: float = 0.0, **options: Any) -> Make:
-    def make() -> Any:
-        torch.manual_seed(0)
-        model = NETS[net](avalanche)
-        optimizer = SGD(model.parameters(), 0.05, momentum=momentum)
-        return getattr(avalanche("training.supervised"), name)(
-            model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), train_mb_size=10, train_epochs=2,
-            **{"evaluator": None, **options},
-        )  # fmt: skip
-
-    return make
 
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -200,68 +144,7 @@ def test_batches_of_another_loader_are_spread_over_ours(avalanche: Import) -> No
     assert torch.tensor([*taken, strategy.theirs.clock.train_iterations]).diff().tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("EWC", {"ewc_lambda": 0.4}),
-        ("Replay", {"mem_size": 30}),
-        ("SynapticIntelligence", {"si_lambda": 1.0}),
-        ("LwF", {"alpha": 1.0, "temperature": 2.0}),
-        ("GEM", {"patterns_per_exp": 10}),
-        ("Cumulative", {}),
-    ],
-)
-def test_a_run_of_theirs_resumes_exactly(avalanche: Import, name: str, options: dict[str, Any]) -> None:
-    checks = {each.name: each for each in check_strategy(lambda model: strategy_class(name)(model, **options))}
-    checks["resumes_exactly"]()
-    checks["evaluates_without_trace"]()
-    checks["leaves_the_caller_alone"]()
-
-
-def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
-    """A head that came to be within the run is there again, with what the optimizer knows of it."""
-    from clstream.checks.recorders import Checkpoints
-
-    stream = from_avalanche(benchmark(avalanche, task_labels=True), epochs=1, batch_size=30)
-    make = maker(avalanche, "Replay", net="headed", momentum=0.9, mem_size=30)
-    whole, state = Checkpoints(), None
-    expected = run(AvalancheStrategy(make()), stream, whole, evaluate_every=2)
-    for number in range(0, len(whole.written), 3):
-        state = whole.load(number)
-        result = run(AvalancheStrategy(make()), stream, Checkpoints(every=False), evaluate_every=2, resume=state)
-        assert torch.equal(result.accuracy, expected.accuracy) and torch.equal(result.task_accuracy, expected.task_accuracy)
-
-
-def test_what_cannot_be_captured_is_said(avalanche: Import, tmp_path: Any) -> None:
-    from clstream.checkpoint import Checkpointer
-
-    strategy = strategy_class("AGEM")(Mlp((1, 8, 8), 10, hidden=(20,)), patterns_per_exp=20, sample_size=20)
-    with pytest.raises(CaptureError, match=r"theirs\.plugins\[0\]\.buffer_dliter is a .*iterator.*--checkpoint_every 0"):
-        run(strategy, split_digits(epochs=1), Checkpointer(tmp_path / "run"))
-
-
 HIDDEN = {"boundaries": False, "batch_size": 10}
-
-
-def test_boundaries_are_needed_where_something_is_consolidated(avalanche: Import) -> None:
-    net = Mlp((1, 8, 8), 10, hidden=(20,))
-    for name, options in (("EWC", {"ewc_lambda": 0.4}), ("AGEM", {"patterns_per_exp": 20, "sample_size": 20})):
-        with pytest.raises(ValueError, match="needs boundaries, which split_digits hides"):
-            run(strategy_class(name)(net, **options), split_digits(epochs=1, boundaries=False))
-    result = run(strategy_class("Replay")(net, mem_size=100), split_digits(epochs=5, boundaries=False))
-    assert result.average_accuracy > 0.5
-    plain = AvalancheStrategy(maker(avalanche, "EWC", ewc_lambda=0.1)(), boundaries=False)
-    assert run(plain, split_digits(epochs=1, boundaries=False)).average_accuracy < 0.5
-    plugins = avalanche("training.plugins")
-    assert needs_boundaries(maker(avalanche, "Naive", plugins=[plugins.MASPlugin()])())
-    assert not needs_boundaries(maker(avalanche, "Naive", plugins=[plugins.ReplayPlugin(20)])())
-    assert not needs_boundaries(maker(avalanche, "Naive")())
-
-
-def test_detected_boundaries_do_for_theirs_too(avalanche: Import) -> None:
-    base = AvalancheStrategy(maker(avalanche, "EWC", ewc_lambda=0.4)())
-    run(WithDetectedBoundaries(base, warmup=4, window=10), split_digits(epochs=2, boundaries=False))
-    assert base.theirs.clock.train_exp_counter > 1
 
 
 def test_a_plugin_of_ours_to_add_comes_first_and_their_evaluator_goes(
@@ -362,26 +245,6 @@ def test_a_plugin_can_stop_a_session(avalanche: Import) -> None:
     assert ours == steps(alone)
 
 
-def test_what_cannot_be_played_is_refused(avalanche: Import) -> None:
-    supervised, plugins = avalanche("training.supervised"), avalanche("training.plugins")
-    with pytest.raises(
-        TypeError, match=r"an object of a supervised strategy of Avalanche, such as Naive\(\.\.\.\), not the class EWC"
-    ):
-        AvalancheStrategy(supervised.EWC)
-    with pytest.raises(TypeError, match="not a Mlp"):
-        AvalancheStrategy(Mlp((1, 8, 8), 10))
-    with pytest.raises(ValueError, match=r"JointTraining has a train of its own.*Cumulative, or clstream's Joint"):
-        AvalancheStrategy(maker(avalanche, "JointTraining")())
-    with pytest.raises(ValueError, match=r"Naive is to evaluate by itself \(eval_every=1\)"):
-        AvalancheStrategy(maker(avalanche, "Naive", eval_every=1)())
-    with pytest.raises(TypeError, match="plugins must be plugins of Avalanche"):
-        AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[EWCPenalty()])
-    with pytest.raises(ValueError, match="EarlyStoppingPlugin looks at what Avalanche's evaluation measured"):
-        AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[plugins.EarlyStoppingPlugin(2, "test_stream")])
-    with pytest.raises(TypeError, match="takes no regularisers"):
-        strategy_class("Naive")(Mlp((1, 8, 8), 10)).add_regularisers(EWCPenalty())
-
-
 def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["run", "--stream", "blobs", "--stream.train_per_class", "20", "--model.hidden", "[16]", "--track", "false"]
     ewc = ["--strategy", "avalanche:EWC", "--strategy.ewc_lambda", "0.4", "--strategy.optimizer.lr", "0.05"]
@@ -441,56 +304,3 @@ def test_der_replays_as_many_as_the_streams_batch_holds(avalanche: Import) -> No
     own = der(model=model, optimizer=SGD(model.parameters(), lr=0.1), batch_size_mem=7)
     run(AvalancheStrategy(own), split_digits(tasks=5, epochs=1, batch_size=16))
     assert own.batch_size_mem == 7
-
-
-def test_what_waits_for_their_evaluation_is_refused(avalanche: Import) -> None:
-    model = Mlp((1, 8, 8), 10, hidden=(20,))
-    optimizer = SGD(model.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    plugins = avalanche("training.plugins")
-    plugin = plugins.LRSchedulerPlugin(scheduler, metric="val_loss")
-    naive = avalanche("training.supervised").Naive(model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match="LRSchedulerPlugin looks at what Avalanche's evaluation measured"):
-        AvalancheStrategy(naive, plugins=[plugin])
-    with pytest.raises(TypeError, match="plugins must be a list of Avalanche's plugins, not a LRSchedulerPlugin"):
-        AvalancheStrategy(naive, plugins=plugin)
-
-
-def test_what_works_between_experiences_needs_boundaries_whoever_wrote_it(avalanche: Import) -> None:
-    supervised, plugins = avalanche("training.supervised"), avalanche("training.plugins")
-
-    class Naive(supervised.Naive):
-        def _after_training_exp(self, **options: Any) -> None:
-            super()._after_training_exp(**options)
-
-    class MyReplay(plugins.ReplayPlugin):
-        pass
-
-    class Mine(plugins.SupervisedPlugin):
-        def before_training_exp(self, strategy: Any, **options: Any) -> None:
-            pass
-
-    def needy(cls: Any, *more: Any) -> bool:
-        model = Mlp((1, 8, 8), 10, hidden=(20,))
-        built = cls(model=model, optimizer=SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(), plugins=list(more))
-        return needs_boundaries(built)
-
-    assert not needy(supervised.Naive) and needy(Naive)
-    assert not needy(supervised.Naive, MyReplay(mem_size=10)) and needy(supervised.Naive, Mine())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            ["avalanche:EWC", "--strategy.ewc_lambda", "1", "--strategy.mode", "onlin"],
-            "Avalanche's EWC can't be built so: Assertion",
-        ),
-        (["avalanche:BiC"], "there is no strategy 'BiC' of Avalanche's that can be had by name"),
-    ],
-)
-def test_what_they_assert_is_a_sentence(
-    avalanche: Import, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
-) -> None:
-    assert main(["run", "--track", "false", "--checkpoint_every", "0", "--strategy", *arguments]) in (1, 2)
-    assert sentence in " ".join(capsys.readouterr().err.split())

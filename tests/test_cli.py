@@ -15,7 +15,6 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from clstream.cli import main
-from clstream.cli.anchors import Anchor, anchor_names, load_anchor
 from clstream.cli.parser import parse_run
 from clstream.cli.ui import relay_errors
 
@@ -346,36 +345,6 @@ def test_compare_runs_each_config_with_the_same_options(own: Path, capsys: pytes
         (own / f"{name}.yaml").write_text(f"stream: {{class_path: blobs, init_args: {{train_per_class: 20}}}}\nstrategy: {name}\n")
     text = said(capsys, 0, "compare", "Finetune.yaml", "Replay.yaml", "--seeds", "0,1", "--track", "false")
     assert "Finetune on blobs" in text and "Replay on blobs" in text and "over 2 seeds" in text
-
-
-def test_verify_says_inside_or_outside(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    anchor = {
-        "about": "a small one", "config": {"strategy": "Finetune", "model": {"class_path": "Mlp", "init_args": {"hidden": [50]}}},
-        "seeds": [0, 1], "metric": "average_accuracy", "expected": 0.2, "spread": 0.02, "runs": 10, "source": "here", "kind": "own",
-        "minutes": 0.1,
-    }  # fmt: skip
-    (own / "small.yaml").write_text(yaml.safe_dump(anchor))
-    assert "INSIDE" in said(capsys, 0, "verify", "small.yaml")
-    (own / "wrong.yaml").write_text(yaml.safe_dump(anchor | {"expected": 0.9}))
-    assert main(["verify", "wrong.yaml"]) == 1
-    assert "OUTSIDE" in capsys.readouterr().out
-
-
-def test_anchors_can_all_be_read_and_parsed() -> None:
-    assert {"er-split-mnist", "finetune-split-mnist", "joint-split-mnist", "replay-split-fashion-mnist"} <= set(anchor_names())
-    for name in anchor_names():
-        anchor = load_anchor(name)
-        parse_run(["--config", str(anchor.config_file())])
-        for figure in anchor:
-            low, high = figure.interval(len(anchor.seeds))
-            assert low < figure.expected < high and len(anchor.seeds) >= 3
-
-
-def test_prediction_interval_of_an_anchor() -> None:
-    """For 10 runs of spread 0.017, 5 more: 0.869 ± 2.2622 * 0.017 * sqrt(1/5 + 1/10) = 0.869 ± 0.02106."""
-    low, high = load_anchor("er-split-mnist").interval(5)
-    assert isinstance(load_anchor("er-split-mnist"), Anchor)
-    assert (low, high) == (pytest.approx(0.84794, abs=1e-5), pytest.approx(0.89006, abs=1e-5))
 
 
 def test_ctrl_c_ends_cleanly_and_keeps_what_was_measured(own: Path) -> None:
