@@ -25,8 +25,11 @@ if importlib.util.find_spec("clstream.strategies") is None:  # not installed: it
 
 import clstream.strategies as zoo
 
-from clstream import Strategy
+from clstream import BatchLearned, Strategy, on, run
 from clstream.avalanche import imports
+from clstream.checkpoint import Checkpointer
+from clstream.checks import example_model, example_stream
+from clstream.seeds import isolated
 
 if TYPE_CHECKING:
     from outages import Server
@@ -81,6 +84,32 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     return getattr(zoo, name)
+
+
+def built(make: Callable[[nn.Module], Strategy] = zoo.Replay) -> Strategy:
+    """Return a fresh strategy for the example stream, the same each time."""
+    with isolated(0, "strategy"):
+        return make(example_model())
+
+
+class StopAt:
+    """Ends the run, as a failure of the user's would, after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    @on(BatchLearned)
+    def count(self, event: BatchLearned) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def interrupted(folder: Path, batches: int = 13, every: int = 4, **options: object) -> None:
+    """Leave a folder as a run does that is interrupted."""
+    checkpointer = Checkpointer(folder, every_batches=every, **{"every_seconds": None, **options})
+    with pytest.raises(KeyboardInterrupt):
+        run(built(), example_stream(), StopAt(batches), checkpointer)
 
 
 @pytest.fixture(scope="session")
