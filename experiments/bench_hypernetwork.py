@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from clstream.strategies import Hypernetwork
-from clstream.strategies.hypernetwork.hypernetwork import vectors
 from torch import Tensor
 from torch.optim import Adam
 
@@ -59,13 +58,13 @@ def numbers_held(strategy: Hypernetwork) -> dict[str, int]:
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     return {
         "generator": count(strategy.generator.parameters()),
-        "embeddings": count(parameter for task in tasks for parameter in vectors(task)),
+        "embeddings": count(parameter for task in tasks for parameter in task.parameters()),
         "statistics": count(buffer for task in tasks for buffer in task.statistics.values()),
         "copies": count(weight for task in tasks for weight in task.copy.values()),
-        "targets": count(strategy.past or ()),
-        "importance": count([strategy.weighing, *(task.fisher for task in tasks)]),
+        "targets": count(strategy.targets or ()),
+        "importance": count([strategy.coefficients, *(task.fisher for task in tasks)]),
         "optimizers": count(value for value in states if isinstance(value, Tensor)),
-        "cached": count(weight for network in strategy.made.values() for weight in network.values()),
+        "cached": count(weight for network in strategy.cached_weights.values() for weight in network.values()),
         "unused": strategy.target.size,
     }
 

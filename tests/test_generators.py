@@ -45,15 +45,15 @@ def test_counts_are_those_of_the_published_settings(
     if inputs is not None:
         assert Target(Mlp(inputs, outputs, hidden=widths)).size == weights
     generator = MlpGenerator(weights, chunk, *sizes, hidden=hidden)
-    assert generator.number == chunks
+    assert generator.n_chunks == chunks
     assert count(generator) + tasks * sizes[0] == total
 
 
 @pytest.mark.parametrize(("hidden", "chunk", "total"), [(96, 7000, 741_208), (96, 4000, 450_208), (64, 7000, 488_280)])
 def test_counts_of_the_lstm(hidden: int, chunk: int, total: int) -> None:
     generator = LstmGenerator(468_540, chunk, 32, 32, hidden=hidden)
-    assert count(generator) - generator.number * 32 == total
-    assert sum(each.numel() for each in generator.recurrent().values()) == 4 * (hidden * hidden + hidden)
+    assert count(generator) - generator.n_chunks * 32 == total
+    assert sum(weight.numel() for weight in generator.recurrent().values()) == 4 * (hidden * hidden + hidden)
 
 
 def changed(generator: MlpGenerator | LstmGenerator, number: int) -> list[int]:
@@ -63,7 +63,7 @@ def changed(generator: MlpGenerator | LstmGenerator, number: int) -> list[int]:
         before = generator(embedding)[0].split(generator.chunk)
         generator.chunks[number] += 1.0
         after = generator(embedding)[0].split(generator.chunk)
-    return [place for place, (one, two) in enumerate(zip(before, after, strict=True)) if not torch.equal(one, two)]
+    return [place for place, (old, new) in enumerate(zip(before, after, strict=True)) if not torch.equal(old, new)]
 
 
 def test_what_a_chunk_depends_on() -> None:
@@ -107,8 +107,8 @@ def test_tasks_are_made_together_as_each_by_itself(kind: Any) -> None:
         for number in range(4):
             alone = generator(embeddings[number : number + 1], None if own is None else own[number : number + 1])
             assert torch.allclose(together[number], alone[0], atol=1e-6)
-    one = kind(95, 1000, 3, 2)  # a chunk larger than the network
-    assert one.number == 1 and one(embeddings).shape == (4, 95)
+    single = kind(95, 1000, 3, 2)  # a chunk larger than the network
+    assert single.n_chunks == 1 and single(embeddings).shape == (4, 95)
 
 
 @pytest.mark.parametrize("size", [81, 95, 100])
@@ -117,11 +117,11 @@ def test_distances_without_making_weights(size: int, far: float) -> None:
     """Between weights that are far from each other, and between some that are nearly the same, where roundings would show."""
     torch.manual_seed(0)
     states, weight, bias = torch.randn(3, 5, 6), torch.randn(20, 6), torch.randn(20)
-    moved = tuple(each + far * torch.randn_like(each) for each in (states, weight, bias))
-    one, two = (F.linear(*(part.double() for part in made)).flatten(1)[:, :size] for made in (moved, (states, weight, bias)))
-    expected = (one - two).square().sum().item()
-    found = squared_distance(moved, (states, weight, bias), size).item()
-    assert found == pytest.approx(expected, rel=1e-4 if far == 1.0 else 0.02)
+    old = states, weight, bias
+    new = tuple(factor + far * torch.randn_like(factor) for factor in old)
+    ours, theirs = (F.linear(*(factor.double() for factor in factors)).flatten(1)[:, :size] for factors in (new, old))
+    expected = (ours - theirs).square().sum().item()
+    assert squared_distance(new, old, size).item() == pytest.approx(expected, rel=1e-4 if far == 1.0 else 0.02)
 
 
 def test_initial_weights() -> None:
@@ -132,5 +132,5 @@ def test_initial_weights() -> None:
     assert generator.output.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert not any(bool(layer.bias.any()) for layer in generator.modules() if isinstance(layer, nn.Linear))
     assert MlpGenerator(478_410, 420, 96, 96, chunk_std=0.1).chunks.std().item() == pytest.approx(0.1, rel=0.02)
-    made = [MlpGenerator(478_410, 42_000, 96, 96)(torch.randn(1, 96)).std().item() for _ in range(20)]
-    assert sum(made) / 20 == pytest.approx(0.015, rel=0.3)
+    spreads = [MlpGenerator(478_410, 42_000, 96, 96)(torch.randn(1, 96)).std().item() for _ in range(20)]
+    assert sum(spreads) / 20 == pytest.approx(0.015, rel=0.3)

@@ -2,8 +2,8 @@
 
 `Target` is a network whose weights are made.
 
-The weights are one row of `size` numbers, cut into `number` = ceil(size / chunk) chunks. Chunk i is made from [e ; c_i]: the task's
-embedding, then the chunk's. What the last chunk has too much is dropped.
+The weights are one row of `size` numbers, cut into `n_chunks` = ceil(size / chunk) chunks. Chunk i is made from [e ; c_i]: the
+embedding of the task, then that of the chunk. What the last chunk has too much is dropped.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from clstream.params import check_choice, check_integer, check_integers, check_n
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
-Made = tuple[Tensor, Tensor, Tensor]
-"""What weights are made of: (tasks, number, width) states, and weight and bias of the last layer."""
+FactoredWeights = tuple[Tensor, Tensor, Tensor]
+"""What weights are made of: (tasks, n_chunks, width) states, and weight and bias of the last layer, which is linear."""
 
 
 class ChunkGenerator(nn.Module):
@@ -43,25 +43,25 @@ class ChunkGenerator(nn.Module):
         super().__init__()
         check_integer(1, size=size, chunk=chunk, task_size=task_size, chunk_size=chunk_size)
         check_number(0, none=True, chunk_std=chunk_std)
-        self.size, self.chunk, self.number, self.into = size, chunk, -(-size // chunk), task_size + chunk_size
-        drawn = None if chunk_std is None else nn.Parameter(chunk_std * torch.randn(self.number, chunk_size))
-        self.register_parameter("chunks", drawn)
+        self.size, self.chunk, self.n_chunks, self.in_features = size, chunk, -(-size // chunk), task_size + chunk_size
+        chunks = None if chunk_std is None else nn.Parameter(chunk_std * torch.randn(self.n_chunks, chunk_size))
+        self.register_parameter("chunks", chunks)
 
     def inputs(self, embeddings: Tensor, chunks: Tensor | None) -> Tensor:
-        """Return (tasks, number, task_size + chunk_size) from (tasks, task_size) and (tasks, number, chunk_size) or None."""
+        """Return (tasks, n_chunks, task_size + chunk_size) from (tasks, task_size) and (tasks, n_chunks, chunk_size) or None."""
         shared: Tensor | None = self.chunks  # type: ignore[assignment]  # it is a parameter
         if chunks is None:
             assert shared is not None
             chunks = shared.expand(len(embeddings), -1, -1)
-        return torch.cat([embeddings[:, None].expand(-1, self.number, -1), chunks], 2)
+        return torch.cat([embeddings[:, None].expand(-1, self.n_chunks, -1), chunks], 2)
 
-    def made(self, states: Tensor) -> Tensor:
-        """Return (tasks, size) weights from (tasks, number, width) states."""
+    def weights(self, states: Tensor) -> Tensor:
+        """Return (tasks, size) weights from (tasks, n_chunks, width) states."""
         chunks: Tensor = self.output(states)
         return chunks.flatten(1)[:, : self.size]
 
 
-def squared_distance(one: Made, two: Made, size: int) -> Tensor:
+def squared_distance(new: FactoredWeights, old: FactoredWeights, size: int) -> Tensor:
     """Return the sum of squares of the differences between two sets of weights, which are not made for it.
 
     They are linear in a few states: the difference of two chunks is (A - A') s + (b - b') + A' (s - s'), a matrix times a vector.
@@ -69,13 +69,13 @@ def squared_distance(one: Made, two: Made, size: int) -> Tensor:
     are made. No large square is subtracted from another.
 
     Args:
-        one, two: (tasks, number, width) states, and weight and bias of the last layer.
+        new, old: (tasks, n_chunks, width) states, and weight and bias of the last layer.
         size: how many weights there are of each task: the last chunk counts as far as it is used.
 
     """
-    (states, weight, bias), (before, old_weight, old_bias) = one, two
+    (states, weight, bias), (old_states, old_weight, old_bias) = new, old
     columns = torch.cat([weight - old_weight, (bias - old_bias)[:, None], old_weight], 1)
-    rows = torch.cat([states, torch.ones_like(states[..., :1]), states - before], 2)
+    rows = torch.cat([states, torch.ones_like(states[..., :1]), states - old_states], 2)
     used, left = columns.tensor_split([size - (states.shape[1] - 1) * len(weight)])
     last = used.T @ used
     full = last + left.T @ left
@@ -106,22 +106,22 @@ class MlpGenerator(ChunkGenerator):
         check_integers(1, hidden=hidden)
         check_choice(ACTIVATIONS, activation=activation)
         layers: list[nn.Module] = []
-        for into, out in pairwise((self.into, *hidden)):
-            layers += [nn.Linear(into, out), ACTIVATIONS[activation]()]
+        for in_features, out_features in pairwise((self.in_features, *hidden)):
+            layers += [nn.Linear(in_features, out_features), ACTIVATIONS[activation]()]
         self.hidden = nn.Sequential(*layers)
-        self.output = nn.Linear((self.into, *hidden)[-1], chunk)
+        self.output = nn.Linear((self.in_features, *hidden)[-1], chunk)
         with torch.no_grad():
             for linear in [module for module in self.modules() if isinstance(module, nn.Linear)]:
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, embeddings: Tensor, chunks: Tensor | None = None, made: bool = True) -> Tensor:
-        """Map (tasks, task_size) embeddings, and (tasks, number, chunk_size) or its own, to (tasks, size) weights.
+    def forward(self, embeddings: Tensor, chunks: Tensor | None = None, only_states: bool = False) -> Tensor:
+        """Map (tasks, task_size) embeddings, and (tasks, n_chunks, chunk_size) or its own, to (tasks, size) weights.
 
-        If they are not to be made, to (tasks, number, width) states: what the last layer makes them of.
+        With `only_states`, to (tasks, n_chunks, width) states: what the last layer makes the weights of.
         """
         states: Tensor = self.hidden(self.inputs(embeddings, chunks))
-        return self.made(states) if made else states
+        return states if only_states else self.weights(states)
 
 
 class LstmGenerator(ChunkGenerator):
@@ -140,7 +140,7 @@ class LstmGenerator(ChunkGenerator):
     ) -> None:
         super().__init__(size, chunk, task_size, chunk_size, chunk_std)
         check_integer(1, hidden=hidden)
-        self.weight_ih, self.weight_hh = (nn.Parameter(torch.empty(4 * hidden, into)) for into in (self.into, hidden))
+        self.weight_ih, self.weight_hh = (nn.Parameter(torch.empty(4 * hidden, n)) for n in (self.in_features, hidden))
         self.bias_ih, self.bias_hh = (nn.Parameter(torch.zeros(4 * hidden)) for _ in range(2))
         self.output = nn.Linear(hidden, chunk)
         with torch.no_grad():
@@ -148,17 +148,17 @@ class LstmGenerator(ChunkGenerator):
                 nn.init.xavier_uniform_(gate)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, embeddings: Tensor, chunks: Tensor | None = None, made: bool = True) -> Tensor:
-        """Map (tasks, task_size) embeddings, and (tasks, number, chunk_size) or its own, to (tasks, size) weights.
+    def forward(self, embeddings: Tensor, chunks: Tensor | None = None, only_states: bool = False) -> Tensor:
+        """Map (tasks, task_size) embeddings, and (tasks, n_chunks, chunk_size) or its own, to (tasks, size) weights.
 
-        If they are not to be made, to (tasks, number, width) states: what the last layer makes them of.
+        With `only_states`, to (tasks, n_chunks, width) states: what the last layer makes the weights of.
         """
         # what nn.LSTM calls; that module has a list of its weights where those of a functional_call stay, also in a checkpoint
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         start = embeddings.new_zeros(1, len(embeddings), self.weight_hh.shape[1])
         inputs = self.inputs(embeddings, chunks).transpose(0, 1)
         states: Tensor = torch.lstm(inputs, (start, start), weights, True, 1, 0.0, self.training, False, False)[0].transpose(0, 1)
-        return self.made(states) if made else states
+        return states if only_states else self.weights(states)
 
     def recurrent(self) -> dict[str, nn.Parameter]:
         """Return the weights and biases from state to state, by name."""
@@ -194,7 +194,7 @@ class Target:
                 "with the outputs of one task and Hypernetwork with head='shared'"
             )
 
-    def named(self, row: Tensor) -> dict[str, Tensor]:
+    def unflatten(self, row: Tensor) -> dict[str, Tensor]:
         """Return a row of weights, (size,), by name, each in its shape."""
         parts = row.split([shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
@@ -216,9 +216,9 @@ class Target:
 
     def find_head(self, x: Tensor) -> int:
         """Ask for an input, to see which linear layer gives the outputs, and return how many these are."""
-        given: dict[int, str] = {}
+        layers: dict[int, str] = {}  # by the identity of their output
         hooks = [
-            module.register_forward_hook(lambda _, __, output, name=name: given.update({id(output): name}))
+            module.register_forward_hook(lambda _, __, output, name=name: layers.update({id(output): name}))
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Linear)
         ]
@@ -227,10 +227,10 @@ class Target:
         finally:
             for hook in hooks:
                 hook.remove()
-        self.head = given.get(id(outputs))
+        self.head = layers.get(id(outputs))
         return outputs.shape[1]
 
-    def own(self, columns: Tensor) -> Tensor:
+    def head_mask(self, columns: Tensor) -> Tensor:
         """Return (size,): 0 for the weights of outputs that are not among `columns`, 1 for all others."""
         parts = []
         for name, shape in self.shapes.items():

@@ -10,7 +10,7 @@ generator's weights and the embeddings of the chunks that W is made in (`generat
 
 task        L_task = mean cross-entropy of f(x; h(e_t)) over the outputs of the task's own classes
 look ahead  dTheta = how the optimizer would change Theta now, by the gradients of L_task alone; it stays as it is
-hold        L_reg = beta / (t - 1) sum over old tasks j of |W*_j - h(e_j; Theta + dTheta)|^2, W*_j as they were when t began: a sum
+regularise  L_reg = beta / (t - 1) sum over old tasks j of |W*_j - h(e_j; Theta + dTheta)|^2, W*_j as they were when t began: a sum
             over all weights, no mean
 step        on the gradients of both; that of L_reg passes through Theta + dTheta as through Theta, and e_t has that of L_task alone
 
@@ -49,7 +49,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from clstream.strategies.hypernetwork.generators import LstmGenerator, Made, MlpGenerator, Target, squared_distance
+from clstream.strategies.hypernetwork.generators import FactoredWeights, LstmGenerator, MlpGenerator, Target, squared_distance
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -59,14 +59,14 @@ from clstream.bus import on
 from clstream.evaluation import evaluating
 from clstream.events import RunStarted, SessionEnded, TaskEnded, TaskStarted
 from clstream.fisher import diagonal_fisher
-from clstream.params import check_bool, check_integer, check_number, check_positive
+from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive
 from clstream.seeds import isolated
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
 
 
 @dataclass(slots=True, eq=False)
-class Known:
+class TaskState:
     """What is kept of a task: its embedding, and what belongs to the network that is made of it."""
 
     classes: Tensor  # its labels
@@ -76,7 +76,11 @@ class Known:
     statistics: dict[str, Tensor]  # the target network's buffers
     fisher: Tensor | None = None
     samples: int = 0  # that the Fisher is over
-    copy: dict[str, Tensor] = field(default_factory=dict)  # with `growth`, what it was made with
+    copy: dict[str, Tensor] = field(default_factory=dict)  # with `growth`, the generator's weights when the task ended
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are the task's own."""
+        return [self.embedding] if self.chunks is None else [self.embedding, self.chunks]
 
 
 class Hypernetwork(Strategy):
@@ -116,7 +120,7 @@ class Hypernetwork(Strategy):
     """
 
     rehearsal_free = True
-    not_state: tuple[str, ...] = ("made",)
+    not_state: tuple[str, ...] = ("cached_weights",)
     takes_regularisers = False  # its step has two losses and two optimizers
     fixed_classes = "those of the task whose network answers"
     exempt = {"grows": "all of the network's weights are made from the start"}  # noqa: RUF012  # as the base has it
@@ -146,20 +150,17 @@ class Hypernetwork(Strategy):
         clip: float | None = None,
     ) -> None:
         super().__init__(model, optimizer)
-        check_options(
-            generator=(generator, ("mlp", "lstm")),
-            chunks=(chunks, ("shared", "own")),
-            old_embeddings=(old_embeddings, ("frozen", "learned")),
-            held_heads=(held_heads, ("all", "own")),
-            importance=(importance, ("none", "fisher", "normalised")),
-            head=(head, ("own", "shared")),
-        )
+        check_choice(("mlp", "lstm"), generator=generator)
+        check_choice(("shared", "own"), chunks=chunks)
+        check_choice(("frozen", "learned"), old_embeddings=old_embeddings)
+        check_choice(("all", "own"), held_heads=held_heads)
+        check_choice(("none", "fisher", "normalised"), importance=importance)
+        check_choice(("own", "shared"), head=head)
+        check_integers(1, hidden=hidden)
         check_integer(1, none=True, old_tasks=old_tasks, fisher_samples=fisher_samples)
         check_number(0, beta=beta, task_std=task_std, chunk_std=chunk_std)
         check_positive(none=True, clip=clip)
         check_bool(lookahead=lookahead, growth=growth)
-        if not isinstance(hidden, (tuple, list)):
-            raise ValueError(f"hidden must be the widths of layers, as (10, 10), not {hidden!r}")
         if generator == "lstm" and len(hidden) != 1:
             raise ValueError(f"an LSTM has one state: hidden must be one width, as (64,), not {hidden}")
         if growth and (generator != "lstm" or importance != "none"):
@@ -174,29 +175,29 @@ class Hypernetwork(Strategy):
         self.make_optimizer, self.optimizer = optimizer, optimizer(self.generator.parameters())
         self.task_size, self.chunk_size, self.task_std, self.chunk_std = task_size, chunk_size, task_std, chunk_std
         self.beta, self.lookahead, self.old_tasks, self.clip = (0.0 if growth else beta), lookahead, old_tasks, clip
-        self.own_chunks, self.moving, self.own_head = chunks == "own", old_embeddings == "learned", head == "own"
+        self.own_chunks, self.learns_old, self.own_head = chunks == "own", old_embeddings == "learned", head == "own"
         self.held_heads, self.importance = held_heads, importance
         self.fisher_samples, self.growth, self.classes = fisher_samples, growth, 0
         self.random = torch.Generator()
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Nothing was learned yet."""
-        self.tasks: dict[int, Known] = {}  # by id
-        self.current: Known | None = None
-        self.old: list[Known] = []  # those that are held
-        self.past: Made | None = None  # what old tasks' weights were made of when the task began
-        self.weighing: Tensor | None = None  # (old tasks, weights), how much each counts; None: 1
-        self.made: dict[int, dict[str, Tensor]] = {}  # the networks that answer, by task; made when they are asked
+    def reset(self) -> None:
+        """Forget all tasks."""
+        self.tasks: dict[int, TaskState] = {}  # by id
+        self.current: TaskState | None = None
+        self.old: list[TaskState] = []  # those that are held
+        self.targets: FactoredWeights | None = None  # W*, as what it was made of when the task began
+        self.coefficients: Tensor | None = None  # (old tasks, weights), of the squares of the regulariser; None: 1
+        self.cached_weights: dict[int, dict[str, Tensor]] = {}  # of the networks that answer, by task
 
     # The run
 
     @on(RunStarted)
-    def meet(self, event: RunStarted) -> None:
+    def begin_run(self, event: RunStarted) -> None:
         """Learn how many classes there are, and refuse a network that they don't fit."""
         stream = event.stream
         self.classes, tasks = stream.classes, getattr(stream, "tasks", ())
-        self.begin()
+        self.reset()
         x = tasks[0].test[:1].x if tasks else torch.zeros(1, *stream.input_shape)
         with isolated(0, "check"), evaluating(self):
             outputs = self.target.find_head(x.to(next(self.model.parameters()).device))
@@ -210,106 +211,106 @@ class Hypernetwork(Strategy):
 
     @on(TaskStarted)
     def open_task(self, event: TaskStarted) -> None:
-        """Draw the task's embedding, keep what is made for old tasks, and make both optimizers."""
-        self.made = {}
-        known = self.tasks.pop(event.task.id, None)  # the newest is the last
-        if known is None:
-            known = self.drawn(event.task)
-        known.fisher, known.samples = None, 0
-        self.old, self.current = list(self.tasks.values()), known
-        self.tasks[event.task.id] = known
+        """Draw the task's embedding, store the targets of old tasks, and make both optimizers."""
+        self.cached_weights = {}
+        current = self.tasks.pop(event.task.id, None)  # the newest is the last
+        if current is None:
+            current = self.new_state(event.task)
+        current.fisher, current.samples = None, 0
+        self.old, self.current = list(self.tasks.values()), current
+        self.tasks[event.task.id] = current
         if self.growth:
-            self.restore(known)
-        own = [known, *self.old] if self.moving else [known]
-        for each in self.tasks.values():
-            for parameter in vectors(each):
-                parameter.requires_grad_(each in own)
+            self.restore(current)
+        trained = [current, *self.old] if self.learns_old else [current]
+        for state in self.tasks.values():
+            for parameter in state.parameters():
+                parameter.requires_grad_(state in trained)
                 parameter.grad = None
         self.optimizer = self.make_optimizer(weight for weight in self.generator.parameters() if weight.requires_grad)
-        self.embedding_optimizer = self.make_optimizer([vector for each in own for vector in vectors(each)])
+        self.embedding_optimizer = self.make_optimizer([parameter for state in trained for parameter in state.parameters()])
         if self.old and self.beta:
-            self.look_back()
+            self.store_targets()
 
     @on(SessionEnded)
-    def weigh(self, event: SessionEnded) -> None:
+    def estimate_fisher(self, event: SessionEnded) -> None:
         """Take the Fisher of the weights that are made for the task, over the session's samples while they are there."""
-        known = self.current
-        if self.importance == "none" or known is None:
+        state = self.current
+        if self.importance == "none" or state is None:
             return
         samples = event.session.samples
         if self.fisher_samples is not None:
             samples = samples[torch.randperm(len(samples), generator=self.random)[: self.fisher_samples].to(samples.y.device)]
-        model = self.target.with_weights(self.target.named(self.weights([known])[0]), known.statistics)
-        device = known.columns.device
+        model = self.target.with_weights(self.target.unflatten(self.weights([state])[0]), state.statistics)
+        device = state.columns.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
-            found = diagonal_fisher(model, samples, "empirical", self.augment, None, partial(own_losses, known))
-        new = torch.cat([found[name].flatten() for name in self.target.shapes])
-        n, before = len(samples), known.samples
-        known.fisher = new if known.fisher is None else (before * known.fisher + n * new) / (before + n)
-        known.samples = before + n
+            fisher = diagonal_fisher(model, samples, "empirical", self.augment, None, partial(task_losses, state))
+        new = torch.cat([fisher[name].flatten() for name in self.target.shapes])
+        n, before = len(samples), state.samples
+        state.fisher = new if state.fisher is None else (before * state.fisher + n * new) / (before + n)
+        state.samples = before + n
 
     @on(TaskEnded)
     def close_task(self, event: TaskEnded) -> None:
         """Freeze the embedding; with `growth`, store what the weights were made with."""
-        self.made, known = {}, self.tasks[event.task.id]
-        for vector in vectors(known):
-            vector.requires_grad_(False)
-            vector.grad = None
+        self.cached_weights, state = {}, self.tasks[event.task.id]
+        for parameter in state.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
         if isinstance(self.generator, LstmGenerator) and self.growth:
             recurrent = self.generator.recurrent()
             for weight in recurrent.values():
                 weight.requires_grad_(False)
                 weight.grad = None
             rest = {name: weight for name, weight in self.generator.named_parameters() if name not in recurrent}
-            known.copy = {name: weight.detach().clone() for name, weight in rest.items()}
+            state.copy = {name: weight.detach().clone() for name, weight in rest.items()}
 
-    def drawn(self, task: Task) -> Known:
-        """Return a task of which nothing was learned: its embedding drawn, its statistics those that the model came with."""
+    def new_state(self, task: Task) -> TaskState:
+        """Return the state of a task of which nothing was learned: its embedding drawn, its statistics the given model's."""
         device = next(self.generator.parameters()).device
 
         def normal(std: float, *shape: int) -> nn.Parameter:
             return nn.Parameter((std * torch.randn(shape, generator=self.random)).to(device))
 
-        chunks = normal(self.chunk_std, self.generator.number, self.chunk_size) if self.own_chunks else None
+        chunks = normal(self.chunk_std, self.generator.n_chunks, self.chunk_size) if self.own_chunks else None
         statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         classes, columns = torch.tensor(task.classes, device=device), self.columns(task).to(device)
-        return Known(classes, columns, normal(self.task_std, self.task_size), chunks, statistics)
+        return TaskState(classes, columns, normal(self.task_std, self.task_size), chunks, statistics)
 
     @torch.no_grad()
-    def restore(self, known: Known) -> None:
-        """Go on with what a task was made with."""
-        for name, value in known.copy.items():
+    def restore(self, state: TaskState) -> None:
+        """Go on with the generator's weights that were stored with a task."""
+        for name, value in state.copy.items():
             self.generator.get_parameter(name).copy_(value)
-        known.copy = {}
+        state.copy = {}
 
     def columns(self, task: Task) -> Tensor:
         """Return which outputs of the network stand for a task's classes, in their order."""
         return torch.tensor(task.classes) if self.own_head else torch.arange(len(task.classes))
 
     @torch.no_grad()
-    def look_back(self) -> None:
-        """Keep what is made for old tasks, as what it is made of now, and how much each weight of it counts."""
+    def store_targets(self) -> None:
+        """Keep the weights of old tasks as what they are made of now, and how much each of them counts."""
         output = self.generator.output
-        self.past = self.generator(*self.inputs(self.old), False), output.weight.clone(), output.bias.clone()
+        self.targets = self.generator(*self.inputs(self.old), True), output.weight.clone(), output.bias.clone()
         rows: list[Tensor] = []
         if self.importance != "none":
-            rows = [each.fisher for each in self.old if each.fisher is not None]
+            rows = [state.fisher for state in self.old if state.fisher is not None]
             rows = [row / row.mean().clamp(min=1e-30) for row in rows] if self.importance == "normalised" else rows
         elif self.held_heads == "own" and self.own_head:
-            rows = [self.target.own(each.columns) for each in self.old]
-        self.weighing = torch.stack(rows) if rows else None
+            rows = [self.target.head_mask(state.columns) for state in self.old]
+        self.coefficients = torch.stack(rows) if rows else None
 
     # Making weights
 
-    def inputs(self, tasks: list[Known]) -> tuple[Tensor, Tensor | None]:
+    def inputs(self, tasks: list[TaskState]) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings of tasks, (tasks, task_size), and those of their chunks if they are their own."""
-        chunks = torch.stack([each.chunks for each in tasks if each.chunks is not None]) if self.own_chunks else None
-        return torch.stack([each.embedding for each in tasks]), chunks
+        chunks = torch.stack([state.chunks for state in tasks if state.chunks is not None]) if self.own_chunks else None
+        return torch.stack([state.embedding for state in tasks]), chunks
 
-    def weights(self, tasks: list[Known]) -> Tensor:
+    def weights(self, tasks: list[TaskState]) -> Tensor:
         """Return (tasks, weights): all that the generator makes for some tasks."""
-        made: Tensor = self.generator(*self.inputs(tasks))
-        return made
+        weights: Tensor = self.generator(*self.inputs(tasks))
+        return weights
 
     # Learning
 
@@ -317,91 +318,89 @@ class Hypernetwork(Strategy):
         """Return the outputs of the network that is made for the current task: augmented."""
         assert self.current is not None
         x = samples.x if self.augment is None else self.augment(samples.x)
-        return self.target.outputs(self.target.named(self.weights([self.current])[0]), self.current.statistics, x)
+        return self.target.outputs(self.target.unflatten(self.weights([self.current])[0]), self.current.statistics, x)
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the mean cross-entropy of the current task's own classes."""
         assert self.current is not None
-        return own_losses(self.current, self.outputs(samples), samples.y).mean()
+        return task_losses(self.current, self.outputs(samples), samples.y).mean()
 
     def learn(self, batch: Batch) -> Tensor:
         """Take one step on a batch, and return the loss of both terms."""
-        self.made = {}
+        self.cached_weights = {}
         self.optimizer.zero_grad()
         self.embedding_optimizer.zero_grad()
         loss = self.loss(batch.samples)
         loss.backward()
         total = loss.detach()
         if self.old and self.beta:
-            total = total + self.hold()
+            total = total + self.regularise()
         if self.clip is not None:
-            optimizers = (self.optimizer, self.embedding_optimizer)
-            groups = [group for each in optimizers for group in each.param_groups]
+            groups = [group for optimizer in (self.optimizer, self.embedding_optimizer) for group in optimizer.param_groups]
             nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.clip)
         self.optimizer.step()
         self.embedding_optimizer.step()
         return total
 
-    def hold(self) -> Tensor:
+    def regularise(self) -> Tensor:
         """Add the gradients of the regulariser, and return it."""
-        here = dict(self.generator.named_parameters())
-        theta = self.ahead() if self.lookahead else {name: weight.detach() for name, weight in here.items()}
+        parameters = dict(self.generator.named_parameters())
+        theta = self.look_ahead() if self.lookahead else {name: weight.detach() for name, weight in parameters.items()}
         for weight in theta.values():
             weight.requires_grad_()
         rows = None
         if self.old_tasks is not None and self.old_tasks < len(self.old):
             rows = torch.randperm(len(self.old), generator=self.random)[: self.old_tasks]
         held = self.old if rows is None else [self.old[row] for row in rows.tolist()]
-        wanted = [*here.values(), *(vector for each in held for vector in vectors(each) if self.moving)]
-        places = [*theta.values(), *wanted[len(theta) :]]
+        embeddings = [parameter for state in held for parameter in state.parameters() if self.learns_old]
         factor = self.beta / len(held)
-        assert self.past is not None
-        if self.weighing is None and len(held) * self.generator.number > 4 * self.past[0].shape[2]:
-            states = functional_call(self.generator, theta, (*self.inputs(held), False))
+        assert self.targets is not None
+        if self.coefficients is None and len(held) * self.generator.n_chunks > 4 * self.targets[0].shape[2]:
+            states = functional_call(self.generator, theta, (*self.inputs(held), True))
             now = states, theta["output.weight"], theta["output.bias"]
-            penalty = factor * squared_distance(now, self.before(rows), self.target.size)
-            slopes = torch.autograd.grad(penalty, places)
+            penalty = factor * squared_distance(now, self.targets_of(rows), self.target.size)
+            gradients = torch.autograd.grad(penalty, [*theta.values(), *embeddings])
         else:
-            made: Tensor = functional_call(self.generator, theta, self.inputs(held))
-            errors = made.detach() - self.goals_of(rows)
-            weighed = errors if self.weighing is None else errors * chosen(self.weighing, rows)
-            penalty = factor * (errors * weighed).sum()
-            slopes = torch.autograd.grad(made, places, 2 * factor * weighed)
-        for parameter, slope in zip(wanted, slopes, strict=True):
-            parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
+            weights: Tensor = functional_call(self.generator, theta, self.inputs(held))
+            errors = weights.detach() - self.target_weights(rows)
+            scaled = errors if self.coefficients is None else errors * select(self.coefficients, rows)
+            penalty = factor * (errors * scaled).sum()
+            gradients = torch.autograd.grad(weights, [*theta.values(), *embeddings], 2 * factor * scaled)
+        for parameter, gradient in zip([*parameters.values(), *embeddings], gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return penalty.detach()
 
-    def before(self, rows: Tensor | None) -> Made:
-        """Return what old tasks' weights, or those of some rows, were made of when this task began."""
-        assert self.past is not None
-        states, weight, bias = self.past
-        return chosen(states, rows), weight, bias
+    def targets_of(self, rows: Tensor | None) -> FactoredWeights:
+        """Return what the weights of old tasks, or of some of them, were made of when this task began."""
+        assert self.targets is not None
+        states, weight, bias = self.targets
+        return select(states, rows), weight, bias
 
     @torch.no_grad()
-    def goals_of(self, rows: Tensor | None) -> Tensor:
-        """Return (old tasks, weights), or some rows of it: what was made for old tasks when this one began."""
-        states, weight, bias = self.before(rows)
+    def target_weights(self, rows: Tensor | None) -> Tensor:
+        """Return (old tasks, weights), or some rows of it: W*."""
+        states, weight, bias = self.targets_of(rows)
         return F.linear(states, weight, bias).flatten(1)[:, : self.target.size]
 
     @torch.no_grad()
-    def ahead(self) -> dict[str, Tensor]:
+    def look_ahead(self) -> dict[str, Tensor]:
         """Return Theta + dTheta by name: the step is taken, and taken back, so that optimizer and Theta are as they were."""
-        here = dict(self.generator.named_parameters())
-        before = [weight.clone() for weight in here.values()]
-        state = {
-            weight: {name: value.clone() if isinstance(value, Tensor) else value for name, value in held.items()}
-            for weight, held in self.optimizer.state.items()
+        parameters = dict(self.generator.named_parameters())
+        before = [weight.clone() for weight in parameters.values()]
+        states = {
+            weight: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+            for weight, state in self.optimizer.state.items()
         }
         groups = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         self.optimizer.step()
-        found = {name: weight.clone() for name, weight in here.items()}
-        for weight, value in zip(here.values(), before, strict=True):
+        theta = {name: weight.clone() for name, weight in parameters.items()}
+        for weight, value in zip(parameters.values(), before, strict=True):
             weight.copy_(value)
         self.optimizer.state.clear()
-        self.optimizer.state.update(state)
-        for group, kept in zip(self.optimizer.param_groups, groups, strict=True):  # some count steps there
-            group.update(kept)
-        return found
+        self.optimizer.state.update(states)
+        for group, options in zip(self.optimizer.param_groups, groups, strict=True):  # some count steps there
+            group.update(options)
+        return theta
 
     # Answering
 
@@ -419,23 +418,23 @@ class Hypernetwork(Strategy):
                 return torch.zeros(len(x), self.classes, device=x.device)
             outputs: Tensor = self.model(x)
             return outputs
-        networks = self.networks()
+        weights = self.task_weights()
         if task is not None:
             number = task.id if task.id in self.tasks else next(reversed(self.tasks))
             labels = torch.tensor(task.classes, device=x.device)
-            outputs = self.target.outputs(networks[number], self.tasks[number].statistics, x)
-            return self.spread(outputs, labels, self.columns(task).to(x.device))
-        found, least = torch.empty(0), torch.empty(0)
-        for number, known in self.tasks.items():
-            outputs = self.target.outputs(networks[number], known.statistics, x)
-            scores, unsure = self.spread(outputs, known.classes, known.columns), entropy(outputs[:, known.columns])
-            if not len(found):
-                found, least = scores, unsure
-            better = unsure < least
-            found, least = torch.where(better[:, None], scores, found), torch.where(better, unsure, least)
-        return found
+            outputs = self.target.outputs(weights[number], self.tasks[number].statistics, x)
+            return self.scatter(outputs, labels, self.columns(task).to(x.device))
+        best, least = torch.empty(0), torch.empty(0)
+        for number, state in self.tasks.items():
+            outputs = self.target.outputs(weights[number], state.statistics, x)
+            scores, entropies = self.scatter(outputs, state.classes, state.columns), entropy(outputs[:, state.columns])
+            if not len(best):
+                best, least = scores, entropies
+            surer = entropies < least
+            best, least = torch.where(surer[:, None], scores, best), torch.where(surer, entropies, least)
+        return best
 
-    def spread(self, outputs: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+    def scatter(self, outputs: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
         """Return (n, classes) with some outputs as the scores of labels, and -inf for all others."""
         width = outputs.shape[1] if self.own_head else self.classes
         return outputs.new_full((len(outputs), width), float("-inf")).index_copy(1, labels, outputs[:, columns])
@@ -446,33 +445,33 @@ class Hypernetwork(Strategy):
         if self.current is None:
             return self.predict(x)
         number = next(reversed(self.tasks))
-        outputs = self.target.outputs(self.networks()[number], self.current.statistics, x)
-        return self.spread(outputs, self.current.classes, self.current.columns).argmax(1)
+        outputs = self.target.outputs(self.task_weights()[number], self.current.statistics, x)
+        return self.scatter(outputs, self.current.classes, self.current.columns).argmax(1)
 
     @torch.no_grad()
-    def networks(self) -> dict[int, dict[str, Tensor]]:
+    def task_weights(self) -> dict[int, dict[str, Tensor]]:
         """Return the weights of all tasks so far, made once for as long as nothing is learned."""
-        if not self.made:
+        if not self.cached_weights:
             if self.growth:
-                rows = [self.grown(known) for known in self.tasks.values()]
+                rows = [self.stored_weights(state) for state in self.tasks.values()]
             else:
                 rows = list(self.weights(list(self.tasks.values())))
-            self.made = {number: self.target.named(row) for number, row in zip(self.tasks, rows, strict=True)}
-        return self.made
+            self.cached_weights = {number: self.target.unflatten(row) for number, row in zip(self.tasks, rows, strict=True)}
+        return self.cached_weights
 
-    def grown(self, known: Known) -> Tensor:
-        """Return a task's row of weights, made with its own copy if there is one."""
-        theta = {**dict(self.generator.named_parameters()), **known.copy}
-        made: Tensor = functional_call(self.generator, theta, self.inputs([known]))
-        return made[0]
+    def stored_weights(self, state: TaskState) -> Tensor:
+        """Return a task's row of weights, made with its own copy of the generator if there is one."""
+        theta = {**dict(self.generator.named_parameters()), **state.copy}
+        weights: Tensor = functional_call(self.generator, theta, self.inputs([state]))
+        return weights[0]
 
 
-def own_losses(known: Known, outputs: Tensor, y: Tensor) -> Tensor:
+def task_losses(state: TaskState, outputs: Tensor, y: Tensor) -> Tensor:
     """Return (n,), the cross-entropy of a task's own classes, from (n, outputs) and labels."""
-    if outputs.shape[1] < len(known.columns):
-        raise ValueError(f"the network has {outputs.shape[1]} outputs, too few for a task of {len(known.columns)} classes")
-    own = y[:, None] == known.classes
-    losses = F.cross_entropy(outputs[:, known.columns], own.long().argmax(1), reduction="none")
+    if outputs.shape[1] < len(state.columns):
+        raise ValueError(f"the network has {outputs.shape[1]} outputs, too few for a task of {len(state.columns)} classes")
+    own = y[:, None] == state.classes
+    losses = F.cross_entropy(outputs[:, state.columns], own.long().argmax(1), reduction="none")
     return torch.where(own.any(1), losses, float("nan"))  # a label of another task has no loss here, and the run ends
 
 
@@ -482,18 +481,6 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(1)
 
 
-def chosen(rows: Tensor, which: Tensor | None) -> Tensor:
+def select(tensor: Tensor, rows: Tensor | None) -> Tensor:
     """Return some rows of a tensor, or all."""
-    return rows if which is None else rows[which.to(rows.device)]
-
-
-def vectors(known: Known) -> list[nn.Parameter]:
-    """Return the parameters that are a task's own."""
-    return [known.embedding] if known.chunks is None else [known.embedding, known.chunks]
-
-
-def check_options(**options: tuple[str, tuple[str, ...]]) -> None:
-    """Refuse an option that is none of those that there are."""
-    for name, (chosen, known) in options.items():
-        if chosen not in known:
-            raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {chosen!r}")
+    return tensor if rows is None else tensor[rows.to(tensor.device)]
