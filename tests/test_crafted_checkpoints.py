@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import clstream
 from clstream import Batch, BatchLearned, Samples, Strategy, on, run
 from clstream.checkpoint import newest
-from clstream.checkpoint.store import files, save
+from clstream.checkpoint.store import FORMAT, files, save
 from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints
 from clstream.memory import Reservoir
@@ -109,7 +109,7 @@ def checkpoint() -> dict[str, Any]:
     """The state of a run that was cut after a few batches, as its file has it."""
     kept = Checkpoints()
     run(victim(), STREAM, kept)
-    return dict(kept.load(4)) | {"format": 2, "clstream": clstream.__version__, "torch": str(torch.__version__), "threads": 1}
+    return dict(kept.load(4)) | {"format": FORMAT, "clstream": clstream.__version__, "torch": str(torch.__version__), "threads": 1}
 
 
 Edit = Callable[[dict[str, Any]], object]
@@ -460,7 +460,7 @@ EDITS: dict[str, Edit] = {
     "a set in it": lambda state: put(state, "evil", {1, 2}),
     "a sparse tensor": lambda state: put(state, "evil", torch.eye(2).to_sparse()),
     "a parameter": lambda state: put(state, "evil", nn.Parameter(torch.ones(1))),
-    "another format": lambda state: state.update(format="2"),
+    "another format": lambda state: state.update(format=str(FORMAT)),
     "threads of text": lambda state: state.update(threads="1"),
     "no torch": lambda state: state.pop("torch"),
 }
@@ -495,6 +495,16 @@ def test_what_is_no_checkpoint_at_all_is_a_sentence() -> None:
 
 
 # Files --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_in_a_sentence(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    older = {name: checkpoint[name] for name in ("clstream", "torch", "threads", "strategy")} | {"format": 2}
+    save(older, tmp_path, 1)
+    with pytest.raises(
+        ValueError, match=rf"format 2\), and this is .* \(format {FORMAT}\): finish the run with that version"
+    ) as refusal:
+        run(victim(), STREAM, resume=newest(tmp_path))
+    assert "\n" not in str(refusal.value)
 
 
 def hashed(folder: Path, content: bytes) -> Path:
@@ -557,7 +567,7 @@ def test_pickles_that_run_something_are_refused(tmp_path: Path, monkeypatch: pyt
             return os.system, ("touch code-was-run",)
 
     saved = io.BytesIO()
-    torch.save({"format": 2, "evil": Evil()}, saved)
+    torch.save({"format": FORMAT, "evil": Evil()}, saved)
     for content in (saved.getvalue(), pickle.dumps(Evil())):
         hashed(tmp_path, content)
         with pytest.raises(ValueError, match="is no checkpoint of clstream"):

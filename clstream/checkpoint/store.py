@@ -18,7 +18,8 @@ from clstream.engine.saved_state import check_state
 from clstream.files import FolderError
 from clstream.serialization import torch_files
 
-FORMAT = 2
+FORMAT = 3
+"""Number of the format: raised when paths of classes or the form of the state change. Others are refused."""
 
 
 WHOLE = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")
