@@ -160,8 +160,8 @@ def _devices(modules: dict[nn.Module, bool]) -> list[int]:
     """Return the numbers of the GPUs that the modules are on."""
     if not torch.cuda.is_initialized():
         return []
-    tensors: Iterator[Tensor] = (each for module in modules for each in module.parameters(recurse=False))
-    return sorted({each.device.index for each in tensors if each.is_cuda})
+    tensors: Iterator[Tensor] = (weight for module in modules for weight in module.parameters(recurse=False))
+    return sorted({weight.device.index for weight in tensors if weight.is_cuda})
 
 
 def _state(generator: Any) -> Any:

@@ -133,7 +133,7 @@ def test_a_step_that_leaves_the_penalty_out_is_refused_after_its_first_batch() -
 
 
 def test_what_cannot_carry_is_refused_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"LosesParts carries what is not among its parts"):
+    with pytest.raises(ValueError, match=r"LosesParts has a regulariser that is not among its parts"):
         run(LosesParts(example_model()), example_stream())
     with pytest.raises(TypeError, match="abstract class Regulariser"):
         Regulariser()

@@ -17,8 +17,8 @@ def example_stream(
     draw = torch.Generator().manual_seed(0)
     patterns = torch.randint(0, 200, (6, 1, 8, 8), generator=draw)
 
-    def samples(task: int, each: int) -> Samples:
-        y = torch.tensor([2 * task, 2 * task + 1]).repeat(each)
+    def samples(task: int, per_class: int) -> Samples:
+        y = torch.tensor([2 * task, 2 * task + 1]).repeat(per_class)
         noise = torch.randint(0, 56, (len(y), 1, 8, 8), generator=draw)
         return Samples((patterns[y] + noise).to(torch.uint8), y)
 

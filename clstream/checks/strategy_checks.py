@@ -109,9 +109,9 @@ class StrategyChecks:
 
     def is_deterministic(self) -> None:
         """Two runs with one seed give equal results and states, bit for bit."""
-        (one, first), (two, second) = (self.play(example_stream(epochs=2)) for _ in range(2))
-        assert torch.equal(one.accuracy, two.accuracy), "two runs with one seed differ in accuracy"
-        assert digest(first) == digest(second), "two runs with one seed leave different states"
+        (result, strategy), (repeated, other) = (self.play(example_stream(epochs=2)) for _ in range(2))
+        assert torch.equal(result.accuracy, repeated.accuracy), "two runs with one seed differ in accuracy"
+        assert digest(strategy) == digest(other), "two runs with one seed leave different states"
 
     def resumes_exactly(self) -> None:
         """A run that goes on from any of its checkpoints ends as it would have without the break, bit for bit."""
@@ -172,9 +172,9 @@ class StrategyChecks:
 
     def evaluates_without_trace(self) -> None:
         """Evaluating more often changes nothing."""
-        (plain, one), (often, two) = (self.play(example_stream(), evaluate_every=every) for every in (None, 2))
+        (plain, strategy), (often, other) = (self.play(example_stream(), evaluate_every=every) for every in (None, 2))
         assert torch.equal(plain.accuracy, often.accuracy), "evaluating more often changes what is learned"
-        assert digest(one) == digest(two), "evaluating more often changes the state"
+        assert digest(strategy) == digest(other), "evaluating more often changes the state"
 
     def answers_without_trace(self) -> None:
         """An observer that asks it for scores and labels, whenever it can, changes nothing."""
@@ -187,16 +187,16 @@ class StrategyChecks:
                     strategy = self.make(example_model())
             return run(strategy, example_stream(), *observers), strategy
 
-        (plain, one), (asked, two) = go(), go(asking := Asking())
+        (plain, strategy), (asked, other) = go(), go(asking := Asking())
         assert torch.equal(plain.accuracy, asked.accuracy), "an observer that asks changes what is learned"
-        assert digest(one) == digest(two), "an observer that asks changes the state"
+        assert digest(strategy) == digest(other), "an observer that asks changes the state"
         again = Asking()
-        again.strategy, again.task = two, asking.task
-        state, chance = digest(two), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
+        again.strategy, again.task = other, asking.task
+        state, chance = digest(other), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
         again.ask(events.RunEnded(None))
         for answer, then in zip(again.answers, asking.answers, strict=True):
             assert torch.equal(answer, then), "after the run it answers otherwise than when the run ended"
-        assert digest(two) == state, "an answer after the run changes the state"
+        assert digest(other) == state, "an answer after the run changes the state"
         now = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
         assert torch.equal(now[0], chance[0]) and now[1:] == chance[1:], "an answer moves the caller's random generators"
 
@@ -259,14 +259,14 @@ def check_strategy(make: Make) -> Iterator[Check]:
     yield from (Check(name, getattr(checks, name)) for name in names if name not in exempt)
 
 
-def check_alike(one: Make, other: Make) -> Iterator[Check]:
+def check_alike(first: Make, second: Make) -> Iterator[Check]:
     """Yield the checks of two strategies that are to be the same, bit for bit: with a penalty of strength 0 and without it, say.
 
     Each check is a run of both, on class- and task-incremental streams, with an augmentation that draws: losses, results, weights,
     buffers and the modes of modules must be equal.
 
     Args:
-        one, other: each builds a fresh strategy from a model.
+        first, second: functions that build a fresh strategy from a model.
 
     """
 
@@ -276,20 +276,20 @@ def check_alike(one: Make, other: Make) -> Iterator[Check]:
             return x.roll(shift, -1)
 
         ends = []
-        for make in (one, other):
+        for make in (first, second):
             stream = replace(example_stream((0, 1, 0, 2), epochs=2, scenario=scenario), augment=jitter)
             with isolated(0, "strategy"):
                 strategy = make(model())
             losses = Losses()
             ends.append((run(strategy, stream, losses, seed=4), strategy.model, torch.stack(losses.all)))
-        (result, model_of_one, losses_of_one), (expected, model_of_other, losses_of_other) = ends
-        assert torch.equal(losses_of_one, losses_of_other), (
-            f"the losses differ, first in step {int((losses_of_one != losses_of_other).nonzero()[0])}"
+        (result, first_model, first_losses), (expected, second_model, second_losses) = ends
+        assert torch.equal(first_losses, second_losses), (
+            f"the losses differ, first in step {int((first_losses != second_losses).nonzero()[0])}"
         )
-        modes = [[(name, part.training) for name, part in whole.named_modules()] for whole in (model_of_one, model_of_other)]
+        modes = [[(name, part.training) for name, part in whole.named_modules()] for whole in (first_model, second_model)]
         assert modes[0] == modes[1], "modules are in other modes"
-        for name, value in model_of_other.state_dict().items():
-            assert torch.equal(model_of_one.state_dict()[name], value), f"{name} differs"
+        for name, value in second_model.state_dict().items():
+            assert torch.equal(first_model.state_dict()[name], value), f"{name} differs"
         assert torch.equal(result.accuracy, expected.accuracy), "without the task given, the accuracies differ"
         assert torch.equal(result.task_accuracy, expected.task_accuracy), "with the task given, the accuracies differ"
 

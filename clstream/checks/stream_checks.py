@@ -18,8 +18,8 @@ class StreamChecks:
 
     def is_repeatable(self) -> None:
         """Iterating it twice gives the same batches, bit for bit."""
-        for one, two in zip(batch_hashes(self.stream), batch_hashes(self.stream), strict=True):
-            assert one == two, f"the batch (session, epoch, batch) {one[:3]} differs from one iteration to the next"
+        for batch, again in zip(batch_hashes(self.stream), batch_hashes(self.stream), strict=True):
+            assert batch == again, f"the batch (session, epoch, batch) {batch[:3]} differs from one iteration to the next"
 
     def delivers_every_sample_once(self) -> None:
         """A pass over a session has each of its samples once, in batches of the stream's size."""
@@ -69,7 +69,7 @@ class StreamChecks:
         for first in {0, len(whole) // 2, len(whole) - 1}:
             rest = [batch.samples.x for batch in epoch.batches(first)]
             assert len(rest) == len(whole) - first, f"starting at batch {first} gives {len(rest)} batches of {len(whole)}"
-            assert all(torch.equal(one, two) for one, two in zip(rest, whole[first:], strict=True)), (
+            assert all(torch.equal(x, same) for x, same in zip(rest, whole[first:], strict=True)), (
                 f"starting at batch {first} gives other batches"
             )
 

@@ -43,11 +43,11 @@ def check_fits(
     for need, reason in needs(strategy).items():
         if not stream.boundaries:
             raise ValueError(f"{type(strategy).__name__} needs {need}, which {stream.name} hides ({reason})")
-    for each in with_parts(strategy):
-        for regulariser in getattr(each, "regularisers", ()):
-            if not any(regulariser is part for part in getattr(each, "parts", ())):
-                name = type(each).__name__
-                raise ValueError(f"{name} carries what is not among its parts: set {name}.parts to (*self.parts, ...)")
+    for owner in with_parts(strategy):
+        for regulariser in getattr(owner, "regularisers", ()):
+            if not any(regulariser is part for part in getattr(owner, "parts", ())):
+                name = type(owner).__name__
+                raise ValueError(f"{name} has a regulariser that is not among its parts: set {name}.parts to (*self.parts, ...)")
     if type(strategy).learn is Strategy.learn and not isinstance(getattr(strategy, "optimizer", None), Optimizer):
         raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
     check_optimizers(strategy)
@@ -66,9 +66,9 @@ def check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        there = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
+        devices = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
         raise ValueError(
-            f"there is no device {str(device)!r} here, only {', '.join(there)} ({str(error).splitlines()[0]})"
+            f"there is no device {str(device)!r} here, only {', '.join(devices)} ({str(error).splitlines()[0]})"
         ) from None
 
 
@@ -79,14 +79,14 @@ def check_optimizers(strategy: Strategy) -> None:
             for name, value in group.items():
                 if isinstance(value, float) and (math.isnan(value) or (name == "lr" and math.isinf(value))):
                     raise ValueError(f"{name} of {type(optimizer).__name__} ({path}) must be a finite number, not {value}")
-    for _, each in find_all(strategy, Strategy):
-        own = getattr(each, "optimizer", None)
-        if not isinstance(own, Optimizer) or not type(each).learn.__module__.startswith("clstream."):
+    for _, learner in find_all(strategy, Strategy):
+        own = getattr(learner, "optimizer", None)
+        if not isinstance(own, Optimizer) or not type(learner).learn.__module__.startswith("clstream."):
             continue  # a step of the user's own may learn without gradients
         if not any(weight.requires_grad for group in own.param_groups for weight in group["params"]):
             raise ValueError(
-                f"no weight that {type(each).__name__} learns requires a gradient, so there is nothing to learn: unfreeze some of "
-                f"the {type(getattr(each, 'model', None)).__name__}, weight.requires_grad_(True)"
+                f"no weight that {type(learner).__name__} learns requires a gradient, so there is nothing to learn: unfreeze some "
+                f"of the {type(getattr(learner, 'model', None)).__name__}, weight.requires_grad_(True)"
             )
 
 
@@ -151,7 +151,7 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
         try:
             scores = strategy.scores(samples.x)
         except (RuntimeError, ValueError, TypeError) as error:
-            if not plain and not _fails_alike(model, samples.x, error):
+            if not plain and not _same_failure(model, samples.x, error):
                 return
             other = "" if parameter is None or parameter.dtype == torch.float32 else f" (its weights are {parameter.dtype})"
             raise ValueError(
@@ -172,7 +172,7 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
             check_labels((strategy.predict(samples.x),), samples, strategy)
 
 
-def _fails_alike(model: object, x: Tensor, error: Exception) -> bool:
+def _same_failure(model: object, x: Tensor, error: Exception) -> bool:
     """Return whether a model can't take inputs for the reason that a strategy gave."""
     try:
         if isinstance(model, nn.Module):

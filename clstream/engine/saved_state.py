@@ -49,7 +49,7 @@ def check_state(state: object) -> None:
         wrong = ["position"]
     if not wrong and not 0 <= state["seconds"] < float("inf"):
         wrong = ["seconds"]
-    if not wrong and not all(isinstance(each, list) and len(each) == 2 for each in state["observers"]):
+    if not wrong and not all(isinstance(entry, list) and len(entry) == 2 for entry in state["observers"]):
         wrong = ["observers"]
     if not wrong and not _is_code(state["code"]):
         wrong = ["code"]

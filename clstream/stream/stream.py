@@ -158,10 +158,10 @@ class Stream:
         number = torch.bucketize(drawn, self._ends, right=True)
         parts: list[Samples] = []
         places: list[Tensor] = []
-        for each in number.unique().tolist():
-            place = (number == each).nonzero().flatten()
-            train = self.tasks[each].train
-            parts.append(train[(drawn[place] - self._ends[each] + len(train)).to(train[:1].y.device)])
+        for task in number.unique().tolist():
+            place = (number == task).nonzero().flatten()
+            train = self.tasks[task].train
+            parts.append(train[(drawn[place] - self._ends[task] + len(train)).to(train[:1].y.device)])
             places.append(place)
         whole = parts[0]
         for other in parts[1:]:
@@ -310,12 +310,12 @@ class Stream:
         """Return the stream with its samples on `device`; if not `resident`, its batches will be moved there."""
         tasks: Sequence[Task] = self.tasks
         if self.resident and any(task.train[:1].y.device != torch.device(device) for task in self.tasks):
-            there: dict[int, Tensor] = {}  # tasks share their data: each tensor is moved once
+            moved: dict[int, Tensor] = {}  # tasks share their data: each tensor is moved once
 
             def moved_tensor(tensor: Tensor) -> Tensor:
-                if id(tensor) not in there:
-                    there[id(tensor)] = tensor.to(device)
-                return there[id(tensor)]
+                if id(tensor) not in moved:
+                    moved[id(tensor)] = tensor.to(device)
+                return moved[id(tensor)]
 
             def moved_samples(part: Samples) -> Samples:
                 extra = {name: moved_tensor(rows) for name, rows in part.extra.items()}
