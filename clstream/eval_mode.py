@@ -1,4 +1,4 @@
-"""Answering: a question from outside is answered in evaluation mode, without gradients, and leaves no trace.
+"""Evaluation mode: a strategy that is asked from outside answers in evaluation mode, without gradients, and without a trace.
 
 `scores`, `predict` and `predict_online` of every strategy are wrapped by `answers` where its class is made; `learn`, `loss` and
 `objective` by `learns`. While a strategy learns (in these three, and in its handlers of events), what it asks itself is run as it

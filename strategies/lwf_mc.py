@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from clstream.strategy import OptimizerFactory
-from clstream.strategy.rehearsal_free import FORMS, Distilling, binary, one_hot
+from clstream.strategy.rehearsal_free import FORMS, Distilling, binary_cross_entropy, one_hot
 from clstream.strategy.strategy import mask_logits
 from clstream.stream import Samples
 
@@ -64,7 +64,7 @@ class LwFMC(Distilling):
         """Return (n,), the classification loss by itself, without a teacher: in forms with one that of the new classes."""
         if self.form in FORMS:
             return super().sample_losses(outputs, y, task)
-        terms = binary(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
+        terms = binary_cross_entropy(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
         return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
 
     def loss(self, samples: Samples) -> Tensor:
@@ -85,18 +85,18 @@ class LwFMC(Distilling):
 
     def distilled(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_kd."""
-        terms = binary(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
+        terms = binary_cross_entropy(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
         if before is not None:
-            terms = torch.cat([binary(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()), terms], 1)
+            terms = torch.cat([binary_cross_entropy(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()), terms], 1)
         return terms.sum(1).mean() if self.bce_scale is None else self.bce_scale * terms.mean()
 
     def balanced(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_balanced."""
         new, targets = len(self.new_classes), one_hot(y, self.new_classes, outputs)
         weights = targets + (1 - targets) / new
-        loss = (weights * binary(outputs[:, self.new_classes], targets)).mean() * (2 * new / (1 + 1 / new))
+        loss = (weights * binary_cross_entropy(outputs[:, self.new_classes], targets)).mean() * (2 * new / (1 + 1 / new))
         if before is None:
             return loss
         old = len(self.old_classes)
-        kept = binary(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()).mean()
+        kept = binary_cross_entropy(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()).mean()
         return loss * (new / (new + old)) + kept * (old / (new + old))

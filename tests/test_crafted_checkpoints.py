@@ -236,7 +236,7 @@ def test_a_function_that_others_use_too_stays_as_it_is(change: dict[str, Any], r
 # Attributes and methods ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["learn", "loss", "__class__", "__dict__", "__call__", "meet_stream", "plainly"])
+@pytest.mark.parametrize("name", ["learn", "loss", "__class__", "__dict__", "__call__", "read_stream", "plainly"])
 def test_no_attribute_stands_in_for_a_method(name: str, resumed: Callable[..., str]) -> None:
     evil = ["partial", ["name", "torch.nn.functional:relu"], ["tuple", "", []], []]
     assert f"sets {name!r} of a Victim, which is no state" in resumed(lambda state: put(state, name, evil))

@@ -1,4 +1,4 @@
-"""One check of a contract."""
+"""A check of a contract."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check; call it to run it."""
+    """A check of a contract; call it to run it. Raises AssertionError if it fails."""
 
     name: str
     body: Callable[[], None]

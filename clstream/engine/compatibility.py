@@ -1,4 +1,4 @@
-"""What fits: whether a strategy can run on a stream, asked before anything is learned."""
+"""Compatibility: whether a strategy can run on a stream, checked before anything is learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Placement: modules on the run's device, generators seeded from its seed, emitters heard."""
+"""Placement: moves modules to the run's device, seeds generators from the run's seed, connects emitters to the run's bus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clstream.strategy import Strategy
 
 
 class Placement:
-    """What a strategy holds, in the run: modules on its device, generators seeded from its seed and their place, emitters heard.
+    """Moves the modules that a strategy holds to the run's device, seeds its generators, and connects its emitters to the bus.
 
     `update` takes in what came to be since: experts, heads, a memory for a new task.
     """
@@ -26,7 +26,7 @@ class Placement:
         self.update()
 
     def update(self) -> None:
-        """Place what is new."""
+        """Do so with what the strategy did not hold before."""
         for path, value in self.walk():
             if not isinstance(value, (nn.Module, torch.Generator, Emitter)) or id(value) in self.placed:
                 continue
@@ -53,14 +53,14 @@ class Placement:
                 yield mark + path.removeprefix(name), value
 
     def take_over(self, objects: Iterable[object]) -> None:
-        """Take objects as placed before: their generators are under way."""
+        """Take objects as placed: they come from a checkpoint, with the states of their generators."""
         self.placed = {id(value): value for value in objects}
         for value in self.placed.values():
             if isinstance(value, Emitter):
                 value.bus = self.bus
 
     def leave(self) -> None:
-        """Take the emitters out of the run."""
+        """Disconnect the emitters."""
         for value in self.placed.values():
             if isinstance(value, Emitter):
                 value.bus = None

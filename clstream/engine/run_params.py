@@ -1,4 +1,4 @@
-"""What is run, by name, in plain values."""
+"""The parameters of a run by name, for MLflow, results and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clstream.stream import Stream, Subset
 def run_params(
     strategy: Strategy, stream: Stream, seed: int, device: str | torch.device
 ) -> dict[str, str | int | float | bool | None]:
-    """Return what is run, by name, in plain values."""
+    """Return the parameters of a run by name: those of strategy, model and stream, the seed and the device."""
     model = getattr(strategy, "model", None)
     return {
         **flat(strategy, "strategy"),
@@ -36,7 +36,7 @@ def run_params(
 
 
 def built_from(strategy: Strategy, stream: Stream) -> Iterator[object]:
-    """Yield what a strategy and a stream hold that code of the user's own may belong to."""
+    """Yield the objects that a strategy and a stream are built from, whose code may be the user's own."""
     for _, value in walk(strategy):
         yield value
         if isinstance(value, Recorded):

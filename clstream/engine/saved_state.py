@@ -1,4 +1,4 @@
-"""The position of a run that a checkpoint holds, and whether a saved state is of the same run."""
+"""The saved state of a run: its position, its form, and the errors for a state of another run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run while it goes on: what takes part, where it is, what it measured, and its state at any pause between two events."""
+"""The simulation: a run under way, with its position, its results so far, and its state between any two events."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Simulation:
 
     @cached_property
     def references(self) -> References:
-        """What was there when the run began, or when it was first asked for its state."""
+        """The objects of the run when it began, or when its state was first asked for: a state refers to them."""
         return references_of(self.parts, self.stream)
 
     @cached_property
@@ -112,7 +112,7 @@ class Simulation:
         self.deferred.append(call)
 
     def run_deferred(self) -> None:
-        """Do what was deferred: no event is under way."""
+        """Make the deferred calls; no event is under way."""
         deferred, self.deferred = self.deferred, []
         with as_written(False):
             for call in deferred:
@@ -123,7 +123,7 @@ class Simulation:
         self.observer_bus.emit(event)
 
     def start(self, resume: Mapping[str, Any] | None) -> None:
-        """Tell everyone, then ask the untrained strategy, or restore what a checkpoint holds."""
+        """Emit `RunStarted`, then evaluate the untrained strategy, or restore a checkpoint."""
         started = events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self)
         told: Any = self.stream.told
         self.strategy_bus.emit(started if told is self.stream else replace(started, stream=told, run=None))
@@ -138,13 +138,13 @@ class Simulation:
         self.run_deferred()
 
     def evaluate(self, task: Task, within_session: bool) -> None:
-        """Evaluate, keep the rows, and tell; `task` is what is being taught."""
+        """Evaluate, keep the rows, and emit `Evaluated`; `task` is what is being taught."""
         self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task.id, self.step, within_session)
         bus = self.bus if self.stream.boundaries else self.observer_bus  # it says what was taught
         bus.emit(events.Evaluated(self.evaluation))
 
     def measured(self) -> dict[str, Any]:
-        """Return what was measured so far, and of what."""
+        """Return the results so far, and the parameters of the run."""
         return {
             "evaluation": self.evaluation.to_dict(),
             "params": run_params(self.strategy, self.stream, self.seed, self.device),

@@ -71,14 +71,14 @@ class RehearsalFree(Strategy):
         self.seen_classes = self.task_classes = self.old_classes
 
     @on(RunStarted)
-    def rest_norms(self, event: RunStarted) -> None:
-        """Put batch norm in evaluation mode for good, if it is to be."""
+    def freeze_batch_norm(self, event: RunStarted) -> None:
+        """With `bn_mode="eval"`, put batch norm in evaluation mode for good."""
         if self.bn_mode == "eval":
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         self.grows = any(isinstance(module, GrowingHead) for module in self.model.modules())
-        self.follow_classes(event.stream.device or "cpu")
+        self.track_classes(event.stream.device or "cpu")
         self.old_classes = self.known_classes
 
     @property
@@ -95,7 +95,7 @@ class RehearsalFree(Strategy):
 
     @on(TaskStarted)
     def open(self, event: TaskStarted) -> None:
-        """Begin with no classes."""
+        """Start with no classes of the task, and with `renew_optimizer` a new optimizer."""
         self.task_classes = self.new_classes[:0]
         if self.renew_optimizer:
             self.optimizer = self.make_optimizer(self.model.parameters())
@@ -113,7 +113,7 @@ class RehearsalFree(Strategy):
             labels = torch.arange(outputs.shape[1], device=outputs.device)
         else:
             labels = self.new_classes if self.active_classes == "task" else self.known_classes
-        terms = binary(outputs[:, labels], one_hot(y, labels, outputs))
+        terms = binary_cross_entropy(outputs[:, labels], one_hot(y, labels, outputs))
         return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
 
     def loss(self, samples: Samples) -> Tensor:
@@ -170,6 +170,6 @@ def one_hot(y: Tensor, labels: Tensor, like: Tensor) -> Tensor:
     return (y[:, None] == labels).to(like.dtype)
 
 
-def binary(outputs: Tensor, targets: Tensor) -> Tensor:
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the binary cross-entropy of each output, before its sigmoid, and its target from 0 to 1."""
     return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")

@@ -216,24 +216,24 @@ class Strategy(Emitter, Recorded):
     @answers
     @torch.no_grad()
     def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Return the label of each input: (n,), int64; with a task, only its classes compete."""
+        """Return the predicted labels: (n,), int64; with a task, only its classes compete."""
         scores = self.scores(x, task)
         return (scores if task is None else scores.masked_fill(~allowed(task, scores), float("-inf"))).argmax(dim=1)
 
     @answers
     @torch.no_grad()
     def predict_online(self, x: Tensor) -> Tensor:
-        """Label what the stream brings next, before it is learned: `predict`, unless the strategy knows better where it is."""
+        """Return the labels of the next inputs of the stream, before they are learned: `predict`, unless overridden."""
         return self.predict(x)
 
     @property
     def scores_ignore_task(self) -> bool:
-        """Whether one answer of `scores` serves both questions, without and with the task given: the base's way to answer."""
+        """Whether `scores` is the same with and without the task given, so that one forward pass serves both."""
         return type(self).scores is Strategy.scores and type(self).predict is Strategy.predict
 
     @on(RunStarted)
-    def meet_stream(self, event: RunStarted) -> None:
-        """Take over the stream's augmentation and, if it is task-incremental, its heads."""
+    def read_stream(self, event: RunStarted) -> None:
+        """Take the stream's augmentation and, if it is task-incremental, which classes each task has."""
         stream, device = event.stream, event.stream.device or "cpu"
         self.augment = stream.augment
         self.task_given = stream.scenario == "task"
@@ -244,10 +244,10 @@ class Strategy(Emitter, Recorded):
         elif self.active_classes == "task":
             self.heads = torch.zeros(stream.classes, stream.classes, dtype=torch.bool, device=device)
         if self.active_classes != "all":
-            self.follow_classes(device)
+            self.track_classes(device)
 
-    def follow_classes(self, device: torch.device | str) -> None:
-        """Know from now on which classes came: `seen_classes` and `task_classes`."""
+    def track_classes(self, device: torch.device | str) -> None:
+        """Start to track which classes came: `seen_classes` and `task_classes`."""
         self.seen_classes = self.task_classes = torch.empty(0, dtype=torch.int64, device=device)
         self.task_number = -1
 
@@ -257,8 +257,8 @@ class Strategy(Emitter, Recorded):
         grow_heads(self.model, [optimizer for _, optimizer in find_all(self, Optimizer)], lambda: event.session.classes)
 
     @on(SessionStarted)
-    def let_classes_in(self, event: SessionStarted) -> None:
-        """Let the session's classes compete, which a growing head has outputs for by now."""
+    def add_classes(self, event: SessionStarted) -> None:
+        """Add the session's classes to those that compete; a growing head has outputs for them by now."""
         if self.seen_classes is None or self.task_classes is None:
             return
         task = event.session.task_if_shown
