@@ -1,12 +1,14 @@
-"""Files: run folders that one process at a time may write to."""
+"""Files: written whole or not at all, in folders that one process at a time may write to."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -37,6 +39,50 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def check_writable(folder: Path, what: str = "the run folder") -> Path:
+    """Return a folder, absolute, which is made if it doesn't exist; OSError, naming what it is, if it can't be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{what} {folder} can't be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"{what} {folder} can't be written: choose another")
+    return folder.absolute()
+
+
+def write_atomically(file: Path | Callable[[], Path], write: Callable[[IO[bytes]], object], beside: Path | None = None) -> Path:
+    """Write a file under another name, sync it to the disk, and rename it: it is whole, or what was there before is.
+
+    Args:
+        file: its path; what gives it once the content is written, if the name depends on that.
+        write: writes the content.
+        beside: the other name, in the same folder; by default a hidden one. It is removed if anything is raised.
+
+    Raises OSError if it can't be written.
+    """
+    if beside is None:
+        assert isinstance(file, Path)
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        path = beside.replace(file if isinstance(file, Path) else file())
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, is on the disk
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing for folders
+            raise
+    finally:
+        os.close(folder)
+    return path
 
 
 def check_plain_files(folder: Path) -> None:

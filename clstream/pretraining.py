@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import clstream
+from clstream.files import write_atomically
 from clstream.params import Recorded, check_integer, describe
 from clstream.serialization import torch_files
 from clstream.stream import Samples, Stream, Subset, Task
@@ -57,7 +58,7 @@ def join_tasks(stream: Stream, classes: Sequence[int] | None = None, epochs: int
 
 
 def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -> Path:
-    """Write a model's weights: beside, synced, then renamed. Raises OSError, which names the file.
+    """Write a model's weights to a file, atomically. Raises OSError, which names the file.
 
     Args:
         model: whose state dict is kept.
@@ -74,17 +75,9 @@ def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -
         "clstream": clstream.__version__,
         "torch": torch.__version__,
     } | dict(about)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
     content = {"header": json.dumps(header), "weights": {name: weight.cpu() for name, weight in model.state_dict().items()}}
     try:
-        try:
-            with beside.open("wb") as out:
-                torch.save(content, out)
-                out.flush()
-                os.fsync(out.fileno())
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_atomically(file, lambda out: torch.save(content, out))
     except OSError as error:
         raise OSError(f"{file} can't be written: {os.strerror(error.errno) if error.errno else error}") from None
     return file

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,7 +13,7 @@ import torch
 
 import clstream
 from clstream.engine.saved_state import check_state
-from clstream.files import FolderError
+from clstream.files import FolderError, write_atomically
 from clstream.serialization import torch_files
 
 FORMAT = 3
@@ -75,31 +73,19 @@ def number_of(file: Path) -> int:
 
 
 def save(state: Mapping[str, Any], folder: Path, number: int) -> Path:
-    """Write a checkpoint: beside, synced, renamed. What was being written when an OSError came is removed."""
-    beside = folder / f"{number:06d}.writing"
-    try:
-        with beside.open("wb") as file:
-            hashing = _Hashing(file)
-            try:
-                torch.save(dict(state), hashing)  # type: ignore[arg-type]  # all that it asks for is `write`
-            except RuntimeError as error:  # torch's own, when a write has failed, or was interrupted
-                raise hashing.error or error from None
-            file.flush()
-            os.fsync(file.fileno())
-        whole = folder / f"{number:06d}-{hashing.hash.hexdigest()}.pt"
-        beside.replace(whole)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(place)  # the new name, too, is on the disk before an old one goes
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing for folders
-            raise
-    finally:
-        os.close(place)
-    return whole
+    """Write a checkpoint atomically; its name has a hash of its content. Raises OSError if it can't be written."""
+    digest = ""
+
+    def write(file: IO[bytes]) -> None:
+        nonlocal digest
+        hashing = _Hashing(file)
+        try:
+            torch.save(dict(state), hashing)  # type: ignore[arg-type]  # all that it asks for is `write`
+        except RuntimeError as error:  # torch's own, when a write has failed, or was interrupted
+            raise hashing.error or error from None
+        digest = hashing.hash.hexdigest()
+
+    return write_atomically(lambda: folder / f"{number:06d}-{digest}.pt", write, folder / f"{number:06d}.writing")
 
 
 def load(file: Path) -> Mapping[str, Any] | None:

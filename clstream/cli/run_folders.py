@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 from clstream.cli.errors import UsageError
+from clstream.files import write_atomically
 from clstream.tracking.outbox import find_run
 
 CONFIG = "config.yaml"
@@ -44,9 +45,7 @@ def create(runs: Path, name: str, config: str) -> Path:
             continue
         except OSError as error:
             raise OSError(f"the run folder {folder} can't be made ({error.strerror}): name another place with --runs") from None
-        beside = folder / f"{CONFIG}.writing"
-        beside.write_text(config)
-        beside.replace(folder / CONFIG)
+        write_atomically(folder / CONFIG, lambda out: out.write(config.encode()))
         return folder
 
 

@@ -31,6 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clstream.files import write_atomically
 from clstream.recording.header import ALWAYS_ALLOWED, HASH_LENGTH, MAX_MEMBERS, MAX_RATIO, MAX_TEXT, PROBE_ROWS, STREAM
 from clstream.stream import Data, Mixture, Samples, Session, Stream, Subset, Task, content_hash
 
@@ -96,7 +97,7 @@ def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
     Args:
         stream: any stream; its transforms must be frozen dataclasses of plain numbers and strings, its augmentation one too, or
             a function with a name. Both are recorded by name.
-        file: where; by custom it ends in `.clstream`. It is written beside, and renamed when it is whole.
+        file: where; by custom it ends in `.clstream`. It is written atomically.
         force: overwrite a file that holds something else.
 
     Raises:
@@ -115,25 +116,12 @@ def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
                 return file
             if not force:
                 raise FileExistsError(f"{file} holds something else: choose another file, or overwrite it with force=True, --force")
-        _write(file, content)
+        write_atomically(file, lambda out: out.write(content))
     except FileExistsError:
         raise
     except OSError as error:
         raise OSError(f"{file} can't be written: {os.strerror(error.errno) if error.errno else error}") from None
     return file
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file beside its place, and move it there when it is whole and on the disk."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def pack(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 from clstream import __version__, events, metrics
 from clstream.bus import Event, on
 from clstream.engine.run_params import run_params
+from clstream.files import check_writable
 from clstream.params import check_bool
 from clstream.results import Evaluation
 from clstream.tracking.journal import Journal, are_damaged, lines_of, set_aside
@@ -63,13 +63,7 @@ class EventLog:
 
     def __init__(self, folder: str | Path, batches: bool = False) -> None:
         check_bool(batches=batches)
-        self.file, self.batches = Path(folder).absolute() / FILE, batches
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"the folder of the event log, {folder}, can't be made: {error.strerror}") from None
-        if not os.access(self.file.parent, os.W_OK):
-            raise OSError(f"the folder of the event log, {folder}, can't be written: choose another")
+        self.file, self.batches = check_writable(Path(folder), "the folder of the event log") / FILE, batches
         self._reset()
 
     def _reset(self) -> None:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from clstream.figures import compared_curves, forgetting_curves
+from clstream.files import check_writable
 from clstream.results import Evaluation
 from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import connect, make_uploader, tracking_uri
 from clstream.tracking.outbox import FILE, Outbox
-from clstream.tracking.runs import PICTURE, _clean, _now, as_png, begin_run, writable
+from clstream.tracking.runs import PICTURE, _clean, _now, as_png, begin_run
 from clstream.tracking.uploader import Uploader
 
 
@@ -49,7 +50,7 @@ def parent_run(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"a parent run needs its seeds, each once, not {list(seeds)}")
-    file = None if folder is None else writable(Path(folder)) / FILE
+    file = None if folder is None else check_writable(Path(folder)) / FILE
     where = tracking_uri(uri)
     if resumed and file is not None and file.exists():
         outbox = Outbox.read(file)

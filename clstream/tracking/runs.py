@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import time
 import uuid
@@ -71,17 +70,6 @@ def as_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
     return file.getvalue()
-
-
-def writable(folder: Path) -> Path:
-    """Return a folder, absolute, made if it isn't there; OSError if it can't be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"the run folder {folder} can't be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise OSError(f"the run folder {folder} can't be written: choose another")
-    return folder.absolute()
 
 
 def _now() -> int:

@@ -28,12 +28,13 @@ from clstream import __version__, events
 from clstream.bus import Event, on
 from clstream.engine.run_params import run_params
 from clstream.figures import accuracy_matrix, forgetting_curves
+from clstream.files import check_writable
 from clstream.results import Evaluation, write_csv
 from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun, PictureTimer
 from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_session
-from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run, writable
+from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
 from clstream.tracking.uploader import Uploader, default_journal, reason_of
 
 _OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event))
@@ -85,7 +86,7 @@ class MlflowTracker:
         self.parent = parent if isinstance(parent, ParentRun) else None
         above = parent.run_id if isinstance(parent, ParentRun) else parent
         self.tags = dict(tags or {}) | ({"mlflow.parentRunId": above} if above else {})
-        self.file = None if folder is None else writable(Path(folder)) / FILE
+        self.file = None if folder is None else check_writable(Path(folder)) / FILE
         self.files = [Path(file).absolute() for file in files]
         self.uploader: Uploader | None = None
         self._reset()
