@@ -96,6 +96,13 @@ def check_positive(*, none: bool = False, **options: object) -> None:
             raise ValueError(f"{name} must be a finite number above 0{' or None' * none}, not {_shown(value)}")
 
 
+def check_share(**options: object) -> None:
+    """Raise ValueError for an option that is not a number from 0 to below 1: a part of a whole that leaves some."""
+    for name, value in options.items():
+        if not (_is_finite(value) and 0 <= value < 1):  # type: ignore[operator]  # it is a number
+            raise ValueError(f"{name} must be a share, from 0 to below 1, not {_shown(value)}")
+
+
 def check_choice(choices: Iterable[str], /, *, none: bool = False, **options: object) -> None:
     """Raise ValueError for an option that is not one of the choices, naming the nearest; `none`: whether None is taken too."""
     allowed = list(choices)

@@ -32,8 +32,8 @@ class ByHand:
     """SHARP's step on its MNIST network as a careful user would write it, with masks and frozen rows given."""
 
     def __init__(self, masks: list[Tensor], frozen: list[Tensor], alive: Tensor) -> None:
-        made = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(784, 500), nn.Linear(500, 500)
-        self.layers: list[tuple[nn.Parameter, nn.Parameter]] = [tuple(each.parameters()) for each in made]  # type: ignore[misc]
+        modules = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(784, 500), nn.Linear(500, 500)
+        self.layers: list[tuple[nn.Parameter, nn.Parameter]] = [tuple(module.parameters()) for module in modules]  # type: ignore[misc]
         self.masks = [mask.float()[..., None, None] if number < 2 else mask.float() for number, mask in enumerate(masks)]
         self.frozen, self.alive = frozen, alive.float()
         self.parameters = list(chain.from_iterable(self.layers))
@@ -58,9 +58,9 @@ class ByHand:
         self.optimizer.zero_grad()
         loss.backward()
         for parameters, frozen in zip(self.layers, self.frozen, strict=True):
-            for each in parameters:
-                assert each.grad is not None
-                each.grad[frozen] = 0
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad[frozen] = 0
         self.optimizer.step()
         return loss.detach()
 
@@ -121,13 +121,13 @@ def main() -> None:
     whole = clock.learning + clock.boundaries + clock.ends
     print(f"two episodes of {options.epochs} epochs: {clock.steps} steps, {clock.steps / clock.learning:.1f} steps a second")
     print(f"phase boundaries {clock.boundaries / whole:.2%}, ends of episodes {clock.ends / whole:.2%} (budget for both 5 %)")
-    living = ", ".join(f"{name} {sum(counts.values()) - counts['idle']}" for name, counts in own.units().items())
+    living = ", ".join(f"{name} {sum(counts.values()) - counts['idle']}" for name, counts in own.count_units().items())
     print(f"units that are not idle: {living}")
 
     samples = stream.tasks[2].train[:BATCH]
     stored = quantise(torch.rand(2, 25, 16, 7, 7))
-    own.short = ShortTerm(torch.tensor([2, 3]), torch.tensor([2, 2]), torch.tensor([25, 25]), *stored)
-    own.forget()
+    own.short_term = ShortTerm(torch.tensor([2, 3]), torch.tensor([2, 2]), torch.tensor([25, 25]), *stored)
+    own.clear_caches()
     hand = ByHand(own.masks, own.frozen, own.ranks[-1] > 0)
     past, labels = torch.rand(BATCH, 16, 7, 7), torch.arange(BATCH) % 2 + 2
     times: dict[str, list[float]] = {"SHARP": [], "by hand": []}
@@ -141,9 +141,10 @@ def main() -> None:
                 hand.step(samples.x, samples.y, past, labels)
             if turn >= 10:
                 times[name].append(time.perf_counter() - start)
-    ratio = statistics.median(one / two for one, two in zip(times["SHARP"], times["by hand"], strict=True))
-    for name, each in times.items():
-        print(f"a step with replay, {name:8} {1000 * statistics.median(each):6.1f} ms, {1 / statistics.median(each):6.1f} a second")
+    ratio = statistics.median(ours / hand for ours, hand in zip(times["SHARP"], times["by hand"], strict=True))
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"a step with replay, {name:8} {1000 * median:6.1f} ms, {1 / median:6.1f} a second")
     print(f"SHARP / by hand: {ratio:.2f} (budget 1.15)")
 
     x = torch.cat([task.test.x for task in stream.tasks])

@@ -56,8 +56,8 @@ def main() -> None:
     if options.tune:
         for rate in RATES:
             held = stream(options.epochs, options.data_root, validation=0.1).for_tuning()
-            found = both(run(Replay(model(0), partial(SGD, lr=rate), capacity=687), held))
-            print(f"replay, rate {rate}: class-IL {found[0]:.4f}, task-IL {found[1]:.4f} on validation samples", flush=True)
+            class_il, task_il = both(run(Replay(model(0), partial(SGD, lr=rate), capacity=687), held))
+            print(f"replay, rate {rate}: class-IL {class_il:.4f}, task-IL {task_il:.4f} on validation samples", flush=True)
         return
     rows: dict[str, list[tuple[float, float]]] = {"SHARP": [], "replay": []}
     for seed in map(int, options.seeds.split(",")):
@@ -65,7 +65,7 @@ def main() -> None:
         if size is None:
             own = SHARP(model(seed), phase_epochs=options.phase_epochs)
             rows["SHARP"].append(both(run(own, stream(options.epochs, options.data_root), seed=seed)))
-            size = sum(kept.bytes for kept in (own.short, own.long) if kept is not None)
+            size = sum(memory.bytes for memory in (own.short_term, own.long_term) if memory is not None)
             print(f"seed {seed}, SHARP, {size} bytes: class-IL {rows['SHARP'][-1][0]:.4f}, task-IL {rows['SHARP'][-1][1]:.4f}")
         capacity = size // IMAGE
         replay = Replay(model(seed), partial(SGD, lr=options.rate), capacity=capacity)

@@ -13,22 +13,22 @@ from clstream.models import ConvNet, Mlp, MnistLike, SlimResNet18, VggSmall
 
 
 def layers(model: nn.Module, cut: str | None = None) -> list[tuple[str, int, int, bool, int]]:
-    return [(each.name, each.units, each.inputs, each.early, each.span) for each in Chain(model, cut).layers]
+    return [(layer.name, layer.units, layer.inputs, layer.early, layer.span) for layer in Chain(model, cut).layers]
 
 
 def test_the_networks_of_sharp() -> None:
     assert layers(MnistLike((1, 28, 28), 10)) == [
         ("conv1", 16, 1, True, 1), ("conv2", 16, 16, True, 1), ("hidden", 500, 784, False, 49), ("penultimate", 500, 500, False, 1)
     ]  # fmt: skip
-    found = layers(VggSmall((3, 32, 32), 10))
-    assert [units for _, units, _, _, _ in found] == [64, 64, 64, 64, 128, 128, 128, 1024, 1024]
-    assert [early for _, _, _, early, _ in found] == [True] * 4 + [False] * 5
-    assert found[7] == ("hidden", 1024, 2048, False, 16)
+    vgg = layers(VggSmall((3, 32, 32), 10))
+    assert [units for _, units, _, _, _ in vgg] == [64, 64, 64, 64, 128, 128, 128, 1024, 1024]
+    assert [early for _, _, _, early, _ in vgg] == [True] * 4 + [False] * 5
+    assert vgg[7] == ("hidden", 1024, 2048, False, 16)
 
 
 @pytest.mark.parametrize(("model", "weights"), [(MnistLike((1, 28, 28), 10), 645_480), (VggSmall((3, 32, 32), 10), 3_629_376)])
 def test_the_networks_of_sharp_have_as_many_weights_as_the_authors(model: nn.Module, weights: int) -> None:
-    assert sum(each.numel() for each in Chain(model).parameters()) == weights
+    assert sum(weight.numel() for weight in Chain(model).parameters()) == weights
 
 
 def test_the_activations_at_the_cut_are_those_of_the_authors() -> None:
@@ -100,10 +100,10 @@ def test_activity_is_summed_after_relu_and_before_pooling() -> None:
     second = conv2(nn.functional.max_pool2d(first, 2)).relu()
     third = model.stages.get_submodule("hidden")(nn.functional.max_pool2d(second, 2))
     expected = [first.sum((0, 2, 3)), second.sum((0, 2, 3)), third.sum(0), model.features(x).sum(0)]
-    found = Chain(model).activity(x)
-    assert [len(each) for each in found] == [3, 3, 7, 7] and {each.dtype for each in found} == {torch.float64}
-    for one, two in zip(found, expected, strict=True):
-        assert torch.allclose(one, two.double(), rtol=1e-5)
+    activity = Chain(model).activity(x)
+    assert [len(sums) for sums in activity] == [3, 3, 7, 7] and {sums.dtype for sums in activity} == {torch.float64}
+    for sums, slow in zip(activity, expected, strict=True):
+        assert torch.allclose(sums, slow.double(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("cut", ["conv1", "conv2", "hidden.0", "hidden"])

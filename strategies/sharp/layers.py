@@ -97,7 +97,7 @@ class Chain:
                 if units and inputs % units:
                     raise ValueError(f"{name} has {inputs} inputs, which {units} units before it can't share evenly")
                 stage = name.partition(".")[0]
-                alone = sum(_has_units(each) for other, each in leaves if other.partition(".")[0] == stage) == 1
+                alone = sum(_has_units(leaf) for other, leaf in leaves if other.partition(".")[0] == stage) == 1
                 self.layers.append(Layer(stage if alone else name, module, place < at, inputs // units if units else 1))
                 units = len(module.weight)
         if not self.layers or self.layers[-1].early:
@@ -123,22 +123,22 @@ class Chain:
 
         What is left out must have no connections to what is in it: then both ways in give the same along the path as without.
         """
-        found: list[Step] = []
+        steps: list[Step] = []
         for layer, outputs in zip(self.layers, units, strict=True):
-            if found:
+            if steps:
                 spans = torch.arange(layer.span, device=outputs.device)
-                found.append(Step(outputs, (found[-1].outputs[:, None] * layer.span + spans).flatten()))
+                steps.append(Step(outputs, (steps[-1].outputs[:, None] * layer.span + spans).flatten()))
             else:
-                found.append(Step(outputs, None))
-        return tuple(found)
+                steps.append(Step(outputs, None))
+        return tuple(steps)
 
     def along(self, activations: Tensor, path: Path) -> Tensor:
         """Return of (n, ...) activations at the cut those of a path's units."""
         if not self.early:
             return activations
         last = self.layers[self.early - 1]
-        here = path[self.early - 1].outputs if activations.shape[1] == last.units else path[self.early].inputs
-        return activations if here is None else activations.index_select(1, here)
+        units = path[self.early - 1].outputs if activations.shape[1] == last.units else path[self.early].inputs
+        return activations if units is None else activations.index_select(1, units)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the weights and biases of the layers."""
@@ -168,7 +168,7 @@ def _through(modules: list[nn.Module], x: Tensor, path: Path | None) -> Tensor:
             x = module(x)
             continue
         step = next(steps)
-        weights = {name: each.index_select(0, step.outputs) for name, each in module.named_parameters()}
+        weights = {name: weight.index_select(0, step.outputs) for name, weight in module.named_parameters()}
         if step.inputs is not None:
             weights["weight"] = weights["weight"].index_select(1, step.inputs)
         x = functional_call(module, weights, (x,))

@@ -21,18 +21,18 @@ class PerClass:
 
     def where(self: P, chosen: Tensor) -> P:
         """Return some of the classes: a (classes,) mask."""
-        return type(self)(**{each.name: getattr(self, each.name)[chosen] for each in fields(self)})
+        return type(self)(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
-    def renewed(self: P, new: P) -> P:
+    def updated(self: P, new: P) -> P:
         """Return these classes and new ones; what is new replaces what was kept of the same class."""
         old = self.where(~torch.isin(self.labels, new.labels))
-        return type(self)(**{each.name: torch.cat([getattr(old, each.name), getattr(new, each.name)]) for each in fields(self)})
+        return type(self)(**{field.name: torch.cat([getattr(old, field.name), getattr(new, field.name)]) for field in fields(self)})
 
     @property
     def bytes(self) -> int:
         """The bytes of all of it."""
-        tensors: list[Tensor] = [getattr(self, each.name) for each in fields(self)]
-        return sum(each.numel() * each.element_size() for each in tensors)
+        tensors: list[Tensor] = [getattr(self, field.name) for field in fields(self)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(slots=True, eq=False)

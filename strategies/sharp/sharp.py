@@ -56,7 +56,7 @@ from torch.optim import Adadelta
 from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionEnded, SessionStarted
 from clstream.losses import supervised_contrastive
-from clstream.params import check_bool, check_integer, check_number, check_positive
+from clstream.params import check_bool, check_choice, check_integer, check_number, check_positive, check_share
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Subset, Task
 
@@ -101,7 +101,7 @@ class SHARP(Strategy):
     """
 
     fixed_classes = "none in the loss; classes with exemplars in an answer"
-    not_state: tuple[str, ...] = ("chain", "path", "gates", "replayed")
+    not_state: tuple[str, ...] = ("chain", "active_path", "gradient_masks", "replayed")
     takes_regularisers = False  # its loss is of representations, and its own step masks gradients
     checkpoint_modules: tuple[str, ...] = (ShortTerm.__module__,)
 
@@ -129,44 +129,42 @@ class SHARP(Strategy):
             1, phase_epochs=phase_epochs, short_term=short_term, long_term=long_term, neighbours=neighbours,
         )  # fmt: skip
         check_integer(1, none=True, replay_batch=replay_batch)
-        check_number(0, sparsity=sparsity)
+        check_share(sparsity=sparsity)
         check_number(0, 100, least_quota=least_quota)
         check_positive(temperature=temperature, period=period)
         check_bool(redraw=redraw)
-        if sparsity >= 1:
-            raise ValueError(f"sparsity is the share of connections left out, from 0 to below 1, not {sparsity}")
-        if early not in ("new", "pretrained", "frozen"):
-            raise ValueError(f"early must be new, pretrained or frozen, not {early!r}")
+        check_choice(("new", "pretrained", "frozen"), early=early)
         self.chain = Chain(model, cut)
-        for parameter in [each for layer in self.chain.layers if layer.early for each in layer.module.parameters()]:
-            parameter.requires_grad_(early != "frozen")
-        self.optimizer = optimizer([each for each in self.chain.parameters() if each.requires_grad])
+        for layer in self.chain.layers:
+            if layer.early:
+                layer.module.requires_grad_(early != "frozen")
+        self.optimizer = optimizer([parameter for parameter in self.chain.parameters() if parameter.requires_grad])
         if any(group.get("weight_decay") for group in self.optimizer.param_groups):
             raise ValueError("SHARP needs an optimizer without weight decay, which would move frozen weights")
         self.window, self.temperature, self.phase_epochs = window, temperature, phase_epochs
         self.least_quota, self.period, self.replay_batch = least_quota, period, replay_batch
-        self.room, self.exemplars, self.neighbours, self.redraws = short_term, long_term, neighbours, redraw
+        self.short_capacity, self.long_capacity, self.neighbours, self.redraws = short_term, long_term, neighbours, redraw
         self.classes = getattr(self.chain.head, "classes", 0) or getattr(self.chain.head, "out_features", 0)
         self.episode = 0
         self.order = torch.empty(0, dtype=torch.int64)  # of the session's samples: the first ones are probed and kept
-        self.short: ShortTerm | None = None
-        self.long: LongTerm | None = None
+        self.short_term: ShortTerm | None = None
+        self.long_term: LongTerm | None = None
         self.full: list[str] = []  # layers that are known to have no idle units left
         self.random = torch.Generator()
-        self.path: Path | None = None  # of the units that are not idle, made when it is needed
-        self.gates: list[Tensor] | None = None  # which weights may move, made when it is needed
+        self.active_path: Path | None = None  # of the units that are not idle, made when it is needed
+        self.gradient_masks: list[Tensor] | None = None  # which weights may move, made when it is needed
         self.replayed: Tensor | None = None  # the stored activations as floats, made when they are needed
         self.masks: list[Tensor] = []  # (units, inputs), bool: which connections there are
         self.ranks: list[Tensor] = []  # (units,), int64
         self.frozen: list[Tensor] = []  # (units,), bool
         for number, layer in enumerate(self.chain.layers):
-            kept = layer.early and early != "new"
+            pretrained = layer.early and early != "new"
             weight = layer.module.weight
-            if not kept:
+            if not pretrained:
                 nn.init.kaiming_normal_(weight)
                 if layer.module.bias is not None:
                     nn.init.zeros_(layer.module.bias)
-            dense = kept or (number == 0 and isinstance(layer.module, nn.Conv2d))
+            dense = pretrained or (number == 0 and isinstance(layer.module, nn.Conv2d))
             shape = layer.units, layer.inputs
             self.masks.append(torch.ones(shape, dtype=torch.bool) if dense else torch.rand(shape) >= sparsity)
             self.ranks.append(torch.full(shape[:1], PRETRAINED if layer.early and early == "frozen" else 0))
@@ -179,8 +177,8 @@ class SHARP(Strategy):
         """Learn how many classes there are, and put what is known of the units where the weights are."""
         self.classes = max(self.classes, event.stream.classes)
         for tensors in (self.masks, self.ranks, self.frozen):
-            tensors[:] = [each.to(layer.module.weight.device) for each, layer in zip(tensors, self.chain.layers, strict=True)]
-        self.forget()
+            tensors[:] = [tensor.to(layer.module.weight.device) for tensor, layer in zip(tensors, self.chain.layers, strict=True)]
+        self.clear_caches()
 
     @on(SessionStarted)
     def begin_episode(self, event: SessionStarted) -> None:
@@ -188,9 +186,9 @@ class SHARP(Strategy):
         self.episode += 1
         self.order = torch.randperm(len(event.session.samples), generator=self.random)
 
-    def forget(self) -> None:
-        """Forget what is derived from units and memories: they have changed."""
-        self.path = self.gates = self.replayed = None
+    def clear_caches(self) -> None:
+        """Drop what is derived from units and memories: they have changed."""
+        self.active_path = self.gradient_masks = self.replayed = None
 
     # a phase
 
@@ -200,16 +198,16 @@ class SHARP(Strategy):
         if event.epoch.index % self.phase_epochs:
             return
         phase = 1 + event.epoch.index // self.phase_epochs
-        self.select(self.chain.activity(self.taken(event.epoch.session.samples, self.order[:PROBE]).x), self.quota(phase))
+        self.select_units(self.chain.activity(self.gather(event.epoch.session.samples, self.order[:PROBE]).x), self.quota(phase))
         self.rewire()
         self.optimizer.state.clear()
-        self.emit(PhaseStarted(self.episode, phase, self.quota(phase), self.units()))
+        self.emit(PhaseStarted(self.episode, phase, self.quota(phase), self.count_units()))
 
     def quota(self, phase: int) -> float:
         """Return how much of a layer's activity its selected units must have, in percent."""
         return max(50 * (1 + math.cos(math.pi * max(phase, 2) / self.period)), self.least_quota)
 
-    def select(self, activity: list[Tensor], quota: float) -> None:
+    def select_units(self, activity: list[Tensor], quota: float) -> None:
         """Give rank 1 to candidates among the most active units of each layer, and rank 0 to the others."""
         for sums, ranks in zip(activity, self.ranks, strict=True):
             candidate, chosen = ranks <= 1, most_active(sums, quota)
@@ -229,7 +227,7 @@ class SHARP(Strategy):
             chosen = torch.randperm(len(absent), generator=self.random)[: int(dropped.sum())]
             mask.view(-1)[absent[chosen.to(absent.device)]] = True  # the weights there are zero since they were absent
             layer.module.weight *= _like(mask, layer.module.weight)
-        self.forget()
+        self.clear_caches()
 
     # a batch
 
@@ -238,58 +236,60 @@ class SHARP(Strategy):
 
         A sample whose class comes once in the batch is left out.
         """
-        if self.path is None:
-            self.path = self.chain.path([ranks.nonzero().flatten() for ranks in self.ranks])
-        activations = self.chain.below(samples.x if self.augment is None else self.augment(samples.x), self.path)
+        if self.active_path is None:
+            self.active_path = self.chain.path([ranks.nonzero().flatten() for ranks in self.ranks])
+        activations = self.chain.below(samples.x if self.augment is None else self.augment(samples.x), self.active_path)
         y = samples.y
         counted = (y[:, None] == y).sum(1) > 1
-        if self.short is not None:
-            past, labels = self.draw(self.short, self.replay_batch or len(samples), self.path)
+        if self.short_term is not None:
+            past, labels = self.draw_activations(self.short_term, self.replay_batch or len(samples), self.active_path)
             activations, y = torch.cat([activations, past]), torch.cat([y, labels])
             counted = torch.cat([counted, counted.new_ones(len(labels))])
-        return supervised_contrastive(self.chain.above(activations, self.path), y, self.temperature, counted)
+        return supervised_contrastive(self.chain.above(activations, self.active_path), y, self.temperature, counted)
 
     def features(self, activations: Tensor) -> Tensor:
         """Map activations at the cut to the last layer's: (n, width), those of idle units zero."""
         return self.chain.above(activations) * (self.ranks[-1] > 0)
 
-    def draw(self, short: ShortTerm, n: int, path: Path) -> tuple[Tensor, Tensor]:
+    def draw_activations(self, short: ShortTerm, n: int, path: Path) -> tuple[Tensor, Tensor]:
         """Return n stored activations and their labels, as even over classes as can be; none twice if a class has enough."""
-        classes, room = short.codes.shape[:2]
+        classes, capacity = short.codes.shape[:2]
         count = short.count[:, None]
         share = n // classes + (torch.arange(classes) < n % classes).long()[:, None]
         most = int(share[0])
         rows = (torch.rand(classes, most, generator=self.random) * count).long()
-        if most <= room:
-            keys = torch.rand(classes, room, generator=self.random).masked_fill_(torch.arange(room) >= count, 2)
+        if most <= capacity:
+            keys = torch.rand(classes, capacity, generator=self.random).masked_fill_(torch.arange(capacity) >= count, 2)
             rows = torch.where(share <= count, keys.argsort(1)[:, :most], rows)
         chosen = torch.arange(most) < share
-        which = (rows + room * torch.arange(classes)[:, None])[chosen]
+        indices = (rows + capacity * torch.arange(classes)[:, None])[chosen]
         if self.replayed is None:
             self.replayed = self.chain.along(short.activations().flatten(0, 1), path)
         device = self.replayed.device
         labels = short.labels[chosen.nonzero()[:, 0]]
-        return self.replayed.index_select(0, which.to(device)), labels.to(device)
+        return self.replayed.index_select(0, indices.to(device)), labels.to(device)
 
     def learn(self, batch: Batch) -> Tensor:
         """Take one step; weights that are frozen, or absent, get no gradient."""
         loss = self.loss(batch.samples)
         self.optimizer.zero_grad()
         loss.backward()
-        self.silence()
+        self.mask_gradients()
         self.optimizer.step()
         return loss.detach()
 
-    def silence(self) -> None:
+    def mask_gradients(self) -> None:
         """Zero the gradients of frozen units' weights and biases, and of absent connections."""
-        if self.gates is None:
-            self.gates = []
+        if self.gradient_masks is None:
+            self.gradient_masks = []
             for layer, mask, frozen in zip(self.chain.layers, self.masks, self.frozen, strict=True):
                 weight, bias = layer.module.weight, layer.module.bias
                 if weight.requires_grad:
-                    self.gates.append(_like(mask & ~frozen[:, None], weight).to(weight.dtype).expand_as(weight).contiguous())
-                    self.gates += [] if bias is None else [(~frozen).to(bias.dtype)]
-        torch._foreach_mul_([each.grad for each in self.chain.parameters() if each.grad is not None], self.gates)
+                    free = _like(mask & ~frozen[:, None], weight).to(weight.dtype)
+                    self.gradient_masks.append(free.expand_as(weight).contiguous())
+                    self.gradient_masks += [] if bias is None else [(~frozen).to(bias.dtype)]
+        gradients = [parameter.grad for parameter in self.chain.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, self.gradient_masks)
 
     # the end of an episode
 
@@ -301,31 +301,31 @@ class SHARP(Strategy):
             ranks += ranks > 0
             frozen |= ranks > (1 if layer.early else 1 + self.window)
         samples = event.session.samples
-        labels, rows, count = leading(samples.y.cpu(), self.order, max(self.room, self.exemplars))
+        labels, rows, count = leading(samples.y.cpu(), self.order, max(self.short_capacity, self.long_capacity))
         episodes = torch.full_like(labels, self.episode)
-        self.store(samples, labels, episodes, rows, count)
+        self.store_activations(samples, labels, episodes, rows, count)
         if self.redraws:
-            self.redraw()
-        self.recognise(samples, labels, episodes, rows, count)
-        recent = None if self.short is None else self.short.where(self.short.episodes > self.episode - self.window)
-        self.short = recent if recent is not None and len(recent.labels) else None
-        self.forget()
-        self.emit(UnitsFrozen(self.episode, self.units()))
-        sizes = [0 if kept is None else kept.bytes for kept in (self.short, self.long)]
+            self.redraw_idle()
+        self.store_exemplars(samples, labels, episodes, rows, count)
+        recent = None if self.short_term is None else self.short_term.where(self.short_term.episodes > self.episode - self.window)
+        self.short_term = recent if recent is not None and len(recent.labels) else None
+        self.clear_caches()
+        self.emit(UnitsFrozen(self.episode, self.count_units()))
+        sizes = [0 if memory is None else memory.bytes for memory in (self.short_term, self.long_term)]
         self.emit(ActivationsStored(self.episode, tuple(labels.tolist()), *sizes))
-        self.say_what_is_full()
+        self.warn_if_full()
 
-    def store(self, samples: Samples | Subset, labels: Tensor, episodes: Tensor, rows: Tensor, count: Tensor) -> None:
+    def store_activations(self, samples: Samples | Subset, labels: Tensor, episodes: Tensor, rows: Tensor, count: Tensor) -> None:
         """Write the short-term memory: the activations at the cut of the first samples of each class."""
         if not self.window:
             return
-        rows = rows[:, : self.room]
-        activations = self.chain.below(self.taken(samples, rows.flatten()).x)
+        rows = rows[:, : self.short_capacity]
+        activations = self.chain.below(self.gather(samples, rows.flatten()).x)
         codes, least, greatest = quantise(activations.reshape(*rows.shape, *activations.shape[1:]))
-        new = ShortTerm(labels, episodes, count.clamp(max=self.room), codes, least, greatest)
-        self.short = new if self.short is None else self.short.renewed(new)
+        new = ShortTerm(labels, episodes, count.clamp(max=self.short_capacity), codes, least, greatest)
+        self.short_term = new if self.short_term is None else self.short_term.updated(new)
 
-    def redraw(self) -> None:
+    def redraw_idle(self) -> None:
         """Draw the incoming weights of idle units anew, with a spread that grows as these get fewer; their biases become 0."""
         for layer, mask, ranks in zip(self.chain.layers, self.masks, self.ranks, strict=True):
             idle = (ranks == 0).nonzero().flatten()
@@ -337,31 +337,32 @@ class SHARP(Strategy):
                 if bias is not None:
                     bias[idle] = 0
 
-    def recognise(self, samples: Samples | Subset, labels: Tensor, episodes: Tensor, rows: Tensor, count: Tensor) -> None:
-        """Write the long-term memory: this episode's classes from their samples, those before from their activations."""
-        rows, ranks = rows[:, : self.exemplars], self.ranks[-1]
-        features = self.features(self.chain.below(self.taken(samples, rows.flatten()).x))
+    def store_exemplars(self, samples: Samples | Subset, labels: Tensor, episodes: Tensor, rows: Tensor, count: Tensor) -> None:
+        """Write the long-term memory: exemplars of this episode's classes from their samples, of those before from activations."""
+        rows, ranks = rows[:, : self.long_capacity], self.ranks[-1]
+        features = self.features(self.chain.below(self.gather(samples, rows.flatten()).x))
         units = (ranks >= 2).expand(len(labels), -1)
-        new = LongTerm(labels, episodes, count.clamp(max=self.exemplars), features.view(*rows.shape, -1), units)
-        past = None if self.short is None else self.short.where(self.short.episodes < self.episode)
+        new = LongTerm(labels, episodes, count.clamp(max=self.long_capacity), features.view(*rows.shape, -1), units)
+        past = None if self.short_term is None else self.short_term.where(self.short_term.episodes < self.episode)
         if past is not None and len(past.labels):
             stored, device = past.activations(), ranks.device
-            chosen = torch.arange(self.exemplars).expand(len(past.labels), -1)
+            chosen = torch.arange(self.long_capacity).expand(len(past.labels), -1)
             drawn = (torch.rand(chosen.shape, generator=self.random) * past.count[:, None]).long()
-            chosen = torch.where((past.count < self.exemplars)[:, None], drawn, chosen)
-            again = stored[torch.arange(len(stored))[:, None].to(device), chosen.to(device)]
-            features = self.features(again.flatten(0, 1)).view(*chosen.shape, -1)
+            chosen = torch.where((past.count < self.long_capacity)[:, None], drawn, chosen)
+            replayed = stored[torch.arange(len(stored))[:, None].to(device), chosen.to(device)]
+            features = self.features(replayed.flatten(0, 1)).view(*chosen.shape, -1)
             age = (self.episode - 1 - past.episodes).to(device)
             units = ranks >= 3 + age[:, None]
-            new = new.renewed(LongTerm(past.labels, past.episodes, torch.full_like(past.count, self.exemplars), features, units))
-        self.long = new if self.long is None else self.long.renewed(new)
+            count = torch.full_like(past.count, self.long_capacity)
+            new = new.updated(LongTerm(past.labels, past.episodes, count, features, units))
+        self.long_term = new if self.long_term is None else self.long_term.updated(new)
 
-    def taken(self, samples: Samples | Subset, rows: Tensor) -> Samples:
+    def gather(self, samples: Samples | Subset, rows: Tensor) -> Samples:
         """Return samples of the session by row, on the device of the weights."""
-        lies = (samples.source if isinstance(samples, Subset) else samples).y.device
-        return samples[rows.to(lies)].to(self.ranks[-1].device)
+        source = samples.source if isinstance(samples, Subset) else samples
+        return samples[rows.to(source.y.device)].to(self.ranks[-1].device)
 
-    def say_what_is_full(self) -> None:
+    def warn_if_full(self) -> None:
         """Warn, once for each layer, that it has no idle units left."""
         for layer, ranks in zip(self.chain.layers, self.ranks, strict=True):
             if layer.name not in self.full and not bool((ranks == 0).any()):
@@ -374,14 +375,14 @@ class SHARP(Strategy):
                         stacklevel=2,
                     )
 
-    def units(self) -> dict[str, dict[str, int]]:
+    def count_units(self) -> dict[str, dict[str, int]]:
         """Return how many units of each layer are idle, learning, fine-tuning and frozen."""
-        found = {}
+        units = {}
         for layer, ranks, frozen in zip(self.chain.layers, self.ranks, self.frozen, strict=True):
             tuning = (ranks > 1) & ~frozen
             counts = torch.stack([(ranks == 0).sum(), (ranks == 1).sum(), tuning.sum(), frozen.sum()]).tolist()
-            found[layer.name] = dict(zip(("idle", "learning", "fine_tuning", "frozen"), counts, strict=True))
-        return found
+            units[layer.name] = dict(zip(("idle", "learning", "fine_tuning", "frozen"), counts, strict=True))
+        return units
 
     # answers
 
@@ -393,26 +394,26 @@ class SHARP(Strategy):
         """
         features = self.features(self.chain.below(x))
         scores = features.new_full((len(x), self.classes), -1.0)
-        kept = self.long
-        if kept is not None and task is not None:
-            kept = kept.where(torch.isin(kept.labels, torch.tensor(task.classes)))
-        if kept is None or not len(kept.labels):
+        memory = self.long_term
+        if memory is not None and task is not None:
+            memory = memory.where(torch.isin(memory.labels, torch.tensor(task.classes)))
+        if memory is None or not len(memory.labels):
             return scores
-        classes, n = kept.exemplars.shape[:2]
-        unit = nn.functional.normalize(kept.exemplars * kept.units[:, None], dim=2)
-        absent = (torch.arange(n) >= kept.count[:, None]).to(x.device)
-        votes = min(self.neighbours, int(kept.count.sum()))
-        labels = kept.labels.to(x.device)
+        classes, n = memory.exemplars.shape[:2]
+        unit = nn.functional.normalize(memory.exemplars * memory.units[:, None], dim=2)
+        absent = (torch.arange(n) >= memory.count[:, None]).to(x.device)
+        votes = min(self.neighbours, int(memory.count.sum()))
+        labels = memory.labels.to(x.device)
         for start in range(0, len(x), max(1, COMPARED // (classes * n))):
             rows = slice(start, start + max(1, COMPARED // (classes * n)))
-            distances = squared_distances(features[rows], unit, kept.units).masked_fill(absent, float("inf"))
+            distances = distances_to_exemplars(features[rows], unit, memory.units).masked_fill(absent, float("inf"))
             nearest = distances.flatten(1).topk(votes, largest=False).indices // n
             near = 0.5 * (1 - distances.amin(2).sqrt() / 2)  # distances are 0 to 2
             scores[rows, labels] = near.scatter_add(1, nearest, torch.ones_like(nearest, dtype=near.dtype))
         return scores
 
 
-def squared_distances(features: Tensor, unit: Tensor, units: Tensor) -> Tensor:
+def distances_to_exemplars(features: Tensor, unit: Tensor, units: Tensor) -> Tensor:
     """Return (samples, classes, n): the squared distance of each sample to each exemplar, within the units of its class.
 
     Args:
