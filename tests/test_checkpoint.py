@@ -51,7 +51,7 @@ def test_events_go_on_where_they_stopped() -> None:
 
     kept = Marking()
     run(built(), stream(), whole, kept, evaluate_every=3)
-    assert len(marks) == 1 + 24 + 8 + 4  # the start, each batch, those evaluated within sessions once more, each session
+    assert len(marks) == 1 + 24 + 4  # the start, each batch, each session
     for number, mark in enumerate(marks):
         rest = Trace()
         run(built(), stream(), rest, evaluate_every=3, resume=kept.load(number))

@@ -47,7 +47,7 @@ class Checkpoints:
     """An observer that keeps checkpoints of a run in memory, as they would be on disk.
 
     Args:
-        every: one after the start, after each batch and after each evaluation; if not, the first and the last one only.
+        every: one after the start, after each batch and after each session; if not, the first and the last one only.
 
     """
 
@@ -70,8 +70,9 @@ class Checkpoints:
 
     @on(events.Evaluated)
     def evaluated(self, event: events.Evaluated) -> None:
-        """Take one after the evaluation."""
-        if self.every or len(event.evaluation.accuracy) == self.run.sessions:
+        """Take one after the evaluation; within a session that is the one after the batch."""
+        last = len(event.evaluation.accuracy) == self.run.sessions
+        if not event.evaluation.within_session and (self.every or last):
             self.run.defer(self.write)
 
     def write(self) -> None:

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -191,7 +192,13 @@ def _is_own(module: ModuleType) -> bool:
     top = module.__name__.partition(".")[0]
     if not isinstance(file, str) or top in {"clstream", *_NEVER_OWN}:
         return False
-    return not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
+    return not _is_installed(file)
+
+
+@cache
+def _is_installed(file: str) -> bool:
+    """Return whether a file is in one of Python's own folders; there are thousands, and each run asks for all."""
+    return any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
 
 
 def qualified_name(code: object) -> str:
