@@ -266,6 +266,11 @@ def test_defaults_of_one_stream_do_not_leak_into_another() -> None:
         (["run", "--observers", "mine.Net"], "mine.Net is no observer: it must be a class with methods marked @on(...)"),
         (["run", "--observers", "Sessions"], "--observers takes observers by their files, as my_file.Watch, not 'Sessions'"),
         (["run", "--observers", "mine.Mine"], "mine.Mine can't be made from the command line: its model has no default"),
+        (["run", "--device", "gpu"], "--device takes cpu, cuda, cuda:1 or mps, not 'gpu': a GPU is called cuda"),
+        (["run", "--epochs", "3"], "unknown option --epochs: did you mean --stream.epochs?"),
+        (["run", "--strategy", "Refresh", "--strategy.base", "[x]"], "--strategy.base takes the name of a Strategy, not ['x']"),
+        (["run", "--evaluate_every", "0"], "--evaluate_every takes a whole number from 1 up, not 0"),
+        (["ui", "--port", "abc"], "--port takes a whole number, not 'abc'"),
         (["rnu"], "there is no command 'rnu': did you mean run?"),
         (["compare", "missing.yaml"], "there is no config file missing.yaml"),
         (["verify", "er-split-mnits"], "there is no anchor 'er-split-mnits': did you mean er-split-mnist?"),
@@ -286,9 +291,19 @@ def test_what_is_asked_wrongly(own: Path, capsys: pytest.CaptureFixture[str], ar
         (["--strategy.capacity", "0"], "capacity must be a whole number of at least 1"),
         (["--model.hidden", "[-5]"], "hidden[0] must be a whole number of at least 1, not -5"),
         (["--model.hidden", "[8,0]"], "hidden[1] must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_a_value_that_a_constructor_refuses_is_asked_wrongly(
+    own: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert sentence in said(capsys, 2, "run", *arguments) and not (own / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
         (["--device", "cuda:77"], "there is no device 'cuda:77'"),
         (["--stream", "blobs", "--tune"], "holds back no validation samples"),
-        (["--evaluate_every", "0"], "evaluate_every must be"),
         (["--stream", "split_cifar10", "--data_root", "here"], "CIFAR10 is not in here, and could not be downloaded"),
         (["--stream", "blobs", "--tracking_uri", "http://127.0.0.1:9"], "does not answer"),
         (["--stream", "blobs", "--tracking_uri", "sqlite:////nowhere/at/all.db"], "missing or read-only"),

@@ -16,7 +16,8 @@ from clstream.cli.build import seeds_of
 from clstream.cli.errors import UsageError
 from clstream.cli.lookup import PLACES, import_object, known_names, resolve
 from clstream.cli.option_help import help_texts
-from clstream.cli.parser import option_help, options_of, parse_run
+from clstream.cli.option_parser import option_help, options_of
+from clstream.cli.parser import parse_run
 from clstream.cli.settings import parse_seeds
 
 OWN = '''

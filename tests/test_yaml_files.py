@@ -66,6 +66,8 @@ NO_CONFIGS: list[tuple[str, bytes, str]] = [
     ("null seed", b"seed: null\n", "seed is null: give a value, or leave the key out"),
     ("a flag", b"tune: 3\n", "tune takes true or false, not 3"),
     ("both", b"seed: 1\nseeds: [1, 2]\n", "seed and seeds are both given"),
+    ("a stream's", b"epochs: 3\n", "there is no option 'epochs': write it below stream and init_args, or give --stream.epochs"),
+    ("dotted", b"stream.epochs: 3\n", "no option 'stream.epochs': write it below stream and init_args, or give --stream.epochs"),
     ("config in config", b"config: other.yaml\n", "there is no option 'config'"),
     ("no run", b"print_config: true\n", "there is no option 'print_config'"),
 ]  # fmt: skip

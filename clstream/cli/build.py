@@ -9,8 +9,10 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import nn
 
-from clstream.cli.lookup import observer_class
-from clstream.cli.parser import Parser, split_names
+from clstream.cli.errors import UsageError
+from clstream.cli.lookup import PLACES, observer_class
+from clstream.cli.option_parser import Parser
+from clstream.cli.parser import split_names
 from clstream.cli.settings import parse_seeds
 from clstream.pretraining import load_weights
 from clstream.seeds import isolated
@@ -59,11 +61,16 @@ def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int
 
 
 def _instantiate(parser: Parser, kind: str, chosen: Namespace, *instantiators: tuple[Any, type, bool]) -> Any:
-    """Build one thing; an error in its constructor is raised as it is, without jsonargparse's report around it."""
+    """Build one thing. Raises what its constructor raised, without jsonargparse's report around it.
+
+    A ValueError is about the options, so it becomes a UsageError, but for a recording: there it is about the file.
+    """
     try:
         return parser.instantiate(Namespace(**{kind: chosen}), instantiators=list(instantiators))[kind]
     except Exception as error:  # noqa: BLE001  # jsonargparse wraps whatever it was
         cause: BaseException = error
         while cause.__cause__ is not None or (cause.__context__ is not None and not cause.__suppress_context__):
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]  # one of them is there
+        if isinstance(cause, ValueError) and chosen.class_path != f"{PLACES['stream']}.recorded":
+            raise UsageError(str(cause)) from cause
         raise cause from None

@@ -31,6 +31,8 @@ class CommandParser(argparse.ArgumentParser):
             message = f"unknown option {unknown[1]}{nearest(unknown[1], options)}"
             if not unknown[1].startswith("-"):
                 message = f"{unknown[1]!r} belongs to no option"
+        if odd := re.match(r"argument (--\w+)\S*: invalid int value: (.*)", message):
+            message = f"{odd[1]} takes a whole number, not {odd[2]}"
         raise UsageError(f"{message}; {self.prog} --help says what it takes")
 
 

@@ -19,7 +19,8 @@ from clstream.cli import run_folders
 from clstream.cli.build import build_strategy, build_stream, observers_of, seeds_of
 from clstream.cli.errors import Failure, UsageError, printable
 from clstream.cli.lookup import trust_needed
-from clstream.cli.parser import Parser, as_yaml, parse_run
+from clstream.cli.option_parser import Parser
+from clstream.cli.parser import as_yaml, parse_run
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
 from clstream.files import FolderError, check_plain_files, locked
@@ -81,7 +82,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
     if not options.checkpoint_every and (options.resume == "auto" or options.log_batches):
         option = "--resume auto" if options.resume == "auto" else "--log_batches"
         raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")
-    try:  # everything that can be wrong with the options shows here, before anything is learned
+    with as_failure(ValueError, TypeError, OSError, ImportError):  # all that can be wrong shows here, before anything is learned
         stream = build_stream(parser, options)
         strategy = build_strategy(parser, options, stream, seeds[0])
         check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions)
@@ -93,8 +94,6 @@ def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
             folder, resumed = _run_folder(parser, options, type(strategy).__name__, stream.name)
         elif folder is None:
             _check_store(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise Failure(str(error)) from error
     with ExitStack() as stack, as_failure(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
         if folder is not None:
             check_plain_files(folder)
@@ -123,9 +122,11 @@ def print_notes(parser: Parser) -> None:
 
 @contextmanager
 def as_failure(*errors: type[Exception]) -> Iterator[None]:
-    """Turn errors whose message says it all into Failure."""
+    """Turn errors whose message says it all into Failure; a UsageError stays one."""
     try:
         yield
+    except UsageError:
+        raise
     except errors as error:
         raise Failure(str(error)) from error
 
@@ -221,8 +222,9 @@ class Experiment:
             changed = check()
         except ChangedCodeError as error:
             raise Failure(
-                f"seed {seed} is finished, and the code of the run has changed since: {error.shown}. To run the changed code, "
-                "start anew, without --resume; to see the results of the old code all the same, give --accept-changed-code"
+                f"seed {seed} is finished, and the code of the run has changed since: {error.shown}. To run the changed code: "
+                f"clstream run --config {self.folder}/{run_folders.CONFIG} --resume never; to see the results of the old code all "
+                "the same, give --accept-changed-code"
             ) from None
         if changed:
             Console(stderr=True, highlight=False, soft_wrap=True).print(

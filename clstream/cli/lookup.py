@@ -63,6 +63,14 @@ def _lies_here(place: Path) -> bool:
     return Path.cwd() in path.parents and not {"site-packages", "dist-packages"} & set(path.parts)
 
 
+def top_modules(text: str) -> list[str]:
+    """Return the first words of the dotted names in a text: the modules that they may lie in."""
+    return [name for name in re.findall(r"(?<![\w.])([^\W\d]\w*)(?:\.[^\W\d]\w*)+", text) if name not in _NEVER_NAMED]
+
+
+_NEVER_NAMED = {*sys.stdlib_module_names, "jsonargparse"}
+
+
 def check_may_name(name: str, trusted: Iterable[str] = ()) -> None:
     """Raise UsageError for a dotted name that lies in none of the modules that configs may name."""
     top = name.partition(".")[0]

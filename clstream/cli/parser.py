@@ -6,12 +6,10 @@ Options, types, defaults and help come from the signatures and docstrings of the
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -19,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader, set_parsing_settings
+from jsonargparse import Namespace, set_dumper, set_loader, set_parsing_settings
 from torch import nn
 from torch.optim import Optimizer
 
@@ -29,125 +27,21 @@ from clstream.cli.lookup import (
     PLACES,
     import_object,
     import_path,
-    import_refusal,
     is_user_module,
+    known_names,
     observer_class,
     required_parameters,
     resolve,
     returns_a_stream,
+    top_modules,
 )
-from clstream.cli.option_help import help_texts
+from clstream.cli.option_parser import Parser, options_of
 from clstream.cli.settings import CHOICES, Setting, merge, parse_seeds, read, strings
 from clstream.cli.yaml_files import dump_yaml, load_yaml
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Stream
 
 DEFAULTS = {"stream": "split_digits", "strategy": "Replay", "model": "Mlp"}
-
-
-class Parser(ArgumentParser):
-    """A parser whose errors are one sentence, with the option that was probably meant."""
-
-    notes: list[str]
-    outermost = False  # jsonargparse makes inner ones for what is within an option, and words their errors itself
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # as the base has it
-        """Raise UsageError in place of jsonargparse's nested report."""
-        if not self.outermost:
-            super().error(message, ex)
-        raise UsageError(self._sentence(message))
-
-    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        """Return the help without the hundreds of modules that torch knows."""
-        return re.sub(r",\s+known\s+subclasses:.*?\)", ")", super().format_help(formatter), flags=re.DOTALL)
-
-    def _sentence(self, message: str) -> str:
-        if message.startswith(inside := 'Parser key "config": '):
-            return message.removeprefix(inside)
-        if loose := re.search(r"unrecognized arguments: ([^\n]*)", message, re.IGNORECASE):
-            return f"unknown option {loose[1]}"
-        keys = re.findall(r'Parser key "([\w.]+)"', message)
-        option = f"--{'.'.join(keys)}"
-        if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
-            return f"{option}: {import_refusal(denied[1])}"
-        if refused := re.search(r"Option '(\w+)' is not accepted", message):
-            paths = re.findall(r"(?:Problem with given class_path|Got value: Namespace\(class_path=) ?'([\w.]+)'", message)
-            if not paths:
-                return f"there is no option {refused[1]!r}{nearest(refused[1], [action.dest for action in self._actions])}"
-            options = options_of(paths[-1])
-            near = nearest(refused[1], options) or f": it has {', '.join(options)}"
-            return f"{paths[-1].rpartition('.')[2]} has no option {refused[1]!r}{near}"
-        if odd := re.search(
-            r"Expected '([\w.]+)' to be a (?:function that returns|subclass of) (?:<class ')?([\w.]+?)(?:'>)?\.", message
-        ):
-            kind = odd[2].rpartition(".")[2]
-            return f"{option}: {odd[1]} is no {kind}: it must be a class derived from {kind}, or a function annotated to return one"
-        if other := re.search(r"(?:Import path|Expected) '?([\w.]+)'? (?:does not correspond|to be a class that)", message):
-            return f"{option}: {other[1]} is not of the kind that it takes"
-        if absent := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
-            return f"{option}: {absent[1]} has no {absent[2]!r}"
-        if absent := re.search(r"No module named '([\w.]+)'", message):
-            return f"{option}: there is no file or package {absent[1]!r} here"
-        if "Exceeds the limit" in message:
-            return f"{option} takes no number of thousands of digits"
-        value = next(iter(re.findall(r"(?:Got|Given) value: (?!NestedArg|Namespace|\{)([^\n]*)", message)), "")
-        if re.search("Expected a <class 'float'>", message):
-            return f"{option} takes a number, not {value.partition('. Got value')[0][:100]}"
-        if absent := re.search(r"Expected a dot import path string: ([^\n]*)", message):
-            ours = {name: thing for name, thing in vars(importlib.import_module(PLACES["strategy"])).items() if name[0] != "_"}
-            classes = [name for name, thing in {**ours, **vars(torch.optim)}.items() if isinstance(thing, type)]
-            return f"{option}: there is no {absent[1][:100]!r}{nearest(absent[1], classes)}"
-        if missing := re.search(r"the following arguments are required: ([\w, ]+)", message):
-            return f"{option} needs {missing[1]}: give {', '.join(f'{option}.{name}' for name in missing[1].split(', '))}"
-        if keys and (wrong := re.search(r"Expected an? ([^\n]*?)(?:\. Got value: ([^\n]*)|\n|$)", message)):
-            kind = re.sub(r"<class '([\w.]+)'>", r"\1", wrong[1])
-            if choices := re.match(r"typing.Literal\[(.*)\]", kind):
-                kind = f"one of {choices[1].replace(chr(39), '')}"
-            if kind == "NoneType":
-                return f"{option} takes nothing of that kind"
-            kind = "a list, as '[10,10]'," if kind in ("tuple", "list", "<class 'collections.abc.Sequence'>") else kind
-            value = wrong[2] or value
-            return f"{option} takes {kind}" + (
-                f" not {value[:100]}" if kind.endswith(",") else f", not {value[:100]}" if value else ""
-            )
-        if keys and (several := re.search(r"Union subtypes\s+Subtypes: \[(.*?)\]\s+Errors:", message, re.DOTALL)):
-            kinds = re.sub(r"<class '([\w.]+)'>", r"\1", several[1]).replace("NoneType", "null").split(", ")
-            return f"{option} takes {', '.join(kinds[:-1])} or {kinds[-1]}" + (f", not {value[:100]}" if value else "")
-        return re.sub(r"\s+", " ", message).strip()[:300]
-
-
-def options_of(path: str) -> list[str]:
-    """Return the options of a class or function by its import path."""
-    dests = [
-        action.dest for action in _options_parser(import_object(path, "class"), "its")._actions if action.dest.startswith("its.")
-    ]
-    return [dest.split(".")[1] for dest in dests if not dest.endswith(".help")]
-
-
-def option_help(kind: str, name: str) -> str:
-    """Return the help on the options of one stream, strategy or model."""
-    thing = import_object(resolve(kind, name, _top_modules(name))[0], kind)
-    parser = _options_parser(thing, kind, f"clstream run --{kind} {name}")
-    helps = help_texts(thing)
-    for action in parser._actions:
-        option = action.dest.removeprefix(f"{kind}.")
-        if not action.help or action.help == argparse.SUPPRESS or option in helps:
-            action.help = helps.get(option, action.help)
-    return re.sub(r"functools\.partial\(<class\s+'[\w.]*\.(\w+)'>,\s+", r"\1(", parser.format_help())
-
-
-def _options_parser(thing: Any, prefix: str, prog: str = "") -> Parser:
-    """Return a parser of the options of a class or function that can be given, those that it passes on by **kwargs too."""
-    parser = Parser(prog=prog, add_help=False)
-    skip: set[str | int] = {name for name in ("model", "input_shape", "classes") if name in required_parameters(thing)}
-    if isinstance(thing, type):
-        parser.add_class_arguments(thing, prefix, skip=skip)
-    else:
-        parser.add_function_arguments(thing, prefix, skip=skip)
-    parser._actions = [action for action in parser._actions if action.dest != prefix]
-    for group in parser._action_groups:
-        group._group_actions = [action for action in group._group_actions if action.dest != prefix]
-    return parser
 
 
 def run_parser() -> Parser:
@@ -230,7 +124,7 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     parser = run_parser()
     given = {option[2:]: action.nargs != 0 for action in parser._actions for option in action.option_strings if option[:2] == "--"}
     settings, parser.notes = merge(
-        read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name})
+        read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name}, owner_of)
     )
     trusted = _trusted(settings)
     settings = _with_paths([setting for setting in settings if setting.key != ("trust",)], trusted)
@@ -243,7 +137,7 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
                     raise UsageError(f"{setting.where}--observers names {name} twice")
     settings = _with_defaults(settings, trusted)
     _check_options(settings)
-    may = {top for setting in settings for text in strings(setting.value) for top in _top_modules(text) if is_user_module(top)}
+    may = {top for setting in settings for text in strings(setting.value) for top in top_modules(text) if is_user_module(top)}
     _allow_imports({*ALLOWED_MODULES, *trusted, *may})
     options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
     options.trust = trusted
@@ -251,11 +145,30 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
         options.seeds = parse_seeds(options.seeds)
     _plain_optimizers(options)
     _check_values(options)
-    if options.device.partition(":")[0] == "meta":
-        raise UsageError("--device meta holds no numbers, so nothing can be learned there: choose cpu, cuda or mps")
+    _check_device(options.device)
     if options.seed < 0:
         raise UsageError(f"--seed takes a whole number from 0 up, not {options.seed}")
+    for name in ("evaluate_every", "max_sessions"):
+        if options[name] is not None and options[name] < 1:
+            raise UsageError(f"--{name} takes a whole number from 1 up, not {options[name]}")
     return parser, options
+
+
+def owner_of(option: str) -> str:
+    """Return what an option is of, "stream", "strategy" or "model", if one that comes with clstream has it; else nothing."""
+    paths = ((kind, f"{place}.{name}") for kind, place in PLACES.items() for name in known_names(kind))
+    return next((kind for kind, path in paths if option in options_of(path)), "")
+
+
+def _check_device(name: str) -> None:
+    """Raise UsageError for a device that torch doesn't have by that name, or that holds no numbers."""
+    if name.partition(":")[0] == "meta":
+        raise UsageError("--device meta holds no numbers, so nothing can be learned there: choose cpu, cuda or mps")
+    try:
+        torch.device(name)
+    except RuntimeError:
+        hint = ": a GPU is called cuda" if "gpu" in name.lower() else ""
+        raise UsageError(f"--device takes cpu, cuda, cuda:1 or mps, not {name!r}{hint}") from None
 
 
 def _allow_imports(modules: set[str]) -> None:
@@ -275,16 +188,8 @@ def _trusted(settings: list[Setting]) -> list[str]:
     if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
         raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0][:60]!r}")
     return sorted(
-        whole | {top for setting in typed for text in strings(setting.value) for top in _top_modules(text)} - {"torch", "clstream"}
+        whole | {top for setting in typed for text in strings(setting.value) for top in top_modules(text)} - {"torch", "clstream"}
     )
-
-
-def _top_modules(text: str) -> list[str]:
-    """Return the first words of the dotted names in a text: the modules that they may lie in."""
-    return [name for name in re.findall(r"(?<![\w.])([^\W\d]\w*)(?:\.[^\W\d]\w*)+", text) if name not in _BARRED]
-
-
-_BARRED = {*sys.stdlib_module_names, "jsonargparse"}
 
 
 def split_names(value: Any) -> list[str]:

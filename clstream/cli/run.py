@@ -25,7 +25,8 @@ def shown_help(arguments: list[str]) -> str:
     """Return what is only to be shown: help, or the options as YAML; nothing if there is a run to be made."""
     from clstream.cli.experiment import print_notes
     from clstream.cli.lookup import PLACES
-    from clstream.cli.parser import as_yaml, option_help, parse_run, run_parser
+    from clstream.cli.option_parser import option_help
+    from clstream.cli.parser import as_yaml, parse_run, run_parser
 
     if "-h" in arguments or "--help" in arguments:
         return str(run_parser().format_help()) + "\n"

@@ -7,7 +7,7 @@ class than a setting before it did drops that one's options, and so does a confi
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -51,22 +51,23 @@ class Setting(NamedTuple):
         return f"{self.file}: " if self.file else ""
 
 
-def read(arguments: list[str], options: Mapping[str, bool]) -> list[list[Setting]]:
+def read(arguments: list[str], options: Mapping[str, bool], owner_of: Callable[[str], str]) -> list[list[Setting]]:
     """Return the settings of a command's arguments: those of each config file, and those of the options between two of them.
 
     Args:
         arguments: as typed.
         options: the names of all options, and whether each takes a value.
+        owner_of: says of another name whether it is an option of a "stream", "strategy" or "model", for the error.
 
     Raises:
         UsageError: for an unknown option, one without its value or given twice, and a config that can't be read.
 
     """
     parts: list[list[Setting]] = [[]]
-    words = iter(_split(arguments, options))
+    words = iter(_split(arguments, options, owner_of))
     for name, value in words:
         if name == "config":
-            parts += [list(_of_config(value, options)), []]
+            parts += [list(_of_config(value, options, owner_of)), []]
         else:
             appends = name.endswith("+")
             parts[-1].append(Setting(tuple(name.removesuffix("+").split(".")), value, "", appends))
@@ -75,7 +76,7 @@ def read(arguments: list[str], options: Mapping[str, bool]) -> list[list[Setting
     return [part for part in parts if part]
 
 
-def _split(arguments: list[str], options: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+def _split(arguments: list[str], options: Mapping[str, bool], owner_of: Callable[[str], str]) -> Iterator[tuple[str, str]]:
     """Yield the name and the value of each option; that of an option that takes none is "true"."""
     position = 0
     while position < len(arguments):
@@ -91,7 +92,9 @@ def _split(arguments: list[str], options: Mapping[str, bool]) -> Iterator[tuple[
         name = word.removeprefix("--").replace("-", "_")
         root, _, rest = name.partition(".")
         if not word.startswith("--") or root.removesuffix("+") not in options or (rest and root not in CHOICES):
-            raise UsageError(f"unknown option {word}{nearest(word, [f'--{option}' for option in options])}")
+            owner = owner_of(name) if word.startswith("--") else ""
+            near = f": did you mean --{owner}.{name}?" if owner else nearest(word, [f"--{option}" for option in options])
+            raise UsageError(f"unknown option {word}{near}")
         if not options[root.removesuffix("+")]:
             if equals:
                 raise UsageError(f"{word} takes no value")
@@ -121,7 +124,7 @@ def _check_once(settings: list[Setting]) -> None:
         raise UsageError("--seed and --seeds are both given: --seeds takes several, as 0,1,2")
 
 
-def _of_config(file: str, options: Mapping[str, bool]) -> Iterator[Setting]:
+def _of_config(file: str, options: Mapping[str, bool], owner_of: Callable[[str], str]) -> Iterator[Setting]:
     """Yield the settings of a config file. Raises UsageError for keys that are no options, and for what names nothing."""
     taken = [option for option in options if option not in ("config", "print_config", "trust", "help")]
     loaded = read_yaml(file, "config file")
@@ -131,7 +134,10 @@ def _of_config(file: str, options: Mapping[str, bool]) -> Iterator[Setting]:
         if name == "trust":
             raise UsageError(f"{file}: a config can't say what to trust: give --trust on the command line")
         if name not in taken:
-            raise UsageError(f"{file}: there is no option {name!r}{nearest(name, taken)}")
+            kind, _, option = name.rpartition(".")
+            owner = kind if kind in CHOICES else owner_of(name)
+            near = f": write it below {owner} and init_args, or give --{owner}.{option}" if owner else nearest(name, taken)
+            raise UsageError(f"{file}: there is no option {name!r}{near}")
         if value is None:
             raise UsageError(
                 f"{file}: {name} is null: {f'name a {name}' if name in CHOICES else 'give a value'}, or leave the key out"

@@ -113,17 +113,13 @@ def _stream_of(command: str, rest: list[str], others: str) -> Stream:
     if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
         raise UsageError(f"clstream {command} needs the stream: --stream NAME, or a --config that names it")
     from clstream.cli.build import build_stream
-    from clstream.cli.experiment import print_notes
+    from clstream.cli.experiment import as_failure, print_notes
     from clstream.cli.parser import parse_run
 
-    try:
+    with as_failure(ValueError, TypeError, OSError, ImportError):
         parser, options = parse_run(rest)
         print_notes(parser)
         return build_stream(parser, options)
-    except UsageError:
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise Failure(str(error)) from error
 
 
 def record_command(arguments: list[str]) -> int:
