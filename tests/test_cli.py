@@ -268,6 +268,7 @@ def test_defaults_of_one_stream_do_not_leak_into_another() -> None:
         (["run", "--observers", "mine.Mine"], "mine.Mine can't be made from the command line: its model has no default"),
         (["run", "--device", "gpu"], "--device takes cpu, cuda, cuda:1 or mps, not 'gpu': a GPU is called cuda"),
         (["run", "--epochs", "3"], "unknown option --epochs: did you mean --stream.epochs?"),
+        (["run", "--lr", "0.1"], "unknown option --lr: did you mean --strategy.optimizer.lr?"),
         (["run", "--strategy", "Refresh", "--strategy.base", "[x]"], "--strategy.base takes the name of a Strategy, not ['x']"),
         (["run", "--evaluate_every", "0"], "--evaluate_every takes a whole number from 1 up, not 0"),
         (["ui", "--port", "abc"], "--port takes a whole number, not 'abc'"),

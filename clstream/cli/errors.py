@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -13,6 +14,17 @@ class UsageError(ValueError):
 
 class Failure(Exception):  # noqa: N818  # it is not a fault of the program
     """What was asked can't be done here, or failed in a way that is the data's or the options': one sentence."""
+
+
+@contextmanager
+def as_failure(*errors: type[Exception]) -> Iterator[None]:
+    """Turn errors whose message says it all into Failure; a UsageError stays one."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except errors as error:
+        raise Failure(str(error)) from error
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

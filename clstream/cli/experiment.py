@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from clstream.bus import ObserverError
 from clstream.checkpoint import Checkpointer, Stopped, newest
 from clstream.cli import run_folders
 from clstream.cli.build import build_strategy, build_stream, observers_of, seeds_of
-from clstream.cli.errors import Failure, UsageError, printable
+from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import trust_needed
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml, parse_run
@@ -31,17 +31,10 @@ from clstream.serialization import CaptureError
 from clstream.strategy import Strategy
 from clstream.stream import Stream
 from clstream.tracking import EventLog
+from clstream.tracking.run_metrics import tasks_by_session
 
 if TYPE_CHECKING:
     from clstream.tracking import ParentRun
-
-
-MEASURES: dict[str, Callable[[Result], float]] = {
-    "accuracy": lambda result: result.average_accuracy,
-    "forgetting": lambda result: result.forgetting,
-    "seconds": lambda result: result.seconds,
-}
-"""What tables show of a run."""
 
 
 FINISHED = "finished"
@@ -120,17 +113,6 @@ def print_notes(parser: Parser) -> None:
         print(f"clstream: {note}", file=sys.stderr)
 
 
-@contextmanager
-def as_failure(*errors: type[Exception]) -> Iterator[None]:
-    """Turn errors whose message says it all into Failure; a UsageError stays one."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except errors as error:
-        raise Failure(str(error)) from error
-
-
 def _run_folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> tuple[Path, bool]:
     """Return the folder for a run, and whether it is that of an earlier attempt."""
     config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
@@ -204,8 +186,6 @@ class Experiment:
             self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
             result = result_of(state)
             if parent is not None:
-                from clstream.tracking.run_metrics import tasks_by_session
-
                 parent.update(seed, result, tasks_by_session(self.stream.reseeded(seed), len(result.accuracy)))
             return result
         observers = self.observers(seed, folder, parent)

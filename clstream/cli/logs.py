@@ -11,6 +11,9 @@ from typing import Any
 from clstream.cli.command_parser import CommandParser, print_error
 from clstream.cli.errors import Failure, UsageError, nearest, printable
 from clstream.cli.tables import wide_console
+from clstream.files import locked
+from clstream.tracking import outbox
+from clstream.tracking.journal import are_damaged
 
 
 def log_command(arguments: list[str]) -> int:
@@ -23,7 +26,6 @@ def log_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from clstream.tracking import event_log, event_log_text
-    from clstream.tracking.journal import are_damaged
 
     place = run_folder(options.run)
     files = [place] if place.is_file() else sorted(path for path in place.rglob(event_log.FILE) if path.is_file())
@@ -56,9 +58,6 @@ def sync_command(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", nargs="?", help="its folder or name below runs/, or its MLflow run id; else all")
     parser.add_argument("--tracking_uri", "--tracking-uri", help="where the runs are now, if not where they were")
     options = parser.parse_args(arguments)
-    from clstream.files import locked
-    from clstream.tracking import outbox
-    from clstream.tracking.journal import are_damaged
 
     place = Path("runs") if options.run is None else run_folder(options.run)
     files = [place] if place.is_file() else outbox.journals(place)
@@ -104,8 +103,6 @@ def sync_command(arguments: list[str]) -> int:
 
 def run_folder(name: str) -> Path:
     """Return where a run is: a folder or file, one below runs/, or the folder of the MLflow run with that id."""
-    from clstream.tracking import outbox
-
     runs = Path("runs")
     folder = next((path for path in (Path(name), runs / name) if path.exists()), None) or outbox.find_run(name, runs)
     if folder is None:

@@ -155,8 +155,9 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
 
 
 def owner_of(option: str) -> str:
-    """Return what an option is of, "stream", "strategy" or "model", if one that comes with clstream has it; else nothing."""
-    paths = ((kind, f"{place}.{name}") for kind, place in PLACES.items() for name in known_names(kind))
+    """Return what an option is of, as "stream" or "strategy.optimizer", if one that comes with clstream has it; else nothing."""
+    paths = [(kind, f"{place}.{name}") for kind, place in PLACES.items() for name in known_names(kind)]
+    paths.append(("strategy.optimizer", "torch.optim.SGD"))
     return next((kind for kind, path in paths if option in options_of(path)), "")
 
 

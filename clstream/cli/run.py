@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from clstream.cli.command_parser import CommandParser
+from clstream.cli.run_folders import CONFIG, find
 from clstream.cli.tables import report_runs, track_comparisons
 
 
@@ -56,7 +57,6 @@ def resume_command(arguments: list[str]) -> int:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     from clstream.cli.experiment import run_experiment
-    from clstream.cli.run_folders import CONFIG, find
 
     folder = find(options.run, Path(options.runs))
     moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri", "trust") if (value := getattr(options, name))]

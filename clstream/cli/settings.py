@@ -57,7 +57,7 @@ def read(arguments: list[str], options: Mapping[str, bool], owner_of: Callable[[
     Args:
         arguments: as typed.
         options: the names of all options, and whether each takes a value.
-        owner_of: says of another name whether it is an option of a "stream", "strategy" or "model", for the error.
+        owner_of: says of another name what it is an option of, as "stream" or "strategy.optimizer", for the error.
 
     Raises:
         UsageError: for an unknown option, one without its value or given twice, and a config that can't be read.

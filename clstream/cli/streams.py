@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clstream.cli.command_parser import CommandParser
-from clstream.cli.errors import Failure, UsageError, nearest, printable
+from clstream.cli.errors import Failure, UsageError, as_failure, nearest, printable
 from clstream.cli.tables import wide_console
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def pretrain_command(arguments: list[str]) -> int:
     import torch
 
     from clstream.cli.build import build_strategy, build_stream
-    from clstream.cli.experiment import as_failure, print_notes
+    from clstream.cli.experiment import print_notes
     from clstream.cli.parser import parse_run
     from clstream.engine import check_fits, run
     from clstream.pretraining import join_tasks, save_weights
@@ -113,7 +113,7 @@ def _stream_of(command: str, rest: list[str], others: str) -> Stream:
     if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
         raise UsageError(f"clstream {command} needs the stream: --stream NAME, or a --config that names it")
     from clstream.cli.build import build_stream
-    from clstream.cli.experiment import as_failure, print_notes
+    from clstream.cli.experiment import print_notes
     from clstream.cli.parser import parse_run
 
     with as_failure(ValueError, TypeError, OSError, ImportError):

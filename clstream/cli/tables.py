@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
     from clstream.cli.experiment import Outcome
     from clstream.results import Result
+
+
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "accuracy": lambda result: result.average_accuracy,
+    "forgetting": lambda result: result.forgetting,
+    "seconds": lambda result: result.seconds,
+}
+"""What tables show of a run."""
 
 
 def track_comparisons(outcomes: list[Outcome], files: list[str], began: float) -> None:
@@ -77,8 +85,6 @@ def mean_and_std(values: list[float], digits: int) -> str:
 def show_table(console: Console, rows: list[tuple[str, list[Result]]]) -> None:
     """Print accuracy, forgetting and seconds of each row: the mean over its seeds, and their standard deviation."""
     from rich.table import Table
-
-    from clstream.cli.experiment import MEASURES
 
     counts = [len(results) for _, results in rows]
     over = f"{counts[0]} seeds" if len(set(counts)) == 1 else "the seeds of each"

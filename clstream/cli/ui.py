@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from clstream.cli.command_parser import CommandParser
-from clstream.cli.errors import Failure, UsageError
+from clstream.cli.errors import Failure, UsageError, as_failure
 
 
 def ui_command(arguments: list[str]) -> int:
@@ -30,7 +30,6 @@ def ui_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not 0 < options.port < 65536:
         raise UsageError(f"--port must be from 1 to 65535, not {options.port}")
-    from clstream.cli.experiment import as_failure
     from clstream.tracking.mlflow_store import charts_page, tracking_uri, without_password
     from clstream.tracking.runs import PICTURE
 

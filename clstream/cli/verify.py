@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clstream.avalanche.imports import import_avalanche
 from clstream.cli.command_parser import CommandParser
-from clstream.cli.errors import Failure, UsageError
+from clstream.cli.errors import Failure, UsageError, as_failure
 from clstream.cli.settings import parse_seeds
 from clstream.cli.tables import mean_and_std, wide_console
 
@@ -136,9 +137,6 @@ def parity_command(arguments: list[str]) -> int:
     if options.out is not None and not Path(options.out).absolute().parent.is_dir():
         raise UsageError(f"there is no folder for {options.out}")
     import torch
-
-    from clstream.avalanche.imports import import_avalanche
-    from clstream.cli.experiment import as_failure
 
     if options.data_root:
         os.environ["CLSTREAM_DATA"] = options.data_root
