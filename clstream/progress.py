@@ -1,4 +1,4 @@
-"""How far a run is: a bar in the terminal, lines elsewhere, with the accuracy so far."""
+"""The progress bar: how far a run is, with the accuracy so far; lines where there is no terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run measured so far: the rows of its accuracy matrices."""
+"""Results: what a run has measured, the rows of its accuracy matrices."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from clstream import BatchLearned, Event, RunStarted, SessionEnded, Strategy, on
 from clstream.checks import example_model, example_stream
 from clstream.cli import main
 from clstream.tracking import EventLog
-from clstream.tracking.event_log import FILE, plain, read
-from clstream.tracking.event_log_text import reading
+from clstream.tracking.event_log import FILE, read, to_plain
+from clstream.tracking.event_log_text import format_log
 
 
 class Hears:
@@ -96,10 +96,10 @@ def test_every_line_is_json_that_any_program_reads(tmp_path: Path) -> None:
 
 def test_values_become_plain() -> None:
     values = [None, True, np.int64(3), float("inf"), torch.tensor(2), {"a": (1, math.nan)}, torch.ones(65, dtype=torch.uint8)]
-    assert [plain(value) for value in values] == [
+    assert [to_plain(value) for value in values] == [
         None, True, 3, "inf", 2, {"a": [1, "nan"]}, {"shape": [65], "dtype": "torch.uint8"},
     ]  # fmt: skip
-    assert plain(example_stream().tasks[0]) == "Task(0, classes=(0, 1), train=60, test=20)"
+    assert to_plain(example_stream().tasks[0]) == "Task(0, classes=(0, 1), train=60, test=20)"
 
 
 class Stops:
@@ -166,7 +166,7 @@ def test_the_command_prints_it_for_reading(
 
 def test_a_line_of_another_version_is_shown_as_it_is() -> None:
     entry = {"event": "TaskStarted", "time": "2030-01-01T10:11:12.000+00:00", "seconds": 1.5, "new": 1}
-    assert list(reading([entry])) == [f"10:11:12      1.50 s  {json.dumps(entry)}"]
+    assert list(format_log([entry])) == [f"10:11:12      1.50 s  {json.dumps(entry)}"]
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ from types import ModuleType
 
 import pytest
 import torch
-from clstream.experiments.parity.measuring import KINDS, Measured, by_class, chosen, measure, net_of, row, stream_of, welch
+from clstream.experiments.parity.measuring import (
+    KINDS,
+    Measured,
+    make_model,
+    make_stream,
+    measure,
+    select_methods,
+    sort_by_class,
+    table_row,
+    welch,
+)
 from clstream.experiments.parity.methods import METHODS, Method, copies, their
 from clstream.strategies import Finetune
 
@@ -27,22 +37,22 @@ def test_eight_methods_are_compared() -> None:
 
 def test_fine_tuning_is_the_same_to_the_last_sample(avalanche: Import) -> None:
     """On our engine theirs learns our batches from the same weights: nothing is left that could differ."""
-    stream = stream_of("digits", None)
-    ours, theirs, loop = measure(chosen("Fine-tuning")[0], stream, 3)
+    stream = make_stream("digits", None)
+    ours, theirs, loop = measure(select_methods("Fine-tuning")[0], stream, 3)
     assert (ours.kind, theirs.kind, loop.kind) == KINDS
     assert (ours.accuracy, ours.task_accuracy, ours.forgetting) == (theirs.accuracy, theirs.task_accuracy, theirs.forgetting)
     assert loop.accuracy == pytest.approx(ours.accuracy, abs=0.1) and min(ours.seconds, theirs.seconds, loop.seconds) > 0
 
 
 def test_nets_differ_by_seed_only() -> None:
-    stream = stream_of("digits", 20)
-    first, again, other = (next(net_of(stream, seed).parameters()) for seed in (0, 0, 1))
+    stream = make_stream("digits", 20)
+    first, again, other = (next(make_model(stream, seed).parameters()) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_samples_class_by_class() -> None:
-    stream = stream_of("digits", 30)
-    for task, laid in zip(stream.tasks, by_class(stream).tasks, strict=True):
+    stream = make_stream("digits", 30)
+    for task, laid in zip(stream.tasks, sort_by_class(stream).tasks, strict=True):
         y = laid.train[:].y
         assert torch.equal(y, y.sort().values)
         assert torch.equal(task.train[:].x.sum(0), laid.train[:].x.sum(0)) or torch.allclose(
@@ -52,7 +62,7 @@ def test_samples_class_by_class() -> None:
 
 def test_their_si_does_nothing_on_the_cpu_but_with_copies_it_does(avalanche: Import) -> None:
     """The finding in the documentation: without copies its results are those of fine-tuning, to the bit."""
-    stream, si = stream_of("digits", None), their("SynapticIntelligence", si_lambda=2000.0, eps=0.1)
+    stream, si = make_stream("digits", None), their("SynapticIntelligence", si_lambda=2000.0, eps=0.1)
     asis, copied = Method("as it is", Finetune, si), Method("with copies", Finetune, si, within=copies)
     plain = Method("plain", Finetune, their("Naive"))
     results = [next(each for each in measure(method, stream, 0) if each.kind == "theirs") for method in (plain, asis, copied)]
@@ -80,12 +90,12 @@ def test_a_row_says_whether_they_agree() -> None:
     near, far = [0.50, 0.51, 0.52], [0.80, 0.81, 0.82]
     plain = Method("m", Finetune, their("Naive"))
     same = of("ours", near, 2.0) + of("theirs", [0.51, 0.52, 0.50], 9.0) + of("their loop", far, 5.0)
-    assert row(plain, same).endswith("| 2.00 | 5.00 | 2.5 | agree |")
+    assert table_row(plain, same).endswith("| 2.00 | 5.00 | 2.5 | agree |")
     other = of("ours", near, 2.0) + of("theirs", far, 9.0) + of("their loop", near, 5.0)
-    assert row(plain, other).endswith("| DIFFER |")
-    assert row(Method("m", Finetune, their("Naive"), apart=True), other).endswith("| differ, as known |")
+    assert table_row(plain, other).endswith("| DIFFER |")
+    assert table_row(Method("m", Finetune, their("Naive"), apart=True), other).endswith("| differ, as known |")
     diverged = of("ours", near, 2.0) + of("theirs", [float("nan")] * 3, 9.0) + of("their loop", near, 5.0)
-    assert row(plain, diverged).endswith("| DIFFER |")
+    assert table_row(plain, diverged).endswith("| DIFFER |")
 
 
 def test_the_command_prints_the_table_and_writes_each_run(

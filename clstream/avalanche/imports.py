@@ -1,4 +1,4 @@
-"""Packages that clstream can do without: imported where they are used, quietly, or refused with what to do."""
+"""How Avalanche, which clstream can do without, is imported: where it is used, quietly, or refused with what to do."""
 
 from __future__ import annotations
 

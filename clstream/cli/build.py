@@ -1,4 +1,4 @@
-"""What parsed options stand for: seeds, observers, the stream and the strategy."""
+"""Building what parsed options name: seeds, observers, the stream, the model and the strategy."""
 
 from __future__ import annotations
 

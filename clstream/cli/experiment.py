@@ -118,7 +118,7 @@ def _run_folder(parser: Parser, options: Namespace, strategy: str, stream: str) 
     config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
     same.runs, same.resume, same.checkpoint_every, same.checkpoint_share = "runs", "never", 30.0, 0.02
     same.log_batches, same.threads = False, None  # and accept_changed_code, which is in no YAML
-    name = run_folders.name_of(strategy, stream, as_yaml(parser, same))
+    name = run_folders.folder_name(strategy, stream, as_yaml(parser, same))
     attempts = run_folders.find_attempts(runs, name)
     if options.resume == "auto" and attempts:
         return attempts[-1], True

@@ -240,9 +240,9 @@ class _ChildRun:
         """Return the points that MLflow has, each curve in the order of its steps, without clock readings."""
         if not self.store.exists():
             return []
-        from clstream.tracking.mlflow_store import curves
+        from clstream.tracking.mlflow_store import read_curves
 
-        return list(_points(curves(f"sqlite:///{self.store}")))
+        return list(_points(read_curves(f"sqlite:///{self.store}")))
 
 
 def _points(curves: dict[str, list[tuple[int, float]]]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from clstream.cli.errors import Failure, UsageError, nearest, printable
 from clstream.cli.tables import wide_console
 from clstream.files import locked
 from clstream.tracking import outbox
-from clstream.tracking.journal import are_damaged
+from clstream.tracking.journal import describe_damage
 
 
 def log_command(arguments: list[str]) -> int:
@@ -38,7 +38,7 @@ def log_command(arguments: list[str]) -> int:
             console.print(f"{file}:", style="bold", markup=False)
         damaged: list[int] = []
         try:
-            for line in event_log_text.reading(event_log.read(file, damaged), options.batches):
+            for line in event_log_text.format_log(event_log.read(file, damaged), options.batches):
                 console.print(printable(line), markup=False)
         except OSError as error:
             print_error(f"the event log {file} can't be read: {error.strerror or error}")
@@ -47,7 +47,7 @@ def log_command(arguments: list[str]) -> int:
         else:
             if not damaged:
                 continue
-            print_error(f"{file}: {are_damaged(damaged)}, and left out")
+            print_error(f"{file}: {describe_damage(damaged)}, and left out")
         failed = True
     return int(failed)
 
@@ -74,7 +74,7 @@ def sync_command(arguments: list[str]) -> int:
             faults.append(str(error))
         else:
             pending[file] = len(journal.pending)
-            faults += [f"{file}: {are_damaged(journal.damaged)}, and what it said can't be sent"] if journal.damaged else []
+            faults += [f"{file}: {describe_damage(journal.damaged)}, and what it said can't be sent"] if journal.damaged else []
     left = len(faults)
     for fault in faults:
         print_error(fault)

@@ -1,4 +1,4 @@
-"""Config: what to run, from the command line and YAML files, by jsonargparse; and building it.
+"""The options of `clstream run`, from the command line and from YAML files, parsed by jsonargparse.
 
 Options, types, defaults and help come from the signatures and docstrings of the streams, strategies and models. A strategy's
 `model` and a model's `input_shape` and `classes` are not asked for: they come from what was chosen before them.

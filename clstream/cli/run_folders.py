@@ -20,8 +20,8 @@ from clstream.tracking.outbox import find_run
 CONFIG = "config.yaml"
 
 
-def name_of(strategy: str, stream: str, config: str) -> str:
-    """Return the folder name of all attempts at a config: it says what is run, and ends in a hash of all options."""
+def folder_name(strategy: str, stream: str, config: str) -> str:
+    """Return the folder name of a config: it says what is run, and ends in a hash of all options."""
     plain = re.sub(r"[^\w.-]+", "_", f"{strategy}-{stream}")
     return f"{plain}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
 

@@ -142,13 +142,13 @@ def parity_command(arguments: list[str]) -> int:
         os.environ["CLSTREAM_DATA"] = options.data_root
     parity = importlib.import_module("clstream.experiments.parity.measuring")
     try:
-        methods = parity.chosen(options.methods)
+        methods = parity.select_methods(options.methods)
     except ValueError as error:
         raise UsageError(f"--methods: {error}") from None
     torch.set_num_threads(options.threads)
     with as_failure(ValueError, TypeError, OSError, ImportError):
         import_avalanche("benchmarks")
-        stream = parity.stream_of(options.data, options.per_task or None)
+        stream = parity.make_stream(options.data, options.per_task or None)
         print(f"{stream}\n", flush=True)
         out = None if options.out is None else Path(options.out)
         lines: list[str] = []

@@ -21,7 +21,7 @@ from clstream.engine.run_params import run_params
 from clstream.files import check_writable
 from clstream.params import check_bool
 from clstream.results import Evaluation
-from clstream.tracking.journal import Journal, are_damaged, lines_of, set_aside
+from clstream.tracking.journal import Journal, describe_damage, read_lines, set_aside
 
 FILE = "events.jsonl"
 
@@ -33,7 +33,7 @@ CHUNK = 256
 """Batches whose losses are read from the device, and written, together."""
 
 
-MOST = 64
+LARGEST = 64
 """Elements of the largest tensor that is logged whole; of a larger one, the shape and dtype are."""
 
 
@@ -78,7 +78,7 @@ class EventLog:
 
     @on(Event)
     def log(self, event: Event) -> None:
-        """Log an event; what a strategy emits before it is known whether the run is a new one is held."""
+        """Log an event; what a strategy emits before the run is known to be a new one is held back until then."""
         kind = type(event)
         if kind is events.BatchReady:
             return
@@ -134,7 +134,11 @@ class EventLog:
         kind = type(event)
         if kind in CONTENT:
             return self._now(kind.__name__) | CONTENT[kind](event)
-        return self._now(kind.__name__) | {"session": self.session, "batches": self.learned, "fields": plain(contents(event))}
+        return self._now(kind.__name__) | {
+            "session": self.session,
+            "batches": self.learned,
+            "fields": to_plain(public_fields(event)),
+        }
 
     def _write(self) -> None:
         """Write what is held."""
@@ -143,7 +147,7 @@ class EventLog:
             losses = iter(torch.stack(self.losses).tolist())
             for entry in self.held:
                 if entry["event"] == "BatchLearned":
-                    entry["loss"] = plain(next(losses))
+                    entry["loss"] = to_plain(next(losses))
         self.journal.append(*self.held)
         self.held, self.losses = [], []
 
@@ -158,7 +162,7 @@ class EventLog:
         return {"offset": self.journal.size, "seconds": seconds, "session": self.session, "batches": self.learned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the log of a run that is resumed; raises OSError if it can't be opened."""
+        """Resume the log of a run that is resumed; raises OSError if it can't be opened."""
         self._take_up(state)
 
     def _take_up(self, state: Mapping[str, Any] | None) -> None:
@@ -182,7 +186,7 @@ def _of_run(event: events.RunStarted) -> Entry:
         "log": FORMAT,
         "clstream": __version__,
         "title": f"{type(strategy).__name__} on {stream.name}, seed {event.seed}",
-        "params": plain(run_params(strategy, stream, event.seed, stream.device or "cpu")),
+        "params": to_plain(run_params(strategy, stream, event.seed, stream.device or "cpu")),
         "data_fingerprint": stream.fingerprint,
         **({"class_names": list(stream.class_names)} if stream.class_names else {}),
     }
@@ -212,14 +216,14 @@ def _of_evaluation(event: events.Evaluated) -> Entry:
     }
     if evaluation.within_session:
         mean = metrics.average_accuracy(evaluation.probes, evaluation.probe_taught)
-        return about | {"mean": plain(mean), "accuracy": plain(evaluation.probes[-1].tolist())}
+        return about | {"mean": to_plain(mean), "accuracy": to_plain(evaluation.probes[-1].tolist())}
     values = {
         "mean": metrics.average_accuracy(evaluation.main, evaluation.taught),
         "forgetting": metrics.forgetting(evaluation.main, evaluation.taught),
         "accuracy": evaluation.accuracy[-1].tolist(),
         "task_accuracy": evaluation.task_accuracy[-1].tolist(),
     }
-    return about | {name: plain(value) for name, value in values.items()}
+    return about | {name: to_plain(value) for name, value in values.items()}
 
 
 def _of_end(event: events.RunEnded) -> Entry:
@@ -240,13 +244,13 @@ CONTENT: dict[type, Callable[[Any], Entry]] = {
 """What the line of each of clstream's own events says, beside when it was."""
 
 
-def contents(thing: object) -> dict[str, object]:
+def public_fields(thing: object) -> dict[str, object]:
     """Return what an object holds: the fields of a dataclass, and other attributes whose names are not private."""
     declared = {field.name: getattr(thing, field.name) for field in fields(thing)} if is_dataclass(thing) else {}
     return declared | {name: value for name, value in getattr(thing, "__dict__", {}).items() if not name.startswith("_")}
 
 
-def plain(value: object) -> Any:
+def to_plain(value: object) -> Any:
     """Return a value as JSON has it.
 
     NaN and the infinities, which it has not, are the strings "nan", "inf" and "-inf": `float` reads them as it reads numbers.
@@ -260,11 +264,11 @@ def plain(value: object) -> Any:
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, (Tensor, np.ndarray)):
         count = value.numel() if isinstance(value, Tensor) else value.size
-        return plain(value.tolist()) if count <= MOST else {"shape": list(value.shape), "dtype": str(value.dtype)}
+        return to_plain(value.tolist()) if count <= LARGEST else {"shape": list(value.shape), "dtype": str(value.dtype)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if type(value).__repr__ is object.__repr__:  # that has an address in it, which means nothing later
         return type(value).__name__
     return repr(value)[:200]
@@ -292,7 +296,7 @@ def read(file: str | Path, damaged: list[int] | None = None) -> Iterator[Entry]:
 def _read(path: Path, damaged: list[int] | None) -> Iterator[Entry]:
     spoilt: list[int] = [] if damaged is None else damaged
     empty = True
-    for number, entry in lines_of(path):
+    for number, entry in read_lines(path):
         if entry is None or not isinstance(entry.get("event"), str):
             spoilt.append(number)
             continue
@@ -304,4 +308,4 @@ def _read(path: Path, damaged: list[int] | None) -> Iterator[Entry]:
         what = "is empty, or its first line is not whole" if not spoilt else "is no event log: no line of it is an event"
         raise ValueError(f"{path} {what}")
     if spoilt and damaged is None:
-        warnings.warn(f"{path}: {are_damaged(spoilt)}, and left out", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{path}: {describe_damage(spoilt)}, and left out", RuntimeWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""The event log in reading form."""
+"""The event log as text for people."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from clstream.tracking.event_log import Entry
 
 
-def reading(log: Iterable[Entry], batches: bool = False) -> Iterator[str]:
-    """Yield a line to read for each event of a log, indented by run, task, session and epoch; batches only if asked for."""
+def format_log(log: Iterable[Entry], batches: bool = False) -> Iterator[str]:
+    """Yield a line of text for each event of a log, indented by run, task, session and epoch; batches only if asked for."""
     depth = 0
     for entry in log:
         name = entry["event"]

@@ -104,7 +104,7 @@ LONGEST = 1 << 26
 _CHUNK = 1 << 20
 
 
-def lines_of(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield the number of each line of a journal, from 1, and its entry: None if it is damaged, no entry, or too long.
 
     A last line that is not whole, as a killed process leaves it, is left out. Raises OSError if it can't be read.
@@ -135,10 +135,10 @@ def entries(file: Path) -> Iterator[dict[str, Any]]:
 
     Raises OSError if it can't be read.
     """
-    return (entry for _, entry in lines_of(file) if entry is not None)
+    return (entry for _, entry in read_lines(file) if entry is not None)
 
 
-def are_damaged(numbers: Sequence[int]) -> str:
+def describe_damage(numbers: Sequence[int]) -> str:
     """Return which lines are damaged, in words."""
     if len(numbers) == 1:
         return f"line {numbers[0]} is damaged"

@@ -294,7 +294,7 @@ def charts_page(uri: str, picture: str, experiment: str | None = None) -> str:
             raise LookupError(f"there is no run in {experiment or 'the store'}")
         number = runs[0].info.experiment_id
         names = {name for run in runs if run.info.experiment_id == number for name in run.data.metrics}
-        client.set_experiment_tag(number, f"mlflow.sharedViewState.{_VIEW}", json.dumps(view(names, picture)))
+        client.set_experiment_tag(number, f"mlflow.sharedViewState.{_VIEW}", json.dumps(charts_view(names, picture)))
     except (MlflowException, SQLAlchemyError) as error:
         raise OSError(f"the tracking store {without_password(uri)} can't be used: {reason_of(error)}") from None
     return f"#/experiments/{number}/runs?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey={_VIEW}"
@@ -303,7 +303,7 @@ def charts_page(uri: str, picture: str, experiment: str | None = None) -> str:
 _VIEW = "clstream"
 
 
-def view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
+def charts_view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
     """Return the state of MLflow's page of charts, as it keeps it itself; what is not said has its defaults."""
     first = picture.rpartition("/")[0]
     images = {"type": "IMAGE", "uuid": picture, "metricSectionId": first, "imageKeys": [picture], "step": 0, "showRunParams": False}
@@ -329,7 +329,7 @@ def view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
     }
 
 
-def curves(uri: str) -> dict[str, list[tuple[int, float]]]:
+def read_curves(uri: str) -> dict[str, list[tuple[int, float]]]:
     """Return the points (step, value) of each metric of the runs that are finished in a store, as they lie there."""
     client, points_of = MlflowClient(uri), dict[str, list[tuple[int, float]]]()
     for run in client.search_runs([item.experiment_id for item in client.search_experiments()], "attributes.status = 'FINISHED'"):

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clstream.tracking.journal import Journal, entries, lines_of
+from clstream.tracking.journal import Journal, entries, read_lines
 
 FILE = "tracking.jsonl"
 
@@ -74,7 +74,7 @@ class Outbox:
 
     def _take(self, file: Path) -> None:
         pending: dict[int, Item] = {}
-        for number, entry in lines_of(file):
+        for number, entry in read_lines(file):
             if entry is None or not _is_sound(entry, file.parent):
                 self.damaged.append(number)
             elif "item" in entry:

@@ -91,7 +91,7 @@ class Stopwatch:
         self.seconds += time.perf_counter() - self.began
 
 
-def stream_of(data: str, per_task: int | None) -> Stream:
+def make_stream(data: str, per_task: int | None) -> Stream:
     """Return the stream: five tasks of two classes, flat floats from 0 to 1; of each task `per_task` training samples, if given.
 
     Args:
@@ -109,13 +109,13 @@ def stream_of(data: str, per_task: int | None) -> Stream:
     return from_tensors(x, y, x_test, y_test, f"split_{data}", batch_size=BATCH)
 
 
-def net_of(stream: Stream, seed: int) -> nn.Module:
+def make_model(stream: Stream, seed: int) -> nn.Module:
     """Return the net, with the initial weights of a seed."""
     with isolated(seed, "parity"):
         return Mlp(stream.input_shape, stream.classes, (100, 100), init="xavier")
 
 
-def by_class(stream: Stream) -> Stream:
+def sort_by_class(stream: Stream) -> Stream:
     """Return a stream whose tasks have their training samples class by class, as `nc_benchmark` lays them; not shuffled again."""
 
     def laid(task: Task) -> Task:
@@ -125,7 +125,7 @@ def by_class(stream: Stream) -> Stream:
     return replace(stream, tasks=[laid(task) for task in stream.tasks])
 
 
-def on_our_engine(strategy: Strategy, stream: Stream, seed: int) -> tuple[Tensor, Tensor, float]:
+def run_on_our_engine(strategy: Strategy, stream: Stream, seed: int) -> tuple[Tensor, Tensor, float]:
     """Return the accuracy matrices, without and with the task given, and the seconds of training."""
     watch = Stopwatch()
     try:
@@ -136,7 +136,7 @@ def on_our_engine(strategy: Strategy, stream: Stream, seed: int) -> tuple[Tensor
     return result.accuracy, result.task_accuracy, watch.seconds
 
 
-def in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor, Tensor, float]:
+def run_in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor, Tensor, float]:
     """Return the same of Avalanche's own loop over the same samples, in an order of its own; the answers are judged here."""
     wrap = import_avalanche("benchmarks.utils")._make_taskaware_classification_dataset
     parts = [wrap(Labelled(task.train[:].x, task.train[:].y), task_labels=0) for task in stream.tasks]
@@ -164,19 +164,19 @@ def in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor, Ten
 
 def measure(method: Method, stream: Stream, seed: int) -> Iterator[Measured]:
     """Yield the runs of a method with one seed, of each kind."""
-    net = net_of(stream, seed)
-    given = by_class(stream) if method.by_class else stream
+    net = make_model(stream, seed)
+    given = sort_by_class(stream) if method.by_class else stream
 
     def of(kind: str) -> tuple[Tensor, Tensor, float]:
         own = copy.deepcopy(net)
         if kind == "ours":
-            return on_our_engine(method.ours(own), stream, seed)
+            return run_on_our_engine(method.ours(own), stream, seed)
         with method.within(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of loggers that aren't there
             strategy = method.theirs(own)
             if kind == "theirs":
-                return on_our_engine(AvalancheStrategy(strategy), given, seed)
-            return in_their_loop(strategy, given, seed)
+                return run_on_our_engine(AvalancheStrategy(strategy), given, seed)
+            return run_in_their_loop(strategy, given, seed)
 
     for kind in KINDS:
         accuracy, task_accuracy, seconds = of(kind)
@@ -205,7 +205,7 @@ COLUMNS = ("method", *(cell for what in MEASURES.values() for cell in (f"{what}:
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
-def row(method: Method, runs: Sequence[Measured]) -> str:
+def table_row(method: Method, runs: Sequence[Measured]) -> str:
     """Return a method's row of the table."""
     cells, agrees = [method.name], True
     for what in MEASURES:
@@ -225,7 +225,7 @@ def row(method: Method, runs: Sequence[Measured]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def chosen(names: str | None) -> list[Method]:
+def select_methods(names: str | None) -> list[Method]:
     """Return the methods whose names begin with one of some, with commas. Raises ValueError for one that begins none."""
     if names is None:
         return list(METHODS)
@@ -245,7 +245,7 @@ def compare(
     for method in methods:
         runs = [measured for seed in seeds for measured in measure(method, stream, seed)]
         done += runs
-        say(row(method, runs))
+        say(table_row(method, runs))
         if out is not None:
             with out.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, [field.name for field in fields(Measured)])

@@ -84,13 +84,13 @@ def is_multi_task(model: nn.Module) -> bool:
     return multi_task
 
 
-def source_of(loader: Any) -> tuple[Any, Callable[..., Any]] | None:
+def loader_source(loader: Any) -> tuple[Any, Callable[..., Any]] | None:
     """Return what a loader draws rows from, and how they become a batch; None for one that says neither."""
     torch_loader = _torch_loader(loader)
     return None if torch_loader is None or torch_loader.batch_sampler is None else (torch_loader.dataset, torch_loader.collate_fn)
 
 
-def order_of(loader: Any) -> list[list[int]]:
+def draw_order(loader: Any) -> list[list[int]]:
     """Return the rows of each batch of one pass, drawn as the loader itself would draw them."""
     torch_loader = _torch_loader(loader)
     assert torch_loader is not None

@@ -42,10 +42,10 @@ from clstream.strategies.avalanche.introspection import (
     _is_template,
     _nothing,
     check_playable,
+    draw_order,
     is_multi_task,
+    loader_source,
     needs_boundaries,
-    order_of,
-    source_of,
 )
 from clstream.strategies.avalanche.session_dataset import (
     AtBoundaries,
@@ -194,11 +194,11 @@ class AvalancheStrategy(Strategy):
             for _ in range(1 + event.epoch.session.shuffle):  # what their loader would draw: it seeds itself, and its shuffle
                 torch.empty((), dtype=torch.int64).random_()
         else:
-            self.drawn = source_of(self.loader)
+            self.drawn = loader_source(self.loader)
             if self.drawn is None:
                 self.iterator = iter(self.loader)
             else:
-                self.order = order_of(self.loader)
+                self.order = draw_order(self.loader)
 
     def learn(self, batch: Batch) -> Tensor:
         """Have them learn the batch, or its share of their own batches, and return the mean of the losses."""
@@ -228,7 +228,7 @@ class AvalancheStrategy(Strategy):
                     yield list(minibatch)
         else:
             if self.drawn is None:  # the run was resumed within the epoch
-                self.drawn = source_of(self.loader)
+                self.drawn = loader_source(self.loader)
             assert self.drawn is not None
             source, collate = self.drawn
             first, end = (len(self.order) * (batch.index + more) // self.batches for more in (0, 1))

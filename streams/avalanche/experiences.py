@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clstream.streams.avalanche.transforms import Steps, batched, chain_of, is_random, per_sample, varies, without
+from clstream.streams.avalanche.transforms import (
+    Steps,
+    as_batched_steps,
+    as_per_sample,
+    flatten,
+    is_nondeterministic,
+    is_random,
+    remove,
+)
 from clstream.streams.tensors import as_samples, collate, read
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
@@ -62,23 +70,23 @@ class Experiences:
 
 
 @dataclass(frozen=True)
-class Lifted:
-    """What is random in a chain of transforms: as a function of a batch, None without any, and the transforms themselves."""
+class RandomTransforms:
+    """The random transforms of a chain: as a function of a batch, None without any, and the transforms themselves."""
 
     augment: Callable[[Tensor], Tensor] | None
     taken: tuple[Any, ...]
 
 
-def gathered(
+def read_experiences(
     stream: Any, what: str, group: str, lazy: bool, file: Path | None, workers: int, progress: bool
 ) -> tuple[Experiences, Callable[[Tensor], Tensor] | None]:
-    """Read all experiences of one of a benchmark's streams; return what is random in their transforms apart."""
+    """Read all experiences of one of a benchmark's streams; return their random transforms apart, as a function of a batch."""
     parts: list[Dataset[Any]] = []
     ends: list[int] = []
     labels: list[Tensor] = []
     origins, shown = [], True
     augments: dict[str, Callable[[Tensor], Tensor] | None] = {}
-    lifted_of: dict[tuple[int, ...], Lifted] = {}
+    lifted_of: dict[tuple[int, ...], RandomTransforms] = {}
     for number, experience in enumerate(stream):
         dataset = getattr(experience, "dataset", None)
         if dataset is None or not hasattr(dataset, "_flat_data"):
@@ -86,7 +94,7 @@ def gathered(
         if not len(dataset):
             raise ValueError(f"{what}: experience {number} is empty")
         dataset = dataset.train() if group == "train" else dataset.eval()
-        dataset, augment = plain(dataset, group, what, lazy, lifted_of)
+        dataset, augment = take_random_transforms(dataset, group, what, lazy, lifted_of)
         augments[repr(augment)] = augment
         parts.append(Pairs(dataset))
         ends.append(len(dataset) + (ends[-1] if ends else 0))
@@ -104,22 +112,22 @@ def gathered(
     return Experiences(whole, ends, labels, origins, shown), next(iter(augments.values()))
 
 
-def plain(
-    dataset: Any, group: str, what: str, lazy: bool, lifted_of: dict[tuple[int, ...], Lifted]
+def take_random_transforms(
+    dataset: Any, group: str, what: str, lazy: bool, lifted_of: dict[tuple[int, ...], RandomTransforms]
 ) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
     """Return an Avalanche data set without the random transforms of a group, and these as a function of a batch, or None."""
     parts = []
-    for chain, leaf in paths(dataset._flat_data, group):
+    for chain, leaf in transform_chains(dataset._flat_data, group):
         key = (id(leaf), *map(id, chain))
         if key not in lifted_of:
-            lifted_of[key] = lifted(chain, leaf, what, group, lazy)
+            lifted_of[key] = find_random_transforms(chain, leaf, what, group, lazy)
         parts.append(lifted_of[key])
     if len({repr(part.augment) for part in parts}) > 1:
         raise ValueError(f"{what}: the parts of an experience have different random transforms")
     taken = [transform for part in parts for transform in part.taken]
     if taken:
         dataset = copy(dataset)
-        dataset._flat_data = stripped(dataset._flat_data, group, taken)
+        dataset._flat_data = strip_transforms(dataset._flat_data, group, taken)
         reads = []
         for seed in range(2):
             with isolated(seed, "transforms"):
@@ -129,22 +137,22 @@ def plain(
     return dataset, parts[0].augment
 
 
-def lifted(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> Lifted:
-    """Return what is random in a chain, as a function of what is read without it; refuse what can't be such a function."""
+def find_random_transforms(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> RandomTransforms:
+    """Return the random transforms of a chain, as a function of what is read without them; refuse what can't be one."""
     raw = copy(leaf)
-    if chain_of(getattr(raw, "transform", None)):
+    if flatten(getattr(raw, "transform", None)):
         raw.transform = None
         if hasattr(raw, "transforms"):  # torchvision's pair of both
             raw.transforms = None
-    if varies(lambda: raw[0][0]):
+    if is_nondeterministic(lambda: raw[0][0]):
         raise ValueError(
             f"{what}: what {type(leaf).__name__} gives is random, so its samples can't be read once: take what is random "
             "out of it, and pass it as augment=..., a function of a batch"
         )
     sample = raw[0][0]
-    chance = [transform for transform, given in walked(chain, sample) if is_random(transform, given)]
+    chance = [transform for transform, given in trace_chain(chain, sample) if is_random(transform, given)]
     if not chance:
-        return Lifted(None, ())
+        return RandomTransforms(None, ())
     names = ", ".join(getattr(transform, "__name__", None) or type(transform).__name__ for transform in chance)
     if group != "train":
         raise ValueError(f"{what}: {names} is random, and what is tested must stay the same: leave it out of the group 'eval'")
@@ -152,21 +160,21 @@ def lifted(chain: list[Any], leaf: Any, what: str, group: str, lazy: bool) -> Li
     for transform in chain:
         rest = rest if any(transform is other for other in chance) else transform(rest)
     once = collate([(rest, 0)])[0][0]
-    steps = batched(chain, sample, once)
+    steps = as_batched_steps(chain, sample, once)
     if isinstance(steps, Steps):
-        return Lifted(steps, tuple(chance))
+        return RandomTransforms(steps, tuple(chance))
     if not lazy:
         raise ValueError(
             f"{what}: {steps}. Build the benchmark without its random transforms, and pass augment=..., a function of a batch; "
             "or have them done sample by sample, slowly: lazy=True"
         )
-    alone = per_sample(chain, sample, once)
+    alone = as_per_sample(chain, sample, once)
     if isinstance(alone, str):
         raise ValueError(f"{what}: its random transforms can't be done on what was read: {alone}")
-    return Lifted(alone, tuple(chance))
+    return RandomTransforms(alone, tuple(chance))
 
 
-def walked(chain: list[Any], sample: Any) -> list[tuple[Any, Any]]:
+def trace_chain(chain: list[Any], sample: Any) -> list[tuple[Any, Any]]:
     """Return each transform of a chain with what it is given for a sample."""
     walk = []
     with isolated(0, "transforms"):
@@ -176,15 +184,15 @@ def walked(chain: list[Any], sample: Any) -> list[tuple[Any, Any]]:
     return walk
 
 
-def paths(flat: Any, group: str) -> list[tuple[list[Any], Any]]:
+def transform_chains(flat: Any, group: str) -> list[tuple[list[Any], Any]]:
     """Return, for each data set below an Avalanche one, the transforms of inputs from there on, and the data set."""
     leaves = []
-    here = chain_of(_of(flat._frozen_transform_groups, group)) + chain_of(_of(flat._transform_groups, group))
+    here = flatten(_of(flat._frozen_transform_groups, group)) + flatten(_of(flat._transform_groups, group))
     for inner in flat._datasets:
         if hasattr(inner, "_transform_groups"):
-            leaves += [(chain + here, leaf) for chain, leaf in paths(inner, group)]
+            leaves += [(chain + here, leaf) for chain, leaf in transform_chains(inner, group)]
         else:
-            leaves.append((chain_of(getattr(inner, "transform", None)) + here, inner))
+            leaves.append((flatten(getattr(inner, "transform", None)) + here, inner))
     return leaves
 
 
@@ -192,16 +200,16 @@ def _of(groups: Any, group: str) -> Any:
     return groups.transform_groups[group]
 
 
-def stripped(flat: Any, group: str, taken: list[Any]) -> Any:
+def strip_transforms(flat: Any, group: str, taken: list[Any]) -> Any:
     """Return the inside of an Avalanche data set without some transforms of inputs."""
     twin = copy(flat)
     twin._datasets = []
     for inner_data in flat._datasets:
         if hasattr(inner_data, "_transform_groups"):
-            inner = stripped(inner_data, group, taken)
-        elif chain_of(getattr(inner_data, "transform", None)):
+            inner = strip_transforms(inner_data, group, taken)
+        elif flatten(getattr(inner_data, "transform", None)):
             inner = copy(inner_data)
-            inner.transform = without(inner_data.transform, taken)
+            inner.transform = remove(inner_data.transform, taken)
             if hasattr(inner, "transforms"):  # torchvision's pair of both
                 inner.transforms = None
         else:
@@ -209,6 +217,6 @@ def stripped(flat: Any, group: str, taken: list[Any]) -> Any:
         twin._datasets.append(inner)
     for name in ("_frozen_transform_groups", "_transform_groups"):
         groups = copy(getattr(flat, name))
-        groups.transform_groups = {**groups.transform_groups, group: without(_of(groups, group), taken)}
+        groups.transform_groups = {**groups.transform_groups, group: remove(_of(groups, group), taken)}
         setattr(twin, name, groups)
     return twin

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
-from clstream.streams.avalanche.experiences import Experiences, gathered
+from clstream.streams.avalanche.experiences import Experiences, read_experiences
 from clstream.streams.data import data_root
 from clstream.streams.options import check_options
 from torch import Tensor
@@ -37,8 +37,8 @@ from clstream.stream import Data, Samples, Stream, Subset, Task, content_hash
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Deliveries:
-    """What each experience delivers, where several belong to a task; see `Mixture`.
+class ExperienceSchedule:
+    """A schedule of experiences, where several belong to a task; see `Mixture`.
 
     Args:
         numbers: (n,), int64: training samples, numbered over all tasks, one experience after the other.
@@ -117,13 +117,13 @@ def from_avalanche(
     """
     options = {name: value for name, value in locals().items() if name != "validation"}  # that is a stream's name here
     check_options(options, "scenario", "boundaries")
-    streams = streams_of(benchmark)
-    train = the_training_stream(streams, train)
+    streams = streams_by_name(benchmark)
+    train = training_stream_name(streams, train)
     folder = None if memory_map is None else Path(memory_map)
 
     def taken(which: str, group: str) -> tuple[Experiences, Callable[[Tensor], Tensor] | None]:
         file = None if folder is None else folder / f"{which}.raw"
-        return gathered(streams[which], f"{name}: {which}", group, lazy, file, workers, progress)
+        return read_experiences(streams[which], f"{name}: {which}", group, lazy, file, workers, progress)
 
     if test not in streams:
         raise ValueError(f"{name}: the benchmark has no stream {test!r} to test on{_near(test, list(streams))}")
@@ -131,30 +131,30 @@ def from_avalanche(
         raise ValueError(f"{name}: there is no stream {validation!r} to validate on{_near(str(validation), list(streams))}")
     if augment is not None and not callable(augment):
         raise TypeError(f"{name}: augment must be a function of a batch of inputs, not {augment!r}")
-    learned, random_transforms = taken(train, "train")
+    training, random_transforms = taken(train, "train")
     if augment is not None and random_transforms is not None:
         raise ValueError(f"{name}: the benchmark has random transforms already: build it without them, or leave augment out")
-    asked, _ = taken(test, "eval")
-    held = taken(validation, "eval")[0] if validation in streams and validation is not None else None
-    numbers = tasks_of(name, learned, asked)
+    testing, _ = taken(test, "eval")
+    held_out = taken(validation, "eval")[0] if validation in streams and validation is not None else None
+    numbers = assign_tasks(name, training, testing)
     pure = all(len(labels.unique()) == 1 for labels in numbers)
-    tells = boundaries if boundaries is not None else pure and learned.shown
-    tasks, deliveries = dealt(name, learned, asked, held, numbers, tells)
-    own = {int(label) for labels in learned.labels for label in labels.unique()}
-    one_each = all(len(labels.unique()) == 1 for labels in learned.labels)
+    show_tasks = boundaries if boundaries is not None else pure and training.shown
+    tasks, schedule = build_tasks(name, training, testing, held_out, numbers, show_tasks)
+    own = {int(label) for labels in training.labels for label in labels.unique()}
+    one_each = all(len(labels.unique()) == 1 for labels in training.labels)
     if scenario is None:
         alike = len(tasks) > 1 and len({frozenset(task.classes) for task in tasks}) == 1
-        scenario = "task" if tells and one_each and len(own) > 1 else "domain" if alike else "class"
-    notes = [f"from Avalanche: {len(learned)} experiences to train on, tested on {test!r}"]
+        scenario = "task" if show_tasks and one_each and len(own) > 1 else "domain" if alike else "class"
+    notes = [f"from Avalanche: {len(training)} experiences to train on, tested on {test!r}"]
     if rest := sorted(set(streams) - {train, test, validation}):
         notes.append(f"the benchmark also has {', '.join(map(repr, rest))}: with_test(stream, benchmark, {rest[0]!r}) tests on it")
     if scenario == "task" and sum(len(task.classes) for task in tasks) > len({c for task in tasks for c in task.classes}):
         notes.append("its tasks share labels: strategies of clstream learn them with the same outputs")
-    parts = {train: learned.samples, test: asked.samples} | (
-        {} if held is None or validation is None else {validation: held.samples}
+    parts = {train: training.samples, test: testing.samples} | (
+        {} if held_out is None or validation is None else {validation: held_out.samples}
     )
     return Stream(
-        name, tasks, deliveries, epochs, batch_size, scenario, boundaries=tells, augment=random_transforms or augment,
+        name, tasks, schedule, epochs, batch_size, scenario, boundaries=show_tasks, augment=random_transforms or augment,
         resident=folder is None, notes=tuple(notes), data=Data(parts), shuffle=shuffle, drop_last=drop_last,
     )  # fmt: skip
 
@@ -166,22 +166,22 @@ def with_test(stream: Stream, benchmark: Any, test: str, workers: int = 0, progr
 
     Raises ValueError for a stream that the benchmark hasn't, or that has neither one experience nor one for each task.
     """
-    streams = streams_of(benchmark)
+    streams = streams_by_name(benchmark)
     if test not in streams:
         raise ValueError(f"{stream.name}: the benchmark has no stream {test!r} to test on{_near(test, list(streams))}")
-    asked, _ = gathered(streams[test], f"{stream.name}: {test}", "eval", False, None, workers, progress)
-    if len(asked) not in (1, len(stream.tasks)):
-        raise ValueError(f"{stream.name}: {test!r} has {len(asked)} experiences for {len(stream.tasks)} tasks: one each, or one")
+    testing, _ = read_experiences(streams[test], f"{stream.name}: {test}", "eval", False, None, workers, progress)
+    if len(testing) not in (1, len(stream.tasks)):
+        raise ValueError(f"{stream.name}: {test!r} has {len(testing)} experiences for {len(stream.tasks)} tasks: one each, or one")
     tasks = []
     for task in stream.tasks:
         taught = set(task.classes)
-        tell = "task_label" in task.test[:1].extra
-        subset = Subset(labelled(asked, tell), questions(stream.name, asked, task.id, taught).index)
+        add_labels = "task_label" in task.test[:1].extra
+        subset = Subset(with_task_labels(testing, add_labels), subset_to_test(stream.name, testing, task.id, taught).index)
         tasks.append(replace(task, test=subset, classes=tuple(sorted(taught | set(subset.y.unique().tolist())))))
     return replace(stream, name=f"{stream.name} ({test})", tasks=tasks)
 
 
-def streams_of(benchmark: Any) -> dict[str, Any]:
+def streams_by_name(benchmark: Any) -> dict[str, Any]:
     """Return a benchmark's streams by name. Raises TypeError for what is none."""
     import_avalanche("benchmarks")
     streams: Any = getattr(benchmark, "streams", None)
@@ -190,109 +190,118 @@ def streams_of(benchmark: Any) -> dict[str, Any]:
     return dict(streams.items())
 
 
-def the_training_stream(streams: dict[str, Any], asked: str | None) -> str:
-    """Return the name of the stream to learn."""
-    names = [candidate for candidate in streams if candidate == asked or (asked is None and candidate.startswith("train"))]
-    if asked is None and "train" in names:
+def training_stream_name(streams: dict[str, Any], name: str | None) -> str:
+    """Return the name of the stream to learn: `name`, or the only one that begins with "train"."""
+    names = [candidate for candidate in streams if candidate == name or (name is None and candidate.startswith("train"))]
+    if name is None and "train" in names:
         return "train"
     if len(names) != 1:
-        wanted = "one whose name begins with 'train'" if asked is None else f"{asked!r}"
+        wanted = "one whose name begins with 'train'" if name is None else f"{name!r}"
         raise ValueError(f"the benchmark has the streams {', '.join(map(repr, streams))}, not {wanted}: name it, train=...")
     return names[0]
 
 
-def tasks_of(name: str, learned: Experiences, asked: Experiences) -> list[Tensor]:
+def assign_tasks(name: str, training: Experiences, testing: Experiences) -> list[Tensor]:
     """Return the task of each training sample, for each training experience.
 
     Raises ValueError where it can't be told.
     """
 
     def whole(number: int, task: int) -> Tensor:
-        return torch.full((len(learned.rows(number)),), task)
+        return torch.full((len(training.rows(number)),), task)
 
-    experiences = range(len(learned))
-    if all(origin is not None for origin in learned.origins):
-        places = [int(origin.current_experience) for origin in learned.origins]  # in the stream that they were cut from
-        if len(asked) == 1 or max(places) < len(asked):
-            order = sorted(set(places)) if len(asked) == 1 else list(range(len(asked)))
+    experiences = range(len(training))
+    if all(origin is not None for origin in training.origins):
+        places = [int(origin.current_experience) for origin in training.origins]  # in the stream that they were cut from
+        if len(testing) == 1 or max(places) < len(testing):
+            order = sorted(set(places)) if len(testing) == 1 else list(range(len(testing)))
             return [whole(number, order.index(places[number])) for number in experiences]
-    elif len(asked) in (1, len(learned)):
+    elif len(testing) in (1, len(training)):
         return [whole(number, number) for number in experiences]
-    groups = [asked.classes(number) for number in range(len(asked))]
+    groups = [testing.classes(number) for number in range(len(testing))]
     shared = sorted(label for group in groups for label in group)
     if len(set(shared)) < len(shared):
         raise ValueError(
-            f"{name}: it can't be told which of {len(learned)} training experiences belongs to which of {len(asked)} to test on, "
-            "since these share classes: give the benchmark a test experience for each, or one for all"
+            f"{name}: it can't be told which of {len(training)} training experiences belongs to which of {len(testing)} to test "
+            "on, since these share classes: give the benchmark a test experience for each, or one for all"
         )
     owner = torch.full((1 + max(shared),), -1)
     for task, group in enumerate(groups):
         owner[list(group)] = task
     result = []
     for number in experiences:
-        labels = learned.samples.y[learned.rows(number)]
+        labels = training.samples.y[training.rows(number)]
         if int(labels.max()) >= len(owner) or int(owner[labels].min()) < 0:
             raise ValueError(f"{name}: training experience {number} has classes that no test experience has")
         result.append(owner[labels])
     return result
 
 
-def dealt(
-    name: str, learned: Experiences, asked: Experiences, held: Experiences | None, numbers: list[Tensor], tells: bool
-) -> tuple[list[Task], Deliveries | None]:
-    """Return the tasks and, unless each is one experience after the other, what each experience delivers."""
+def build_tasks(
+    name: str,
+    training: Experiences,
+    testing: Experiences,
+    held_out: Experiences | None,
+    numbers: list[Tensor],
+    show_tasks: bool,
+) -> tuple[list[Task], ExperienceSchedule | None]:
+    """Return the tasks and, unless each is one experience after the other, the schedule of the experiences."""
     of = torch.cat(numbers)
-    count = 1 + int(of.max()) if len(asked) == 1 else len(asked)
-    if held is not None and len(held) not in (1, count):
-        raise ValueError(f"{name}: {len(held)} experiences to validate on don't go with {count} tasks: one each, or one for all")
-    tell = tells and _says_more(learned, of)  # where tasks are hidden, their labels are too
-    labels, tasks = torch.cat(learned.labels), []
+    count = 1 + int(of.max()) if len(testing) == 1 else len(testing)
+    if held_out is not None and len(held_out) not in (1, count):
+        raise ValueError(
+            f"{name}: {len(held_out)} experiences to validate on don't go with {count} tasks: one each, or one for all"
+        )
+    add_labels = show_tasks and _labels_differ_from_tasks(training, of)  # where tasks are hidden, their labels are too
+    labels, tasks = torch.cat(training.labels), []
     for task in range(count):
         rows = (of == task).nonzero().flatten()
         if not len(rows):
             raise ValueError(f"{name}: nothing to train on belongs to test experience {task}: leave it out of the benchmark")
-        taught = set(learned.samples.y[rows].unique().tolist())
-        test = questions(name, asked, task, taught)
+        taught = set(training.samples.y[rows].unique().tolist())
+        test = subset_to_test(name, testing, task, taught)
         if not taught & set(test.y.unique().tolist()):
             raise ValueError(f"{name}: test experience {task} has none of the classes of training experience {task}")
-        if tell and set(labels[rows].tolist()) != set(torch.cat(asked.labels)[test.index].tolist()):
+        if add_labels and set(labels[rows].tolist()) != set(torch.cat(testing.labels)[test.index].tolist()):
             raise ValueError(f"{name}: the test samples of task {task} have other task labels than its training samples")
         tasks.append(
             Task(
                 task,
                 tuple(sorted(taught | set(test.y.unique().tolist()))),
-                Subset(labelled(learned, tell), rows),
-                Subset(labelled(asked, tell), test.index),
-                None if held is None else Subset(labelled(held, tell), questions(name, held, task, taught).index),
+                Subset(with_task_labels(training, add_labels), rows),
+                Subset(with_task_labels(testing, add_labels), test.index),
+                None
+                if held_out is None
+                else Subset(with_task_labels(held_out, add_labels), subset_to_test(name, held_out, task, taught).index),
             )
         )
-    if len(learned) == count and torch.equal(of, of.sort().values):
+    if len(training) == count and torch.equal(of, of.sort().values):
         return tasks, None
     place = torch.empty_like(of)
     place[torch.argsort(of, stable=True)] = torch.arange(len(of))
-    return tasks, Deliveries(place, tuple(learned.ends))
+    return tasks, ExperienceSchedule(place, tuple(training.ends))
 
 
-def _says_more(learned: Experiences, of: Tensor) -> bool:
+def _labels_differ_from_tasks(training: Experiences, of: Tensor) -> bool:
     """Return whether samples must say their task label: where it says something, and is not the number of the task."""
-    labels = torch.cat(learned.labels)
+    labels = torch.cat(training.labels)
     return len(labels.unique()) > 1 and not torch.equal(labels, of)
 
 
-def labelled(experiences: Experiences, tell: bool) -> Samples:
+def with_task_labels(experiences: Experiences, add_labels: bool) -> Samples:
     """Return samples, with their task labels if they are to be told."""
     samples = experiences.samples
-    return Samples(samples.x, samples.y, {"task_label": torch.cat(experiences.labels)}) if tell else samples
+    return Samples(samples.x, samples.y, {"task_label": torch.cat(experiences.labels)}) if add_labels else samples
 
 
-def questions(name: str, asked: Experiences, task: int, classes: set[int]) -> Subset:
+def subset_to_test(name: str, testing: Experiences, task: int, classes: set[int]) -> Subset:
     """Return what a task is tested on: its own experience or, of the only one, the samples of its classes."""
-    if len(asked) > 1:
-        return Subset(asked.samples, asked.rows(task))
-    rows = torch.isin(asked.samples.y, torch.tensor(sorted(classes))).nonzero().flatten()
+    if len(testing) > 1:
+        return Subset(testing.samples, testing.rows(task))
+    rows = torch.isin(testing.samples.y, torch.tensor(sorted(classes))).nonzero().flatten()
     if not len(rows):
         raise ValueError(f"{name}: the only test experience has no samples of the classes of training experience {task}")
-    return Subset(asked.samples, rows)
+    return Subset(testing.samples, rows)
 
 
 def _near(word: str, names: list[str]) -> str:

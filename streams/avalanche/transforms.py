@@ -140,57 +140,57 @@ class ToImage:
         return to_pil_image(x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8))
 
 
-def name_of(transform: object) -> str:
+def torchvision_name(transform: object) -> str:
     """Return the name of one of torchvision's transforms, or nothing for any other."""
     cls = type(transform)
     return cls.__name__ if cls.__module__.startswith("torchvision.transforms") else ""
 
 
-def chain_of(transform: Any) -> list[Any]:
+def flatten(transform: Any) -> list[Any]:
     """Return the single transforms of inputs that one is composed of, in order."""
     if transform is None:
         return []
-    if name_of(transform) == "Compose":
-        return [step for inner in transform.transforms for step in chain_of(inner)]
+    if torchvision_name(transform) == "Compose":
+        return [step for inner in transform.transforms for step in flatten(inner)]
     kind = type(transform).__name__ if type(transform).__module__.startswith("avalanche.") else ""
     if kind == "TupleTransform":  # of the input, and of the label
-        return chain_of(transform.transforms[0]) if transform.transforms else []
+        return flatten(transform.transforms[0]) if transform.transforms else []
     if kind == "MultiParamCompose":
-        return [step for inner in transform.transforms for step in chain_of(inner)]
-    return chain_of(transform.transform) if kind == "MultiParamTransformCallable" else [transform]
+        return [step for inner in transform.transforms for step in flatten(inner)]
+    return flatten(transform.transform) if kind == "MultiParamTransformCallable" else [transform]
 
 
-def without(transform: Any, taken: Sequence[Any]) -> Any:
+def remove(transform: Any, taken: Sequence[Any]) -> Any:
     """Return a composed transform without some of the single ones."""
     if any(transform is step for step in taken):
-        return unchanged
-    inner = chain_of(transform)
+        return identity
+    inner = flatten(transform)
     if not inner or inner[0] is transform:
         return transform
     changed = copy(transform)
     if type(transform).__name__ == "MultiParamTransformCallable":
-        changed.transform = without(transform.transform, taken)
+        changed.transform = remove(transform.transform, taken)
     else:  # a Compose, or one of Avalanche's own kinds
-        changed.transforms = [without(step, taken) for step in transform.transforms]
+        changed.transforms = [remove(step, taken) for step in transform.transforms]
     return changed
 
 
-def unchanged(x: Any) -> Any:
+def identity(x: Any) -> Any:
     """Return what is given."""
     return x
 
 
 def is_random(transform: Any, sample: Any) -> bool:
     """Return whether a transform is random: by what torchvision calls it, or by what it does with a sample."""
-    name = name_of(transform)
+    name = torchvision_name(transform)
     if name == "RandomRotation" and len(set(transform.degrees)) == 1:
         return False
     if name.startswith("Random") or name in RANDOM:
         return True
-    return name in ("", "Lambda") and varies(lambda: transform(sample))
+    return name in ("", "Lambda") and is_nondeterministic(lambda: transform(sample))
 
 
-def varies(call: Callable[[], Any]) -> bool:
+def is_nondeterministic(call: Callable[[], Any]) -> bool:
     """Return whether a call draws from the global generators, or gives another answer the second time; they stay as they were."""
     with isolated(0, "transforms"):
         before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
@@ -199,16 +199,16 @@ def varies(call: Callable[[], Any]) -> bool:
         others = [call() for _ in range(7)]  # one that draws by itself may do nothing at first
     if not torch.equal(before[0], after[0]) or before[1:] != after[1:]:
         return True
-    return any(not same(first, other) for other in others)
+    return any(not samples_equal(first, other) for other in others)
 
 
-def same(first: Any, second: Any) -> bool:
+def samples_equal(first: Any, second: Any) -> bool:
     """Return whether two samples are equal, also where they hold NaN."""
     first, second = np.asarray(first), np.asarray(second)
     return bool(np.array_equal(first, second, equal_nan=first.dtype.kind == "f"))
 
 
-def batched(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
+def as_batched_steps(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
     """Return the random transforms of a chain as batched steps on what is read without them, or why that can't be.
 
     Args:
@@ -219,14 +219,14 @@ def batched(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
     """
     steps: list[Crop | Flip] = []
     for position, transform in enumerate(chain):
-        name = name_of(transform)
+        name = torchvision_name(transform)
         if not is_random(transform, sample):
             if steps and name not in BY_PIXEL:
-                return f"{_called(transform)} comes after a random one and moves pixels"
+                return f"{_display_name(transform)} comes after a random one and moves pixels"
             sample = transform(sample)
             continue
         if read.dim() != 3:
-            return f"{_called(transform)} is for images, and the inputs are {tuple(read.shape)}"
+            return f"{_display_name(transform)} is for images, and the inputs are {tuple(read.shape)}"
         if name in ("RandomHorizontalFlip", "RandomVerticalFlip"):
             steps.append(Flip(float(transform.p), -1 if name == "RandomHorizontalFlip" else -2))
         elif name == "RandomCrop":
@@ -235,7 +235,7 @@ def batched(chain: Sequence[Any], sample: Any, read: Tensor) -> Steps | str:
                 return crop
             steps.append(crop)
         else:
-            return f"{_called(transform)} is random, and is not known to act on whole batches"
+            return f"{_display_name(transform)} is random, and is not known to act on whole batches"
     return Steps(tuple(steps))
 
 
@@ -243,9 +243,9 @@ def _crop(transform: Any, later: list[Any], sample: Any, read: Tensor) -> Crop |
     """Return a RandomCrop as a batched step, or why it can't be one."""
     mode, needed = transform.padding_mode, transform.pad_if_needed
     if str(getattr(mode, "value", mode)) != "constant" or needed:
-        return f"{_called(transform)} pads in another way than with a constant"
+        return f"{_display_name(transform)} pads in another way than with a constant"
     if tuple(transform.size) != tuple(read.shape[1:]):
-        return f"{_called(transform)} changes the size of the images, which are {tuple(read.shape[1:])} as they are read"
+        return f"{_display_name(transform)} changes the size of the images, which are {tuple(read.shape[1:])} as they are read"
     given = transform.padding
     sides = [given] if isinstance(given, int) else list(given or [0])
     left, top, right, bottom = sides * (4 // len(sides))
@@ -273,7 +273,7 @@ def _filled(sample: Any, fill: Any) -> Any:
     return Image.new(sample.mode, sample.size, fills if bands > 1 else fills[0])
 
 
-def per_sample(chain: Sequence[Any], sample: Any, read: Tensor) -> PerSample | str:
+def as_per_sample(chain: Sequence[Any], sample: Any, read: Tensor) -> PerSample | str:
     """Return the transforms of a chain from the first random one on, for one sample after the other, or why that can't be.
 
     Args: as for `batched`.
@@ -283,13 +283,13 @@ def per_sample(chain: Sequence[Any], sample: Any, read: Tensor) -> PerSample | s
         sample = step(sample)
     back: list[Callable[[Any], Any]] = []
     for step in reversed([step for step in chain[first:] if not is_random(step, sample)]):
-        name = name_of(step)
+        name = torchvision_name(step)
         if name == "Normalize":
             back.append(Denormalize(tuple(map(float, step.mean)), tuple(map(float, step.std))))
         elif name in ("ToTensor", "PILToTensor") and not isinstance(sample, (Tensor, np.ndarray)):
             back.append(ToImage())
         else:
-            return f"{_called(step)} can't be undone, to start from what the random ones start from"
+            return f"{_display_name(step)} can't be undone, to start from what the random ones start from"
     chain_per_sample = PerSample(tuple(chain[first:]), tuple(back))
     with isolated(0, "transforms"):
         given = chain_per_sample.transform(read)
@@ -298,5 +298,5 @@ def per_sample(chain: Sequence[Any], sample: Any, read: Tensor) -> PerSample | s
     return chain_per_sample
 
 
-def _called(transform: Any) -> str:
+def _display_name(transform: Any) -> str:
     return getattr(transform, "__name__", None) or type(transform).__name__
