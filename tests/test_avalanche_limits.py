@@ -20,6 +20,8 @@ from clstream.cli import main
 from clstream.models import Mlp
 from clstream.serialization import CaptureError
 
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:Using a non-tuple sequence")
+
 
 @pytest.mark.parametrize(
     ("name", "options"),

@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms as tv
 
+pytestmark = pytest.mark.filterwarnings("ignore:stream generator", "ignore:No loggers")
+
 
 def outcomes(call: Callable[[], Tensor], draws: int) -> set[bytes]:
     torch.manual_seed(0)

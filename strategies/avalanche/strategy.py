@@ -142,7 +142,7 @@ class AvalancheStrategy(Strategy):
         return loss
 
     @on(RunStarted)
-    def meet(self, event: RunStarted) -> None:
+    def begin(self, event: RunStarted) -> None:
         """Learn how many classes there are, and where the run takes place."""
         stream: Any = event.stream
         self.theirs.device = torch.device(stream.device or "cpu")
@@ -203,7 +203,7 @@ class AvalancheStrategy(Strategy):
     def learn(self, batch: Batch) -> Tensor:
         """Have them learn the batch, or its share of their own batches, and return the mean of the losses."""
         losses = []
-        for minibatch in () if self.stopped else self.steps(batch):
+        for minibatch in () if self.stopped else self.minibatches(batch):
             if self.augment is not None:
                 minibatch[0] = self.augment(minibatch[0])
             self.theirs.dataloader = [minibatch]
@@ -217,7 +217,7 @@ class AvalancheStrategy(Strategy):
             self.last = torch.stack(losses).mean()
         return self.last.to(batch.samples.y.device)
 
-    def steps(self, batch: Batch) -> Iterator[list[Tensor]]:
+    def minibatches(self, batch: Batch) -> Iterator[list[Tensor]]:
         """Yield the batches that are learned in place of one of ours, as they have them: inputs, labels, ..., task labels."""
         if self.own:
             yield [batch.samples.x, batch.samples.y, self.labels_of(batch.samples)]
@@ -296,23 +296,23 @@ class AvalancheStrategy(Strategy):
         if not self.classes and any(isinstance(module, dynamic) for module in model.modules()):
             raise RuntimeError(f"{type(model).__name__} gets its outputs in a run: it can't be asked before")
         if not is_multi_task(model):
-            return self.padded(self.outputs_for(x, torch.zeros(len(x), dtype=torch.int64, device=x.device)))
+            return self.pad_scores(self.outputs_for(x, torch.zeros(len(x), dtype=torch.int64, device=x.device)))
         label = self.label_of(task)
         asked = list(self.by_label) if task is None and self.tells_tasks else [label] if label in self.by_label else []
-        answers = [self.head(x, label) for label in asked]
+        answers = [self.head_scores(x, label) for label in asked]
         return torch.stack(answers).amax(0) if answers else torch.zeros(len(x), self.classes, device=x.device)
 
-    def head(self, x: Tensor, label: int) -> Tensor:
+    def head_scores(self, x: Tensor, label: int) -> Tensor:
         """Return (n, classes), what the head of a task label says of its classes; the lowest number for all others.
 
         A head of theirs that is narrower than another one says 0 for the rest, which would often win.
         """
-        answers = self.padded(self.outputs_for(x, torch.full((len(x),), label, device=x.device)))
+        answers = self.pad_scores(self.outputs_for(x, torch.full((len(x),), label, device=x.device)))
         other = torch.ones(answers.shape[1], dtype=torch.bool, device=x.device)
         other[self.by_label[label]] = False
         return answers.masked_fill(other, torch.finfo(answers.dtype).min)
 
-    def padded(self, outputs: Tensor) -> Tensor:
+    def pad_scores(self, outputs: Tensor) -> Tensor:
         """Return outputs with the lowest number for classes that they lack."""
         lacking = self.classes - outputs.shape[1]
         low = torch.finfo(outputs.dtype).min
@@ -325,28 +325,28 @@ class AvalancheStrategy(Strategy):
         before = {name: getattr(theirs, name) for name in names}
         plugins = [plugin for plugin in theirs.plugins if not _counts(plugin)] if theirs.clock.train_iterations else []
 
-        def tell(moment: str) -> None:
+        def call_plugins(moment: str) -> None:
             for plugin in plugins:
                 getattr(plugin, moment, _nothing)(theirs)
 
         try:
             theirs.is_training = False
-            theirs.experience = self.question(int(labels[0]) if len(labels) else 0)
+            theirs.experience = self.evaluation_experience(int(labels[0]) if len(labels) else 0)
             for moment in ("before_eval", "before_eval_dataset_adaptation", "after_eval_dataset_adaptation", "before_eval_exp"):
-                tell(moment)
+                call_plugins(moment)
             theirs.mbatch = [x, torch.zeros(len(x), dtype=torch.int64, device=x.device), labels]
-            tell("before_eval_iteration")
-            tell("before_eval_forward")
+            call_plugins("before_eval_iteration")
+            call_plugins("before_eval_forward")
             theirs.mb_output = theirs.forward()
             for moment in ("after_eval_forward", "after_eval_iteration", "after_eval_exp", "after_eval"):
-                tell(moment)
+                call_plugins(moment)
             output: Tensor = theirs.mb_output
             return output
         finally:
             for name, value in before.items():
                 setattr(theirs, name, value)
 
-    def question(self, label: int) -> Any:
+    def evaluation_experience(self, label: int) -> Any:
         """Return an experience to be asked in: it has nothing that wasn't seen, so nothing grows by it."""
         experience = import_avalanche("benchmarks").CLExperience(0, import_avalanche("benchmarks").CLStream("test", []))
         experience.classes_in_this_experience, experience.classes_seen_so_far = sorted(self.seen), sorted(self.seen)
