@@ -69,7 +69,7 @@ def test_it_shows_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         (["fuzzy"], 2, "did you mean fuzzy_tasks?"),
         (["fuzzy_tasks", "--seed", "1"], 2, "clstream show has no option --seed"),
         (["fuzzy_tasks", "--stream.wdth", "1"], 2, "did you mean width?"),
-        (["fuzzy_tasks", "--stream.width", "2"], 1, "width must be a finite number from 0 to 1, not 2"),
+        (["fuzzy_tasks", "--stream.width", "2"], 2, "width must be a finite number from 0 to 1, not 2"),
         (["blobs", "--out", "missing/x.png"], 1, "missing/x.png can't be written"),
         (["blobs", "--out", "x.doc"], 1, "x.doc can't be written"),
         (["blobs", "--by", "hour"], 2, "invalid choice"),
