@@ -27,9 +27,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 def tame(network: Callable[[], nn.Module], experts: int, settle: bool) -> TAME:
     """Return TAME with so many experts, which never switches."""
-    made = TAME(network(), floor=1e9, settle=settle)
-    made.experts += [made.another() for _ in range(experts - 1)]
-    return made
+    strategy = TAME(network(), floor=1e9, settle=settle)
+    strategy.experts += [strategy.new_expert() for _ in range(experts - 1)]
+    return strategy
 
 
 def main() -> None:
@@ -56,11 +56,10 @@ def main() -> None:
                 if turn >= 5:
                     times[way].append(time.perf_counter() - start)
         first = times["1 expert"]
-        for way, each in times.items():
-            ratio = statistics.median(one / two for one, two in zip(each, first, strict=True))
-            print(
-                f"{name:12} {way:20} {1000 * statistics.median(each):7.2f} ms a step, least {1000 * min(each):7.2f}; {ratio:5.2f} x"
-            )
+        for way, seconds in times.items():
+            ratio = statistics.median(many / single for many, single in zip(seconds, first, strict=True))
+            median, least = 1000 * statistics.median(seconds), 1000 * min(seconds)
+            print(f"{name:12} {way:20} {median:7.2f} ms a step, least {least:7.2f}; {ratio:5.2f} x")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ from clstream.events import (
     TaskStarted,
 )
 from clstream.memory import Reservoir
-from clstream.models.ensemble import Stacked
+from clstream.models.ensemble import Ensemble
 from clstream.params import check_integer
 from clstream.strategy import Regulariser, Strategy, Wrapper, needs
 from clstream.stream import Batch, Epoch, Samples, Session, Task
@@ -93,7 +93,7 @@ class WithDetectedBoundaries(Wrapper):
         self.first = 0  # the epoch of it in which it was cut
         self.cut = False
         self.calls: list[tuple[type[Event], Handler]] = []  # what the base hears, from here
-        self.asked: Stacked | None = None  # the model, to be asked in evaluation mode
+        self.asked: Ensemble | None = None  # the model, to be asked in evaluation mode
 
     def check(self) -> None:
         """Refuse a base that needs what can't be detected."""
@@ -195,8 +195,8 @@ class WithDetectedBoundaries(Wrapper):
         It waits for the device.
         """
         if self.asked is None or self.asked.models[0] is not self.model:
-            self.asked = Stacked([self.model])
-        outputs = Strategy.mask_other_heads(self, self.asked.one(0, samples.x), samples.y, samples.extra.get("task"))
+            self.asked = Ensemble([self.model])
+        outputs = Strategy.mask_other_heads(self, self.asked.outputs_of(0, samples.x), samples.y, samples.extra.get("task"))
         losses = F.cross_entropy(outputs, samples.y, reduction="none")
         unknown = outputs.gather(1, samples.y[:, None]).flatten().isneginf()
         return float(torch.where(unknown, self.guess, losses).mean())

@@ -16,11 +16,11 @@ from clstream.params import Recorded
 
 @dataclass(slots=True, eq=False)
 class Expert:
-    """A network, its optimizer, and what is known of its loss; `memory` and `masks` are for pruning."""
+    """A network, its optimizer, and its losses so far; `memory` and `masks` are for pruning."""
 
     model: nn.Module
     optimizer: Optimizer
-    known: LossWindow
+    loss_window: LossWindow
     memory: Reservoir | None
     steps: int = 0
     masks: dict[str, Tensor] = field(default_factory=dict)
@@ -34,40 +34,40 @@ def check_redrawable(model: nn.Module, anew: bool, selector: bool) -> None:
         raise ValueError(f"TAME trains experts, and {type(model).__name__} has no parameters")
     if isinstance(model, Recorded):
         return
-    stuck = [
+    fixed = [
         type(module).__name__
         for module in model.modules()
         if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters")
     ]
-    if stuck and (anew or selector):
+    if fixed and (anew or selector):
         raise ValueError(
-            f"TAME can't draw the weights of {stuck[0]} anew: give it a method reset_parameters, or TAME initial='given' and "
+            f"TAME can't draw the weights of {fixed[0]} anew: give it a method reset_parameters, or TAME initial='given' and "
             "selector='mlp'"
         )
     if selector and not any(isinstance(module, nn.Linear) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has no linear layer to make a selector of: give TAME selector='mlp'")
 
 
-def drawn_anew(model: nn.Module) -> nn.Module:
+def redrawn(model: nn.Module) -> nn.Module:
     """Return a network of the same architecture with weights from torch's global generator, as the first one had them."""
     if isinstance(model, Recorded):
         return type(model)(**model.params)
-    twin = deepcopy(model)
-    for module in twin.modules():
+    network = deepcopy(model)
+    for module in network.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-    return twin
+    return network
 
 
 def with_outputs(model: nn.Module, n: int) -> nn.Module:
     """Return a network of the same architecture, but for the number of its outputs, with weights drawn anew."""
     if isinstance(model, Recorded) and "classes" in model.params:
         return type(model)(**model.params | {"classes": n})
-    twin = drawn_anew(model)
-    name, last = [(name, module) for name, module in twin.named_modules() if isinstance(module, nn.Linear)][-1]
+    network = redrawn(model)
+    name, last = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     head = nn.Linear(last.in_features, n, bias=last.bias is not None)
     if not name:
         return head
     parent, _, own = name.rpartition(".")
-    setattr(twin.get_submodule(parent), own, head)
-    return twin
+    setattr(network.get_submodule(parent), own, head)
+    return network

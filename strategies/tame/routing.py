@@ -39,7 +39,7 @@ class RoutingMeasured(Event):
 class Routing:
     """An observer that measures where test samples are sent; it knows the tasks, which TAME does not.
 
-    `measured` has what was found, session by session. It emits `RoutingMeasured`, so the tracker draws it. Raises ObserverError
+    `measured` has an event for each session. It emits `RoutingMeasured`, so the tracker draws it. Raises ObserverError
     where a run starts that is not one of TAME.
     """
 
@@ -61,18 +61,18 @@ class Routing:
         return {
             "task": self.task,
             "learned": [[*key, n] for key, n in self.learned.items()],
-            "measured": [[each.selector, each.strict, each.parameters, each.parameters_left] for each in self.measured],
+            "measured": [[shares.selector, shares.strict, shares.parameters, shares.parameters_left] for shares in self.measured],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it up."""
         self.task = state["task"]
         self.learned = {(task, expert): n for task, expert, n in state["learned"]}
-        self.measured = [RoutingMeasured(*each) for each in state["measured"]]
+        self.measured = [RoutingMeasured(*numbers) for numbers in state["measured"]]
 
     @on(SessionStarted)
-    def look(self, event: SessionStarted) -> None:
-        """Look which task it is."""
+    def note_task(self, event: SessionStarted) -> None:
+        """Note which task it is."""
         self.task = self.started.stream.task_of(event.session.index)
 
     @on(BatchLearned)
@@ -100,8 +100,8 @@ class Routing:
                 hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
                 for start in range(0, len(test), CHUNK):
                     part = test[start : start + CHUNK].to(stream.device or "cpu")
-                    there = strategy.route(part.x) == home
-                    hits += torch.stack([there.sum(), (there & (strategy.predict(part.x) == part.y)).sum()])
+                    home_rows = strategy.route(part.x) == home
+                    hits += torch.stack([home_rows.sum(), (home_rows & (strategy.predict(part.x) == part.y)).sum()])
                 shares.append(hits.double() / len(test))
             dense, sparse = strategy.parameter_counts()
         selector, strict = torch.stack(shares).mean(0).tolist()

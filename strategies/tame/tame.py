@@ -46,61 +46,30 @@ from __future__ import annotations
 import math
 import warnings
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-from clstream.strategies.tame.experts import Expert, check_redrawable, drawn_anew, with_outputs
-from clstream.strategies.tame.pruning import Masks, cut, magnitude_masks, parameter_counts
+from clstream.strategies.tame.events import ExpertAdded, ExpertReactivated
+from clstream.strategies.tame.experts import Expert, check_redrawable, redrawn
+from clstream.strategies.tame.pruning import cut, magnitude_masks, parameter_counts
+from clstream.strategies.tame.selector import PrunedModel, check_selector, fit, is_collapsed, new_selector, prune
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from clstream.bus import Event, on
+from clstream.bus import on
 from clstream.drift_detection import LossWindow, ShiftDetected, check_detection, smooth
 from clstream.eval_mode import answers
-from clstream.evaluation import CHUNK
 from clstream.events import RunEnded, RunStarted, SessionEnded, SessionStarted
 from clstream.memory import ClassBalanced, Reservoir
-from clstream.models import Mlp
-from clstream.models.ensemble import Stacked
-from clstream.params import Recorded, check_bool, check_integer, check_number, check_positive
+from clstream.models.ensemble import Ensemble
+from clstream.params import check_bool, check_choice, check_integer, check_positive, check_share
 from clstream.seeds import isolated
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Batch, Samples, Task
 
-BATCH = 128
-"""Samples of a step of what is trained from memories: the selector, and pruned networks."""
-
-
 TRIES = 5
 """Trainings of a selector, at most, as long as it sends its whole memory to one expert."""
-
-
-Fitted = tuple[nn.Module, Masks]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpertChosen(Event):
-    """From the batch `step` on, expert `expert` of `experts` learns; ExpertAdded or ExpertReactivated says why."""
-
-    step: int
-    expert: int
-    experts: int
-
-    def curves(self) -> dict[str, float]:
-        """Return how many experts there are, and which one learns, for the tracker."""
-        return {"experts/number": self.experts, "experts/active": self.expert}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpertAdded(ExpertChosen):
-    """No expert knew what the stream draws from now: this one is new."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpertReactivated(ExpertChosen):
-    """This expert knew what the stream draws from now, and goes on learning it."""
 
 
 class TAME(Strategy):
@@ -133,7 +102,9 @@ class TAME(Strategy):
 
     """
 
-    not_state: tuple[str, ...] = ("stacked", "selected", "pruned", "stuck", "slope", "newest", "warned")
+    not_state: tuple[str, ...] = (
+        "ensemble", "cached_selector", "cached_copies", "selector_collapsed", "sigmoid_slope", "last_loss", "warned",
+    )  # fmt: skip
     fixed_classes = "all outputs of an expert"
     exempt = {"grows": "all experts have the same outputs from the start"}  # noqa: RUF012  # as the base has it
 
@@ -168,17 +139,10 @@ class TAME(Strategy):
             retrain_epochs=retrain_epochs,
             pruning_capacity=pruning_capacity,
         )
-        check_number(0, sparsity=sparsity, selector_sparsity=selector_sparsity)
-        for name, share in (("sparsity", sparsity), ("selector_sparsity", selector_sparsity)):
-            if share >= 1:
-                raise ValueError(f"{name} is the share of weights that is pruned, from 0 to below 1, not {share}")
-        for name, value, known in (
-            ("initial", initial, ("new", "given")),
-            ("selector", selector, ("expert", "mlp")),
-            ("pruning", pruning, ("none", "online", "posthoc")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+        check_share(sparsity=sparsity, selector_sparsity=selector_sparsity)
+        check_choice(("new", "given"), initial=initial)
+        check_choice(("expert", "mlp"), selector=selector)
+        check_choice(("none", "online", "posthoc"), pruning=pruning)
         check_positive(selector_retrain_lr=selector_retrain_lr)
         check_bool(sigmoid=sigmoid, settle=settle)
         check_redrawable(model, initial == "new", selector == "expert")
@@ -192,85 +156,29 @@ class TAME(Strategy):
         self.pruning, self.sparsity, self.pruning_capacity = pruning, sparsity, pruning_capacity
         self.given = deepcopy(model) if initial == "given" else None
         self.classes, self.seed, self.step, self.active = 1, 0, 0, 0
-        self.first = 0  # the epoch of the session in which the active expert took over
-        self.slope: Tensor | None = None  # the largest derivative of a sigmoid in the newest batch
-        self.newest = 0.0  # its loss
+        self.start_epoch = 0  # of the session, in which the active expert took over
+        self.sigmoid_slope: Tensor | None = None  # the largest derivative of a sigmoid in the newest batch
+        self.last_loss = 0.0  # of the newest batch
         self.warned = False
         self.memory = ClassBalanced(selector_capacity)  # its labels are expert * classes + label
         self.random = torch.Generator()
-        self.experts = [self.expert(model, self.optimizer)]
-        self.stacked: Stacked | None = None  # the experts, to be scored together
-        self.selected: tuple[tuple[int, int], Fitted] | None = None  # the selector, and what it was made from
-        self.stuck = False  # whether the selector sends all that it was trained on to one expert
-        self.pruned: dict[int, tuple[tuple[int, int], Fitted]] = {}  # pruned copies of experts, and what they were made from
+        self.experts = [self.untrained_expert(model, self.optimizer)]
+        self.ensemble: Ensemble | None = None  # the experts, to be scored together
+        self.cached_selector: tuple[tuple[int, int], PrunedModel] | None = None  # with what it was made from
+        self.selector_collapsed = False  # whether it sends all that it was trained on to one expert
+        self.cached_copies: dict[int, tuple[tuple[int, int], PrunedModel]] = {}  # pruned experts, with what they were made from
 
-    def expert(self, model: nn.Module, optimizer: Optimizer) -> Expert:
+    def untrained_expert(self, model: nn.Module, optimizer: Optimizer) -> Expert:
         """Return an expert that has learned nothing."""
         memory = None if self.pruning == "none" else Reservoir(self.pruning_capacity)
         return Expert(model, optimizer, LossWindow(math.log(self.classes), self.window), memory)
-
-    @on(RunStarted)
-    def begin(self, event: RunStarted) -> None:
-        """Learn how many classes there are, which says what the loss of a guess is."""
-        classes, fresh = event.stream.classes, not self.experts[0].steps
-        if not fresh and classes != self.classes:
-            raise ValueError(
-                f"this TAME has learned {self.classes} classes, and {event.stream.name} has {classes}: make another one"
-            )
-        self.classes, self.seed, self.step = classes, event.seed, 0
-        if fresh:
-            self.experts[0].known = LossWindow(math.log(classes), self.window)
-        self.stacked, self.selected, self.pruned = None, None, {}
-        if self.selector == "expert":
-            self.check_selector(event.stream.input_shape)
-
-    def check_selector(self, shape: tuple[int, ...]) -> None:
-        """Refuse a model that no selector of the same architecture can be made of, before anything is learned."""
-        first = self.experts[0].model
-        with isolated(0, "check"), torch.no_grad():
-            try:
-                selector = with_outputs(first, 2).to(self.device).eval()
-                found: object = tuple(selector(torch.zeros(1, *shape, device=self.device)).shape)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                found = str(error).splitlines()[0]
-        if found != (1, 2):
-            raise ValueError(
-                f"TAME can't make a selector of {type(first).__name__}: with two outputs it answers one sample with {found}; give "
-                "TAME selector='mlp', or the model a parameter `classes`"
-            )
-
-    @on(SessionStarted)
-    def grow_head(self, event: SessionStarted) -> None:
-        """Heads are fixed here; the session's samples are new to the expert."""
-        self.first = 0
-
-    @on(SessionEnded)
-    def look_for_saturation(self, event: SessionEnded) -> None:
-        """Warn of an active expert that can learn no more, at the first session that ends so."""
-        if self.slope is not None and float(self.slope) < 1e-3 and self.newest > math.log(self.classes) and not self.warned:
-            self.warned = True
-            warnings.warn(
-                "the sigmoids of TAME's active expert are saturated, so it answers no better than a guess and learns nothing: take "
-                "a smaller learning rate, less momentum, larger batches, or sigmoid=False",
-                stacklevel=2,
-            )
-
-    @on(RunEnded)
-    def look_at_selector(self, event: RunEnded) -> None:
-        """Warn of a selector that never learned to tell the experts apart."""
-        if self.stuck and event.error is None:
-            warnings.warn(
-                f"TAME's selector sends all that it was trained on to one expert, after {TRIES} trainings: take selector='mlp', or "
-                "another number of selector_epochs",
-                stacklevel=2,
-            )
 
     # Learning
 
     def outputs(self, samples: Samples) -> Tensor:
         """Return the active expert's outputs for samples to learn: augmented, and bounded."""
         outputs = self.bounded(super().outputs(samples))
-        self.slope = (outputs * (1 - outputs)).detach().amax() if self.sigmoid else None
+        self.sigmoid_slope = (outputs * (1 - outputs)).detach().amax() if self.sigmoid else None
         return outputs
 
     def bounded(self, outputs: Tensor) -> Tensor:
@@ -278,84 +186,95 @@ class TAME(Strategy):
         return outputs.sigmoid() if self.sigmoid else outputs
 
     def learn(self, batch: Batch) -> Tensor:
-        """Choose the expert, have it take one step, and offer the batch to the memories."""
+        """Select the expert, have it take one step, and offer the batch to the memories."""
         active = self.active
-        before = self.newest = self.choose(batch.samples)
+        before = self.last_loss = self.select_expert(batch.samples)
         if self.active != active:
-            self.first = batch.epoch
+            self.start_epoch = batch.epoch
         loss = super().learn(batch)
         expert = self.experts[self.active]
         if expert.masks:
             cut(expert.model, expert.masks)
-        expert.known.add(before, self.alpha)
+        expert.loss_window.add(before, self.alpha)
         expert.steps += 1
         self.step += 1
-        if batch.epoch == self.first:
+        if batch.epoch == self.start_epoch:
             samples = batch.samples
             self.memory.add(Samples(samples.x, samples.y + self.active * self.classes))
             if expert.memory is not None:
                 expert.memory.add(Samples(samples.x, samples.y))
         return loss
 
-    def choose(self, samples: Samples) -> float:
+    def select_expert(self, samples: Samples) -> float:
         """Switch the expert if the loss says so, and return the loss of the active one before it learns."""
         losses = self.losses(samples, self.active if self.settle else None)
         for number, loss in losses.items():
-            each = self.experts[number].known
-            each.smoothed = smooth(each.smoothed, loss, self.alpha)
-        known = self.experts[self.active].known
-        threshold = known.update_threshold(self.deviations, self.floor)
-        if self.step and known.smoothed is not None and known.smoothed > threshold:
-            self.switch(self.losses(samples) if self.settle else losses, ShiftDetected(self.step, known.smoothed, threshold))
+            window = self.experts[number].loss_window
+            window.smoothed = smooth(window.smoothed, loss, self.alpha)
+        window = self.experts[self.active].loss_window
+        threshold = window.update_threshold(self.deviations, self.floor)
+        if self.step and window.smoothed is not None and window.smoothed > threshold:
+            shift = ShiftDetected(self.step, window.smoothed, threshold)
+            self.switch_expert(self.losses(samples) if self.settle else losses, shift)
             if self.active not in losses:
                 losses = self.losses(samples, self.active)
         return losses[self.active]
 
     def losses(self, samples: Samples, only: int | None = None) -> dict[int, float]:
         """Return the loss of each expert on samples by its number, in evaluation mode; it waits for the device, once."""
-        if self.stacked is None or len(self.stacked.models) != len(self.experts):
-            self.stacked = Stacked([expert.model for expert in self.experts])
+        if self.ensemble is None or len(self.ensemble.models) != len(self.experts):
+            self.ensemble = Ensemble([expert.model for expert in self.experts])
         if only is None:
-            self.stacked.renew(self.active)  # no other has learned since
-            outputs = self.stacked.outputs(samples.x)
+            self.ensemble.refresh(self.active)  # no other has learned since
+            outputs = self.ensemble.outputs(samples.x)
         else:
-            outputs = self.stacked.one(only, samples.x)[None]
+            outputs = self.ensemble.outputs_of(only, samples.x)[None]
         y = samples.y.repeat(len(outputs))
         task = samples.extra.get("task")
         tasks = None if task is None else task.repeat(len(outputs))
         with torch.no_grad():
             logits = self.mask_other_heads(self.bounded(outputs).flatten(0, 1), y, tasks)
-            each = F.cross_entropy(logits, y, reduction="none").view(len(outputs), -1).mean(1).tolist()
-        return dict(enumerate(each) if only is None else [(only, each[0])])
+            losses = F.cross_entropy(logits, y, reduction="none").view(len(outputs), -1).mean(1).tolist()
+        return dict(enumerate(losses) if only is None else [(only, losses[0])])
 
-    def switch(self, losses: dict[int, float], alarm: ShiftDetected) -> None:
+    def switch_expert(self, losses: dict[int, float], shift: ShiftDetected) -> None:
         """Have the first expert learn that knew these losses, or a new one; tell everyone if it is another than before."""
         left = self.active
         for number, expert in enumerate(self.experts):
-            known = expert.known
-            value = smooth(known.learned, losses[number], self.alpha)
-            if known.threshold is not None and value < known.threshold:
+            window = expert.loss_window
+            value = smooth(window.learned, losses[number], self.alpha)
+            if window.threshold is not None and value < window.threshold:
                 if self.settle:
-                    known.smoothed = value
+                    window.smoothed = value
                 break
         else:
             number = len(self.experts)
-            self.experts.append(self.another())
+            self.experts.append(self.new_expert())
         if number == left:
             return
         if self.pruning == "online" and not self.experts[left].masks:
             self.prune_for_good(left)
         self.active, self.model, self.optimizer = number, self.experts[number].model, self.experts[number].optimizer
-        self.emit(alarm)
-        found = ExpertAdded if number == len(losses) else ExpertReactivated
-        self.emit(found(self.step, number, len(self.experts)))
+        self.emit(shift)
+        event = ExpertAdded if number == len(losses) else ExpertReactivated
+        self.emit(event(self.step, number, len(self.experts)))
 
-    def another(self) -> Expert:
+    def new_expert(self) -> Expert:
         """Return a new expert, like the first one (which alone knows how it was built), with weights from the run's numbers."""
         with isolated(int(torch.randint(2**62, (), generator=self.random)), "expert"):
-            model = deepcopy(self.given) if self.given is not None else drawn_anew(self.experts[0].model)
+            model = deepcopy(self.given) if self.given is not None else redrawn(self.experts[0].model)
         model.to(self.device).train()
-        return self.expert(model, self.make_optimizer(model.parameters()))
+        return self.untrained_expert(model, self.make_optimizer(model.parameters()))
+
+    def prune_for_good(self, number: int) -> None:
+        """Prune an expert itself; if it comes back, it learns with the weights that are left."""
+        expert = self.experts[number]
+        if expert.memory is None or not len(expert.memory):
+            return
+        with isolated(self.seed, "pruning", number, expert.steps, device=self.device):
+            expert.masks = self.prune(expert.model, expert.memory.all())
+        expert.optimizer = self.make_optimizer(expert.model.parameters())
+        self.ensemble = None
 
     @property
     def device(self) -> torch.device:
@@ -368,10 +287,11 @@ class TAME(Strategy):
         """Return for each sample the outputs of the expert that the selector sends it to."""
         if not len(x):
             return torch.zeros(0, self.classes, device=x.device)
-        sent = self.route(x)
-        parts = [(rows, model(x[rows])) for number, (model, _) in enumerate(self.answering()) if len(rows := where(sent, number))]
-        answers: Tensor = torch.cat([part for _, part in parts])
-        return torch.empty_like(answers).index_copy_(0, torch.cat([rows for rows, _ in parts]), answers)
+        experts = self.route(x)
+        rows = [(experts == number).nonzero().flatten() for number in range(len(self.experts))]
+        parts = [model(x[own]) for own, (model, _) in zip(rows, self.answering_models(), strict=True) if len(own)]
+        scores: Tensor = torch.cat(parts)
+        return torch.empty_like(scores).index_copy_(0, torch.cat(rows), scores)
 
     @property
     def scores_ignore_task(self) -> bool:
@@ -388,110 +308,107 @@ class TAME(Strategy):
         """Return the number of the expert that each sample is sent to: (n,), int64."""
         if len(self.experts) == 1:
             return torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        selector, _ = self.selecting()
-        found: Tensor = selector(x).argmax(1)
-        return found
+        selector, _ = self.trained_selector()
+        scores: Tensor = selector(x)
+        return scores.argmax(1)
 
-    def selecting(self) -> Fitted:
+    def trained_selector(self) -> PrunedModel:
         """Return the selector, trained anew if there is more to learn from than there was, and its masks."""
-        made_from = self.memory.seen, len(self.experts)
-        if self.selected is None or self.selected[0] != made_from:
-            kept = self.memory.all()
-            samples = Samples(kept.x, kept.y // self.classes)
-            for again in range(TRIES):
-                with torch.enable_grad(), isolated(self.seed, "selector", *made_from, *range(again), device=self.device):
-                    found = self.train_selector(samples)
-                self.stuck = len(samples.y.unique()) > 1 and collapsed(found[0], samples.x)
-                if not self.stuck:
+        source = self.memory.seen, len(self.experts)
+        if self.cached_selector is None or self.cached_selector[0] != source:
+            memory = self.memory.all()
+            samples = Samples(memory.x, memory.y // self.classes)
+            for attempt in range(TRIES):
+                with torch.enable_grad(), isolated(self.seed, "selector", *source, *range(attempt), device=self.device):
+                    selector = self.train_selector(samples)
+                self.selector_collapsed = len(samples.y.unique()) > 1 and is_collapsed(selector[0], samples.x)
+                if not self.selector_collapsed:
                     break
-            self.selected = made_from, found
-        return self.selected[1]
+            self.cached_selector = source, selector
+        return self.cached_selector[1]
 
-    def train_selector(self, samples: Samples) -> Fitted:
+    def train_selector(self, samples: Samples) -> PrunedModel:
         """Return a selector trained on inputs and the numbers of their experts, pruned and trained again, and its masks."""
-        model = self.new_selector(tuple(samples.x.shape[1:])).to(self.device)
+        shape = tuple(samples.x.shape[1:])
+        model = new_selector(self.selector, self.experts[0].model, len(self.experts), shape).to(self.device)
         optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        self.fit(model, samples, self.selector_epochs, optimizer)
+        fit(model, samples, self.selector_epochs, optimizer, self.training_outputs)
         masks: dict[str, Tensor] = {}
         if self.selector_sparsity:
-            masks = magnitude_masks(model, self.selector_sparsity)
-            self.retrain(model, samples, masks, self.selector_retrain_lr)
+            options = self.selector_sparsity, self.retrain_epochs, self.selector_retrain_lr
+            masks = prune(model, samples, *options, self.training_outputs)
         return model.eval(), masks
 
-    def new_selector(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a network with an output for each expert."""
-        first, n = self.experts[0].model, len(self.experts)
-        if self.selector == "expert":
-            return with_outputs(first, n)
-        norm = first.params if isinstance(first, Recorded) else {}
-        return Mlp(shape, n, hidden=(100,), **{name: norm[name] for name in ("mean", "std") if isinstance(norm.get(name), float)})
-
-    def answering(self) -> list[Fitted]:
+    def answering_models(self) -> list[PrunedModel]:
         """Return the experts that answer, with their masks: themselves, or pruned copies."""
         if self.pruning != "posthoc":
             return [(expert.model, expert.masks) for expert in self.experts]
         for number, expert in enumerate(self.experts):
             assert expert.memory is not None
-            made_from = expert.steps, expert.memory.seen
-            if len(expert.memory) and (number not in self.pruned or self.pruned[number][0] != made_from):
+            source = expert.steps, expert.memory.seen
+            if len(expert.memory) and (number not in self.cached_copies or self.cached_copies[number][0] != source):
                 model = deepcopy(expert.model)
-                with torch.enable_grad(), isolated(self.seed, "pruning", number, *made_from, device=self.device):
+                with torch.enable_grad(), isolated(self.seed, "pruning", number, *source, device=self.device):
                     masks = self.prune(model, expert.memory.all())
-                self.pruned[number] = made_from, (model.eval(), masks)
-        return [self.pruned[n][1] if n in self.pruned else (each.model, {}) for n, each in enumerate(self.experts)]
+                self.cached_copies[number] = source, (model.eval(), masks)
+        copies = {number: copy for number, (_, copy) in self.cached_copies.items()}
+        return [copies.get(number, (expert.model, {})) for number, expert in enumerate(self.experts)]
+
+    def prune(self, model: nn.Module, samples: Samples) -> dict[str, Tensor]:
+        """Prune an expert, train what is left on some of what it learned, and return the masks."""
+        return prune(model, samples, self.sparsity, self.retrain_epochs, 0.1, self.training_outputs)
+
+    def training_outputs(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Return a model's outputs for inputs out of a memory: augmented, and bounded."""
+        return self.bounded(model(x if self.augment is None else self.augment(x)))
 
     @answers
     def parameter_counts(self) -> tuple[int, int]:
         """Return how many parameters the networks that answer have, selector included: all, and those that pruning has left."""
-        networks = self.answering() + ([self.selecting()] if len(self.experts) > 1 else [])
+        networks = self.answering_models() + ([self.trained_selector()] if len(self.experts) > 1 else [])
         dense, sparse = zip(*(parameter_counts(model, masks) for model, masks in networks), strict=True)
         return sum(dense), sum(sparse)
 
-    # Training from memories
+    # The run
 
-    def fit(self, model: nn.Module, samples: Samples, epochs: int, optimizer: Optimizer, masks: Masks | None = None) -> None:
-        """Train a network on all of some samples; with masks, pruned weights stay at zero, and the learning rate falls."""
-        model.train()
-        for epoch in range(epochs):
-            if masks and epoch and epoch in (epochs // 2, 3 * epochs // 4):
-                optimizer.param_groups[0]["lr"] /= 10
-            for rows in torch.randperm(len(samples)).to(samples.y.device).split(BATCH):
-                x, y = samples.x[rows], samples.y[rows]
-                outputs = self.bounded(model(x if self.augment is None else self.augment(x)))
-                optimizer.zero_grad()
-                F.cross_entropy(outputs, y).backward()
-                optimizer.step()
-                if masks:
-                    cut(model, masks)
+    @on(RunStarted)
+    def begin_run(self, event: RunStarted) -> None:
+        """Learn how many classes there are, which says what the loss of a guess is."""
+        classes, fresh = event.stream.classes, not self.experts[0].steps
+        if not fresh and classes != self.classes:
+            raise ValueError(
+                f"this TAME has learned {self.classes} classes, and {event.stream.name} has {classes}: make another one"
+            )
+        self.classes, self.seed, self.step = classes, event.seed, 0
+        if fresh:
+            self.experts[0].loss_window = LossWindow(math.log(classes), self.window)
+        self.ensemble, self.cached_selector, self.cached_copies = None, None, {}
+        if self.selector == "expert":
+            check_selector(self.experts[0].model, event.stream.input_shape, self.device)
 
-    def retrain(self, model: nn.Module, samples: Samples, masks: Masks, lr: float) -> None:
-        """Cut a network's weights, and train what is left."""
-        cut(model, masks)
-        self.fit(model, samples, self.retrain_epochs, SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4), masks)
+    @on(SessionStarted)
+    def grow_head(self, event: SessionStarted) -> None:
+        """Heads are fixed here; the session's samples are new to the expert."""
+        self.start_epoch = 0
 
-    def prune(self, model: nn.Module, samples: Samples) -> dict[str, Tensor]:
-        """Prune an expert, train what is left on some of what it learned, and return the masks."""
-        masks = magnitude_masks(model, self.sparsity)
-        self.retrain(model, samples, masks, 0.1)
-        return masks
+    @on(SessionEnded)
+    def warn_if_saturated(self, event: SessionEnded) -> None:
+        """Warn of an active expert that can learn no more, at the first session that ends so."""
+        slope = self.sigmoid_slope
+        if slope is not None and float(slope) < 1e-3 and self.last_loss > math.log(self.classes) and not self.warned:
+            self.warned = True
+            warnings.warn(
+                "the sigmoids of TAME's active expert are saturated, so it answers no better than a guess and learns nothing: take "
+                "a smaller learning rate, less momentum, larger batches, or sigmoid=False",
+                stacklevel=2,
+            )
 
-    def prune_for_good(self, number: int) -> None:
-        """Prune an expert itself; if it comes back, it learns with the weights that are left."""
-        expert = self.experts[number]
-        if expert.memory is None or not len(expert.memory):
-            return
-        with isolated(self.seed, "pruning", number, expert.steps, device=self.device):
-            expert.masks = self.prune(expert.model, expert.memory.all())
-        expert.optimizer = self.make_optimizer(expert.model.parameters())
-        self.stacked = None
-
-
-@torch.no_grad()
-def collapsed(selector: nn.Module, x: Tensor) -> bool:
-    """Return whether a selector sends all inputs to one expert: saturated sigmoids have no gradient to get out of that."""
-    return len(torch.cat([selector(part).argmax(1) for part in x.split(CHUNK)]).unique()) == 1
-
-
-def where(sent: Tensor, number: int) -> Tensor:
-    """Return the rows that are sent to an expert."""
-    return (sent == number).nonzero().flatten()
+    @on(RunEnded)
+    def warn_if_collapsed(self, event: RunEnded) -> None:
+        """Warn of a selector that never learned to tell the experts apart."""
+        if self.selector_collapsed and event.error is None:
+            warnings.warn(
+                f"TAME's selector sends all that it was trained on to one expert, after {TRIES} trainings: take selector='mlp', or "
+                "another number of selector_epochs",
+                stacklevel=2,
+            )
