@@ -47,7 +47,7 @@ class Checkpoints:
     """An observer that keeps checkpoints of a run in memory, as they would be on disk.
 
     Args:
-        every: one after the start, after each batch and after each session; if not, the first and the last one only.
+        every: one after the start, after each batch and after each session; if not, the last one only.
 
     """
 
@@ -60,7 +60,8 @@ class Checkpoints:
         """Take the first one."""
         assert event.run is not None
         self.run = event.run
-        self.run.defer(self.write)
+        if self.every:
+            self.run.defer(self.write)
 
     @on(events.BatchLearned)
     def learned(self, event: events.BatchLearned) -> None:
@@ -74,6 +75,12 @@ class Checkpoints:
         last = len(event.evaluation.accuracy) == self.run.sessions
         if not event.evaluation.within_session and (self.every or last):
             self.run.defer(self.write)
+
+    @on(events.RunEnded)
+    def end(self, event: events.RunEnded) -> None:
+        """Take one of a resumed run that was over before."""
+        if not self.written and event.error is None:
+            self.write()
 
     def write(self) -> None:
         """Keep one."""
