@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 
-class Recorded:
+class HasParams:
     """Remembers the arguments of its constructor, defaults included, as `params`: name -> value."""
 
     params: dict[str, Any]
@@ -34,7 +34,7 @@ def _recording(construct: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(construct)
 
     @wraps(construct)
-    def __init__(self: Recorded, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # it stands in for one
+    def __init__(self: HasParams, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # it stands in for one
         if "params" not in vars(self):  # the most derived class comes first; those that it calls add nothing
             try:
                 bound = signature.bind(self, *args, **kwargs)
@@ -140,7 +140,7 @@ def describe(value: object) -> str | int | float | bool | None:
         made = next((each for each in value.args if isinstance(each, type)), value.func)  # jsonargparse's hold the class so
         shown = [str(describe(each)) for each in value.args] if made is value.func else []
         return f"{_name(made)}({', '.join([*shown, *_pairs(_beyond_defaults(made, value.keywords))])})"
-    if isinstance(value, Recorded):
+    if isinstance(value, HasParams):
         return f"{type(value).__name__}({_arguments(getattr(value, 'params', {}))})"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(str(describe(item)) for item in value)}]"
@@ -149,13 +149,13 @@ def describe(value: object) -> str | int | float | bool | None:
     return _name(value) if callable(value) and hasattr(value, "__qualname__") else type(value).__name__
 
 
-def flat(value: Recorded, prefix: str) -> dict[str, str | int | float | bool | None]:
+def flat(value: HasParams, prefix: str) -> dict[str, str | int | float | bool | None]:
     """Return the class of an object and its params by dotted name; a wrapped one is opened too, a module is left out."""
     found: dict[str, str | int | float | bool | None] = {prefix: type(value).__name__}
     for name, param in getattr(value, "params", {}).items():
         if isinstance(param, nn.Module):
             continue
-        if isinstance(param, Recorded):
+        if isinstance(param, HasParams):
             found |= flat(param, f"{prefix}.{name}")
         else:
             found[f"{prefix}.{name}"] = describe(param)

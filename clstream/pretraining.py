@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import clstream
 from clstream.files import write_atomically
-from clstream.params import Recorded, check_integer, describe
+from clstream.params import HasParams, check_integer, describe
 from clstream.serialization import torch_files
 from clstream.stream import Samples, Stream, Subset, Task
 
@@ -67,7 +67,7 @@ def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -
 
     """
     file = Path(file)
-    params = getattr(model, "params", {}) if isinstance(model, Recorded) else {}
+    params = getattr(model, "params", {}) if isinstance(model, HasParams) else {}
     header = {
         "format": FORMAT,
         "model": type(model).__name__,
@@ -120,7 +120,7 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
                 f"{shapes[1]} here; build the model as it was trained: {header['params']}"
             )
     model.load_state_dict(theirs, strict=False)
-    if isinstance(model, Recorded):
+    if isinstance(model, HasParams):
         model.params["pretrained"] = f"{file.name} {digest}"
     return header
 

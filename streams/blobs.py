@@ -8,7 +8,7 @@ import torch
 from clstream.streams.options import check_options
 from clstream.streams.tensors import from_tensors
 
-from clstream.stream import Data, Samples, Stream
+from clstream.stream import DataSource, Samples, Stream
 
 
 def blobs(
@@ -53,7 +53,7 @@ def blobs(
         "classes": classes, "features": features, "train_per_class": train_per_class, "test_per_class": test_per_class,
         "spread": spread, "seed": seed,
     }  # fmt: skip
-    return stream.taken_from(Data({"train": train, "test": test}, "blobs", options))
+    return stream.with_source(DataSource({"train": train, "test": test}, "blobs", options))
 
 
 def points(

@@ -10,7 +10,7 @@ from clstream.streams.options import check_options
 from clstream.streams.tensors import hold_back
 
 from clstream.seeds import derive
-from clstream.stream import Data, Stream, Subset, Task
+from clstream.stream import DataSource, Stream, Subset, Task
 
 
 def blurry_episodes(
@@ -72,7 +72,7 @@ def blurry_episodes(
     note = f"classes come again: {slots} in each episode, a slot has a new one with probability {new_class}"
     name = f"blurry_{data.lower()}"
     stream = Stream(name, tasks, None, epochs, batch_size, seed=seed, boundaries=boundaries, notes=(note,), drop_last=drop_last)
-    return stream.taken_from(Data({"train": train, "test": test}, data))
+    return stream.with_source(DataSource({"train": train, "test": test}, data))
 
 
 def episodes(classes: list[int], slots: int, new_class: float, seed: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from clstream.params import check_bool, check_integer, check_number
 from clstream.seeds import derive
-from clstream.stream import Data, Samples, Stream, Subset, Task
+from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 MOST_PAD = 64
 """Pixels on each side: a recording may name any number, and memory grows with its square."""
@@ -172,10 +172,10 @@ def _domains(
         own = Samples(train.x, train.y + shift)
         own_test = Subset(Samples(test.x, test.y + shift), torch.arange(len(test)), change)
         if isinstance(change, Rotate):  # what is tested again and again is turned once; reordering pixels costs next to nothing
-            own_test = own_test.make()
+            own_test = own_test.cache()
         kept, held = hold_back(torch.arange(len(own)), validation, derive(seed, "samples", number), f"{name}: task {number}")
         back = None if held is None else Subset(own, held, change)
         made.append(Task(number, tuple(range(shift, shift + 10)), Subset(own, kept, change), own_test, back))
     schedule = [number for number in range(len(made)) for _ in range(sessions_per_task)]
-    data = Data({"train": train, "test": test}, "MNIST")
+    data = DataSource({"train": train, "test": test}, "MNIST")
     return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, data=data, drop_last=drop_last)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clstream.params import check_integer, check_number
 from clstream.seeds import derive
-from clstream.stream import Mixture, Samples, Stream, Subset, content_hash
+from clstream.stream import MixedSchedule, Samples, Stream, Subset, content_hash
 
 _MOST = 65536  # moments, at most, at which the weights of a stream that is drawn are checked before it is run
 _GRID = 4096  # moments, at least, at which the weights are looked at to give each sample its own
@@ -26,7 +26,7 @@ _GRID = 4096  # moments, at least, at which the weights are looked at to give ea
 
 @dataclass(frozen=True, eq=False)
 class Dealt:
-    """Each training sample once, in an order of its own; see `Mixture`.
+    """Each training sample once, in an order of its own; see `MixedSchedule`.
 
     Args:
         rule: the schedule, or what else says when samples come.
@@ -60,14 +60,14 @@ class Dealt:
         return torch.searchsorted(self.moments, session.double() / self.sessions)
 
     def draw(self, session: int) -> Tensor:
-        """Return what a session draws: see `Mixture`."""
+        """Return what a session draws: see `MixedSchedule`."""
         first, end = self.bounds(torch.tensor([session, session + 1])).tolist()
         return self.order[first:end]
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """So many samples a session, drawn at random with replacement; see `Mixture`.
+    """So many samples a session, drawn at random with replacement; see `MixedSchedule`.
 
     Args:
         schedule: the weights over time.
@@ -102,7 +102,7 @@ class Drawn:
         return self.sessions
 
     def draw(self, session: int) -> Tensor:
-        """Return what a session draws: see `Mixture`."""
+        """Return what a session draws: see `MixedSchedule`."""
         draw = torch.Generator().manual_seed(derive(self.seed, "draw", session))
         which, place, late = torch.rand(3, self.size, generator=draw, dtype=torch.float64)
         within = (torch.arange(self.size, dtype=torch.float64) + 0.5) / self.size if self.straddle else torch.full_like(which, 0.5)
@@ -172,7 +172,7 @@ def drifting(
             f"{name}: {sessions} sessions don't divide evenly into the {segments} segments of the schedule: take "
             f"{max(1, sessions // segments) * segments} or another multiple, or let sessions straddle a boundary (straddle=True)"
         )
-    mixture: Mixture
+    mixture: MixedSchedule
     if session_size is None:
         moments = _moments(name, schedule, parts, rows, sizes, segments, seed)
         mixture = _dealt(name, schedule, moments, sessions, straddle, delay, seed)
@@ -334,7 +334,7 @@ def few_shot(stream: Stream, shots: int = 5, after: int = 1, seed: int = 0) -> S
 
 def _thinned(stream: Stream, note: str, seed: int, left: Callable[[int, int, int], int]) -> Stream:
     """Leave so many training samples of each task and label, at random, in the order that they have."""
-    if isinstance(stream.schedule, Mixture):
+    if isinstance(stream.schedule, MixedSchedule):
         raise ValueError(f"{stream.name} drifts already: leave samples out of the stream that `drifting` is given")
 
     def thin(number: int, part: Samples | Subset) -> Samples | Subset:

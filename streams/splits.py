@@ -15,7 +15,7 @@ from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
 from clstream.params import check_bool
-from clstream.stream import Data, Samples, Stream, Subset, Task
+from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 
 def split_digits(
@@ -162,7 +162,7 @@ def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     stream = from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **chosen)
     if pad := options.get("pad", 0):
         stream = replace(stream, tasks=[_padded(task, pad) for task in stream.tasks])
-    return stream.taken_from(Data({"train": train, "test": test}, data))
+    return stream.with_source(DataSource({"train": train, "test": test}, data))
 
 
 def _padded(task: Task, pad: int) -> Task:
@@ -172,5 +172,5 @@ def _padded(task: Task, pad: int) -> Task:
         assert isinstance(part, Subset)  # as `from_tensors` makes them
         return Subset(part.source, part.index, Pad(pad))
 
-    held = None if task.validation is None else wider(task.validation).make()
-    return replace(task, train=wider(task.train), test=wider(task.test).make(), validation=held)
+    held = None if task.validation is None else wider(task.validation).cache()
+    return replace(task, train=wider(task.train), test=wider(task.test).cache(), validation=held)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clstream.params import check_integers
 from clstream.seeds import derive
-from clstream.stream import Data, Samples, Stream, Subset, Task
+from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 
 def fuzzy_tasks(
@@ -275,7 +275,7 @@ def feature_drift(
     check_options(locals(), "feature")
     train, test = source(data, root)
     return sorted_by(train, test, _named("feature_drift", data), feature, softness, tasks, sessions, epochs, batch_size, straddle,
-                     delay, shuffle, seed, drop_last).taken_from(_data(data, train, test))  # fmt: skip
+                     delay, shuffle, seed, drop_last).with_source(_data(data, train, test))  # fmt: skip
 
 
 def sorted_by(
@@ -320,7 +320,7 @@ def sorted_by(
         if not len(test_rows):
             raise ValueError(f"{name}: no test sample is in range {number} of {tasks} of the feature: take fewer tasks")
         made.append(Task(number, classes, Subset(train, rows[-1]), Subset(test, test_rows)))
-    stream = Stream(name, made, None, epochs, batch_size, "domain", seed=seed, data=Data({"train": train, "test": test}))
+    stream = Stream(name, made, None, epochs, batch_size, "domain", seed=seed, data=DataSource({"train": train, "test": test}))
     chance = torch.rand(len(values), generator=torch.Generator().manual_seed(derive(seed, "softness")), dtype=torch.float64)
     moments = ((1 - softness) * rank / len(values) + softness * chance)[torch.cat(rows)]
     what = f"sorted by {'the mean of the inputs' if feature is None else f'input {feature}'}, softness {softness:g}"
@@ -389,8 +389,8 @@ def _named(kind: str, data: str) -> str:
     return f"{kind}_{data.lower()}"
 
 
-def _data(data: str, train: Samples, test: Samples) -> Data:
-    return Data({"train": train, "test": test}, data)
+def _data(data: str, train: Samples, test: Samples) -> DataSource:
+    return DataSource({"train": train, "test": test}, data)
 
 
 def _split(
@@ -410,7 +410,7 @@ def _split(
         train.x, train.y, test.x, test.y, name=_named(kind, data), epochs=epochs, batch_size=batch_size, class_order=class_order,
         tasks=len(train.y.unique()) if tasks is None else tasks, validation=validation, seed=seed,
     )  # fmt: skip
-    return stream.taken_from(_data(data, train, test))
+    return stream.with_source(_data(data, train, test))
 
 
 def _feature(name: str, samples: Samples, feature: int | None) -> Tensor:

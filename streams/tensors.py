@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clstream.seeds import derive
-from clstream.stream import Data, Samples, Stream, Subset, Task
+from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 Array = Tensor | npt.NDArray[Any]
 
@@ -82,7 +82,7 @@ def from_tensors(
     train, test = as_samples(x, y, f"{name}: training"), as_samples(x_test, y_test, f"{name}: test")
     if schedule is not None and sessions_per_task != 1:
         raise ValueError(f"{name}: sessions_per_task and schedule exclude each other: a schedule names the task of every session")
-    data = Data({"train": train, "test": test})
+    data = DataSource({"train": train, "test": test})
     groups, notes = split_classes(name, train.y, test.y, tasks, class_order)
     train_rows, test_rows = [
         [torch.isin(part.y, torch.tensor(group)).nonzero().flatten() for group in groups] for part in (train, test)

@@ -31,7 +31,7 @@ from clstream import Samples, Stream, Subset, Task, run, streams
 from clstream.checks import check_stream
 from clstream.recording import record
 from clstream.strategy import Strategy
-from clstream.stream import Mixture
+from clstream.stream import MixedSchedule
 
 SCHEDULES: dict[str, Schedule] = {
     "sharp": Transitions(),
@@ -469,7 +469,7 @@ def test_a_session_of_a_class_of_ones_own_is_refused_by_the_recorder(tmp_path: A
 
 def test_a_pass_that_is_not_shuffled_has_the_order_of_the_drift() -> None:
     stream = drifting(numbered(epochs=2), Transitions(0.5), 6, shuffle=False)
-    assert isinstance(stream.schedule, Mixture)
+    assert isinstance(stream.schedule, MixedSchedule)
     for session in stream:
         assert not session.shuffle
         for epoch in session:

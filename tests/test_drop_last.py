@@ -118,7 +118,7 @@ def test_ready_streams_drop_what_they_are_told_to(name: str) -> None:
 
 
 def test_a_stream_that_hides_its_boundaries_says_it() -> None:
-    assert blobs(boundaries=False, drop_last=True).told.drop_last and not blobs(boundaries=False).told.drop_last
+    assert blobs(boundaries=False, drop_last=True).visible.drop_last and not blobs(boundaries=False).visible.drop_last
 
 
 def test_a_recording_keeps_it_and_is_one_that_older_versions_refuse(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from clstream.recording import RecordedStream, record
 from clstream.results import Evaluation
 from clstream.serialization import CaptureError
 from clstream.strategy import needs
-from clstream.stream import Data, Mixture, StreamView, apart
+from clstream.stream import DataSource, MixedSchedule, StreamView, own_storage
 
 
 def by_hand(boundaries: bool = False) -> Stream:
@@ -47,7 +47,7 @@ def of_one_source(boundaries: bool = False) -> Stream:
 
 def of_made_rows() -> Stream:
     base = of_one_source()
-    return Stream("made", [Task(each.id, each.classes, each.train.make(), each.test) for each in base.tasks], boundaries=False)
+    return Stream("made", [Task(each.id, each.classes, each.train.cache(), each.test) for each in base.tasks], boundaries=False)
 
 
 def disk(boundaries: bool = False) -> Stream:
@@ -146,7 +146,7 @@ def reach(root: object) -> Iterator[tuple[str, object]]:
 
 def leaks(strategy: Strategy, stream: Stream) -> list[str]:
     """Return the paths to what would tell of tasks."""
-    forbidden = (Task, Stream, Mixture, Simulation, Data, Subset, Evaluation, Transitions, Gaussian)
+    forbidden = (Task, Stream, MixedSchedule, Simulation, DataSource, Subset, Evaluation, Transitions, Gaussian)
     data = set()
     for task in stream.tasks:
         for part in (task.train, task.test, task.validation):
@@ -184,7 +184,7 @@ def test_samples_apart_hold_nothing_but_themselves() -> None:
     with torch.inference_mode():
         whole = torch.arange(40.0).view(10, 4)
         views = Samples(whole[2:4], torch.arange(10)[2:4], {"more": whole[2:4, 0]})
-    for one, two in ((apart(views), views), (apart(apart(views)), views)):
+    for one, two in ((own_storage(views), views), (own_storage(own_storage(views)), views)):
         for own, given in ((one.x, two.x), (one.y, two.y), (one.extra["more"], two.extra["more"])):
             assert torch.equal(own, given) and own.untyped_storage().nbytes() == own.nbytes
 
@@ -278,7 +278,7 @@ class Keeping(Strategy):
 
 def test_a_view_has_what_strategies_read() -> None:
     stream = of_one_source().to("cpu")
-    view = stream.told
+    view = stream.visible
     for name in (
         "name",
         "classes",
@@ -292,11 +292,11 @@ def test_a_view_has_what_strategies_read() -> None:
         "boundaries",
     ):
         assert getattr(view, name) == getattr(stream, name)
-    assert of_one_source(boundaries=True).told.boundaries
+    assert of_one_source(boundaries=True).visible.boundaries
     with pytest.raises(AttributeError, match="a strategy is not told 'tasks' of a stream that hides its boundaries"):
         view.tasks  # noqa: B018
     assert copy.copy(view).classes == copy.deepcopy(view).classes == 6
-    assert stream.to("cpu").told is not view and stream.told is view  # where the stream lies, the view says
+    assert stream.to("cpu").visible is not view and stream.visible is view  # where the stream lies, the view says
 
 
 @pytest.mark.filterwarnings("ignore:SHARP")  # its units are used up sooner or later

@@ -281,7 +281,7 @@ def test_samples_of_a_task_that_are_refused(samples: Samples, message: str) -> N
         ({"sessions_per_task": 1.5}, "sessions_per_task must be a whole number of at least 1, not 1.5"),
         ({"class_order": True}, "class_order must be a whole number of at least 0 or None, not True"),
         ({"class_order": [0, 1, 2, 3, 4, 5.0]}, r"class_order\[5\] must be a whole number"),
-        ({"schedule": 5}, "schedule must be None, a Mixture or the number of each session's task, not 5"),
+        ({"schedule": 5}, "schedule must be None, a MixedSchedule or the number of each session's task, not 5"),
         ({"schedule": [0, True]}, "session 1 draws from task True"),
         ({"schedule": [0, 1.0]}, "session 1 draws from task 1.0"),
         ({"name": 5}, "name must be a string"),

@@ -74,7 +74,7 @@ def by_hand(transform: Callable[[Tensor], Tensor] | None = None, **options) -> S
     rows = torch.randperm(60, generator=torch.Generator().manual_seed(6))
     tasks = [
         Task(0, tuple(range(6)), Subset(source, torch.arange(60)), tested),
-        Task(1, tuple(range(6)), Subset(mixed, rows[:40], transform), Subset(tested, torch.arange(24), transform).make(),
+        Task(1, tuple(range(6)), Subset(mixed, rows[:40], transform), Subset(tested, torch.arange(24), transform).cache(),
              Subset(mixed, rows[40:], transform)),
         Task(2, tuple(range(6)), pictures(60, 2), Subset(tested, torch.arange(0, 24, 2))),
     ]  # fmt: skip
@@ -337,9 +337,9 @@ def test_a_domain_is_made_once_a_session_and_moves_with_its_stream(tmp_path):
         assert isinstance(each.session(0).samples, Subset)
         assert isinstance(each.session(1).samples, Samples)
         made = each.to("meta").tasks[1].test
-        assert made.made.x.is_meta
+        assert made.cached.x.is_meta
         assert made.source.x.is_meta
-        assert each.tasks[1].test.to("meta").made.y.is_meta
+        assert each.tasks[1].test.to("meta").cached.y.is_meta
 
 
 def test_samples_keep_their_extra_fields(tmp_path):

@@ -18,7 +18,7 @@ from torch.optim import SGD
 
 from clstream.attributes import find_all, walk
 from clstream.models import Mlp
-from clstream.params import Recorded, describe, flat
+from clstream.params import HasParams, describe, flat
 from clstream.seeds import derive, isolated
 
 # Seeds -------------------------------------------------------------------------------------------------------------------
@@ -209,12 +209,12 @@ def test_nothing_that_is_held_is_missed(root, expected):
 # Params ------------------------------------------------------------------------------------------------------------------
 
 
-class Base(Recorded):
+class Base(HasParams):
     def __init__(self, first, second=2, *, third: float = 0.5):
         self.value = first
 
 
-class Wrapper(Recorded):
+class Wrapper(HasParams):
     def __init__(self, base, sizes=(1, 2), **options):
         base.value = 0  # params are the arguments, whatever the constructor does
 

@@ -17,7 +17,7 @@ from clstream import Event, on, run
 from clstream.bus import ObserverError
 from clstream.models import GrowingHead, Mlp
 from clstream.online_metrics import Detection, Prequential
-from clstream.params import Recorded
+from clstream.params import HasParams
 from clstream.seeds import isolated
 
 
@@ -71,7 +71,7 @@ def test_a_model_that_no_selector_can_be_made_of_is_refused_before_anything_is_l
         run(TAME(HeadFirst()), moving([0, 1]))
     run(TAME(HeadFirst(), selector="mlp"), moving([0]), max_sessions=1)
 
-    class Sized(Recorded, nn.Module):
+    class Sized(HasParams, nn.Module):
         """Knows how it was built, by other names than the models of clstream."""
 
         def __init__(self, width: int = 8, outputs: int = 4) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from clstream.checks.check import Check
-from clstream.stream import Mixture, Samples, Stream, Subset
+from clstream.stream import MixedSchedule, Samples, Stream, Subset
 
 
 class StreamChecks:
@@ -39,7 +39,7 @@ class StreamChecks:
     def deals_tasks_out(self) -> None:
         """No sample comes in two sessions, unless the schedule says so."""
         stream = self.stream
-        if isinstance(stream.schedule, Mixture):
+        if isinstance(stream.schedule, MixedSchedule):
             drawn = [stream.schedule.draw(index) for index in range(len(stream))]
             assert sum(map(len, drawn)) == sum(int(stream.mix(index).sum()) for index in range(len(stream))), "mixes don't add up"
             counts = torch.cat(drawn).bincount(minlength=sum(len(task.train) for task in stream.tasks))

@@ -18,7 +18,7 @@ from clstream.evaluation import check_labels, evaluating
 from clstream.params import check_integer
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
-from clstream.stream import Stream, apart
+from clstream.stream import Stream, own_storage
 
 
 def check_fits(
@@ -94,7 +94,7 @@ def check_augment(stream: Stream) -> None:
     """Refuse an augmentation that gives no batch of inputs like those that it is given; it is tried on a few."""
     if stream.augment is None:
         return
-    x = apart(stream.tasks[0].train[:4]).x
+    x = own_storage(stream.tasks[0].train[:4]).x
     with isolated(0, "augment"):
         given: object = stream.augment(x.clone())
     what = f"the augmentation of {stream.name}"
@@ -119,7 +119,7 @@ def check_lazy(strategy: Strategy, stream: Stream, seed: int) -> None:
         return
     model = strategy.model
     with isolated(index(seed), "lazy"), evaluating(strategy):
-        model(apart(stream.tasks[0].test[:1]).x)
+        model(own_storage(stream.tasks[0].test[:1]).x)
     for path, module in find_all(strategy, nn.Module):
         for name, weight in [*module.named_parameters(), *module.named_buffers()]:
             if is_uninitialized(weight):
@@ -143,7 +143,7 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
     model = getattr(strategy, "model", None)
     if plain and not isinstance(model, nn.Module):
         raise TypeError(f"{type(strategy).__name__} has no model: call super().__init__(model) in its constructor")
-    first = apart(stream.tasks[0].test[:1])
+    first = own_storage(stream.tasks[0].test[:1])
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     samples = first if parameter is None else first.to(parameter.device)
     name = type(model).__name__

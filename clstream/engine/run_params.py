@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clstream.attributes import find_all, walk
-from clstream.params import Recorded, flat
+from clstream.params import HasParams, flat
 from clstream.strategy import Strategy
 from clstream.stream import Stream, Subset
 
@@ -21,7 +21,7 @@ def run_params(
     model = getattr(strategy, "model", None)
     return {
         **flat(strategy, "strategy"),
-        **(flat(model, "model") if isinstance(model, Recorded) else {"model": type(model).__name__}),
+        **(flat(model, "model") if isinstance(model, HasParams) else {"model": type(model).__name__}),
         "stream": stream.name,
         "stream.tasks": len(stream.tasks),
         "stream.sessions": len(stream),
@@ -39,7 +39,7 @@ def built_from(strategy: Strategy, stream: Stream) -> Iterator[object]:
     """Yield the objects that a strategy and a stream are built from, whose code may be the user's own."""
     for _, value in walk(strategy):
         yield value
-        if isinstance(value, Recorded):
+        if isinstance(value, HasParams):
             yield from (param for _, param in walk(dict(getattr(value, "params", {}))))
     parts = [part for task in stream.tasks for part in (task.train, task.test, task.validation) if isinstance(part, Subset)]
     yield stream

@@ -125,8 +125,8 @@ class Simulation:
     def start(self, resume: Mapping[str, Any] | None) -> None:
         """Emit `RunStarted`, then evaluate the untrained strategy, or restore a checkpoint."""
         started = events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self)
-        told: Any = self.stream.told
-        self.strategy_bus.emit(started if told is self.stream else replace(started, stream=told, run=None))
+        visible: Any = self.stream.visible
+        self.strategy_bus.emit(started if visible is self.stream else replace(started, stream=visible, run=None))
         self.observer_bus.emit(started)
         self.placement.update()
         if self.deferred or resume is not None:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from clstream.models.heads import HEADS
-from clstream.params import Recorded, check_choice, check_integer, check_integers
+from clstream.params import HasParams, check_choice, check_integer, check_integers
 
 
-class Classifier(Recorded, nn.Module):
+class Classifier(HasParams, nn.Module):
     """Named stages, then a head: `head(features(x))`.
 
     Args:

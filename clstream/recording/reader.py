@@ -30,7 +30,7 @@ from clstream.recording.writer import (
     probe_hash,
     tensors_of,
 )
-from clstream.stream import Data, Samples, Stream, Subset, Task
+from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class Recording:
             schedule=mixture or [session["task"] for session in about["sessions"]],
             augment=about["augment"] and self._function(about["augment"], functions),
             notes=tuple(about["notes"]),
-            data=Data({name: parts[name] for name in about["parts"]}, about["loader"], about["options"]),
+            data=DataSource({name: parts[name] for name in about["parts"]}, about["loader"], about["options"]),
             shuffle=about.get("shuffle", True),
             drop_last=about.get("drop_last", False),
             class_names=tuple(about.get("class_names", ())),
@@ -174,7 +174,7 @@ class Recording:
                     f"{self.file} can't be replayed here: its transform {part['transform']['name']} gives other values than "
                     f"when it was recorded, with torch {self.about['torch']} and clstream {self.about['clstream']}"
                 )
-        return subset.make() if part.get("made") else subset
+        return subset.cache() if part.get("made") else subset
 
     def _dealt(self, session: Mapping[str, Any], tasks: Sequence[Task]) -> slice | Tensor:
         """Return the positions of a session's samples among its task's, or among those of all tasks where it mixes them."""

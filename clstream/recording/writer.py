@@ -33,7 +33,7 @@ from torch import Tensor
 
 from clstream.files import write_atomically
 from clstream.recording.header import ALWAYS_ALLOWED, HASH_LENGTH, MAX_MEMBERS, MAX_RATIO, MAX_TEXT, PROBE_ROWS, STREAM
-from clstream.stream import Data, Mixture, Samples, Session, Stream, Subset, Task, content_hash
+from clstream.stream import DataSource, MixedSchedule, Samples, Session, Stream, Subset, Task, content_hash
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time is recorded: the same stream gives the same bytes
 
@@ -56,7 +56,7 @@ class RecordedStream(Stream):
         return self._session(index, self._delivered(index))
 
     def _delivered(self, index: int) -> Samples | Subset:
-        if isinstance(self.schedule, Mixture):
+        if isinstance(self.schedule, MixedSchedule):
             return self._mixed(self.schedule.draw(index))
         train, dealt = self.tasks[self.task_of(index)].train, self.dealt[index]
         if isinstance(dealt, Tensor):
@@ -66,7 +66,7 @@ class RecordedStream(Stream):
 
 @dataclass(frozen=True, eq=False)
 class RecordedMixture:
-    """What the sessions of a stream drew that mixes its tasks; see `Mixture`.
+    """What the sessions of a stream drew that mixes its tasks; see `MixedSchedule`.
 
     Args:
         what: its rule in words.
@@ -86,7 +86,7 @@ class RecordedMixture:
         return len(self.drawn)
 
     def draw(self, session: int) -> Tensor:
-        """Return what a session draws: see `Mixture`."""
+        """Return what a session draws: see `MixedSchedule`."""
         drawn = self.drawn[session]
         return drawn if isinstance(drawn, Tensor) else torch.arange(drawn.start, drawn.stop, drawn.step)
 
@@ -165,8 +165,8 @@ def contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]
         {"task": int(stream.task_of(number)), **description.dealt(positions, f"session_{number}")}
         for number, positions in enumerate(_positions(stream))
     ]
-    data = stream.data or Data({})
-    mixture = stream.schedule if isinstance(stream.schedule, Mixture) else None
+    data = stream.data or DataSource({})
+    mixture = stream.schedule if isinstance(stream.schedule, MixedSchedule) else None
     drift = {"drift": {"what": repr(mixture), "once": mixture.once}} if mixture else {}
     about = {
         "format": 3 if stream.drop_last or stream.class_names else 2 if drift or not stream.shuffle else 1,
@@ -230,7 +230,7 @@ class _Description:
             what = f"transform of the {'training' if kind == 'train' else kind} samples of task {task.id}"
             rows_of["transform"] = _named(self.stream, part.transform, what)
             rows_of["probe"] = probe_hash(part)
-        if part.made is not None:
+        if part.cached is not None:
             rows_of["made"] = True
         return rows_of
 
@@ -306,7 +306,7 @@ def _positions(stream: Stream) -> list[Tensor]:
     """Return for each session the positions of its samples among its task's, as it delivers them."""
     numbered = _numbered(stream)
     plain = type(stream).session in (Stream.session, RecordedStream.session)
-    if plain and isinstance(stream.schedule, Mixture):
+    if plain and isinstance(stream.schedule, MixedSchedule):
         return [stream.schedule.draw(number) for number in range(len(stream))]
     if plain:
         return [session.samples.x.cpu() for session in numbered]
@@ -316,7 +316,7 @@ def _positions(stream: Stream) -> list[Tensor]:
             session, positions = stream.session(number), numbered.session(number).samples.x
             samples = stream.tasks[stream.task_of(number)].train[positions]
             same = torch.equal(session.samples.y, samples.y) and torch.equal(session.samples.x, samples.x)
-            same &= not isinstance(stream.schedule, Mixture)  # its positions are over all tasks
+            same &= not isinstance(stream.schedule, MixedSchedule)  # its positions are over all tasks
             same &= all(getattr(session, name) == getattr(stream, name) for name in ("epochs", "batch_size", "seed", "drop_last"))
         except Exception:  # noqa: BLE001  # whatever the user's class does with samples that are not its own
             same = False

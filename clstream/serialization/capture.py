@@ -165,7 +165,7 @@ class _Capture:
         if isinstance(value, CODE):
             return self._code(value, path)
         if self.references is not None and (stream := self.references.stream) is not None:
-            if value is stream or value is stream.told:
+            if value is stream or value is stream.visible:
                 return ["stream"]
             if isinstance(value, Task) and value.id < len(stream.tasks) and stream.tasks[value.id] is value:
                 return ["task", value.id]

@@ -137,7 +137,7 @@ class _Restore:
             raise ValueError(f"nothing is written as {tag!r}")
         if tag == "task":
             return self.references.stream.tasks[_position(rest[0])]
-        return self.references.stream.session(rest[0]) if tag == "session" else self.references.stream.told
+        return self.references.stream.session(rest[0]) if tag == "session" else self.references.stream.visible
 
     def _object(self, number: int) -> Any:
         """Return the object of a number: the one that was there when the run began, or a new one that is to be filled."""

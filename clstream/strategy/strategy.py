@@ -18,7 +18,7 @@ from clstream.bus import Emitter, on
 from clstream.eval_mode import answers, learns, wrap_methods
 from clstream.events import BatchLearned, RunStarted, SessionStarted
 from clstream.models.heads import grow_heads
-from clstream.params import Recorded, check_choice
+from clstream.params import HasParams, check_choice
 from clstream.stream import Batch, Samples, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -27,7 +27,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ACTIVE_CLASSES = ("all", "seen", "task")
 
 
-class Strategy(Emitter, Recorded):
+class Strategy(Emitter, HasParams):
     """Plain fine-tuning; override `loss`, `learn`, `scores` or `predict`, and subscribe with `on`.
 
     Args:
@@ -272,7 +272,7 @@ class Strategy(Emitter, Recorded):
             self.heads[self.task_classes[:, None], self.task_classes] = True
 
 
-class Regulariser(Recorded, ABC):
+class Regulariser(HasParams, ABC):
     """A penalty on top of a strategy's loss: define `penalty`, and subscribe with `on`. See `clstream.strategy.regulariser`."""
 
     strategy: Strategy

@@ -2,14 +2,14 @@
 
 from clstream.stream.samples import Samples as Samples
 from clstream.stream.samples import Subset as Subset
-from clstream.stream.samples import apart as apart
 from clstream.stream.samples import content_hash as content_hash
+from clstream.stream.samples import own_storage as own_storage
 from clstream.stream.sessions import Batch as Batch
-from clstream.stream.sessions import Data as Data
+from clstream.stream.sessions import DataSource as DataSource
 from clstream.stream.sessions import Delivery as Delivery
 from clstream.stream.sessions import Epoch as Epoch
 from clstream.stream.sessions import HiddenTaskError as HiddenTaskError
-from clstream.stream.sessions import Mixture as Mixture
+from clstream.stream.sessions import MixedSchedule as MixedSchedule
 from clstream.stream.sessions import Session as Session
 from clstream.stream.sessions import Task as Task
 from clstream.stream.stream import SCENARIOS as SCENARIOS

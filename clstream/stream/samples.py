@@ -68,14 +68,14 @@ class Subset:
     """Samples of a source, gathered when they are asked for; the source is never copied whole.
 
     `index` is (n,), int64: the rows of the source. `transform` is a deterministic function of a whole tensor of inputs
-    whose `repr` names it fully (a frozen dataclass does): it makes a domain. `made`, if there, is what the subset gives,
-    gathered beforehand: see `make`.
+    whose `repr` names it fully (a frozen dataclass does): it makes a domain. `cached`, if there, is what the subset gives,
+    gathered beforehand: see `cache`.
     """
 
     source: Samples
     index: Tensor
     transform: Callable[[Tensor], Tensor] | None = None
-    made: Samples | None = None
+    cached: Samples | None = None
 
     def __repr__(self) -> str:
         return f"Subset({len(self)} of {self.source}{'' if self.transform is None else f', {self.transform}'})"
@@ -84,8 +84,8 @@ class Subset:
         return len(self.index)
 
     def __getitem__(self, index: Tensor | slice) -> Samples:
-        if self.made is not None:
-            return self.made[index]
+        if self.cached is not None:
+            return self.cached[index]
         rows = self.source[self.index[index]]
         return rows if self.transform is None else Samples(self.transform(rows.x), rows.y, rows.extra)
 
@@ -101,20 +101,20 @@ class Subset:
 
     def take(self, index: Tensor | slice) -> Subset:
         """Return some of these samples, still ungathered."""
-        made = None if self.made is None else self.made[index]
-        return Subset(self.source, self.index[index], self.transform, made)
+        cached = None if self.cached is None else self.cached[index]
+        return Subset(self.source, self.index[index], self.transform, cached)
 
-    def make(self) -> Subset:
+    def cache(self) -> Subset:
         """Return this subset with its samples gathered once, now: for a slow transform of what is asked for again and again."""
-        return replace(self, made=self[:])
+        return replace(self, cached=self[:])
 
     def to(self, device: torch.device | str) -> Subset:
         """Return this subset with its source on `device`."""
-        made = None if self.made is None else self.made.to(device)
-        return Subset(self.source.to(device), self.index.to(device), self.transform, made)
+        cached = None if self.cached is None else self.cached.to(device)
+        return Subset(self.source.to(device), self.index.to(device), self.transform, cached)
 
 
-def apart(samples: Samples) -> Samples:
+def own_storage(samples: Samples) -> Samples:
     """Return samples in tensors of their own: a view would lead to all that it is a view of."""
 
     def own(rows: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ class Delivery(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Data:
+class DataSource:
     """The data sets that a stream takes its samples from, so that a recording can name them.
 
     `parts` are the whole data sets by name ("train", "test"), with the labels they came with. `loader` and `options` say how
@@ -192,7 +192,7 @@ class Data:
 
 
 @runtime_checkable
-class Mixture(Protocol):
+class MixedSchedule(Protocol):
     """A schedule whose sessions may mix tasks: what each draws is a pure function of its number, so any can be reached directly.
 
     Its `repr` names it fully: the fingerprint depends on it. Its length is the number of sessions.

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clstream.params import check_bool, check_choice, check_integer
-from clstream.stream.samples import Samples, Subset, apart, check_samples, content_hash
-from clstream.stream.sessions import Data, Delivery, Mixture, Session, Task
+from clstream.stream.samples import Samples, Subset, check_samples, content_hash, own_storage
+from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Session, Task
 
 SCENARIOS = ("class", "task", "domain")
 
@@ -57,7 +57,7 @@ class Stream:
         name: how tables and MLflow call it.
         tasks: the tasks, numbered from 0; each has training and test samples with labels among its classes.
         schedule: for each session, the number of the task that it draws from. None: each task in one session. A task with
-            several sessions is dealt out among them, so no sample comes in two sessions. Or a `Mixture`, whose sessions may
+            several sessions is dealt out among them, so no sample comes in two sessions. Or a `MixedSchedule`, whose sessions may
             mix tasks; where one does, `boundaries` must be False.
         epochs: passes over a session.
         batch_size: samples of a step.
@@ -69,7 +69,7 @@ class Stream:
         augment: a function of a raw batch of inputs, applied where samples are learned, so replayed ones change too. It may
             draw from torch's global generator: a run seeds that, and gives it back as it was.
         shuffle: whether each pass over a session has an order of its own; if not, the samples come in that of the data, or in
-            the order of a `Mixture`.
+            the order of a `MixedSchedule`.
         resident: whether the samples are moved to the run's device whole; if not, batch by batch (memory-mapped data).
         notes: what the user should know, shown on the card.
         data: where the samples come from, for recordings. None: the samples of the tasks are all that is known.
@@ -84,7 +84,7 @@ class Stream:
 
     name: str
     tasks: Sequence[Task]
-    schedule: Sequence[int] | Mixture | None = None
+    schedule: Sequence[int] | MixedSchedule | None = None
     epochs: int = 1
     batch_size: int = 32
     scenario: str = "class"
@@ -93,7 +93,7 @@ class Stream:
     augment: Callable[[Tensor], Tensor] | None = None
     resident: bool = True
     notes: tuple[str, ...] = ()
-    data: Data | None = None
+    data: DataSource | None = None
     shuffle: bool = True
     drop_last: bool = False
     class_names: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class Stream:
         _check_options(self)
         object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        if not isinstance(self.schedule, Mixture):
+        if not isinstance(self.schedule, MixedSchedule):
             object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
         _check(self)
 
@@ -131,7 +131,7 @@ class Stream:
     def _session(self, index: int, samples: Samples | Subset) -> Session:
         """Return a session that delivers some samples; where tasks are hidden, apart from the data that they are of."""
         if not self.boundaries:
-            samples = apart(samples[:])
+            samples = own_storage(samples[:])
         elif isinstance(samples, Subset) and samples.transform is not None:
             samples = samples[:]  # a domain is made once a session, not once a batch
         task = self.tasks[self.task_of(index)] if self.boundaries else None
@@ -145,7 +145,7 @@ class Stream:
         """Return the samples of a session."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
-        if isinstance(self.schedule, Mixture):
+        if isinstance(self.schedule, MixedSchedule):
             return self._mixed(_checked(self.schedule.draw(index), int(self._ends[-1]), f"{self.name}: session {index}"))
         number, part, parts = self._visits[index]
         train, share = self.tasks[number].train, slice(part, None, parts)
@@ -183,7 +183,7 @@ class Stream:
             or part.source.x is not first.source.x
             or part.source.y is not first.source.y
             or part.transform is not None
-            or part.made is not None
+            or part.cached is not None
             for part in parts
         ):
             return None
@@ -193,7 +193,7 @@ class Stream:
     def _visits(self) -> list[tuple[int, int, int]]:
         """For each session (task, part, parts): it draws every `parts`-th sample of the task, from number `part` on."""
         assert self.schedule is not None
-        assert not isinstance(self.schedule, Mixture)
+        assert not isinstance(self.schedule, MixedSchedule)
         parts = [0] * len(self.tasks)
         visits = []
         for number in self.schedule:
@@ -203,7 +203,7 @@ class Stream:
 
     def mix(self, session: int) -> Tensor:
         """Return how many samples of each task a session draws, also where strategies are not told: (tasks,), int64, on the CPU."""
-        if isinstance(self.schedule, Mixture):
+        if isinstance(self.schedule, MixedSchedule):
             return torch.bucketize(self.schedule.draw(session), self._ends, right=True).bincount(minlength=len(self.tasks))
         return len(self._delivered(session)) * (torch.arange(len(self.tasks)) == self.task_of(session))
 
@@ -213,14 +213,14 @@ class Stream:
 
     def size_of(self, session: int) -> int:
         """Return how many samples a session delivers."""
-        return len(self.schedule.draw(session)) if isinstance(self.schedule, Mixture) else len(self._delivered(session))
+        return len(self.schedule.draw(session)) if isinstance(self.schedule, MixedSchedule) else len(self._delivered(session))
 
     def task_of(self, session: int) -> int:
         """Return the number of the task that a session draws from, or draws most from, also where strategies are not told."""
-        return int(self.mix(session).argmax()) if isinstance(self.schedule, Mixture) else self._visits[session][0]
+        return int(self.mix(session).argmax()) if isinstance(self.schedule, MixedSchedule) else self._visits[session][0]
 
     @property
-    def told(self) -> Stream | StreamView:
+    def visible(self) -> Stream | StreamView:
         """What strategies are given: this stream, or, if it hides its boundaries, a view without tasks and schedule."""
         return self if self.boundaries else self.view
 
@@ -292,7 +292,7 @@ class Stream:
         """Return the stream with the order of its batches moved by a run's seed; 0 changes nothing."""
         return self._like(seed=self.seed + seed)
 
-    def taken_from(self, data: Data) -> Stream:
+    def with_source(self, data: DataSource) -> Stream:
         """Return the stream with a note of the data that its samples were taken from."""
         return self._like(data=data)
 
@@ -324,8 +324,8 @@ class Stream:
             def move(part: Samples | Subset) -> Samples | Subset:
                 if isinstance(part, Samples):
                     return moved_samples(part)
-                made = None if part.made is None else moved_samples(part.made)
-                return Subset(moved_samples(part.source), part.index.to(device), part.transform, made)
+                cached = None if part.cached is None else moved_samples(part.cached)
+                return Subset(moved_samples(part.source), part.index.to(device), part.transform, cached)
 
             tasks = [
                 replace(task, train=move(task.train), test=move(task.test), validation=task.validation and move(task.validation))
@@ -336,7 +336,7 @@ class Stream:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
-        visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, Mixture) else self._visits
+        visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, MixedSchedule) else self._visits
         digest = hashlib.sha256(repr((self.scenario, visits, [task.classes for task in self.tasks])).encode())
         hashes: dict[int, bytes] = {}  # tasks share their data: each tensor is read once
 
@@ -370,7 +370,7 @@ class Stream:
             f"  sessions     {len(self)}, {passes}, {batches}{'' if self.shuffle else ', not shuffled'}",
             f"  fingerprint  {self.fingerprint}",
         ]
-        if isinstance(self.schedule, Mixture):
+        if isinstance(self.schedule, MixedSchedule):
             lines.insert(-1, f"  drift        {self.schedule}")
         for task in self.tasks[:20]:
             shown = ", ".join(map(self.class_name, task.classes[:10])) + (" ..." if len(task.classes) > 10 else "")
@@ -409,9 +409,9 @@ def _check_options(stream: Stream) -> None:
             raise TypeError(f"{stream.name}: {what} must be a tuple of strings, not {texts!r}")
     if isinstance(stream.tasks, Task) or not isinstance(stream.tasks, Iterable):
         raise TypeError(f"{stream.name}: tasks must be a list of Task objects, not a {type(stream.tasks).__name__}")
-    if not isinstance(stream.schedule, (type(None), Mixture)) and not isinstance(stream.schedule, Iterable):
+    if not isinstance(stream.schedule, (type(None), MixedSchedule)) and not isinstance(stream.schedule, Iterable):
         raise TypeError(
-            f"{stream.name}: schedule must be None, a Mixture or the number of each session's task, not {stream.schedule!r}"
+            f"{stream.name}: schedule must be None, a MixedSchedule or the number of each session's task, not {stream.schedule!r}"
         )
 
 
@@ -425,12 +425,12 @@ def _check(stream: Stream) -> None:
         raise ValueError(f"{name} has no tasks")
     if not stream.schedule:
         raise ValueError(f"{name} has no sessions: its schedule is empty")
-    mixes = isinstance(stream.schedule, Mixture)
+    mixes = isinstance(stream.schedule, MixedSchedule)
     if mixes and stream.boundaries and any(int((stream.mix(index) > 0).sum()) > 1 for index in range(len(stream))):
         raise ValueError(f"{name}: its sessions mix tasks, so it has no boundaries to show: boundaries must be False")
     if stream.scenario == "task" and not stream.boundaries:
         raise ValueError(f"{name}: a task-incremental stream tells the task of each sample, so it can't hide its boundaries")
-    for position, number in enumerate(() if isinstance(stream.schedule, Mixture) else stream.schedule):
+    for position, number in enumerate(() if isinstance(stream.schedule, MixedSchedule) else stream.schedule):
         if isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < len(stream.tasks):
             raise ValueError(f"{name}: session {position} draws from task {number}, but the tasks are 0 to {len(stream.tasks) - 1}")
     checked: set[int] = set()

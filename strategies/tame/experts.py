@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from clstream.drift_detection import LossWindow
 from clstream.memory import Reservoir
 from clstream.models import GrowingHead
-from clstream.params import Recorded
+from clstream.params import HasParams
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +32,7 @@ def check_redrawable(model: nn.Module, anew: bool, selector: bool) -> None:
         raise ValueError("the experts of TAME have the same outputs from the start: build the model with head='fixed'")
     if next(model.parameters(), None) is None:
         raise ValueError(f"TAME trains experts, and {type(model).__name__} has no parameters")
-    if isinstance(model, Recorded):
+    if isinstance(model, HasParams):
         return
     fixed = [
         type(module).__name__
@@ -50,7 +50,7 @@ def check_redrawable(model: nn.Module, anew: bool, selector: bool) -> None:
 
 def redrawn(model: nn.Module) -> nn.Module:
     """Return a network of the same architecture with weights from torch's global generator, as the first one had them."""
-    if isinstance(model, Recorded):
+    if isinstance(model, HasParams):
         return type(model)(**model.params)
     network = deepcopy(model)
     for module in network.modules():
@@ -61,7 +61,7 @@ def redrawn(model: nn.Module) -> nn.Module:
 
 def with_outputs(model: nn.Module, n: int) -> nn.Module:
     """Return a network of the same architecture, but for the number of its outputs, with weights drawn anew."""
-    if isinstance(model, Recorded) and "classes" in model.params:
+    if isinstance(model, HasParams) and "classes" in model.params:
         return type(model)(**model.params | {"classes": n})
     network = redrawn(model)
     name, last = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]

@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from clstream.evaluation import CHUNK
 from clstream.models import Mlp
-from clstream.params import Recorded
+from clstream.params import HasParams
 from clstream.seeds import isolated
 from clstream.stream import Samples
 
@@ -33,7 +33,7 @@ def new_selector(kind: str, first: nn.Module, experts: int, shape: tuple[int, ..
     """Return a network with an output for each expert: of the first expert's architecture ("expert"), or a perceptron ("mlp")."""
     if kind == "expert":
         return with_outputs(first, experts)
-    params = first.params if isinstance(first, Recorded) else {}
+    params = first.params if isinstance(first, HasParams) else {}
     norm = {name: params[name] for name in ("mean", "std") if isinstance(params.get(name), float)}
     return Mlp(shape, experts, hidden=(100,), **norm)
 

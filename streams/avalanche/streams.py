@@ -33,12 +33,12 @@ from torch import Tensor
 
 from clstream.avalanche.imports import import_avalanche
 from clstream.seeds import isolated
-from clstream.stream import Data, Samples, Stream, Subset, Task, content_hash
+from clstream.stream import DataSource, Samples, Stream, Subset, Task, content_hash
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExperienceSchedule:
-    """A schedule of experiences, where several belong to a task; see `Mixture`.
+    """A schedule of experiences, where several belong to a task; see `MixedSchedule`.
 
     Args:
         numbers: (n,), int64: training samples, numbered over all tasks, one experience after the other.
@@ -61,7 +61,7 @@ class ExperienceSchedule:
         return len(self.ends)
 
     def draw(self, session: int) -> Tensor:
-        """Return what a session delivers: see `Mixture`."""
+        """Return what a session delivers: see `MixedSchedule`."""
         return self.numbers[self.ends[session - 1] if session else 0 : self.ends[session]]
 
 
@@ -155,7 +155,7 @@ def from_avalanche(
     )
     return Stream(
         name, tasks, schedule, epochs, batch_size, scenario, boundaries=show_tasks, augment=random_transforms or augment,
-        resident=folder is None, notes=tuple(notes), data=Data(parts), shuffle=shuffle, drop_last=drop_last,
+        resident=folder is None, notes=tuple(notes), data=DataSource(parts), shuffle=shuffle, drop_last=drop_last,
     )  # fmt: skip
 
 
