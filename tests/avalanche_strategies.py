@@ -21,8 +21,8 @@ Make = Callable[[], Any]
 def benchmark(avalanche: Import, **options: Any) -> Any:
     train, test = digits()
     kept = torch.arange(len(train.y)) % 3 == 0
-    made = Labelled(train.x[kept], train.y[kept]), Labelled(test.x, test.y)
-    return avalanche("benchmarks").nc_benchmark(*made, 5, seed=3, **{"task_labels": False, **options})
+    datasets = Labelled(train.x[kept], train.y[kept]), Labelled(test.x, test.y)
+    return avalanche("benchmarks").nc_benchmark(*datasets, 5, seed=3, **{"task_labels": False, **options})
 
 
 def features() -> nn.Module:

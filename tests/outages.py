@@ -82,11 +82,11 @@ def stream(sessions: int = 6):
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
     """Return every point of every metric, in order: one that was written twice is there twice. Clock readings are left out."""
-    found = {}
+    points_of = {}
     for name in client.get_run(run_id).data.metrics:
         points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
-        found[name] = [(step, 0.0) for step, _ in points] if "second" in name else points
-    return found
+        points_of[name] = [(step, 0.0) for step, _ in points] if "second" in name else points
+    return points_of
 
 
 def expected(store: Path, seed: int = 0, sessions: int = 6, evaluate_every: int | None = 4) -> dict[str, list[tuple[int, float]]]:
@@ -108,10 +108,10 @@ ARTIFACTS = {
 
 
 def assert_complete(client: MlflowClient, run_id: str, result: Result) -> None:
-    found = client.get_run(run_id)
-    assert found.info.status == "FINISHED" and found.info.end_time >= found.info.start_time
-    assert found.data.params == {key: str(value) for key, value in result.params.items()}
-    assert "error" not in found.data.tags
+    tracked = client.get_run(run_id)
+    assert tracked.info.status == "FINISHED" and tracked.info.end_time >= tracked.info.start_time
+    assert tracked.data.params == {key: str(value) for key, value in result.params.items()}
+    assert "error" not in tracked.data.tags
     assert {artifact.path for artifact in client.list_artifacts(run_id)} >= ARTIFACTS
     rows = Path(client.download_artifacts(run_id, "accuracy.csv")).read_text(encoding="utf-8").split()
     assert len(rows) == 7

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:Using a non
     ],
 )
 def test_a_run_of_theirs_resumes_exactly(avalanche: Import, name: str, options: dict[str, Any]) -> None:
-    checks = {each.name: each for each in check_strategy(lambda model: strategy_class(name)(model, **options))}
+    checks = {check.name: check for check in check_strategy(lambda model: strategy_class(name)(model, **options))}
     checks["resumes_exactly"]()
     checks["evaluates_without_trace"]()
     checks["leaves_the_caller_alone"]()

@@ -57,10 +57,10 @@ def test_it_learns_the_weights_that_avalanche_s_own_loop_learns(avalanche: Impor
         for experience in given.train_stream:
             alone.train(experience, shuffle=False)
     result = run(AvalancheStrategy(ours), from_avalanche(given, epochs=2, batch_size=10, shuffle=False), seed=0, evaluate_every=3)
-    expected, found = alone.model.state_dict(), ours.model.state_dict()
-    assert expected.keys() == found.keys()
+    expected, actual = alone.model.state_dict(), ours.model.state_dict()
+    assert expected.keys() == actual.keys()
     for key in expected:
-        assert torch.equal(expected[key], found[key]), key
+        assert torch.equal(expected[key], actual[key]), key
     assert ours.clock.train_iterations == alone.clock.train_iterations > 0
     for task, experience in zip(from_avalanche(given).tasks, given.test_stream, strict=True):  # and answers alike
         labels = torch.full((len(task.test),), experience.task_label if how else 0)
@@ -86,8 +86,8 @@ def test_a_shuffled_stream_of_one_experience_at_a_time_is_as_random_as_theirs(av
         for experience in given.train_stream:
             alone.train(experience)
     run(AvalancheStrategy(ours), stream, seed=0)
-    for one, two in zip(alone.model.parameters(), ours.model.parameters(), strict=True):
-        assert torch.allclose(one, two, atol=1e-6)  # the first batch has its samples in another order
+    for theirs_now, ours_now in zip(alone.model.parameters(), ours.model.parameters(), strict=True):
+        assert torch.allclose(theirs_now, ours_now, atol=1e-6)  # the first batch has its samples in another order
 
 
 TRAINING = ("training", "train_dataset_adaptation", "training_exp", "training_epoch", "training_iteration", "forward", "backward",
@@ -119,12 +119,12 @@ def test_plugins_hear_what_they_hear_in_avalanche_in_its_order(avalanche: Import
     alone.eval(next(iter(given.test_stream)))
     told[:] = [name for name in told if name not in ("before_eval_dataset_adaptation", "after_eval_dataset_adaptation")]
     asked = [name for name in heard if "eval" in name]
-    one = asked[: asked.index("after_eval") + 1]
-    assert sorted(one) == sorted(set(one)) and len(one) == 10
+    answer = asked[: asked.index("after_eval") + 1]
+    assert sorted(answer) == sorted(set(answer)) and len(answer) == 10
     order = sorted(set(told), key=told.index)  # of each callback's first call: theirs has many batches
     last = order.index("after_eval_iteration") + 1
-    assert [name for name in one if "dataset" not in name][:last] == order[:last]
-    assert one[1:3] == ["before_eval_dataset_adaptation", "after_eval_dataset_adaptation"]
+    assert [name for name in answer if "dataset" not in name][:last] == order[:last]
+    assert answer[1:3] == ["before_eval_dataset_adaptation", "after_eval_dataset_adaptation"]
 
 
 def test_batches_of_another_loader_are_spread_over_ours(avalanche: Import) -> None:
@@ -157,7 +157,7 @@ def test_a_plugin_of_ours_to_add_comes_first_and_their_evaluator_goes(
     )  # fmt: skip
     lwf = plugins.LwFPlugin()
     strategy = AvalancheStrategy(theirs, plugins=[lwf])
-    assert [type(each).__name__ for each in theirs.plugins] == ["LwFPlugin", "ReplayPlugin", "PeriodicEval", "Clock"]
+    assert [type(plugin).__name__ for plugin in theirs.plugins] == ["LwFPlugin", "ReplayPlugin", "PeriodicEval", "Clock"]
     capsys.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

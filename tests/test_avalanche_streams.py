@@ -47,17 +47,17 @@ def incremental(avalanche: Import) -> Any:
 
 
 def online(avalanche: Import, told: bool) -> Any:
-    made = avalanche("benchmarks")
+    benchmarks = avalanche("benchmarks")
     benchmark = classic(avalanche, task_labels=False)
-    stream = made.split_online_stream(benchmark.train_stream, 50, access_task_boundaries=told, seed=0)
-    return made.CLScenario([stream, benchmark.test_stream])
+    stream = benchmarks.split_online_stream(benchmark.train_stream, 50, access_task_boundaries=told, seed=0)
+    return benchmarks.CLScenario([stream, benchmark.test_stream])
 
 
 def blurred(avalanche: Import) -> Any:
-    made = avalanche("benchmarks")
+    benchmarks = avalanche("benchmarks")
     benchmark = classic(avalanche, task_labels=False)
-    stream = made.split_continuous_linear_decay_stream(benchmark.train_stream, 50, 8, 0.5, True)
-    return made.CLScenario([stream, benchmark.test_stream])
+    stream = benchmarks.split_continuous_linear_decay_stream(benchmark.train_stream, 50, 8, 0.5, True)
+    return benchmarks.CLScenario([stream, benchmark.test_stream])
 
 
 BENCHMARKS: dict[str, Callable[[Import], Any]] = {
@@ -93,7 +93,7 @@ def joined(dataset: Any) -> tuple[Tensor, list[int], list[int]]:
 
 def test_each_experience_is_a_session(both: tuple[str, Any, Stream]) -> None:
     _, benchmark, stream = both
-    train = next(each for name, each in benchmark.streams.items() if name.startswith("train"))
+    train = next(stream for name, stream in benchmark.streams.items() if name.startswith("train"))
     sessions = iter(stream)
     for experience in train:
         x, y, _ = joined(experience.dataset.train())
@@ -140,7 +140,7 @@ def test_task_labels_that_are_not_the_number_of_the_task_are_kept(avalanche: Imp
     wrap = avalanche("benchmarks.utils")._make_taskaware_classification_dataset
     train, test = digits()
     rows = [(train.y == label).nonzero().flatten() for label in range(3)]
-    parts = [wrap(Labelled(train.x[each], train.y[each]), task_labels=7 * (number % 2)) for number, each in enumerate(rows)]
+    parts = [wrap(Labelled(train.x[taken], train.y[taken]), task_labels=7 * (number % 2)) for number, taken in enumerate(rows)]
     asked = [wrap(Labelled(test.x[test.y == label], test.y[test.y == label]), task_labels=7 * (label % 2)) for label in range(3)]
     stream = from_avalanche(avalanche("benchmarks").benchmark_from_datasets(train=parts, test=asked))
     assert [set(task.train[:].extra["task_label"].tolist()) for task in stream.tasks] == [{0}, {7}, {0}]
@@ -198,16 +198,16 @@ def test_what_is_no_benchmark_is_refused(avalanche: Import) -> None:
 
 def test_an_online_stream_of_some_experiences_goes_with_their_own_tests(avalanche: Import) -> None:
     """The experiences 1 and 0 of a benchmark, in this order: each is tested on its own test experience, not on the next one."""
-    made, given = avalanche("benchmarks"), classic(avalanche, task_labels=False)
+    benchmarks, given = avalanche("benchmarks"), classic(avalanche, task_labels=False)
     two = [given.train_stream[1], given.train_stream[0]]
     stream = from_avalanche(
-        made.CLScenario([made.split_online_stream(two, 50, seed=0), given.test_stream[:2]]), train="train_online"
+        benchmarks.CLScenario([benchmarks.split_online_stream(two, 50, seed=0), given.test_stream[:2]]), train="train_online"
     )
     assert [stream.task_of(number) for number in (0, len(stream) - 1)] == [1, 0]
     for task, experience in zip(stream.tasks, given.test_stream[:2], strict=True):
         assert set(task.classes) == set(experience.classes_in_this_experience)
     with pytest.raises(ValueError, match="nothing to train on belongs to test experience 2"):
-        from_avalanche(made.CLScenario([made.split_online_stream(two, 50, seed=0), given.test_stream]))
+        from_avalanche(benchmarks.CLScenario([benchmarks.split_online_stream(two, 50, seed=0), given.test_stream]))
 
 
 def test_experiences_that_cannot_be_told_apart_are_refused(avalanche: Import) -> None:
@@ -281,7 +281,7 @@ def test_what_is_asked_wrongly(
 def with_labels(avalanche: Import, train: list[int], test: list[int], order: list[int] | None = None) -> Any:
     """Return a benchmark of two tasks of two classes with these task labels, and a stream `dark` that is `test` again."""
     wrap = avalanche("benchmarks.utils")._make_taskaware_classification_dataset
-    made = avalanche("benchmarks")
+    benchmarks = avalanche("benchmarks")
     y = torch.arange(4).repeat_interleave(20)
     x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0)) + 4 * torch.nn.functional.one_hot(y, 6)
 
@@ -290,10 +290,10 @@ def with_labels(avalanche: Import, train: list[int], test: list[int], order: lis
             wrap(Labelled(x[y // 2 == task], y[y // 2 == task]), task_labels=label)
             for task, label in zip(order, labels, strict=True)
         ]
-        return made.benchmark_from_datasets(**{name: parts}).streams[name]
+        return benchmarks.benchmark_from_datasets(**{name: parts}).streams[name]
 
     asked = order or [0, 1]
-    return made.CLScenario([stream("train", train, [0, 1]), stream("test", test, asked), stream("dark", test, asked)])
+    return benchmarks.CLScenario([stream("train", train, [0, 1]), stream("test", test, asked), stream("dark", test, asked)])
 
 
 def test_task_labels_that_are_no_numbers_of_tasks(avalanche: Import) -> None:

@@ -33,7 +33,7 @@ def test_random_crops_and_flips_become_an_augmentation_that_gives_the_same_image
     dataset = benchmark.train_stream[0].dataset.train()
     whole = stream.tasks[0].train[:1].x.expand(600, -1, -1, -1)
     torch.manual_seed(1)
-    ours = {(each * 1000).round().to(torch.int32).numpy().tobytes() for each in stream.augment(whole)}
+    ours = {(image * 1000).round().to(torch.int32).numpy().tobytes() for image in stream.augment(whole)}
     assert len(ours) == 36 and ours == outcomes(lambda: dataset[0][0], 600)
     plain = tv.Compose(list(NORMAL))(Images()[0][0])
     assert torch.equal(stream.tasks[0].train[:1].x[0], plain)  # read without what is random
@@ -86,7 +86,7 @@ def test_transforms_of_the_second_version(avalanche: Import) -> None:
     assert stream.augment is not None
     torch.manual_seed(1)
     drawn = stream.augment(stream.tasks[0].train[:1].x.expand(200, -1, -1, -1))
-    ours = {(each * 1000).round().to(torch.int32).numpy().tobytes() for each in drawn}
+    ours = {(image * 1000).round().to(torch.int32).numpy().tobytes() for image in drawn}
     dataset = benchmark.train_stream[0].dataset.train()
     assert len(ours) == 6 and ours == outcomes(lambda: torch.as_tensor(dataset[0][0]).as_subclass(Tensor), 200)
 
@@ -149,7 +149,7 @@ def test_noise_of_ones_own_is_not_frozen_into_the_data(avalanche: Import, transf
     images = Images()
     for group in ("train", "eval"):
         options = {"train_transform": None, "eval_transform": None, f"{group}_transform": given}
-        options = {name: each or tv.ToTensor() for name, each in options.items()}
+        options = {name: transform or tv.ToTensor() for name, transform in options.items()}
         benchmark = avalanche("benchmarks").nc_benchmark(images, images, 2, task_labels=False, **options)
         with pytest.raises(ValueError, match="random"):
             from_avalanche(benchmark)

@@ -124,8 +124,8 @@ def test_run_prints_a_table_and_tracks(own: Path, capsys: pytest.CaptureFixture[
     assert child.data.params["strategy.capacity"] == "30" and child.data.params["model.hidden"] == "[16]"
     parent = next(run for run in runs if run.info.run_name.endswith("seeds"))
     for name in ("accuracy/mean", "final/forgetting"):
-        each = [run.data.metrics[name] for run in runs if run is not parent]
-        assert parent.data.metrics[name] == pytest.approx(sum(each) / 2)
+        accuracies = [run.data.metrics[name] for run in runs if run is not parent]
+        assert parent.data.metrics[name] == pytest.approx(sum(accuracies) / 2)
 
 
 def test_compare_draws_the_strategies_against_each_other(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def test_a_journal_sends_no_file_from_outside_of_its_folder(store, place, capsys
     assert "4 lines are damaged: 3, 4, 5, ..." in said(capsys, 1, "sync", "a")[1]
     client = MlflowClient(store)
     (tracked,) = client.search_runs([client.get_experiment_by_name("clstream").experiment_id])
-    assert [each.path for each in client.list_artifacts(tracked.info.run_id)] == ["events.jsonl"]
+    assert [artifact.path for artifact in client.list_artifacts(tracked.info.run_id)] == ["events.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["../up.txt", "/tmp/abs.txt", "a/../../up.txt", "..", "", ".", "a\\..\\b", "nul\0"])

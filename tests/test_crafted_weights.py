@@ -100,7 +100,7 @@ def test_torch_reads_no_other_members_than_were_looked_at(place):
     crafted = two_faced(members)
     Path("two.pt").write_bytes(crafted)
     with zipfile.ZipFile("two.pt") as seen:
-        assert all(not each.compress_type for each in seen.infolist())
+        assert all(not member.compress_type for member in seen.infolist())
     assert torch.load("two.pt", weights_only=True)["more"].shape == (1 << 20,)  # the bomb is one
     at = len(whole) - 98  # the end record of 64 bits
     moved = whole[:at] + whole[at:][:64] + struct.pack("<Q", at - 8) + whole[at + 72 :]
@@ -115,10 +115,10 @@ def test_torch_reads_no_other_members_than_were_looked_at(place):
 def test_a_pickle_asks_for_no_memory_by_a_number(place, name):
     torch.save({"a": [Asks()]}, "asks.pt")
     with zipfile.ZipFile("asks.pt") as source:
-        members = {each.replace("data.pkl", name): source.read(each) for each in source.namelist()}
+        members = {member.replace("data.pkl", name): source.read(member) for member in source.namelist()}
     with zipfile.ZipFile("asks.pt", "w") as out:
-        for each, content in members.items():
-            out.writestr(each, content)
+        for member, content in members.items():
+            out.writestr(member, content)
     assert len(torch.load("asks.pt", weights_only=True)["a"][0]) == 1 << 20  # torch itself gives it
     with pytest.raises(ValueError, match="bytearray', which no tensor needs"):
         torch_files.load(Path("asks.pt"))
@@ -129,7 +129,9 @@ def test_what_torch_saves_of_tensors_is_read(place):
     content = {"a": tensors, "b": nn.Parameter(torch.ones(2)), "c": nn.Linear(2, 2).state_dict(), "d": torch.Size((1, 2))}
     torch.save(content, "whole.pt")
     again = torch_files.load(Path("whole.pt"))
-    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(tensors, again["a"], strict=True))
+    assert all(
+        torch.equal(before, after) and before.dtype == after.dtype for before, after in zip(tensors, again["a"], strict=True)
+    )
     assert (again["d"], list(again["c"]), type(again["b"])) == ((1, 2), ["weight", "bias"], nn.Parameter)
 
 
@@ -143,11 +145,11 @@ def test_what_torch_saves_of_tensors_is_read(place):
 )  # fmt: skip
 def test_weights_of_other_kinds_are_refused(place, change):
     model, file, content = weights(place)
-    before = {name: each.clone() for name, each in model.state_dict().items()}
+    before = {name: weights.clone() for name, weights in model.state_dict().items()}
     torch.save(content | change, file)
     with pytest.raises(ValueError, match="is no file of weights that"):
         load_weights(model, file)
-    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(torch.equal(before[name], weights) for name, weights in model.state_dict().items())
 
 
 def test_weights_of_another_shape_or_dtype_are_refused(place):

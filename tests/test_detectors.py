@@ -26,17 +26,17 @@ class Ear:
 
 
 def detector(start: float = LN2, **options: float) -> tuple[ShiftDetector, Ear]:
-    made, ear = ShiftDetector(**options), Ear()
-    made.bus = Bus(ear)
-    made.reset(start)
-    return made, ear
+    tested, ear = ShiftDetector(**options), Ear()
+    tested.bus = Bus(ear)
+    tested.reset(start)
+    return tested, ear
 
 
 def test_a_known_switch_is_told_at_its_batch_with_the_numbers_of_the_formulas() -> None:
     before = [0.69, 0.6, 0.5, 0.45, 0.4, 0.38, *[0.37] * 12, 0.36, 0.35, 0.35, 0.36, 0.35]
     losses = [*before, 0.9, 0.8]
-    made, ear = detector(window=12)
-    alarms = [made.detect(loss) for loss in losses]
+    tested, ear = detector(window=12)
+    alarms = [tested.detect(loss) for loss in losses]
     (event,) = ear.heard
     assert alarms.index(True) == event.step == len(before)
     window = np.array(before[-12:])  # not smoothed, and without the batch of the shift
@@ -48,43 +48,43 @@ def test_a_known_switch_is_told_at_its_batch_with_the_numbers_of_the_formulas() 
 
 
 def test_the_batch_is_checked_before_it_counts() -> None:
-    made, _ = detector(start=0.5, window=1, alpha=1.0)
-    assert made.detect(0.516)  # with 0.516 in the window, the threshold would be 0.531
-    made, _ = detector(start=0.5, window=1, alpha=1.0)
-    assert not made.detect(0.514)
+    tested, _ = detector(start=0.5, window=1, alpha=1.0)
+    assert tested.detect(0.516)  # with 0.516 in the window, the threshold would be 0.531
+    tested, _ = detector(start=0.5, window=1, alpha=1.0)
+    assert not tested.detect(0.514)
 
 
 def test_the_window_starts_with_the_loss_of_a_guess_and_its_spread_is_that_of_a_population() -> None:
-    made, _ = detector(start=LN2)
-    made.detect(0.5)
-    assert made.losses.threshold == pytest.approx(LN2 + 3 * 0.005)
-    made.detect(0.5)
-    assert made.losses.threshold == pytest.approx(np.mean([LN2, 0.5]) + 3 * np.std([LN2, 0.5]))
+    tested, _ = detector(start=LN2)
+    tested.detect(0.5)
+    assert tested.losses.threshold == pytest.approx(LN2 + 3 * 0.005)
+    tested.detect(0.5)
+    assert tested.losses.threshold == pytest.approx(np.mean([LN2, 0.5]) + 3 * np.std([LN2, 0.5]))
 
 
 def test_a_drop_is_no_shift_and_one_high_loss_is_smoothed_away() -> None:
-    made, ear = detector(window=20)
+    tested, ear = detector(window=20)
     for loss in [*np.linspace(0.69, 0.35, 60), *[0.01] * 10]:
-        made.detect(float(loss))
+        tested.detect(float(loss))
     assert not ear.heard
-    made, ear = detector(start=0.4, window=20)
+    tested, ear = detector(start=0.4, window=20)
     for loss in [0.4, 0.42, 0.38] * 10 + [0.52] + [0.4, 0.38, 0.42] * 10:
-        made.detect(loss)
+        tested.detect(loss)
     assert not ear.heard
 
 
 def test_it_starts_anew_after_a_shift_and_waits_for_its_warmup() -> None:
     rising = [0.7, 0.8, 0.9]
-    made, ear = detector()
+    tested, ear = detector()
     for loss in rising:
-        made.detect(loss)
+        tested.detect(loss)
     assert ear.heard[0].step == 1  # two nearly equal values: the floor is all there is
-    made, ear = detector(warmup=len(rising))
+    tested, ear = detector(warmup=len(rising))
     for loss in rising:
-        made.detect(loss)
+        tested.detect(loss)
     assert not ear.heard
-    made, ear = detector(start=0.4, window=10)
-    alarms = [made.detect(loss) for loss in [0.4] * 20 + [1.0] * 20]
+    tested, ear = detector(start=0.4, window=10)
+    alarms = [tested.detect(loss) for loss in [0.4] * 20 + [1.0] * 20]
     assert alarms.count(True) == 1 and alarms[20]
 
 
@@ -93,7 +93,7 @@ def test_it_starts_anew_after_a_shift_and_waits_for_its_warmup() -> None:
 def test_alarms_and_thresholds_are_those_of_the_formulas_through_many_shifts(seed: int, warmup: int) -> None:
     draw = np.random.default_rng(seed)
     losses = [float(0.3 + 0.6 * math.exp(-t / 9) + 0.02 * draw.random()) for _ in range(8) for t in range(draw.integers(8, 60))]
-    made, ear = detector(start=LN2, window=15, warmup=warmup)
+    tested, ear = detector(start=LN2, window=15, warmup=warmup)
     expected, window, smoothed, taken = [], [LN2], None, 0
     for step, loss in enumerate(losses):
         smoothed = loss if smoothed is None else 0.2 * loss + 0.8 * smoothed
@@ -102,15 +102,15 @@ def test_alarms_and_thresholds_are_those_of_the_formulas_through_many_shifts(see
             expected.append((step, smoothed, threshold))
             window, smoothed, taken = [LN2], loss, 0
         window, taken = [*window, loss][-15:], taken + 1
-        made.detect(loss)
+        tested.detect(loss)
     assert len(expected) >= 3 and [event.step for event in ear.heard] == [step for step, _, _ in expected]
     for event, (_, smoothed, threshold) in zip(ear.heard, expected, strict=True):
         assert (event.smoothed, event.threshold) == (pytest.approx(smoothed), pytest.approx(threshold))
 
 
 def test_a_loss_right_at_the_threshold_is_no_shift() -> None:
-    made, ear = detector(start=0.5, window=5, alpha=1.0, deviations=0.0, floor=0.0)
-    assert not made.detect(0.5) and not ear.heard
+    tested, ear = detector(start=0.5, window=5, alpha=1.0, deviations=0.0, floor=0.0)
+    assert not tested.detect(0.5) and not ear.heard
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_measures_of_detection_by_hand() -> None:
 
 @given(st.lists(st.integers(0, 60)), st.sets(st.integers(0, 60)), st.none() | st.integers(0, 20))
 def test_each_alarm_detects_one_boundary_at_most(alarms: list[int], boundaries: set[int], within: int | None) -> None:
-    found = delays(alarms, sorted(boundaries), within)
-    hits = [boundary + delay for boundary, delay in zip(sorted(boundaries), found, strict=True) if delay is not None]
+    steps = delays(alarms, sorted(boundaries), within)
+    hits = [boundary + delay for boundary, delay in zip(sorted(boundaries), steps, strict=True) if delay is not None]
     assert len(set(hits)) == len(hits) and set(hits) <= set(alarms)
     if alarms and boundaries:
         assert precision(alarms, sorted(boundaries), within) * len(alarms) == pytest.approx(len(hits))

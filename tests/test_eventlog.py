@@ -52,26 +52,26 @@ def test_it_says_what_happened(tmp_path: Path) -> None:
     def of(name: str) -> list[dict]:
         return [entry for entry in log if entry["event"] == name]
 
-    assert [(each["task"], each["classes"], each["train"], each["test"]) for each in of("TaskStarted")] == [
+    assert [(entry["task"], entry["classes"], entry["train"], entry["test"]) for entry in of("TaskStarted")] == [
         (0, [0, 1], 60, 20), (1, [2, 3], 60, 20), (2, [4, 5], 60, 20),
     ]  # fmt: skip
-    assert [(each["session"], each["task"], each["samples"], each["classes"]) for each in of("SessionStarted")] == [
+    assert [(entry["session"], entry["task"], entry["samples"], entry["classes"]) for entry in of("SessionStarted")] == [
         (0, 0, 60, [0, 1]), (1, 1, 60, [2, 3]), (2, 2, 60, [4, 5]),
     ]  # fmt: skip
-    assert [(each["session"], each["epoch"], each["batches"]) for each in of("EpochStarted")] == [
+    assert [(entry["session"], entry["epoch"], entry["batches"]) for entry in of("EpochStarted")] == [
         (session, epoch, 6) for session in range(3) for epoch in range(2)
     ]
     learned = [event for event in heard.events if isinstance(event, BatchLearned)]
-    assert [each["loss"] for each in of("BatchLearned")] == [float(event.loss) for event in learned]
-    assert [(each["epoch"], each["batch"], each["samples"]) for each in of("BatchLearned")] == [
+    assert [entry["loss"] for entry in of("BatchLearned")] == [float(event.loss) for event in learned]
+    assert [(entry["epoch"], entry["batch"], entry["samples"]) for entry in of("BatchLearned")] == [
         (event.batch.epoch, event.batch.index, len(event.batch.samples)) for event in learned
     ]
-    whole = [each for each in of("Evaluated") if not each["within_session"]]
-    assert [each["accuracy"] for each in whole] == result.accuracy.tolist()
-    assert [each["task_accuracy"] for each in whole] == result.task_accuracy.tolist()
+    whole = [entry for entry in of("Evaluated") if not entry["within_session"]]
+    assert [entry["accuracy"] for entry in whole] == result.accuracy.tolist()
+    assert [entry["task_accuracy"] for entry in whole] == result.task_accuracy.tolist()
     assert whole[-1]["mean"] == result.average_accuracy and whole[-1]["forgetting"] == result.forgetting
     assert whole[0]["forgetting"] == "nan" and math.isnan(float(whole[0]["forgetting"]))
-    probes = {each["batches"]: each["accuracy"] for each in of("Evaluated") if each["within_session"]}
+    probes = {entry["batches"]: entry["accuracy"] for entry in of("Evaluated") if entry["within_session"]}
     assert list(probes) == [4, 8, 12, 16, 20, 24, 28, 32, 36]
     assert all(probes[step] == row for step, row in zip(result.probe_steps, result.probes.tolist(), strict=True) if step in probes)
     assert of("Shifted")[1] | {"time": 0, "seconds": 0} == {

@@ -84,12 +84,12 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path
         file.write(b'{"event": "Sess')  # it was killed as it wrote
     before = list(read(tmp_path / "run"))
     result = play(Resumes(EventLog(tmp_path / "run", batches), after, tmp_path / "state"))
-    found = list(read(tmp_path / "run"))
-    assert content(found) == content(read(tmp_path / "whole"))
-    (resumed,) = [entry for entry in found if entry["event"] == "Resumed"]
-    assert resumed["again"] == len(before) - found.index(resumed)
+    log = list(read(tmp_path / "run"))
+    assert content(log) == content(read(tmp_path / "whole"))
+    (resumed,) = [entry for entry in log if entry["event"] == "Resumed"]
+    assert resumed["again"] == len(before) - log.index(resumed)
     assert b'"Sess{' not in (tmp_path / "run" / FILE).read_bytes()
-    assert found[-1]["seconds"] < before[-1]["seconds"] + result.seconds
+    assert log[-1]["seconds"] < before[-1]["seconds"] + result.seconds
 
 
 def test_a_resumed_run_that_was_not_logged_before_is_logged_from_there(tmp_path: Path) -> None:
@@ -196,5 +196,5 @@ def test_losses_are_written_some_at_a_time(tmp_path: Path) -> None:
 
     log, looks = EventLog(tmp_path, batches=True), Looks()
     run(Finetune(Mlp(stream.input_shape, stream.classes, hidden=(4,))), stream, log, looks)
-    found = [entry for entry in read(tmp_path) if entry["event"] == "BatchLearned"]
-    assert [entry["batch"] for entry in found] == list(range(500)) and looks.most == CHUNK - 1
+    learned = [entry for entry in read(tmp_path) if entry["event"] == "BatchLearned"]
+    assert [entry["batch"] for entry in learned] == list(range(500)) and looks.most == CHUNK - 1

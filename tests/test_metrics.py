@@ -169,12 +169,12 @@ def test_a_session_that_mixes_tasks():
 
 
 def test_one_task_has_no_forgetting_and_no_transfer():
-    one = matrix([0.7])
+    single = matrix([0.7])
     for name in ("forgetting", "forgetting_first_minus_last", "forgetting_max_minus_last", "backward_transfer", "min_accuracy"):
-        assert math.isnan(METRICS[name](one))
-    assert math.isnan(metrics.forward_transfer(one, torch.zeros(1)))
+        assert math.isnan(METRICS[name](single))
+    assert math.isnan(metrics.forward_transfer(single, torch.zeros(1)))
     for name in ("average_accuracy", "average_incremental_accuracy", "learning_accuracy", "worst_case_accuracy"):
-        assert METRICS[name](one) == approx(0.7)
+        assert METRICS[name](single) == approx(0.7)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -142,7 +142,7 @@ def test_sync_is_refused_while_the_run_goes_on(store: str, tmp_path: Path, capsy
             said.append(capsys.readouterr().out)
 
     run(Finetune(example_model()), example_stream(), Syncs(), tracker)
-    assert all("is in use" in each for each in said) and len(said) == 3
+    assert all("is in use" in line for line in said) and len(said) == 3
     outbox = Outbox.read(folder / FILE)
     outbox.put("tags", values={"late": "yes"})
     outbox.close()
@@ -212,11 +212,11 @@ def test_the_parent_of_several_seeds_outlives_an_outage_and_goes_on(server: Serv
         second.add(0, [("accuracy/mean", 1, 0.25)])
         second.add(1, [("accuracy/mean", 1, 0.75)])
     assert main(["sync", "seeds", "--tracking_uri", server.uri]) == 0
-    found = client.get_run(run_id)
+    tracked = client.get_run(run_id)
     assert (
-        found.info.status == "FINISHED"
-        and found.data.params == {"strategy": "Replay", "seeds": "0,1"}
-        and found.data.metrics["accuracy/mean"] == 0.5
+        tracked.info.status == "FINISHED"
+        and tracked.data.params == {"strategy": "Replay", "seeds": "0,1"}
+        and tracked.data.metrics["accuracy/mean"] == 0.5
     )
 
 

@@ -65,8 +65,10 @@ def test_their_si_does_nothing_on_the_cpu_but_with_copies_it_does(avalanche: Imp
     stream, si = make_stream("digits", None), their("SynapticIntelligence", si_lambda=2000.0, eps=0.1)
     asis, copied = Method("as it is", Finetune, si), Method("with copies", Finetune, si, within=copies)
     plain = Method("plain", Finetune, their("Naive"))
-    results = [next(each for each in measure(method, stream, 0) if each.kind == "theirs") for method in (plain, asis, copied)]
-    same = [(each.accuracy, each.task_accuracy, each.forgetting) for each in results]
+    results = [
+        next(measured for measured in measure(method, stream, 0) if measured.kind == "theirs") for method in (plain, asis, copied)
+    ]
+    same = [(measured.accuracy, measured.task_accuracy, measured.forgetting) for measured in results]
     assert same[0] == same[1] != same[2]
 
 

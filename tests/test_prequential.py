@@ -50,7 +50,7 @@ def halves() -> Stream:
 def test_each_batch_is_asked_before_it_is_learned() -> None:
     observer, ear = Prequential(), Ear()
     run(Constant(example_model()), halves(), observer, ear)
-    assert [each.tolist() for each in observer.counts] == [[4, 4, 4, 4]] * 2
+    assert [counts.tolist() for counts in observer.counts] == [[4, 4, 4, 4]] * 2
     assert observer.accuracy == 1.0
 
     class Late(Constant):
@@ -61,7 +61,7 @@ def test_each_batch_is_asked_before_it_is_learned() -> None:
     assert observer.counts[0].tolist() == [4, 4, 0, 4] and observer.accuracy == 0.75
     torch.testing.assert_close(observer.curve(2), torch.tensor([1, 1, 0.5, 0.5], dtype=torch.float64))
     assert observer.curve().tolist() == [1, 1, 2 / 3, 0.75]
-    assert [(each.session, each.mean) for each in ear.heard[2:]] == [(1.0, 1.0), (0.5, 0.75)]
+    assert [(event.session, event.mean) for event in ear.heard[2:]] == [(1.0, 1.0), (0.5, 0.75)]
 
 
 def test_the_first_epoch_counts_alone_and_every_nth_batch() -> None:

@@ -16,19 +16,19 @@ from clstream.figures import BARS, composition, composition_figure, composition_
 
 def test_counts_are_those_of_the_sessions() -> None:
     stream = fuzzy_tasks(sessions=10)
-    found = composition(stream)
-    assert found.by == "class" and found.names == tuple(range(10)) and found.sessions.tolist() == list(range(10))
-    assert torch.equal(found.counts, torch.stack([session.samples.y.bincount(minlength=10) for session in stream]))
+    shown = composition(stream)
+    assert shown.by == "class" and shown.names == tuple(range(10)) and shown.sessions.tolist() == list(range(10))
+    assert torch.equal(shown.counts, torch.stack([session.samples.y.bincount(minlength=10) for session in stream]))
     by_task = composition(stream, "task")
-    assert torch.equal(by_task.counts, found.counts.view(10, 5, 2).sum(2))
+    assert torch.equal(by_task.counts, shown.counts.view(10, 5, 2).sum(2))
     domain = composition(blobs(scenario="domain", sessions_per_task=2))
     assert domain.by == "task" and domain.counts.count_nonzero(1).tolist() == [1] * 10 and int(domain.counts.sum()) == 2000
 
 
 def test_of_many_sessions_every_so_many_are_looked_at() -> None:
-    found = composition(drifting(blobs(), Gaussian(), 10_000, 20), most=100)
-    assert len(found.sessions) == 100 and found.sessions[0] == 0 and found.sessions[-1] == 9999
-    assert found.counts.sum(1).tolist() == [20] * 100
+    shown = composition(drifting(blobs(), Gaussian(), 10_000, 20), most=100)
+    assert len(shown.sessions) == 100 and shown.sessions[0] == 0 and shown.sessions[-1] == 9999
+    assert shown.counts.sum(1).tolist() == [20] * 100
 
 
 def test_bars_are_as_high_as_the_counts() -> None:
@@ -41,10 +41,10 @@ def test_bars_are_as_high_as_the_counts() -> None:
 
 
 def test_the_areas_of_the_picture_are_the_counts() -> None:
-    found = composition(fuzzy_tasks(sessions=10))
-    axes = composition_figure(found.counts, found.sessions, found.names, found.by, "mine").axes[0]
+    shown = composition(fuzzy_tasks(sessions=10))
+    axes = composition_figure(shown.counts, shown.sessions, shown.names, shown.by, "mine").axes[0]
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in axes.collections]
-    assert tops == pytest.approx(found.counts.cumsum(1).max(0).values.tolist())
+    assert tops == pytest.approx(shown.counts.cumsum(1).max(0).values.tolist())
     assert axes.get_title() == "mine" and axes.get_xlim() == (0, 10)
 
 
@@ -81,8 +81,8 @@ def test_what_is_asked_wrongly_is_one_sentence(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     try:
-        found = main(["show", *arguments])
+        code = main(["show", *arguments])
     except SystemExit as stop:
-        found = int(stop.code or 0)
+        code = int(stop.code or 0)
     said = capsys.readouterr().err
-    assert found == status and message in said and "Traceback" not in said
+    assert code == status and message in said and "Traceback" not in said

@@ -52,15 +52,15 @@ def test_params_tags_and_status(store: str) -> None:
     stream = example_stream()
     tracker = MlflowTracker(uri=store, config="seed: 4\n", tags={"why": "a test"})
     result = run(Replay(example_model(), capacity=7), stream, tracker, seed=4)
-    found = MlflowClient(store).get_run(tracker.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "Replay on example, seed 4"
-    assert found.data.params == {key: str(value) for key, value in result.params.items()}
+    tracked = MlflowClient(store).get_run(tracker.run_id)
+    assert tracked.info.status == "FINISHED"
+    assert tracked.info.run_name == "Replay on example, seed 4"
+    assert tracked.data.params == {key: str(value) for key, value in result.params.items()}
     assert {"strategy": "Replay", "strategy.capacity": "7", "model": "Mlp", "model.hidden": "[32]", "seed": "4"}.items() <= (
-        found.data.params.items()
+        tracked.data.params.items()
     )
-    assert found.data.tags["data_fingerprint"] == stream.fingerprint
-    assert found.data.tags["torch"] == torch.__version__ and found.data.tags["why"] == "a test"
+    assert tracked.data.tags["data_fingerprint"] == stream.fingerprint
+    assert tracked.data.tags["torch"] == torch.__version__ and tracked.data.tags["why"] == "a test"
 
 
 def test_loss_is_the_mean_over_the_session(store: str) -> None:
@@ -73,8 +73,8 @@ def test_loss_is_the_mean_over_the_session(store: str) -> None:
 
     tracker = MlflowTracker(uri=store)
     run(Finetune(example_model()), example_stream(batch_size=10), tracker, Watch())
-    found = curve(MlflowClient(store), tracker.run_id, "loss")
-    assert found == {step: pytest.approx(sum(losses[6 * (step - 1) : 6 * step]) / 6) for step in (1, 2, 3)}
+    means = curve(MlflowClient(store), tracker.run_id, "loss")
+    assert means == {step: pytest.approx(sum(losses[6 * (step - 1) : 6 * step]) / 6) for step in (1, 2, 3)}
 
 
 def test_artifacts_hold_the_matrix_and_pictures(store: str, tmp_path: Path) -> None:
@@ -114,11 +114,11 @@ def test_a_run_that_ends_early_keeps_what_was_measured(store: str, error: BaseEx
     with pytest.raises(type(error)):
         run(Finetune(example_model()), example_stream(), tracker, Stops(error))
     client = MlflowClient(store)
-    found = client.get_run(tracker.run_id)
-    assert found.info.status == status
-    assert found.data.tags["error"] == f"{type(error).__name__}: {error}"
+    tracked = client.get_run(tracker.run_id)
+    assert tracked.info.status == status
+    assert tracked.data.tags["error"] == f"{type(error).__name__}: {error}"
     assert list(curve(client, tracker.run_id, "accuracy/mean")) == [1]
-    assert not [name for name in found.data.metrics if name.startswith("final/")]  # it may be resumed, and has these once
+    assert not [name for name in tracked.data.metrics if name.startswith("final/")]  # it may be resumed, and has these once
     names = {artifact.path for artifact in client.list_artifacts(tracker.run_id)}
     assert {"error.txt", "accuracy.csv", "forgetting_curves.png"} <= names
 
@@ -133,9 +133,9 @@ def test_a_non_finite_loss_marks_the_run_failed(store: str) -> None:
     tracker = MlflowTracker(uri=store)
     with pytest.raises(FloatingPointError, match="in task 1, session 1, epoch 0, batch 0"):
         run(Explodes(example_model()), example_stream(), tracker)
-    found = MlflowClient(store).get_run(tracker.run_id)
-    assert found.info.status == "FAILED" and "FloatingPointError" in found.data.tags["error"]
-    assert "accuracy/mean" in found.data.metrics
+    tracked = MlflowClient(store).get_run(tracker.run_id)
+    assert tracked.info.status == "FAILED" and "FloatingPointError" in tracked.data.tags["error"]
+    assert "accuracy/mean" in tracked.data.metrics
 
 
 def test_events_of_a_strategys_own_are_counted(store: str) -> None:

@@ -91,11 +91,11 @@ def test_a_comparison_is_a_run_with_a_picture_and_no_params(store: str) -> None:
         method.__name__: [run(method(example_model()), example_stream(), seed=seed) for seed in (0, 1)]
         for method in (Finetune, Replay)
     }
-    found = MlflowClient(store).get_run(track_comparison(results, "compared", store, began=1.5))
-    assert found.info.start_time == 1500  # MLflow shows the pictures of earlier runs first
-    assert found.info.run_name == "comparison of Finetune, Replay" and found.info.status == "FINISHED"
-    assert not found.data.params and not found.data.metrics
-    assert len(pictures(MlflowClient(store), found.info.run_id)) == 1
+    tracked = MlflowClient(store).get_run(track_comparison(results, "compared", store, began=1.5))
+    assert tracked.info.start_time == 1500  # MLflow shows the pictures of earlier runs first
+    assert tracked.info.run_name == "comparison of Finetune, Replay" and tracked.info.status == "FINISHED"
+    assert not tracked.data.params and not tracked.data.metrics
+    assert len(pictures(MlflowClient(store), tracked.info.run_id)) == 1
 
 
 def test_the_view_of_the_charts_begins_with_the_pictures_and_has_one_scale(store: str) -> None:
@@ -108,7 +108,12 @@ def test_the_view_of_the_charts_begins_with_the_pictures_and_has_one_scale(store
     first, *lines = state["compareRunCharts"]
     assert first["type"] == "IMAGE" and first["imageKeys"] == [PICTURE] and not first["showRunParams"]
     places = ("accuracy", "task_il/accuracy")
-    assert [each["name"] for each in state["compareRunSections"]] == ["a first look", *places, "Model metrics", "System metrics"]
+    assert [section["name"] for section in state["compareRunSections"]] == [
+        "a first look",
+        *places,
+        "Model metrics",
+        "System metrics",
+    ]
     assert [line["metricKey"] for line in lines] == [
         f"{place}/{name}" for place in places for name in ("mean", "task_00", "task_01", "task_02")
     ]
@@ -129,24 +134,24 @@ def test_parent_run_has_the_mean_of_its_seeds_under_their_names_and_steps(store:
             tracker = MlflowTracker(uri=store, parent=parent, tags={"why": "a test"})
             run(Finetune(example_model()), example_stream(batch_size=10), tracker, seed=seed, evaluate_every=4)
             children.append(tracker.run_id)
-    found = client.get_run(parent.run_id)
-    assert found.info.status == "FINISHED"
-    own, each = curves_of(client, parent.run_id), [curves_of(client, child) for child in children]
-    names = set(each[0])
+    tracked = client.get_run(parent.run_id)
+    assert tracked.info.status == "FINISHED"
+    own, of_seeds = curves_of(client, parent.run_id), [curves_of(client, child) for child in children]
+    names = set(of_seeds[0])
     assert {"accuracy/mean", "accuracy/task_02", "task_il/forgetting/mean", "loss", "anytime/task_00", "final/forgetting"} <= names
     assert set(own) == names | {f"std/{name}" for name in names}
     for name in names:
-        assert list(own[name]) == list(each[0][name]) == list(own[f"std/{name}"])
+        assert list(own[name]) == list(of_seeds[0][name]) == list(own[f"std/{name}"])
         for step, value in own[name].items():
-            values = torch.tensor([curve[name][step] for curve in each], dtype=torch.float64)
+            values = torch.tensor([curve[name][step] for curve in of_seeds], dtype=torch.float64)
             assert value == pytest.approx(float(values.mean()), rel=1e-9, abs=1e-12)
             assert own[f"std/{name}"][step] == pytest.approx(float(values.std()), rel=1e-9, abs=1e-12)
     assert list(own["final/average_accuracy"]) == [0]  # MLflow draws bars of what is at step 0
     params = client.get_run(children[0]).data.params
-    assert found.data.params == {key: value for key, value in params.items() if key != "seed"} | {"seeds": "0,1,5"}
-    assert found.data.tags["why"] == "a test" and found.data.tags["data_fingerprint"] == example_stream().fingerprint
-    below = client.search_runs([found.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.run_id}'")
-    assert {each.info.run_id for each in below} == set(children)
+    assert tracked.data.params == {key: value for key, value in params.items() if key != "seed"} | {"seeds": "0,1,5"}
+    assert tracked.data.tags["why"] == "a test" and tracked.data.tags["data_fingerprint"] == example_stream().fingerprint
+    below = client.search_runs([tracked.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.run_id}'")
+    assert {run_below.info.run_id for run_below in below} == set(children)
 
 
 def test_params_and_tags_of_a_parent_are_there_from_the_start(store: str) -> None:
@@ -195,8 +200,8 @@ def test_a_parent_that_is_resumed_has_each_step_once_and_what_the_seeds_had_befo
     after = own()
     assert list(after["accuracy/mean"]) == [1, 2, 3] and after["seconds"][1] == before["seconds"][1]
     assert after["final/average_accuracy"][0] == pytest.approx(after["accuracy/mean"][3])
-    found = client.get_run(parent.run_id)
-    assert found.info.status == "FINISHED" and "error" not in found.data.tags
+    tracked = client.get_run(parent.run_id)
+    assert tracked.info.status == "FINISHED" and "error" not in tracked.data.tags
 
 
 def test_a_parent_takes_its_own_seeds_only(store: str) -> None:

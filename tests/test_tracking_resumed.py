@@ -94,8 +94,8 @@ def test_an_interrupted_run_is_running_again_and_keeps_no_error(store: str, tmp_
     class Looks:
         @on(Evaluated)
         def look(self, event: Evaluated) -> None:
-            found = client.get_run(tracker.run_id)
-            assert len(event.evaluation.accuracy) < 4 or (found.info.status == "RUNNING" and "error" not in found.data.tags)
+            tracked = client.get_run(tracker.run_id)
+            assert len(event.evaluation.accuracy) < 4 or (tracked.info.status == "RUNNING" and "error" not in tracked.data.tags)
 
     resumed = MlflowTracker(uri=store, allow_offline=True)
     result = play(Resumes(resumed, 33, tmp_path / "state"), after=(Looks(),))
@@ -215,8 +215,12 @@ def test_a_resumed_run_that_was_not_tracked_before_gets_a_run_of_its_own(store: 
             self.bus.emit(RunStarted(event.stream, event.strategy, event.seed, True) if isinstance(event, RunStarted) else event)
 
     play(Late())
-    found = MlflowClient(store).get_run(tracker.run_id)
-    assert found.info.status == "FINISHED" and found.data.params["strategy"] == "Replay" and "accuracy/mean" in found.data.metrics
+    tracked = MlflowClient(store).get_run(tracker.run_id)
+    assert (
+        tracked.info.status == "FINISHED"
+        and tracked.data.params["strategy"] == "Replay"
+        and "accuracy/mean" in tracked.data.metrics
+    )
 
 
 def test_a_new_run_in_a_folder_ends_the_one_that_was_killed_there(store: str, tmp_path: Path) -> None:
