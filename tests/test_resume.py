@@ -183,15 +183,15 @@ def test_several_seeds_go_on_together(
     die(0, 20, number)
     later = OWN.replace('if Path("die").exists():', 'SEEN.append(0)\n        if Path("die").exists() and len(SEEN) > 50:')
     (own / "mine.py").write_text(later)  # the first seed, of 50 batches, lives
-    done = command("run", *OPTIONS, "--seeds", "0,1", "--experiment", "stopped")
-    assert done.returncode == 128 + number, done.stderr
+    text = said(capsys, 128 + number, "run", *OPTIONS, "--seeds", "0,1", "--experiment", "stopped")
     folder = next(Path("runs").glob("*"))
-    assert f"stopped by {number.name}; its checkpoint is in {folder}/seed_1" in done.stderr
-    assert f"to go on: clstream resume {folder}" in done.stderr
+    assert f"stopped by {number.name}; its checkpoint is in {folder}/seed_1" in text
+    assert f"to go on: clstream resume {folder}" in text
     assert {run.info.run_name: run.info.status for run in runs("stopped")} == {
         "Dies on blobs, 2 seeds": "KILLED", "Dies on blobs, seed 0": "FINISHED", "Dies on blobs, seed 1": "KILLED",
     }  # fmt: skip
     (own / "mine.py").write_text(OWN)
+    del sys.modules["mine"]
     first = (folder / "seed_0" / "events.jsonl").read_bytes()
     assert "± " in said(capsys, 0, "resume", str(folder), "--accept-changed-code")
     assert (folder / "seed_0" / "events.jsonl").read_bytes() == first  # the first seed was over
@@ -248,8 +248,8 @@ def test_a_read_only_place_is_a_sentence(own: Path, capsys: pytest.CaptureFixtur
 
 def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     die(0.005, 1000)
-    text = said(capsys, 0, "prove-resume", *OPTIONS, "--threads", "1", "--stream.epochs", "4", "--kills", "3", "--out", "proof")
-    assert "3 kills" in text and "0 bits differ" in text
+    text = said(capsys, 0, "prove-resume", *OPTIONS, "--threads", "1", "--stream.epochs", "4", "--kills", "2", "--out", "proof")
+    assert "2 kills" in text and "0 bits differ" in text
     assert int(text.partition("compared: ")[2].split()[0]) > 30
 
 
@@ -263,7 +263,19 @@ def test_too_short_a_run_proves_nothing(own: Path, capsys: pytest.CaptureFixture
 def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     die(0.005, 1000)
     options = [*(option.replace("Dies", "Forgets") for option in OPTIONS), "--threads", "1"]
-    text = said(capsys, 1, "prove-resume", *options, "--stream.epochs", "4", "--kills", "2", "--out", "proof", "--track", "false")
+    options += [
+        "--stream.epochs",
+        "4",
+        "--kills",
+        "1",
+        "--kill-seed",
+        "9",
+        "--out",
+        "proof",
+        "--track",
+        "false",
+    ]  # a kill about halfway
+    text = said(capsys, 1, "prove-resume", *options)
     assert "DIFFERENT: Forgets." in text
     one, other = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
     assert first_difference(one, other) is not None
