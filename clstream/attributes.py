@@ -6,7 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial, partialmethod
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import TypeVar
 
@@ -25,6 +25,10 @@ _LEAVES = (
     Tensor, np.ndarray, nn.Module, Optimizer, torch.Generator, torch.device, torch.dtype, type,
     str, bytes, int, float, complex, bool, type(None), FunctionType, BuiltinFunctionType, MethodType, ModuleType,
 )  # fmt: skip
+_SHARED = (str, int, float, bool, type(None), tuple, frozenset)
+"""What may be one object for many values."""
+
+CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
 def walk(root: object) -> Iterator[tuple[str, object]]:
@@ -35,35 +39,59 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
     they are not what it became, and the run's bus.
     """
     met: set[int] = set()
-
-    def visit(path: str, value: object) -> Iterator[tuple[str, object]]:
+    stack: list[tuple[str, object]] = [(type(root).__name__, root)]
+    while stack:
+        path, value = stack.pop()
         if id(value) in met:
-            return
-        if not isinstance(value, (str, int, float, bool, type(None), tuple, frozenset)):  # those may be one object for many
+            continue
+        if not isinstance(value, _SHARED):
             met.add(id(value))
         yield path, value
-        if isinstance(value, _LEAVES):
-            return
-        if isinstance(value, Mapping):
-            items = [(f"{path}[{key!r}]", item) for key, item in value.items()]
-        elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-        else:
-            items = [(f"{path}.{name}", item) for name, item in attributes(value).items()]
-        for inner, item in items:
-            yield from visit(inner, item)
-
-    yield from visit(type(root).__name__, root)
+        if not isinstance(value, _LEAVES):
+            stack += [(path + name, item) for name, item in reversed([*contents(value)])]
 
 
-def attributes(value: object) -> dict[str, object]:
-    """Return the attributes of an object, those in slots first."""
+def contents(value: object, hidden: bool = False) -> Iterator[tuple[str, object]]:
+    """Yield (end of its path, value) for each value that an object holds: items of a container, else attributes.
+
+    With `hidden`, also attributes that its class names in `not_state`.
+    """
+    if isinstance(value, Mapping):
+        for number, (key, item) in enumerate(value.items()):
+            yield f"[key {number}]" if isinstance(key, Tensor) else f"[{key!r}]", item
+    elif isinstance(value, CONTAINERS):
+        yield from ((f"[{index}]", item) for index, item in enumerate(value))
+    else:
+        yield from ((f".{name}", item) for name, item in attributes(value, hidden).items())
+
+
+def code_contents(value: object) -> Iterator[tuple[str, object]]:
+    """Yield (end of its path, value) for each value that a function holds: defaults, closure, attributes, what it is bound to."""
+    if isinstance(value, (partial, partialmethod)):
+        yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
+    elif isinstance(value, MethodType):
+        yield from ((".__self__", value.__self__), (".__func__", value.__func__))
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield ".__func__", value.__func__
+    elif isinstance(value, property):
+        yield from ((".fget", value.fget), (".fset", value.fset), (".fdel", value.fdel))
+    elif isinstance(value, FunctionType):
+        yield from ((".__defaults__", value.__defaults__), (".__kwdefaults__", value.__kwdefaults__))
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with suppress(ValueError):  # nothing was bound to it yet
+                yield f" {name}", cell.cell_contents
+        yield from ((f".{name}", item) for name, item in vars(value).items())
+
+
+def attributes(value: object, hidden: bool = False) -> dict[str, object]:
+    """Return the attributes of an object, those in slots first; with `hidden`, also those in `not_state` of its class."""
     in_slots = {}
     for name, slot in slots(type(value)).items():
         with suppress(AttributeError):  # it is empty
             in_slots[name] = slot.__get__(value)
-    hidden = {name for cls in type(value).__mro__ for name in vars(cls).get("not_state", ())}
-    return {name: item for name, item in {**in_slots, **getattr(value, "__dict__", {})}.items() if name not in hidden}
+    held = {**in_slots, **getattr(value, "__dict__", {})}
+    left_out = set() if hidden else {name for cls in type(value).__mro__ for name in cls.__dict__.get("not_state", ())}
+    return {name: item for name, item in held.items() if name not in left_out}
 
 
 def slots(cls: type) -> dict[str, MemberDescriptorType]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clstream import events
-from clstream.attributes import slots
+from clstream.attributes import CONTAINERS, attributes, code_contents, contents
 from clstream.bus import Emitter, on
 from clstream.strategy import Strategy
 
@@ -44,32 +43,17 @@ def reachable(root: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def _inside(value: object) -> Iterator[tuple[str, object]]:
-    """Yield what an object holds."""
-    if isinstance(value, Mapping):
-        for number, (key, item) in enumerate(value.items()):
-            plain = isinstance(key, _PLAIN)
-            yield f"[{key!r}]" if plain else f"[key {number}]", item
-            if not plain:
-                yield f" key {number}", key
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        yield from ((f"[{number}]", item) for number, item in enumerate(value))
-    elif isinstance(value, partial):
-        yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
-    elif isinstance(value, MethodType):
-        yield from ((".__self__", value.__self__), (".__func__", value.__func__))
-    elif isinstance(value, FunctionType):
-        yield from ((".__defaults__", value.__defaults__), (".__kwdefaults__", value.__kwdefaults__))
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            try:
-                yield f" {name}", cell.cell_contents
-            except ValueError:  # nothing was bound to it yet
-                continue
+    """Yield what an object holds: with what is no state, keys of dicts, and what is kept on its class."""
     if isinstance(value, type):
         if value.__module__.partition(".")[0] not in ("torch", "builtins", "typing", "abc"):
             yield from ((f".{name}", item) for name, item in vars(value).items() if not isinstance(item, type))
         return
-    values = {name: getattr(value, name) for name in slots(type(value)) if hasattr(value, name)} | getattr(value, "__dict__", {})
-    for name, item in values.items():
+    yield from code_contents(value)
+    if isinstance(value, Mapping):
+        yield from ((f" key {number}", key) for number, key in enumerate(value))
+    if isinstance(value, (Mapping, *CONTAINERS)):
+        yield from contents(value)
+    for name, item in attributes(value, hidden=True).items():
         if not (name == "bus" and isinstance(value, Emitter)):  # the run's, which knows the stream
             yield f".{name}", item
     for cls in type(value).__mro__ if isinstance(value, Strategy) else ():

@@ -110,7 +110,8 @@ class _Capture:
         self.numbers: dict[int, int] = {}
         self.kept: list[object] = []  # as long as their ids count
         self.taken: Counter[str] = Counter()  # paths
-        self.classes: dict[str, type] = {}
+        self.seen: set[type] = set()
+        self.classes: dict[str, type] = {}  # and those that they derive from, by name
         self.replaced: dict[int, set[str]] = {}
         self.storages: list[Tensor] = []
         self.storage_numbers: dict[int, int] = {}
@@ -150,8 +151,9 @@ class _Capture:
             node["hooks"] = [self.value(hook, f"{path} hook {number}") for number, hook in enumerate(hooks)]
 
     def _see(self, cls: type) -> None:
-        for base in cls.__mro__:
-            self.classes[qualified_name(base)] = base
+        if cls not in self.seen:
+            self.seen.add(cls)
+            self.classes |= {qualified_name(base): base for base in cls.__mro__}
 
     def value(self, value: Any, path: str, owner: str = "") -> Any:
         """Return what stands for a value in a snapshot."""

@@ -12,21 +12,21 @@ import sys
 from collections import deque
 from collections.abc import Collection, Container, Iterable, Mapping, Set
 from enum import Enum
-from functools import partial, partialmethod, singledispatchmethod
-from types import CellType, FunctionType, MethodType, ModuleType
+from functools import partial, partialmethod
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clstream.attributes import attributes
+from clstream.attributes import attributes, code_contents
 from clstream.seeds import random_state
 
 _NOT_SEARCHED = frozenset(sys.stdlib_module_names) | {"torch", "numpy"}
 
 
-_EMPTY = CellType()
+_DECORATED = (FunctionType, MethodType, staticmethod, classmethod, property, partial, partialmethod)
 
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -68,6 +68,8 @@ def _not_state(cls: type, classes: Collection[type]) -> set[str]:
 
 def state_hash(value: object, held: Container[int]) -> str:
     """Return a hash that changes with the state of a value; of what is written in C, only its type counts."""
+    if type(value) is FunctionType and _is_constant(value):  # as nearly all methods are
+        return f"function {value.__defaults__!r}"
     met: dict[int, tuple[int, object]] = {}  # with the objects themselves, so that no id comes twice
     into = hashlib.blake2b(digest_size=16)
 
@@ -113,21 +115,19 @@ def state_hash(value: object, held: Container[int]) -> str:
     return into.hexdigest()
 
 
+def _is_constant(function: FunctionType) -> bool:
+    """Return whether a function holds nothing but plain defaults."""
+    if function.__closure__ or function.__kwdefaults__ or function.__dict__:
+        return False
+    return all(type(value) in _PLAIN for value in function.__defaults__ or ())
+
+
 def _inside(value: Any) -> list[object]:
     """Return what state a function, a decorator of one, or an object of a class of the user's holds."""
-    if isinstance(value, FunctionType):
+    if isinstance(value, _DECORATED):
         if hasattr(value, "registry") and hasattr(value, "dispatch"):  # functools.singledispatch, which notes what it was asked
             return []
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
-        return [value.__defaults__, value.__kwdefaults__, cells, vars(value)]
-    if isinstance(value, (staticmethod, classmethod)):
-        return [value.__func__]
-    if isinstance(value, property):
-        return [value.fget, value.fset, value.fdel]
-    if isinstance(value, (partial, partialmethod)):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, singledispatchmethod) or type(value).__module__.partition(".")[0] in _NOT_SEARCHED - {"torch"}:
+        return [item for _, item in code_contents(value)]
+    if type(value).__module__.partition(".")[0] in _NOT_SEARCHED and not isinstance(value, torch.nn.Module):
         return []
-    return [attributes(value)] if not type(value).__module__.startswith("torch.") or isinstance(value, torch.nn.Module) else []
+    return [attributes(value)]

@@ -27,6 +27,8 @@ TABLES = ("_modules", "_parameters", "_buffers")
 
 HOOKS = frozenset(vars(nn.Module())) - {"training", "_non_persistent_buffers_set", *TABLES} | {"_compiled_call_impl"}
 
+_SORTED_HOOKS = sorted(HOOKS)
+
 GLOBAL_GENERATORS: dict[str, Any] = {
     "python": random._inst,  # of which random.random and others are methods
     "numpy": np.random.mtrand._rand,
@@ -223,7 +225,7 @@ def storage_id(tensor: Tensor) -> int:
 def hooks_of(value: object) -> list[object]:
     """Return the hooks of a module, an optimizer or a tensor."""
     if isinstance(value, nn.Module):
-        tables = [vars(value).get(name) for name in sorted(HOOKS)]
+        tables = [value.__dict__.get(name) for name in _SORTED_HOOKS]
     elif isinstance(value, Optimizer):
         tables = [table for name, table in sorted(vars(value).items()) if name.endswith("_hooks")]
     elif isinstance(value, Tensor):

@@ -88,10 +88,8 @@ class _Restore:
         self.objects = [self._object(number) for number in range(len(self.nodes))]
         if len({*map(id, self.objects)}) != len(self.objects):
             raise ValueError("two of its objects have the same place")
-        for late in range(3):
-            for number, node in enumerate(self.nodes):
-                if _late(node) == late:
-                    self._fill(node, self.objects[number])
+        for number in sorted(range(len(self.nodes)), key=lambda number: _late(self.nodes[number])):
+            self._fill(self.nodes[number], self.objects[number])
         for module in self.objects:
             if isinstance(module, nn.Module):
                 _check_module(module)

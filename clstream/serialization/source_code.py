@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import decode_source, resolve_name
+from itertools import chain
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -210,9 +211,11 @@ def _namespace(definition: object) -> Namespace | None:
     if isinstance(definition, FunctionType):
         return definition.__globals__
     name = getattr(definition, "__module__", None)
-    for function in _functions_of(definition) if isinstance(definition, type) else ():
-        if function.__globals__.get("__name__") == name:
-            return function.__globals__
+    if isinstance(definition, type):
+        members = (member for member in vars(definition).values() if isinstance(member, FunctionType))
+        for function in chain(members, _functions_of(definition)):  # nearly always one of the first
+            if function.__globals__.get("__name__") == name:
+                return function.__globals__
     module = sys.modules.get(name) if isinstance(name, str) else None
     return None if module is None else vars(module)
 
