@@ -46,7 +46,7 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 
 def definitions(*values: object) -> Iterator[object]:
     """Yield the classes and functions that values are built from: those of partials and closures, of a module and its children."""
-    stack, seen = list(values), set[int]()
+    stack, seen, listed = list(values), set[int](), set[type]()
     while stack:
         value = stack.pop()
         if id(value) in seen:
@@ -62,8 +62,10 @@ def definitions(*values: object) -> Iterator[object]:
             yield value
             stack += [part for part in _closed_over(value) if isinstance(part, _CALLABLES)]
         elif isinstance(value, type):
-            yield from value.__mro__
-            members = ((cls, member) for cls in value.__mro__ for member in vars(cls).values() if isinstance(member, FunctionType))
+            bases = [base for base in value.__mro__ if base not in listed]
+            listed.update(bases)
+            yield from bases
+            members = ((cls, member) for cls in bases for member in vars(cls).values() if isinstance(member, FunctionType))
             yield from (member for cls, member in members if member.__module__ != cls.__module__)  # put in from elsewhere
         elif isinstance(value, nn.Module):
             for module in value.modules():
@@ -113,8 +115,8 @@ def user_sources(built_from: Iterable[object]) -> dict[str, Source]:
                 _read(definition.origin, definition.loader, definition.name),
             )
         else:
-            namespace = _namespace(definition)
-            if not is_new(id(definition)) or namespace is None or not _is_users(namespace):
+            namespace = _namespace(definition) if is_new(id(definition)) else None
+            if namespace is None or not _is_users(namespace):
                 continue
             if not namespace.get("__file__"):
                 if isinstance(definition, (type, FunctionType)):
@@ -211,7 +213,7 @@ def _namespace(definition: object) -> Namespace | None:
     if isinstance(definition, FunctionType):
         return definition.__globals__
     name = getattr(definition, "__module__", None)
-    if isinstance(definition, type):
+    if isinstance(definition, type) and name != "builtins":
         members = (member for member in vars(definition).values() if isinstance(member, FunctionType))
         for function in chain(members, _functions_of(definition)):  # nearly always one of the first
             if function.__globals__.get("__name__") == name:
