@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from clstream.params import check_choice, check_integer
+from clstream.seeds import undisturbed
 from clstream.stream import Samples, Subset
 
 KINDS = ("empirical", "weighted", "sampled", "predicted")
@@ -70,7 +71,7 @@ def diagonal_fisher(
         raise ValueError(f"{type(model).__name__} has no parameters that require a gradient, so it has no Fisher")
     losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
     device = next(iter(weights.values())).device
-    found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     first = samples[:1].x.to(device)
     closed = {} if coupled else _closed(model, weights, first if augment is None else augment(first))
     rest = {name: weight for name, weight in weights.items() if name not in {*closed, *closed.values()}}
@@ -84,10 +85,10 @@ def diagonal_fisher(
             answers = _answers(model, weights, x, coupled)
             y = _labels(answers if competing is None else competing(answers, y), kind, generator)
         if closed:
-            _add_closed(found, model, weights, closed, x, y, losses, kind == "weighted")
+            _add_closed(totals, model, weights, closed, x, y, losses, kind == "weighted")
         if rest:
-            _add_rest(found, model, weights, rest, x, y, losses, kind == "weighted")
-    return {name: total / len(samples) for name, total in found.items()}
+            _add_rest(totals, model, weights, rest, x, y, losses, kind == "weighted")
+    return {name: total / len(samples) for name, total in totals.items()}
 
 
 def batch_fisher(
@@ -118,7 +119,7 @@ def batch_fisher(
     losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     device = next(iter(weights.values())).device
-    found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     size = min(batch_size, len(samples))
     order = torch.randperm(len(samples), generator=generator)[: len(samples) // size * size].split(size)
     for rows in order:
@@ -128,9 +129,39 @@ def batch_fisher(
         if kind != "empirical":
             y = _labels(outputs.detach() if competing is None else competing(outputs.detach(), y), kind, generator)
         slopes = torch.autograd.grad(losses(outputs, y).mean(), list(weights.values()), materialize_grads=True)
-        for total, slope in zip(found.values(), slopes, strict=True):
+        for total, slope in zip(totals.values(), slopes, strict=True):
             total += slope.square() * (size / len(order))
-    return found
+    return totals
+
+
+def session_fisher(
+    model: nn.Module,
+    samples: Samples | Subset,
+    kind: str,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    losses: Losses | None = None,
+    competing: Losses | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the Fisher of a session's samples in a run, whose random numbers stay: augmentations and dropout draw from them.
+
+    Args:
+        model, samples, kind, augment, generator, losses, competing: see `diagonal_fisher`.
+        batch_size: for `batch_fisher`. None: `diagonal_fisher`.
+
+    """
+    options = kind, augment, generator, losses, competing
+    device = next(model.parameters()).device
+    with undisturbed([device.index] if device.type == "cuda" else []):
+        if batch_size is None:
+            return diagonal_fisher(model, samples, *options)
+        return batch_fisher(model, samples, batch_size, *options)
+
+
+def running_mean(mean: Tensor, seen: int, new: Tensor, n: int) -> Tensor:
+    """Return the mean over `seen` samples and `n` more, from those over each."""
+    return (seen * mean + n * new) / (seen + n)
 
 
 def _is_coupled(module: nn.Module) -> bool:
@@ -168,18 +199,18 @@ def _labels(answers: Tensor, kind: str, generator: torch.Generator | None) -> Te
 
 def _closed(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> dict[str, str | None]:
     """Return the weights of linear layers with a row for each sample, used nowhere else, with their biases, all by name."""
-    found: list[dict[str, str | None]] = []
+    candidates: list[dict[str, str | None]] = []
     for n in (1, 3):  # a layer over something else than samples has other numbers of rows
         with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             leaves = {name: weight.detach() for name, weight in weights.items()}
             with _Linear(leaves) as seen:
                 functional_call(model, {**_buffers(model), **leaves}, (x.expand(n, *x.shape[1:]),))
-        found.append({name: layer.bias for name, layer in seen.closed(n).items()})
-    return {name: bias for name, bias in found[0].items() if found[1].get(name, "none") == bias}
+        candidates.append({name: layer.bias for name, layer in seen.closed(n).items()})
+    return {name: bias for name, bias in candidates[0].items() if candidates[1].get(name, "none") == bias}
 
 
 def _add_closed(
-    found: dict[str, Tensor],
+    totals: dict[str, Tensor],
     model: nn.Module,
     weights: Mapping[str, Tensor],
     closed: Mapping[str, str | None],
@@ -196,13 +227,13 @@ def _add_closed(
     slopes = torch.autograd.grad(likelihood.sum(), [layer.outputs for layer in layers], materialize_grads=True)
     for (name, bias), layer, slope in zip(closed.items(), layers, slopes, strict=True):
         squares = slope.square() * likelihood.detach().exp()[:, None] if weighted else slope.square()
-        found[name] += squares.T @ layer.inputs.detach().square()
+        totals[name] += squares.T @ layer.inputs.detach().square()
         if bias is not None:
-            found[bias] += squares.sum(0)
+            totals[bias] += squares.sum(0)
 
 
 def _add_rest(
-    found: dict[str, Tensor],
+    totals: dict[str, Tensor],
     model: nn.Module,
     weights: Mapping[str, Tensor],
     rest: Mapping[str, Tensor],
@@ -214,8 +245,8 @@ def _add_rest(
     """Add the sums over a batch for all other parameters."""
     fixed = {**_buffers(model), **{name: weight for name, weight in weights.items() if name not in rest}}
 
-    def likelihood_of(those: dict[str, Tensor], one: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        likelihood = -losses(functional_call(model, {**fixed, **those}, (one[None],)), label[None])[0]
+    def likelihood_of(free: dict[str, Tensor], sample: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        likelihood = -losses(functional_call(model, {**fixed, **free}, (sample[None],)), label[None])[0]
         return likelihood, likelihood.detach()
 
     slope_of = grad(likelihood_of, has_aux=True)
@@ -229,12 +260,12 @@ def _add_rest(
             ) from error
         raise
     except RuntimeError:  # vmap can't follow every model
-        each = [slope_of(dict(rest), one, label) for one, label in zip(x, y, strict=True)]
-        slopes = {name: torch.stack([slope[name] for slope, _ in each]) for name in rest}
-        likelihoods = torch.stack([likelihood for _, likelihood in each])
+        pairs = [slope_of(dict(rest), sample, label) for sample, label in zip(x, y, strict=True)]
+        slopes = {name: torch.stack([slope[name] for slope, _ in pairs]) for name in rest}
+        likelihoods = torch.stack([likelihood for _, likelihood in pairs])
     share = likelihoods.exp() if weighted else torch.ones_like(likelihoods)
     for name, slope in slopes.items():
-        found[name] += torch.tensordot(share, slope.square(), 1)
+        totals[name] += torch.tensordot(share, slope.square(), 1)
 
 
 class _Layer:
@@ -265,7 +296,7 @@ class _Linear(TorchFunctionMode):
                 layer = _Layer(inputs, result, self.names.get(id(bias)))  # a frozen bias counts as none
                 self.uses.setdefault(self.names[id(weight)], []).append(layer)
                 return result.clone()  # what comes next may change it in place
-        self.others |= {self.names[id(each)] for each in tree_leaves((args, kwargs)) if id(each) in self.names}
+        self.others |= {self.names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.names}
         return result
 
     def closed(self, n: int) -> dict[str, _Layer]:

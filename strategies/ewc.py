@@ -40,11 +40,10 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, TaskEnded
-from clstream.fisher import batch_fisher, diagonal_fisher
-from clstream.params import check_bool, check_integer, check_number
-from clstream.seeds import undisturbed
+from clstream.fisher import running_mean, session_fisher
+from clstream.models.heads import pad_rows
+from clstream.params import check_bool, check_choice, check_integer, check_number
 from clstream.strategy import OptimizerFactory, Quadratic, RehearsalFree
-from clstream.strategy.regulariser import padded
 
 
 class EWCPenalty(Quadratic):
@@ -69,27 +68,26 @@ class EWCPenalty(Quadratic):
         fisher_batch: int | None = None,
     ) -> None:
         super().__init__(strength, parameters)
-        if fisher not in ("predicted", "sampled", "empirical"):
-            raise ValueError(f"fisher must be predicted, sampled or empirical, not {fisher!r}")
+        check_choice(("predicted", "sampled", "empirical"), fisher=fisher)
         check_number(0, 1, decay=decay)
         check_bool(online=online)
         check_integer(1, none=True, fisher_batch=fisher_batch)
         self.online, self.decay, self.fisher, self.fisher_batch = online, decay, fisher, fisher_batch
         self.random = torch.Generator()
-        self.begin()
+        self.start_task()
 
-    def begin(self) -> None:
+    def start_task(self) -> None:
         """Start the sum of a task anew."""
-        self.fresh: dict[str, Tensor] = {}
+        self.task_fisher: dict[str, Tensor] = {}
         self.samples = 0
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
         """Nothing was learned yet."""
-        self.begin()
+        self.start_task()
 
     @on(SessionEnded)
-    def gather(self, event: SessionEnded) -> None:
+    def estimate_fisher(self, event: SessionEnded) -> None:
         """Take the Fisher of the session's samples, while they are there."""
         strategy, samples = self.strategy, event.session.samples
         model = deepcopy(strategy.model).eval()
@@ -100,30 +98,24 @@ class EWCPenalty(Quadratic):
         if strategy.heads_by_task and (task := event.session.task_if_shown) is not None:
             number = torch.tensor(task.id, device=device)
             losses, competing = partial(losses, task=number), partial(competing, task=number)
-        with undisturbed([device.index] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
-            asked = self.fisher, strategy.augment, self.random, losses, competing
-            if self.fisher_batch is None:
-                found = diagonal_fisher(model, samples, *asked)
-            else:
-                found = batch_fisher(model, samples, self.fisher_batch, *asked)
-        n, before = len(samples), self.samples
-        for name, new in found.items():
-            old = padded(self.fresh[name], new) if before else torch.zeros_like(new)
-            self.fresh[name] = (before * old + n * new) / (before + n)
-        self.samples = before + n
+        options = self.fisher, strategy.augment, self.random, losses, competing, self.fisher_batch
+        for name, fisher in session_fisher(model, samples, *options).items():
+            mean = pad_rows(self.task_fisher.get(name, torch.zeros_like(fisher)), fisher)
+            self.task_fisher[name] = running_mean(mean, self.samples, fisher, len(samples))
+        self.samples += len(samples)
 
     @on(TaskEnded)
     def consolidate(self, event: TaskEnded) -> None:
         """Add the task's term."""
         if self.online:
-            self.hold()
+            self.set_anchor()
             self.importance = {
-                name: new + self.decay * padded(self.importance[name], new) if self.importance else new
-                for name, new in self.fresh.items()
+                name: new + self.decay * pad_rows(self.importance[name], new) if self.importance else new
+                for name, new in self.task_fisher.items()
             }
         else:
-            self.add(self.fresh)
-        self.begin()
+            self.add(self.task_fisher)
+        self.start_task()
 
 
 class EWC(RehearsalFree):

@@ -49,15 +49,15 @@ class L2Penalty(Quadratic):
         self.from_start = from_start
 
     @on(SessionStarted)
-    def hold_first(self, event: SessionStarted) -> None:
+    def anchor_start(self, event: SessionStarted) -> None:
         """Anchor the initial weights, once a growing head has its first rows."""
         if self.from_start and not self.anchor:
-            self.hold()
+            self.set_anchor()
 
     @on(TaskEnded)
-    def hold_last(self, event: TaskEnded) -> None:
+    def anchor_end(self, event: TaskEnded) -> None:
         """Anchor the weights where the task left them."""
-        self.hold()
+        self.set_anchor()
 
 
 class L2(RehearsalFree):

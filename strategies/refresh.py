@@ -43,10 +43,11 @@ from torch.nn import functional as F
 
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
-from clstream.fisher import diagonal_fisher
-from clstream.params import check_integer, check_number, check_positive
+from clstream.fisher import session_fisher
+from clstream.models.heads import pad_rows
+from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.strategy import Strategy, Wrapper
-from clstream.stream import Batch, Samples, Subset
+from clstream.stream import Batch, Samples
 
 TINY = 1e-20  # of the release: a zero gradient gives no NaN
 
@@ -84,8 +85,7 @@ class Refresh(Wrapper):
         damping: float = 1.0,
     ) -> None:
         super().__init__(base)
-        if form not in ("released", "paper"):
-            raise ValueError(f"form must be released or paper, not {form!r}")
+        check_choice(("released", "paper"), form=form)
         noise = (1e-3 if form == "released" else 1.0) if noise is None else noise
         check_number(0, delta=delta, noise=noise, fisher_weight=fisher_weight, tau=tau, gamma=gamma)
         check_integer(1, steps=steps)
@@ -118,7 +118,7 @@ class Refresh(Wrapper):
                 torch._foreach_add_(moves, self.normal(weights), alpha=self.noise)
             if self.fisher:
                 if self.factors is None:
-                    self.factors = [1 + self.fisher_weight * each for each in self.information()]
+                    self.factors = [1 + self.fisher_weight * fisher for fisher in self.information()]
                 torch._foreach_div_(moves, self.factors)
             torch._foreach_add_(weights, moves, alpha=self.delta)
 
@@ -130,9 +130,9 @@ class Refresh(Wrapper):
         with torch.no_grad():
             for buffer, before in zip(buffers, kept, strict=True):
                 buffer.copy_(before)  # the host's step has its own part in batch norm's statistics
-            spread = self.information() if self.fisher else [torch.zeros_like(weight) for weight in weights]
-            for weight, slope, each, normal in zip(weights, slopes, spread, self.normal(weights), strict=True):
-                scale = self.gamma / (each + self.damping)
+            fishers = self.information() if self.fisher else [torch.zeros_like(weight) for weight in weights]
+            for weight, slope, fisher, normal in zip(weights, slopes, fishers, self.normal(weights), strict=True):
+                scale = self.gamma / (fisher + self.damping)
                 weight += scale * slope + (2 * scale).sqrt() * self.noise * normal
 
     def weights(self) -> list[Tensor]:
@@ -156,14 +156,8 @@ class Refresh(Wrapper):
 
     def information(self) -> list[Tensor]:
         """Return the Fisher of each of `weights()`; rows that a growing head got since are zero."""
-        found = []
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad:
-                known = self.fisher.get(name, torch.zeros_like(weight))
-                if known.shape != weight.shape:
-                    known = torch.cat([known, torch.zeros_like(weight[len(known) :])])
-                found.append(known)
-        return found
+        weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        return [pad_rows(self.fisher.get(name, torch.zeros_like(weight)), weight) for name, weight in weights.items()]
 
     @on(RunStarted)
     def meet_device(self, event: RunStarted) -> None:
@@ -180,20 +174,14 @@ class Refresh(Wrapper):
         """Make them anew, since a head may have grown; before anything is learned, see whether there can be a Fisher."""
         self.factors = None
         if not self.fisher and (self.fisher_weight or self.form == "paper"):
-            self.own_fisher(event.session.samples[:1])
+            session_fisher(self.model, event.session.samples[:1], "weighted", self.augment)
 
     @on(SessionEnded)
     def consolidate(self, event: SessionEnded) -> None:
         """Renew the Fisher from the session's samples."""
         if self.fisher_weight == 0 and self.form == "released":
             return
-        new = self.own_fisher(event.session.samples)
+        new = session_fisher(self.model, event.session.samples, "weighted", self.augment)
         old = dict(zip(new, self.information(), strict=True))
-        self.fisher = {name: self.tau * old[name] + each for name, each in new.items()}
+        self.fisher = {name: self.tau * old[name] + fisher for name, fisher in new.items()}
         self.factors = None
-
-    def own_fisher(self, samples: Samples | Subset) -> dict[str, Tensor]:
-        """Return the Fisher of some samples; the run's random numbers are not moved."""
-        device = self.weights()[0].device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return diagonal_fisher(self.model, samples, "weighted", self.augment)

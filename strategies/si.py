@@ -28,9 +28,9 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import BatchLearned, BatchReady, RunStarted, SessionStarted, TaskEnded
-from clstream.params import check_positive
+from clstream.models.heads import pad_rows
+from clstream.params import check_choice, check_positive
 from clstream.strategy import OptimizerFactory, Quadratic, RehearsalFree
-from clstream.strategy.regulariser import padded
 
 
 class SIPenalty(Quadratic):
@@ -57,59 +57,59 @@ class SIPenalty(Quadratic):
         super().__init__(strength, parameters)
         check_positive(damping=damping)
         check_positive(none=True, most=most)
-        if gradient not in ("loss", "objective"):
-            raise ValueError(f"gradient must be loss or objective, not {gradient!r}")
+        check_choice(("loss", "objective"), gradient=gradient)
         self.damping, self.gradient, self.most = damping, gradient, most
         self.path: dict[str, Tensor] = {}  # omega
         self.start: dict[str, Tensor] = {}  # the weights at the task's start
-        self.whole: dict[str, Tensor] = {}  # Omega before it is cut off
+        self.uncut: dict[str, Tensor] = {}  # Omega before it is cut off
         self.before: list[Tensor] = []  # the weights before the step that is under way
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
         """Nothing was learned yet."""
-        self.path, self.start, self.whole = {}, {}, {}
+        self.path, self.start, self.uncut = {}, {}, {}
 
     @on(SessionStarted)
-    def widen(self, event: SessionStarted) -> None:
+    def extend(self, event: SessionStarted) -> None:
         """Follow the weights from here on, also the rows that a growing head just got."""
         for name, weight in self.weights.items():
             now = weight.detach()
-            self.path[name] = padded(self.path[name], now) if name in self.path else torch.zeros_like(now)
-            known = self.start.get(name, now[:0] if now.dim() else now)
-            self.start[name] = torch.cat([known, now[len(known) :]]) if now.dim() else known.clone()
+            self.path[name] = pad_rows(self.path[name], now) if name in self.path else torch.zeros_like(now)
+            start = self.start.get(name, now[:0] if now.dim() else now)
+            self.start[name] = torch.cat([start, now[len(start) :]]) if now.dim() else start.clone()
 
     @on(BatchReady)
-    def note(self, event: BatchReady) -> None:
+    def note_weights(self, event: BatchReady) -> None:
         """Note where the step starts."""
         self.before = [weight.detach().clone() for weight in self.weights.values()]
 
     @on(BatchLearned)
     @torch.no_grad()
-    def follow(self, event: BatchLearned) -> None:
+    def integrate(self, event: BatchLearned) -> None:
         """Add what the step did to the path integrals."""
         for (name, weight), before in zip(self.weights.items(), self.before, strict=True):
             if weight.grad is None:  # nothing depends on it
                 continue
-            slope = weight.grad
+            gradient = weight.grad
             if self.gradient == "loss" and self.importance:
-                slope = slope - padded(self.pull(name, before), slope)
-            self.path[name].addcmul_(slope, weight - before, value=-1)
+                gradient = gradient - pad_rows(self.penalty_gradient(name, before), gradient)
+            self.path[name].addcmul_(gradient, weight - before, value=-1)
 
-    def pull(self, name: str, at: Tensor) -> Tensor:
+    def penalty_gradient(self, name: str, at: Tensor) -> Tensor:
         """Return the gradient of the penalty with respect to a held weight, where it was."""
         anchor = self.anchor[name]
-        drift = (at if at.shape == anchor.shape else at[: len(anchor)]) - anchor
-        return self.stiff(name, 2 * self.importance[name] * drift) * (1.0 if isinstance(self.strength, dict) else self.strength)
+        difference = (at if at.shape == anchor.shape else at[: len(anchor)]) - anchor
+        strength = 1.0 if isinstance(self.strength, dict) else self.strength
+        return self.scale(name, 2 * self.importance[name] * difference) * strength
 
     @on(TaskEnded)
     def consolidate(self, event: TaskEnded) -> None:
         """Turn the path integrals into importance."""
-        self.hold()
+        self.set_anchor()
         for name, path in self.path.items():
             new = path / ((self.anchor[name] - self.start[name]).square() + self.damping)
-            self.whole[name] = new + padded(self.whole[name], new) if name in self.whole else new
-            self.importance[name] = self.whole[name] if self.most is None else self.whole[name].clamp(max=self.most)
+            self.uncut[name] = new + pad_rows(self.uncut[name], new) if name in self.uncut else new
+            self.importance[name] = self.uncut[name] if self.most is None else self.uncut[name].clamp(max=self.most)
             self.start[name] = self.anchor[name]
             self.path[name] = torch.zeros_like(path)
 

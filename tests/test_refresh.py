@@ -348,7 +348,7 @@ def test_its_generator_and_fisher_survive_a_checkpoint() -> None:
         ({"noise": float("nan")}, "noise must be a finite number"),
         ({"steps": 1.5}, "steps must be a whole number of at least 1"),
         ({"damping": 0.0}, "damping must be a finite number above 0"),
-        ({"form": "c"}, "form must be released or paper"),
+        ({"form": "c"}, "form must be one of released, paper"),
     ],
 )
 def test_odd_options_are_refused(options: dict, expected: str) -> None:

@@ -147,7 +147,7 @@ def test_what_cannot_carry_is_refused_before_any_work() -> None:
         Regularised(Finetune, [L2Penalty()])
     with pytest.raises(TypeError, match="regularisers must be a list of at least one Regulariser"):
         Regularised(Finetune(example_model()), [])
-    with pytest.raises(ValueError, match=r"Regularised needs boundaries, which example hides \(L2Penalty\.hold_last handles"):
+    with pytest.raises(ValueError, match=r"Regularised needs boundaries, which example hides \(L2Penalty\.anchor_end handles"):
         run(Regularised(Replay(example_model()), [L2Penalty()]), example_stream(boundaries=False))
 
 

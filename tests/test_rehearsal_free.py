@@ -35,7 +35,7 @@ GIVEN = Samples(torch.tensor([[0], [1]]), torch.tensor([3, 4]))
 def drifted(penalty: Quadratic) -> Strategy:
     strategy = Strategy(example_model())
     strategy.add_regularisers(penalty)
-    penalty.hold()
+    penalty.set_anchor()
     with torch.no_grad():
         for number, weight in enumerate(strategy.model.parameters(), 1):
             weight += 0.1 * number
@@ -193,11 +193,11 @@ def test_l2_has_no_anchor_in_the_first_task_if_it_is_to_have_none() -> None:
     [
         (lambda: L2(example_model(), strength=-1.0), "strength must be a finite number of at least 0, not -1"),
         (lambda: EWC(example_model(), strength=float("nan")), "strength must be a finite number"),
-        (lambda: EWC(example_model(), fisher="weighted"), "fisher must be predicted, sampled or empirical"),
+        (lambda: EWC(example_model(), fisher="weighted"), "fisher must be one of predicted, sampled, empirical"),
         (lambda: EWC(example_model(), decay=1.5), "decay must be a finite number from 0 to 1"),
         (lambda: EWC(example_model(), fisher_batch=0), "fisher_batch must be a whole number of at least 1"),
         (lambda: SI(example_model(), damping=0.0), "damping must be a finite number above 0"),
-        (lambda: SI(example_model(), gradient="all"), "gradient must be loss or objective"),
+        (lambda: SI(example_model(), gradient="all"), "gradient must be one of loss, objective"),
         (lambda: SI(example_model(), most=0.0), "most must be a finite number above 0 or None"),
         (lambda: LwFMC(example_model(), form="softmax_kd"), "form must be one of bce_kd, bce_balanced, bce, not 'softmax_kd'"),
         (lambda: L2(example_model(), form="bce_kd"), "form must be one of softmax, bce, not 'bce_kd'"),
@@ -248,7 +248,7 @@ def test_the_fisher_pass_leaves_no_trace_in_the_model() -> None:
     grads = [weight.grad.clone() for weight in strategy.model.parameters()]
     from clstream import SessionEnded as Ended
 
-    strategy.regularisers[0].gather(Ended(example_stream().session(0)))
+    strategy.regularisers[0].estimate_fisher(Ended(example_stream().session(0)))
     assert all(torch.equal(value, strategy.model.state_dict()[name]) for name, value in before.items())
     assert all(torch.equal(weight.grad, grad) for weight, grad in zip(strategy.model.parameters(), grads, strict=True))
 

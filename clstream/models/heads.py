@@ -97,3 +97,10 @@ def _padded(value: Tensor, like: Tensor) -> Tensor:
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {"fixed": nn.Linear, "growing": GrowingHead, "cosine": CosineHead}
+
+
+def pad_rows(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor with rows of zeros for those that a growing head got since."""
+    if tensor.shape == like.shape:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(len(like) - len(tensor), *tensor.shape[1:])])

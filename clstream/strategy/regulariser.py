@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from clstream.bus import on
 from clstream.events import RunStarted
 from clstream.models import GrowingHead
+from clstream.models.heads import pad_rows
 from clstream.params import check_number
 from clstream.strategy.strategy import Regulariser, Strategy
 from clstream.stream import Samples
@@ -51,7 +52,7 @@ class Quadratic(Regulariser):
         self.weights: dict[str, nn.Parameter] = {}
         self.anchor: dict[str, Tensor] = {}  # nothing before the first one is set
         self.importance: dict[str, Tensor] = {}  # nothing stands for 1
-        self.rest = torch.zeros(())  # what the penalty is where it is least: the anchors of several tasks may disagree
+        self.offset = torch.zeros(())  # what the penalty is where it is least: the anchors of several tasks may disagree
 
     def attach(self, strategy: Strategy) -> None:
         """Find the weights."""
@@ -64,18 +65,18 @@ class Quadratic(Regulariser):
         heads = [module for module in strategy.model.modules() if isinstance(module, GrowingHead)]
         grown = {id(weight): (head.classes, *weight.shape[1:]) for head in heads for weight in head.parameters()}
         for name, weight in self.weights.items():
-            given, there = tuple(self.strength[name].shape), grown.get(id(weight), tuple(weight.shape))
-            if len(given) > len(there) or any(n not in (1, m) for n, m in zip(given[::-1], there[::-1], strict=False)):
-                raise ValueError(f"the strength of {name} is {given}, which doesn't broadcast to {there}")
+            given, shape = tuple(self.strength[name].shape), grown.get(id(weight), tuple(weight.shape))
+            if len(given) > len(shape) or any(n not in (1, m) for n, m in zip(given[::-1], shape[::-1], strict=False)):
+                raise ValueError(f"the strength of {name} is {given}, which doesn't broadcast to {shape}")
 
     @on(RunStarted)
-    def let_go(self, event: RunStarted) -> None:
+    def reset(self, event: RunStarted) -> None:
         """Hold nothing, and bring what was given to where the weights are."""
-        self.anchor, self.importance, self.rest = {}, {}, torch.zeros((), device=event.stream.device or "cpu")
+        self.anchor, self.importance, self.offset = {}, {}, torch.zeros((), device=event.stream.device or "cpu")
         if isinstance(self.strength, Mapping):
             self.strength = {name: self.strength[name].to(weight) for name, weight in self.weights.items()}
 
-    def hold(self) -> None:
+    def set_anchor(self) -> None:
         """Anchor the weights where they are."""
         self.anchor = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
@@ -85,40 +86,40 @@ class Quadratic(Regulariser):
         a (w - p)^2 + b (w - q)^2 = (a + b) (w - (a p + b q) / (a + b))^2 + a b / (a + b) (p - q)^2
         """
         old, before = self.importance, self.anchor
-        self.hold()
-        self.importance = {name: each.clone() for name, each in importance.items()}
+        self.set_anchor()
+        self.importance = {name: values.clone() for name, values in importance.items()}
         for name, b in importance.items():
             if name in old:
-                a, here = padded(old[name], b), self.anchor[name]
+                a, anchor = pad_rows(old[name], b), self.anchor[name]
                 total = a + b
                 share = torch.where(total > 0, a / total, 0)
-                drift = torch.where(a > 0, padded(before[name], b) - here, 0)
-                self.rest = self.rest + self.stiff(name, share * b * drift.square()).sum()
-                self.importance[name], self.anchor[name] = total, here + share * drift
+                difference = torch.where(a > 0, pad_rows(before[name], b) - anchor, 0)
+                self.offset = self.offset + self.scale(name, share * b * difference.square()).sum()
+                self.importance[name], self.anchor[name] = total, anchor + share * difference
 
-    def stiff(self, name: str, terms: Tensor) -> Tensor:
+    def scale(self, name: str, terms: Tensor) -> Tensor:
         """Return what there is for each number of a weight, times its own strength if each has one."""
         if not isinstance(self.strength, Mapping):
             return terms
         own = self.strength[name]
         return terms * (own[: len(terms)] if own.dim() == terms.dim() > 0 and len(own) > 1 else own)
 
-    def drifts(self) -> dict[str, Tensor]:
+    def differences(self) -> dict[str, Tensor]:
         """Return how far each held weight is from its anchor."""
-        found = {}
+        differences = {}
         for name, anchor in self.anchor.items():
             weight = self.weights[name]
-            found[name] = (weight if weight.shape == anchor.shape else weight[: len(anchor)]) - anchor
-        return found
+            differences[name] = (weight if weight.shape == anchor.shape else weight[: len(anchor)]) - anchor
+        return differences
 
     def penalty(self, samples: Samples) -> Tensor:
         """Return the penalty at the weights as they are; nothing depends on the samples."""
         if self.strength == 0:
-            return torch.zeros_like(self.rest)
-        total = self.rest
-        for name, drift in self.drifts().items():
-            terms = drift.square()
-            total = total + self.stiff(name, self.importance[name] * terms if self.importance else terms).sum()
+            return torch.zeros_like(self.offset)
+        total = self.offset
+        for name, difference in self.differences().items():
+            terms = difference.square()
+            total = total + self.scale(name, self.importance[name] * terms if self.importance else terms).sum()
         return total if isinstance(self.strength, Mapping) else self.strength * total
 
 
@@ -146,8 +147,3 @@ def matching(model: nn.Module, patterns: str | Sequence[str]) -> dict[str, nn.Pa
 def frozen(model: nn.Module) -> nn.Module:
     """Return a copy of a model as it is, in evaluation mode, whose parameters require no gradient: a teacher."""
     return deepcopy(model).eval().requires_grad_(False)
-
-
-def padded(rows: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor with rows of zeros for those that a growing head got since."""
-    return rows if rows.shape == like.shape else torch.cat([rows, rows.new_zeros(len(like) - len(rows), *rows.shape[1:])])

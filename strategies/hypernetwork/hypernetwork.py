@@ -58,7 +58,7 @@ from torch.optim import Adam
 from clstream.bus import on
 from clstream.evaluation import evaluating
 from clstream.events import RunStarted, SessionEnded, TaskEnded, TaskStarted
-from clstream.fisher import diagonal_fisher
+from clstream.fisher import running_mean, session_fisher
 from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive
 from clstream.seeds import isolated
 from clstream.strategy import OptimizerFactory, Strategy
@@ -241,13 +241,10 @@ class Hypernetwork(Strategy):
         if self.fisher_samples is not None:
             samples = samples[torch.randperm(len(samples), generator=self.random)[: self.fisher_samples].to(samples.y.device)]
         model = self.target.with_weights(self.target.unflatten(self.weights([state])[0]), state.statistics)
-        device = state.columns.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # augmentations draw from the run's numbers
-            fisher = diagonal_fisher(model, samples, "empirical", self.augment, None, partial(task_losses, state))
-        new = torch.cat([fisher[name].flatten() for name in self.target.shapes])
-        n, before = len(samples), state.samples
-        state.fisher = new if state.fisher is None else (before * state.fisher + n * new) / (before + n)
-        state.samples = before + n
+        fisher = session_fisher(model, samples, "empirical", self.augment, losses=partial(task_losses, state))
+        new, n = torch.cat([fisher[name].flatten() for name in self.target.shapes]), len(samples)
+        state.fisher = new if state.fisher is None else running_mean(state.fisher, state.samples, new, n)
+        state.samples += n
 
     @on(TaskEnded)
     def close_task(self, event: TaskEnded) -> None:
