@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from clstream.streams.avalanche.streams import _near, from_avalanche
+from clstream.streams.avalanche.streams import from_avalanche, suggestion
 from clstream.streams.data import data_root
 
 from clstream.avalanche.imports import import_avalanche
@@ -48,7 +48,7 @@ def stream_function(name: str) -> Callable[..., Stream]:
     Raises AttributeError for a name that isn't one of Avalanche's classic benchmarks.
     """
     if name not in known_names():
-        raise AttributeError(f"Avalanche has no benchmark {name!r} that can be had by name{_near(name, known_names())}")
+        raise AttributeError(f"Avalanche has no benchmark {name!r} that can be had by name{suggestion(name, known_names())}")
     build = getattr(import_avalanche("benchmarks.classic"), name)
     theirs = [option for option in map(_plain_option, _options_of(build)) if option is not None]
     taken = {option.name for option in theirs}

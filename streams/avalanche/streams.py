@@ -122,9 +122,9 @@ def from_avalanche(
         return read_experiences(streams[which], f"{name}: {which}", group, lazy, file, workers, progress)
 
     if test not in streams:
-        raise ValueError(f"{name}: the benchmark has no stream {test!r} to test on{_near(test, list(streams))}")
+        raise ValueError(f"{name}: the benchmark has no stream {test!r} to test on{suggestion(test, list(streams))}")
     if validation not in (None, "valid", *streams):
-        raise ValueError(f"{name}: there is no stream {validation!r} to validate on{_near(str(validation), list(streams))}")
+        raise ValueError(f"{name}: there is no stream {validation!r} to validate on{suggestion(str(validation), list(streams))}")
     if augment is not None and not callable(augment):
         raise TypeError(f"{name}: augment must be a function of a batch of inputs, not {augment!r}")
     training, random_transforms = taken(train, "train")
@@ -164,7 +164,7 @@ def with_test(stream: Stream, benchmark: Any, test: str, workers: int = 0, progr
     """
     streams = streams_by_name(benchmark)
     if test not in streams:
-        raise ValueError(f"{stream.name}: the benchmark has no stream {test!r} to test on{_near(test, list(streams))}")
+        raise ValueError(f"{stream.name}: the benchmark has no stream {test!r} to test on{suggestion(test, list(streams))}")
     testing, _ = read_experiences(streams[test], f"{stream.name}: {test}", "eval", False, None, workers, progress)
     if len(testing) not in (1, len(stream.tasks)):
         raise ValueError(f"{stream.name}: {test!r} has {len(testing)} experiences for {len(stream.tasks)} tasks: one each, or one")
@@ -300,6 +300,7 @@ def subset_to_test(name: str, testing: Experiences, task: int, classes: set[int]
     return Subset(testing.samples, rows)
 
 
-def _near(word: str, names: list[str]) -> str:
+def suggestion(word: str, names: list[str]) -> str:
+    """Return ': did you mean ...?' for the name nearest to a word, or all names."""
     near = get_close_matches(word, names, n=1, cutoff=0.5)
     return f": did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, names))}"
