@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from clstream.attributes import walk
-from clstream.seeds import undisturbed
+from clstream.seeds import random_state_kept
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,7 +123,7 @@ def evaluating(strategy: object) -> Iterator[None]:
     for module in modules:
         module.training = False
     try:
-        with as_written(), torch.no_grad(), undisturbed(_devices(modules)):
+        with as_written(), torch.no_grad(), random_state_kept(*_devices(modules)):
             yield
     finally:
         for module, training in modules.items():
@@ -156,12 +156,12 @@ def _held(strategy: object) -> Iterator[Any]:
                     waiting.extend(item)
 
 
-def _devices(modules: dict[nn.Module, bool]) -> list[int]:
-    """Return the numbers of the GPUs that the modules are on."""
+def _devices(modules: dict[nn.Module, bool]) -> set[torch.device]:
+    """Return the GPUs that the modules are on."""
     if not torch.cuda.is_initialized():
-        return []
+        return set()
     tensors: Iterator[Tensor] = (weight for module in modules for weight in module.parameters(recurse=False))
-    return sorted({weight.device.index for weight in tensors if weight.is_cuda})
+    return {weight.device for weight in tensors if weight.is_cuda}
 
 
 def _state(generator: Any) -> Any:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from clstream.params import check_choice, check_integer
-from clstream.seeds import undisturbed
+from clstream.seeds import random_state_kept
 from clstream.stream import Samples, Subset
 
 KINDS = ("empirical", "weighted", "sampled", "predicted")
@@ -152,8 +152,7 @@ def session_fisher(
 
     """
     options = kind, augment, generator, losses, competing
-    device = next(model.parameters()).device
-    with undisturbed([device.index] if device.type == "cuda" else []):
+    with random_state_kept(next(model.parameters()).device):
         if batch_size is None:
             return diagonal_fisher(model, samples, *options)
         return batch_fisher(model, samples, batch_size, *options)
@@ -201,7 +200,7 @@ def _closed(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> dict[
     """Return the weights of linear layers with a row for each sample, used nowhere else, with their biases, all by name."""
     candidates: list[dict[str, str | None]] = []
     for n in (1, 3):  # a layer over something else than samples has other numbers of rows
-        with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with torch.no_grad(), random_state_kept(x.device):
             leaves = {name: weight.detach() for name, weight in weights.items()}
             with _Linear(leaves) as seen:
                 functional_call(model, {**_buffers(model), **leaves}, (x.expand(n, *x.shape[1:]),))

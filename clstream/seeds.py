@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,10 +44,10 @@ def isolated(*parts: object, device: str | torch.device = "cpu") -> Iterator[Non
 
 
 @contextmanager
-def undisturbed(devices: Sequence[int] = ()) -> Iterator[None]:
-    """Give the global generators of Python, numpy, torch, and of some GPUs by number, back as they were before."""
+def random_state_kept(*devices: torch.device) -> Iterator[None]:
+    """Restore the random state afterwards: the global generators of Python, numpy, torch, and of the GPUs among some devices."""
     before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
         try:
             yield
         finally:

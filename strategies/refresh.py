@@ -46,6 +46,7 @@ from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import session_fisher
 from clstream.models.heads import pad_rows
 from clstream.params import check_choice, check_integer, check_number, check_positive
+from clstream.seeds import random_state_kept
 from clstream.strategy import Strategy, Wrapper
 from clstream.stream import Batch, Samples
 
@@ -142,7 +143,7 @@ class Refresh(Wrapper):
     def gradients(self, samples: Samples, weights: list[Tensor]) -> tuple[Tensor, ...]:
         """Return the gradients of the batch's cross-entropy; neither the buffers nor the run's random numbers are moved."""
         x = samples.x
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with random_state_kept(x.device):
             x = x if self.augment is None else self.augment(x)
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             logits = functional_call(self.model, buffers, (x,)) if buffers else self.model(x)

@@ -31,6 +31,7 @@ from clstream.bus import on
 from clstream.events import BatchLearned, RunStarted
 from clstream.memory import OFFERS, ClassBalanced, Memory, Reservoir, offered
 from clstream.params import check_choice, check_integer
+from clstream.seeds import random_state_kept
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Samples
 
@@ -124,7 +125,7 @@ class Replay(Strategy):
 
         def losses(of: Samples, moved: dict[str, Tensor]) -> Tensor:  # batch norm's statistics and the run's random numbers stay
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            with torch.random.fork_rng(devices=[of.x.device] if of.x.is_cuda else []):
+            with random_state_kept(of.x.device):
                 outputs = functional_call(self.model, buffers | moved, (of.x,))
             return self.sample_losses(outputs, of.y, of.extra.get("task"))
 

@@ -53,7 +53,7 @@ class Checkpoints:
 
     def __init__(self, every: bool = True) -> None:
         self.every = every
-        self.written: list[bytes] = []
+        self.written: list[bytes | Mapping[str, Any]] = []
 
     @on(events.RunStarted)
     def begin(self, event: events.RunStarted) -> None:
@@ -83,14 +83,21 @@ class Checkpoints:
             self.write()
 
     def write(self) -> None:
-        """Keep one."""
-        file = io.BytesIO()
-        torch.save(self.run.state(), file)
-        self.written.append(file.getvalue())
+        """Keep one: as a file, or, where it is the last one alone, as it is."""
+        state = self.run.state()
+        if self.every:
+            file = io.BytesIO()
+            torch.save(state, file)
+            self.written.append(file.getvalue())
+        else:
+            storages = [storage.clone() for storage in state["strategy"]["storages"]]
+            self.written.append({**state, "strategy": {**state["strategy"], "storages": storages}})
 
     def load(self, number: int) -> Mapping[str, Any]:
         """Return one, for `run(resume=...)`."""
-        state: Mapping[str, Any] = torch.load(io.BytesIO(self.written[number]), weights_only=True)
+        written = self.written[number]
+        state: Mapping[str, Any]
+        state = torch.load(io.BytesIO(written), weights_only=True) if isinstance(written, bytes) else written
         return state
 
 
