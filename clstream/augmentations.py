@@ -24,8 +24,8 @@ def crop_and_flip(x: Tensor) -> Tensor:
     rows = top + torch.arange(height, device=x.device)
     columns = left + torch.arange(width, device=x.device)
     columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns.flip(1), columns)
-    each = torch.arange(n, device=x.device)[:, None, None]
-    return padded.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    images = torch.arange(n, device=x.device)[:, None, None]
+    return padded.movedim(1, -1)[images, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 @dataclass(frozen=True)

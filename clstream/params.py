@@ -137,9 +137,10 @@ def describe(value: object) -> str | int | float | bool | None:
     if isinstance(value, (PurePath, torch.dtype, torch.device, np.generic)):
         return str(value)
     if isinstance(value, partial):
-        made = next((each for each in value.args if isinstance(each, type)), value.func)  # jsonargparse's hold the class so
-        shown = [str(describe(each)) for each in value.args] if made is value.func else []
-        return f"{_name(made)}({', '.join([*shown, *_pairs(_beyond_defaults(made, value.keywords))])})"
+        classes = (argument for argument in value.args if isinstance(argument, type))  # jsonargparse's hold the class so
+        cls = next(classes, value.func)
+        shown = [str(describe(argument)) for argument in value.args] if cls is value.func else []
+        return f"{_name(cls)}({', '.join([*shown, *_pairs(_beyond_defaults(cls, value.keywords))])})"
     if isinstance(value, HasParams):
         return f"{type(value).__name__}({_arguments(getattr(value, 'params', {}))})"
     if isinstance(value, (list, tuple)):
@@ -151,21 +152,21 @@ def describe(value: object) -> str | int | float | bool | None:
 
 def flat(value: HasParams, prefix: str) -> dict[str, str | int | float | bool | None]:
     """Return the class of an object and its params by dotted name; a wrapped one is opened too, a module is left out."""
-    found: dict[str, str | int | float | bool | None] = {prefix: type(value).__name__}
+    params: dict[str, str | int | float | bool | None] = {prefix: type(value).__name__}
     for name, param in getattr(value, "params", {}).items():
         if isinstance(param, nn.Module):
             continue
         if isinstance(param, HasParams):
-            found |= flat(param, f"{prefix}.{name}")
+            params |= flat(param, f"{prefix}.{name}")
         else:
-            found[f"{prefix}.{name}"] = describe(param)
-    return found
+            params[f"{prefix}.{name}"] = describe(param)
+    return params
 
 
-def _beyond_defaults(made: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _beyond_defaults(cls: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that differ from their defaults, and the learning rate."""
     try:
-        parameters = inspect.signature(made).parameters
+        parameters = inspect.signature(cls).parameters
     except ValueError:  # written in C
         return dict(given)
     return {

@@ -77,8 +77,8 @@ def loop(work: Work, data: Flat) -> float:
     kept_x, kept_y, seen = torch.empty(capacity, 784), torch.empty(capacity, dtype=torch.long), 0
     row: list[float] = []
     for task in range(5):
-        here = (data.y // 2) == task
-        x, y = data.x[here], data.y[here]
+        own = (data.y // 2) == task
+        x, y = data.x[own], data.y[own]
         for index in torch.randperm(len(x)).split(work.batch):
             new_x, new_y = x[index], y[index]
             a, b = new_x, new_y
@@ -95,8 +95,8 @@ def loop(work: Work, data: Flat) -> float:
                 kept_x[slot[chosen]], kept_y[slot[chosen]] = new_x[chosen], new_y[chosen]
                 seen += len(new_x)
         with torch.inference_mode():
-            tested = [(data.y_test // 2) == each for each in range(5)]
-            row = [float((net(data.x_test[one]).argmax(1) == data.y_test[one]).float().mean()) for one in tested]
+            tested = [(data.y_test // 2) == task for task in range(5)]
+            row = [float((net(data.x_test[rows]).argmax(1) == data.y_test[rows]).float().mean()) for rows in tested]
     return sum(row) / 5
 
 

@@ -43,7 +43,7 @@ def entries() -> dict[str, Make]:
         "PRD, samples": partial(zoo.PRD, first_task_steps=FIRST, relation="samples", relation_temperature=0.1, beta=8.0),
     }
     others = {name: getattr(zoo, name) for name in OTHERS if name in zoo.__all__}
-    return rows | {name: partial(made, optimizer=SLOWER, active_classes="seen") for name, made in others.items()}
+    return rows | {name: partial(cls, optimizer=SLOWER, active_classes="seen") for name, cls in others.items()}
 
 
 def measure(make: Make, scenario: str, seed: int, root: str | None, tune: bool) -> tuple[float, float, float]:
@@ -75,11 +75,11 @@ def main() -> None:
         given = (
             runs if name.startswith("PRD") else [measure(make, "task", s, options.data_root, options.tune) for s in options.seeds]
         )
-        for question, values in (("class-IL", [each[0] for each in runs]), ("task-IL", [each[1] for each in given])):
+        for question, values in (("class-IL", [run[0] for run in runs]), ("task-IL", [run[1] for run in given])):
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            each = ", ".join(f"{value:.4f}" for value in values)
-            print(f"{name:14} {question:9} {statistics.mean(values):.3f}{spread}   {each}", flush=True)
-        print(f"{name:14} {statistics.mean(each[2] for each in runs):.0f} s a run", flush=True)
+            shown = ", ".join(f"{value:.4f}" for value in values)
+            print(f"{name:14} {question:9} {statistics.mean(values):.3f}{spread}   {shown}", flush=True)
+        print(f"{name:14} {statistics.mean(run[2] for run in runs):.0f} s a run", flush=True)
 
 
 if __name__ == "__main__":

@@ -78,14 +78,14 @@ def main() -> None:
     print(f"boundaries: average accuracy, forgetting; seeds {options.seeds}")
     for row in ROWS:
         strength = {"true": options.true, "detected": options.detected}.get(row, 0.0)
-        found = [play(row, stream(row), seed, strength, options.rate) for seed in seeds]
+        results = [play(row, stream(row), seed, strength, options.rate) for seed in seeds]
         cells = []
-        for values in zip(*[each[:2] for each in found], strict=True):
+        for values in zip(*[result[:2] for result in results], strict=True):
             wide = float(student.ppf(0.975, len(seeds) - 1)) * statistics.stdev(values) / len(seeds) ** 0.5
             cells.append(f"{statistics.mean(values):.3f} ± {wide:.3f}")
         print(f"{row:9} {'   '.join(cells)}", flush=True)
         if row == "detected":
-            for _, _, seen in found:
+            for _, _, seen in results:
                 print(f"          {len(seen.alarms)} alarms, {seen.measured}", flush=True)
 
 

@@ -32,15 +32,15 @@ BASE, REST = [0, 1, 2, 3], [4, 5, 6, 7, 8, 9]
 L2_STRENGTHS, EWC_STRENGTHS = (0.01, 0.1, 1.0, 10.0), (1.0, 10.0, 100.0, 1000.0)
 
 
-def samples(classes: list[int], each: int, root: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def samples(classes: list[int], train_per_class: int, root: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return training and test inputs and labels of some classes, numbered from 0; of each, so many to train."""
-    found: list[Tensor] = []
-    for part, most in zip(load("FashionMNIST", root), (each, 10_000), strict=True):
+    parts: list[Tensor] = []
+    for part, most in zip(load("FashionMNIST", root), (train_per_class, 10_000), strict=True):
         rows = torch.cat([(part.y == label).nonzero().flatten()[:most] for label in classes])
         place = torch.full((10,), -1)
         place[classes] = torch.arange(len(classes))
-        found += [part.x[rows], place[part.y[rows]]]
-    x, y, x_test, y_test = found
+        parts += [part.x[rows], place[part.y[rows]]]
+    x, y, x_test, y_test = parts
     return x, y, x_test, y_test
 
 
@@ -56,13 +56,13 @@ def pretrained(root: str | None, epochs: int) -> dict[str, Tensor]:
         net = model(len(BASE))
     result = run(Finetune(net, partial(Adam, lr=1e-3)), stream)
     print(f"pre-trained on the classes {BASE}: accuracy {result.average_accuracy:.4f}", flush=True)
-    return {name: each for name, each in net.state_dict().items() if not name.startswith("head.")}
+    return {name: weight for name, weight in net.state_dict().items() if not name.startswith("head.")}
 
 
 def row(kind: str, net: VitTiny, l2: float, ewc: float, rate: float) -> Strategy:
     """Return the strategy of a row of the table."""
     if kind.endswith("q, k, v"):
-        held = [name for name, _ in net.named_parameters() if any(f".attention.{each}." in name for each in "qkv")]
+        held = [name for name, _ in net.named_parameters() if any(f".attention.{part}." in name for part in "qkv")]
         for name, weight in net.named_parameters():
             weight.requires_grad_(name in held or name.startswith("head."))
     optimizer = partial(Adam, lr=rate)
@@ -123,8 +123,8 @@ def main() -> None:
         ]
         for kind, values, given in choices:
             for value in values:
-                found = play(kind, 0, held, *given(value))
-                print(f"{kind:22} strength {value:7g}: class-IL {found[0]:.4f}, task-IL {found[1]:.4f} (validation)", flush=True)
+                class_il, task_il, *_ = play(kind, 0, held, *given(value))
+                print(f"{kind:22} strength {value:7g}: class-IL {class_il:.4f}, task-IL {task_il:.4f} (validation)", flush=True)
         return
     seeds = [int(seed) for seed in options.seeds.split(",")]
     print(f"start: {options.start}; class-IL, task-IL, forgetting; seeds {options.seeds}")

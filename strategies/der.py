@@ -132,5 +132,5 @@ class DERpp(DER):
 
 def drift(outputs: Tensor, kept: Tensor) -> Tensor:
     """Return the mean squared difference of (n, classes) outputs, over those that were finite when they were kept."""
-    known = kept.isfinite()
-    return torch.where(known, outputs - kept, 0).square().sum() / known.sum()
+    finite = kept.isfinite()
+    return torch.where(finite, outputs - kept, 0).square().sum() / finite.sum()

@@ -83,7 +83,7 @@ class LwF(Distilling):
         loss = turn(self.weight, self.tasks) * F.cross_entropy(own, samples.y)
         if before is not None:
             whole = self.distil == "seen" and not self.task_given
-            kept = [softened(outputs, before, each, self.known_classes if whole else each, self.temperature) for each in self.past]
+            kept = [softened(outputs, before, head, self.known_classes if whole else head, self.temperature) for head in self.past]
             loss = loss + turn(self.alpha, self.tasks) * torch.stack(kept).sum()
         return loss
 

@@ -196,7 +196,7 @@ class PRD(Strategy):
         current = set(event.task.classes)
         labels = self.prototypes.labels.tolist()
         old = [[row for row in rows if labels[row] not in current] for rows in self.arrived.values()]
-        rows = [torch.tensor(each) for each in old if each]
+        rows = [torch.tensor(columns) for columns in old if columns]
         self.old = pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0, dtype=torch.int64)
         self.old = self.old.to(self.prototypes.weight.device)
         self.current = self.arrived.setdefault(event.task.id, [])
@@ -213,7 +213,7 @@ class PRD(Strategy):
         """Set the learning rates by the epoch of the session; without milestones they are left alone."""
         if self.milestones:
             passes = event.epoch.index * (self.first_task_steps if len(self.arrived) == 1 else 1)
-            factor = 0.1 ** sum(passes >= each for each in self.milestones)
+            factor = 0.1 ** sum(passes >= milestone for milestone in self.milestones)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
 
@@ -231,14 +231,14 @@ def over_classes(now: Tensor, then: Tensor, old: Tensor) -> Tensor:
     `old` is (tasks, prototypes of one), int64: the columns of each old task, filled up with -1.
     """
     lowest = torch.finfo(now.dtype).min  # and not -inf: 0 times a difference of those is no number
-    one, two = (scores[:, old].masked_fill(old < 0, lowest).log_softmax(2) for scores in (now, then))
-    return F.kl_div(one, two, reduction="batchmean", log_target=True)
+    ours, teachers = (scores[:, old].masked_fill(old < 0, lowest).log_softmax(2) for scores in (now, then))
+    return F.kl_div(ours, teachers, reduction="batchmean", log_target=True)
 
 
 def over_samples(now: Tensor, then: Tensor, old: Tensor) -> Tensor:
     """Return the same by form "samples"."""
-    one, two = (scores[:, old].log_softmax(0) for scores in (now, then))
-    return ((one.exp() * (one - two)).sum(0) * (old >= 0)).sum()
+    ours, teachers = (scores[:, old].log_softmax(0) for scores in (now, then))
+    return ((ours.exp() * (ours - teachers)).sum(0) * (old >= 0)).sum()
 
 
 def widths(model: nn.Module) -> tuple[int, int]:

@@ -24,6 +24,6 @@ class Regularised(Wrapper):
 
     def __init__(self, base: Strategy, regularisers: list[Regulariser]) -> None:
         super().__init__(base)
-        if not regularisers or not all(isinstance(each, Regulariser) for each in regularisers):
+        if not regularisers or not all(isinstance(regulariser, Regulariser) for regulariser in regularisers):
             raise TypeError(f"regularisers must be a list of at least one Regulariser, not {regularisers!r}")
         base.add_regularisers(*regularisers)

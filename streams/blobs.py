@@ -63,8 +63,8 @@ def points(
     draw = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, features, generator=draw) * 2
 
-    def samples(each: int) -> Samples:
-        y = torch.arange(classes).repeat_interleave(each)
+    def samples(per_class: int) -> Samples:
+        y = torch.arange(classes).repeat_interleave(per_class)
         return Samples(centres[y] + spread * torch.randn(len(y), features, generator=draw), y)
 
     return samples(train_per_class), samples(test_per_class)

@@ -83,8 +83,8 @@ def episodes(classes: list[int], slots: int, new_class: float, seed: int) -> lis
         return some[int(torch.randint(len(some), (), generator=draw))]
 
     new = [classes[place] for place in torch.randperm(len(classes), generator=draw).tolist()]
-    found, new = [sorted(new[:slots])], new[slots:]
-    taught = list(found[0])
+    episodes, new = [sorted(new[:slots])], new[slots:]
+    taught = list(episodes[0])
     while new:
         episode: list[int] = []
         for _ in range(slots):
@@ -93,5 +93,5 @@ def episodes(classes: list[int], slots: int, new_class: float, seed: int) -> lis
                 episode.append(new.pop(0))
             else:
                 episode.append(one_of([label for label in taught if label not in episode]))
-        found.append(sorted(episode))
-    return found
+        episodes.append(sorted(episode))
+    return episodes

@@ -112,8 +112,8 @@ def every_fourth(x: Tensor, y: Tensor) -> tuple[Samples, Samples]:
     """Return samples to train and, every fourth of each class, to test on."""
     rank = torch.zeros_like(y)
     for label in y.unique():
-        here = y == label
-        rank[here] = torch.arange(int(here.sum()))
+        own = y == label
+        rank[own] = torch.arange(int(own.sum()))
     test = rank % 4 == 3
     return Samples(x[~test], y[~test]), Samples(x[test], y[test])
 
@@ -166,12 +166,12 @@ def _idx(file: Path, sizes: tuple[int, ...]) -> Tensor:
         if len(header) < 4 + 4 * len(sizes) or header[:4] != bytes((0, 0, 8, len(sizes))):
             raise ValueError(f"{file} is no IDX file of bytes in {len(sizes)} dimensions: {_AGAIN}")
         promised = struct.unpack(f">{len(sizes)}I", header[4:])
-        there = file.stat().st_size - len(header)
+        following = file.stat().st_size - len(header)
         if promised[1:] != sizes[1:]:
             raise ValueError(f"{file} holds samples of {promised[1:]}, not of {sizes[1:]}: {_AGAIN}")
-        if there != math.prod(promised):
+        if following != math.prod(promised):
             raise ValueError(
-                f"{file} is damaged: its header promises {math.prod(promised):,} bytes, and {there:,} follow: {_AGAIN}"
+                f"{file} is damaged: its header promises {math.prod(promised):,} bytes, and {following:,} follow: {_AGAIN}"
             )
         body = np.fromfile(opened, dtype=np.uint8)
     return torch.from_numpy(body).view(promised)
@@ -191,15 +191,15 @@ def _check_content(name: str, folder: Path, train: Samples, test: Samples) -> No
         if len(part) != count and len(part) in counts:
             raise ValueError(f"{what} has {len(part):,} images, as the other set must have: are its files in the place of others?")
     if (len(train), len(test)) != counts:
-        found = f"{len(train):,} + {len(test):,} images, not {counts[0]:,} + {counts[1]:,}"
-        warnings.warn(f"{name} in {folder} has {found}: results are not those of the known data set", stacklevel=4)
+        sizes = f"{len(train):,} + {len(test):,} images, not {counts[0]:,} + {counts[1]:,}"
+        warnings.warn(f"{name} in {folder} has {sizes}: results are not those of the known data set", stacklevel=4)
 
 
 def _check_sums(name: str, raw: Path) -> None:
     """Warn of files that are not the known ones."""
     files = [raw / kind for kind in KINDS]
     sums = [_sha256(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-    if others := [file.name for file, found, known in zip(files, sums, SHA256[name], strict=True) if found != known]:
+    if others := [file.name for file, digest, expected in zip(files, sums, SHA256[name], strict=True) if digest != expected]:
         warnings.warn(
             f"{', '.join(others)} in {raw} are not the known files of {name} (their SHA-256 differ): results are not those of the "
             "known data set",

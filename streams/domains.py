@@ -166,7 +166,7 @@ def _domains(
 ) -> Stream:
     """Build a stream of MNIST in as many versions as there are changes; the training images are changed session by session."""
     train, test = load("MNIST", root)
-    made = []
+    tasks = []
     for number, change in enumerate(changes):
         shift = 0 if scenario == "domain" else 10 * number
         own = Samples(train.x, train.y + shift)
@@ -175,7 +175,7 @@ def _domains(
             own_test = own_test.cache()
         kept, held = hold_back(torch.arange(len(own)), validation, derive(seed, "samples", number), f"{name}: task {number}")
         back = None if held is None else Subset(own, held, change)
-        made.append(Task(number, tuple(range(shift, shift + 10)), Subset(own, kept, change), own_test, back))
-    schedule = [number for number in range(len(made)) for _ in range(sessions_per_task)]
+        tasks.append(Task(number, tuple(range(shift, shift + 10)), Subset(own, kept, change), own_test, back))
+    schedule = [number for number in range(len(tasks)) for _ in range(sessions_per_task)]
     data = DataSource({"train": train, "test": test}, "MNIST")
-    return Stream(name, made, schedule, epochs, batch_size, scenario, seed, boundaries, data=data, drop_last=drop_last)
+    return Stream(name, tasks, schedule, epochs, batch_size, scenario, seed, boundaries, data=data, drop_last=drop_last)

@@ -227,8 +227,8 @@ def parts_of(stream: Stream) -> tuple[Parts, Tensor, Tensor]:
 
 def check_schedule(name: str, schedule: Schedule) -> None:
     """Raise TypeError for what is no schedule, ValueError for one that doesn't say what it is."""
-    methods = (getattr(schedule, each, None) for each in ("weights", "segments"))
-    if isinstance(schedule, type) or not all(callable(each) for each in methods):
+    methods = (getattr(schedule, method, None) for method in ("weights", "segments"))
+    if isinstance(schedule, type) or not all(callable(method) for method in methods):
         raise TypeError(f"{name}: the schedule must be an object such as Transitions(0.5), not {schedule!r}")
     if " at 0x" in repr(schedule):
         raise ValueError(f"{name}: fingerprints hold what a schedule is: make {type(schedule).__name__} a dataclass")
@@ -242,8 +242,8 @@ def weights_at(name: str, schedule: Schedule, at: Tensor, parts: Parts, lasting:
     weights: object = schedule.weights(at, parts)
     what, shape = f"{name}: the weights of {type(schedule).__name__}", (len(at), len(parts))
     if not isinstance(weights, Tensor) or weights.shape != shape:
-        found = f"of {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"but a {type(weights).__name__}"
-        raise ValueError(f"{what} must be a tensor of (moments, parts), {shape}, not {found}")
+        given = f"of {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"but a {type(weights).__name__}"
+        raise ValueError(f"{what} must be a tensor of (moments, parts), {shape}, not {given}")
     if not bool((weights.isfinite() & (weights >= 0)).all()):
         raise ValueError(f"{what} must be finite numbers from 0 up")
     if lasting and len(empty := (weights.sum(1) <= 0).nonzero()):

@@ -143,7 +143,7 @@ def split_cifar100(
 
 def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     """Build the stream of a data set from the options of the function that was called."""
-    known = (
+    shared = (
         "tasks",
         "scenario",
         "epochs",
@@ -158,7 +158,7 @@ def _split(name: str, data: str, options: dict[str, Any]) -> Stream:
     check_bool(augment=options.get("augment", False))
     augment: Callable[[Tensor], Tensor] | None = crop_and_flip if options.get("augment") else None
     train, test = digits() if data == "digits" else load(data, options["root"])
-    chosen = {key: options[key] for key in known} | {"schedule": options.get("schedule")}
+    chosen = {key: options[key] for key in shared} | {"schedule": options.get("schedule")}
     stream = from_tensors(train.x, train.y, test.x, test.y, name=name, augment=augment, **chosen)
     if pad := options.get("pad", 0):
         stream = replace(stream, tasks=[_padded(task, pad) for task in stream.tasks])

@@ -170,12 +170,12 @@ def si_blurry(
     cuts = torch.randint(0, first + 1, (tasks - 1,), generator=draw).sort().values
     alone, blurred = torch.tensor_split(labels[:first], cuts), torch.tensor_split(labels[first:], tasks)
     gaps = torch.cat([torch.zeros(1), torch.rand(tasks - 1, generator=draw).sort().values, torch.ones(1)]).double().diff()
-    made = []
+    built = []
     for number in range(tasks):
         own = torch.cat([alone[number], blurred[number]])
         rows, test_rows = (torch.isin(part.y, own).nonzero().flatten() for part in (train, test))
-        made.append(Task(number, tuple(own.tolist()), Subset(train, rows), Subset(test, test_rows)))
-    stream = Stream(_named("si_blurry", data), made, None, epochs, batch_size, seed=seed, data=_data(data, train, test))
+        built.append(Task(number, tuple(own.tolist()), Subset(train, rows), Subset(test, test_rows)))
+    stream = Stream(_named("si_blurry", data), built, None, epochs, batch_size, seed=seed, data=_data(data, train, test))
     schedule = Blurry(tuple(sorted(labels[first:].tolist())), blur, tuple(round(gap, 4) for gap in gaps.tolist()))
     return drifting(stream, schedule, sessions, None, straddle, 0.0, shuffle, seed, drop_last=drop_last)
 
@@ -313,14 +313,14 @@ def sorted_by(
     group = (rank * tasks / len(values)).long()
     bounds = torch.stack([values[group == number].max() for number in range(tasks - 1)]) if tasks > 1 else values[:0]
     test_group = torch.bucketize(test_values, bounds)
-    classes, made, rows = tuple(train.y.unique().tolist()), [], []
+    classes, built, rows = tuple(train.y.unique().tolist()), [], []
     for number in range(tasks):
         rows.append((group == number).nonzero().flatten())
         test_rows = (test_group == number).nonzero().flatten()
         if not len(test_rows):
             raise ValueError(f"{name}: no test sample is in range {number} of {tasks} of the feature: take fewer tasks")
-        made.append(Task(number, classes, Subset(train, rows[-1]), Subset(test, test_rows)))
-    stream = Stream(name, made, None, epochs, batch_size, "domain", seed=seed, data=DataSource({"train": train, "test": test}))
+        built.append(Task(number, classes, Subset(train, rows[-1]), Subset(test, test_rows)))
+    stream = Stream(name, built, None, epochs, batch_size, "domain", seed=seed, data=DataSource({"train": train, "test": test}))
     chance = torch.rand(len(values), generator=torch.Generator().manual_seed(derive(seed, "softness")), dtype=torch.float64)
     moments = ((1 - softness) * rank / len(values) + softness * chance)[torch.cat(rows)]
     what = f"sorted by {'the mean of the inputs' if feature is None else f'input {feature}'}, softness {softness:g}"

@@ -89,10 +89,10 @@ def from_tensors(
     ]
     if scenario == "domain":
         train, test = (Samples(part.x, places(part.y, groups)) for part in (train, test))
-    made = []
+    built = []
     for number, group in enumerate(groups):
         kept, held = hold_back(train_rows[number], validation, derive(seed, "samples", number), f"{name}: task {number}")
-        made.append(
+        built.append(
             Task(
                 number,
                 tuple(range(len(group))) if scenario == "domain" else tuple(group),
@@ -104,7 +104,7 @@ def from_tensors(
     if schedule is None:
         schedule = [number for number in range(tasks) for _ in range(sessions_per_task)]
     return Stream(
-        name, made, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data, drop_last=drop_last,
+        name, built, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data, drop_last=drop_last,
         class_names=() if scenario == "domain" else names,
     )  # fmt: skip
 
@@ -308,11 +308,11 @@ def from_dataset(
 
 def check_same_names(train: object, test: object, name: str) -> None:
     """Refuse data sets, as torchvision's `ImageFolder`, that number classes of other names alike: one folder more does that."""
-    here, there = (getattr(each, "class_to_idx", None) for each in (train, test))
-    if not isinstance(here, Mapping) or not isinstance(there, Mapping):
+    train_names, test_names = (getattr(dataset, "class_to_idx", None) for dataset in (train, test))
+    if not isinstance(train_names, Mapping) or not isinstance(test_names, Mapping):
         return
-    names = {label: of for of, label in here.items()}
-    for of, label in there.items():
+    names = {label: of for of, label in train_names.items()}
+    for of, label in test_names.items():
         if label in names and names[label] != of:
             raise ValueError(
                 f"{name}: label {label} is {names[label]!r} in the training set and {of!r} in the test set: give both the same "

@@ -56,8 +56,8 @@ class GrowingHead(nn.Module):
 
         Raises ValueError for a label that is not one of the classes.
         """
-        known = set(self.labels.tolist())
-        new = [label for label in dict.fromkeys(labels) if label not in known]
+        old = set(self.labels.tolist())
+        new = [label for label in dict.fromkeys(labels) if label not in old]
         if outside := [label for label in new if not 0 <= label < self.classes]:
             raise ValueError(f"a head for {self.classes} classes has no outputs for the labels {outside}")
         if not new:
@@ -73,9 +73,9 @@ class GrowingHead(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take as many rows as the state has, then load them."""
         for name in ("weight", "bias", "labels"):
-            kept, here = state.get(prefix + name), getattr(self, name)
-            if isinstance(kept, Tensor) and isinstance(here, Tensor) and kept.shape[1:] == here.shape[1:]:
-                here.data = kept.detach().to(here, copy=True)
+            stored, own = state.get(prefix + name), getattr(self, name)
+            if isinstance(stored, Tensor) and isinstance(own, Tensor) and stored.shape[1:] == own.shape[1:]:
+                own.data = stored.detach().to(own, copy=True)
         super()._load_from_state_dict(state, prefix, *rest)
 
 
@@ -89,11 +89,7 @@ def grow_heads(model: nn.Module, optimizers: Sequence[Optimizer], labels: Callab
             for parameter in head.parameters():
                 for name, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor) and value.shape == (before, *parameter.shape[1:]):
-                        optimizer.state[parameter][name] = _padded(value, parameter)
-
-
-def _padded(value: Tensor, like: Tensor) -> Tensor:
-    return torch.cat([value, value.new_zeros(len(like) - len(value), *value.shape[1:])])
+                        optimizer.state[parameter][name] = pad_rows(value, parameter)
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {"fixed": nn.Linear, "growing": GrowingHead, "cosine": CosineHead}
