@@ -75,11 +75,14 @@ def main() -> None:
         given = (
             runs if name.startswith("PRD") else [measure(make, "task", s, options.data_root, options.tune) for s in options.seeds]
         )
-        for question, values in (("class-IL", [run[0] for run in runs]), ("task-IL", [run[1] for run in given])):
+        for question, values in (
+            ("class-IL", [measured[0] for measured in runs]),
+            ("task-IL", [measured[1] for measured in given]),
+        ):
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             shown = ", ".join(f"{value:.4f}" for value in values)
             print(f"{name:14} {question:9} {statistics.mean(values):.3f}{spread}   {shown}", flush=True)
-        print(f"{name:14} {statistics.mean(run[2] for run in runs):.0f} s a run", flush=True)
+        print(f"{name:14} {statistics.mean(row[2] for row in runs):.0f} s a run", flush=True)
 
 
 if __name__ == "__main__":
