@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, Flag
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
@@ -22,15 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from clstream.attributes import builds_plainly, replaces_method
 from clstream.seeds import random_state
-from clstream.serialization.class_state import caches_of, class_state, state_hash
+from clstream.serialization.callables import is_global, method_of, names_of
+from clstream.serialization.class_state import check_class_state, class_state, state_hash
 from clstream.serialization.encoding import (
-    BUILTIN_METHODS,
     CODE,
     DICTS,
     MOST_OVERLAPPING,
@@ -39,8 +38,8 @@ from clstream.serialization.encoding import (
     SCALARS,
     CaptureError,
     dtype_to_plain,
-    extent,
     overlapping,
+    refusal,
     state_of,
 )
 from clstream.serialization.references import (
@@ -48,10 +47,9 @@ from clstream.serialization.references import (
     TABLES,
     References,
     hooks_of,
-    lookup_loaded,
     qualified_name,
-    storage_id,
 )
+from clstream.serialization.storages import Storages, why_not_plain
 from clstream.stream import Session, Stream, Task
 
 Snapshot = dict[str, Any]
@@ -67,7 +65,11 @@ def references_of(roots: Sequence[object], stream: Stream | None = None) -> Refe
     writer.add(roots)
     paths = [node["path"] for node in writer.nodes]
     return References(
-        zip(paths, writer.kept, strict=True), writer.classes, writer.replaced, writer.class_state(writer.numbers), stream
+        zip(paths, writer.kept, strict=True),
+        writer.classes,
+        writer.replaced,
+        class_state(writer.classes.values(), writer.global_functions, writer.numbers),
+        stream,
     )
 
 
@@ -88,12 +90,12 @@ def capture(roots: Sequence[object], references: References | None = None) -> tu
         raise CaptureError(
             f"{writer.nodes[-1]['path'][:200]} ... is nested too deeply for a checkpoint: keep long chains of objects as a list"
         ) from None
-    writer.check_memory()
-    writer.trim()
+    writer.storages.check_sharing()
+    writer.storages.trim(writer.nodes)
     if references is not None:
-        writer.check_classes(references)
+        check_class_state(references, writer.classes.values(), writer.global_functions, writer.numbers)
         references.sessions = writer.sessions
-    return {"nodes": writer.nodes, "roots": numbers, "storages": writer.storages}, writer.numbers
+    return {"nodes": writer.nodes, "roots": numbers, "storages": writer.storages.tensors}, writer.numbers
 
 
 def _key(key: object, number: int) -> str:
@@ -113,9 +115,7 @@ class _Capture:
         self.seen: set[type] = set()
         self.classes: dict[str, type] = {}  # and those that they derive from, by name
         self.replaced: dict[int, set[str]] = {}
-        self.storages: list[Tensor] = []
-        self.storage_numbers: dict[int, int] = {}
-        self.memory: list[tuple[int, int, int, str]] = []  # of arrays and storages: from, to, which of them, whose
+        self.storages = Storages(references)
         self.sessions: dict[int, Session] = {}
 
     def add(self, roots: Sequence[object]) -> list[int]:
@@ -185,21 +185,21 @@ class _Capture:
             if kind in SCALAR_TAGS:
                 written = [SCALAR_TAGS[kind], SCALARS[SCALAR_TAGS[kind]][1](value)]
                 if repr(SCALARS[SCALAR_TAGS[kind]][2](written[1])) != repr(value):  # a time zone, say
-                    raise self._refusal(value, path)
+                    raise refusal(value, path)
                 return written
             if isinstance(value, np.dtype):
                 return ["array type", dtype_to_plain(value)]
             if isinstance(value, np.generic) and kind is value.dtype.type and kind is not np.void and not value.dtype.hasobject:
                 return ["number", dtype_to_plain(value.dtype), value.tobytes().hex()]
         except (TypeError, ValueError):
-            raise self._refusal(value, path) from None
+            raise refusal(value, path) from None
         if isinstance(value, Enum):
             cls = self._class(kind, value, path)
             if kind.__members__.get(str(value._name_)) is value:
                 return ["enum", cls, value._name_]
             if isinstance(value, Flag) and type(value._value_) is int:  # several at once have no name
                 return ["flag", cls, value._value_]
-            raise self._refusal(value, path)
+            raise refusal(value, path)
         if kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_fields") and not getattr(value, "__dict__", None)):
             items = [self.value(item, f"{path}[{n}]") for n, item in enumerate(value)]
             return ["tuple", "" if kind is tuple else self._class(kind, value, path), items]
@@ -226,16 +226,16 @@ class _Capture:
         if self.references is not None:
             try:
                 if self.references.find_class(qualified_name(cls)) is not cls:
-                    raise self._refusal(value, path)
+                    raise refusal(value, path)
             except ValueError:
-                raise self._refusal(value, path) from None
+                raise refusal(value, path) from None
         return qualified_name(cls)
 
     def _code(self, value: Any, path: str) -> Any:
         """Return what stands for a function or class."""
         if isinstance(value, partial):
             if type(value) is not partial or vars(value):
-                raise self._refusal(value, path)
+                raise refusal(value, path)
             keywords = [[name, self.value(item, f"{path}.{name}")] for name, item in value.keywords.items()]
             return ["partial", self.value(value.func, f"{path}.func"), self.value(value.args, f"{path}.args"), keywords]
         owner = getattr(value, "__self__", None)
@@ -244,15 +244,15 @@ class _Capture:
             if self.references is not None:
                 try:
                     if method_of(owner, value.__name__, self.references) != value:
-                        raise self._refusal(value, path)
+                        raise refusal(value, path)
                 except ValueError:
-                    raise self._refusal(value, path) from None
+                    raise refusal(value, path) from None
             elif isinstance(value, MethodType) and id(value.__func__) not in self.numbers:
                 self._number(value.__func__, f"{path}.__func__")  # a run holds it when it begins
                 self.nodes[-1] |= {"kind": "code", "called": qualified_name(value.__func__)}
             return written
         if self.references is not None and id(value) not in self.references.paths:
-            for name in _names(value):
+            for name in names_of(value):
                 try:
                     if self.references.find_code(name) is value:
                         return ["name", name]
@@ -265,7 +265,7 @@ class _Capture:
     def _function(self, value: Any, node: dict[str, Any], path: str) -> dict[str, Any]:
         """Return the content of a function, class or module that the run holds since it began: what it closes over."""
         if self.references is not None and "origin" not in node:
-            raise self._refusal(value, path)
+            raise refusal(value, path)
         content: dict[str, Any] = {"kind": "code", "called": qualified_name(value)}
         if isinstance(value, FunctionType) and not is_global(value):  # a global one's is no state of one strategy
             content["cells"] = [self._cell(cell, f"{path} {name}") for name, cell in
@@ -281,17 +281,6 @@ class _Capture:
             return [self.value(cell.cell_contents, path)]
         except ValueError:  # nothing was bound to it yet
             return []
-
-    def _refusal(self, value: object, path: str) -> CaptureError:
-        owner, _, name = path.rpartition(".")
-        what = f"{type(value).__module__}.{type(value).__qualname__}"
-        if isinstance(value, FunctionType):
-            what = f"function {value.__module__}.{value.__qualname__} that it didn't hold when the run began"
-        return CaptureError(
-            f"{path} is a {what}, which a checkpoint can't hold: keep it out of "
-            f"the strategy, or name {name!r} in the `not_state` of the class of {owner} if nothing is learned by it, or run "
-            "without checkpoints (--checkpoint_every 0)"
-        )
 
     def _content(self, value: Any, path: str, owner: str) -> dict[str, Any]:
         kind = type(value)
@@ -340,13 +329,13 @@ class _Capture:
     def _object(self, value: object, path: str) -> dict[str, Any]:
         cls = type(value)
         if not builds_plainly(cls) or isinstance(value, torch.jit.ScriptModule):
-            raise self._refusal(value, path)
+            raise refusal(value, path)
         if self.references is not None and "origin" not in self.nodes[self.numbers[id(value)]]:
             try:
                 if self.references.find_buildable(qualified_name(cls)) is not cls:
-                    raise self._refusal(value, path)
+                    raise refusal(value, path)
             except ValueError:
-                raise self._refusal(value, path) from None
+                raise refusal(value, path) from None
         scheduled = {"scheduled": True} if isinstance(value, Optimizer) and "step" in vars(value) else {}
         return {
             "kind": "object",
@@ -372,14 +361,14 @@ class _Capture:
                 f"{path} is a tensor with the graph that it was computed by, which no checkpoint can hold: .detach() it (or is it "
                 "of torch.nn.utils.weight_norm, spectral_norm or prune? torch.nn.utils.parametrizations can be held)"
             )
-        odd = _odd(value)
+        odd = why_not_plain(value)
         if odd is not None:
             raise CaptureError(f"{path} is a tensor {odd}, which a checkpoint can't hold: keep a plain one")
         node: dict[str, Any] = {"kind": "tensor", "parameter": isinstance(value, nn.Parameter), "gradient": value.requires_grad}
         if value.layout == torch.strided:
             node |= {"dtype": str(value.dtype).removeprefix("torch."), "device": str(value.device)}
             node |= {"offset": value.storage_offset(), "size": list(value.shape), "stride": list(value.stride())}
-            node |= self._storage(value, path)
+            node |= self.storages.locate(value, path)
             if overlapping(node) * value.element_size() > MOST_OVERLAPPING:
                 raise CaptureError(f"{path} is a tensor expanded to more than 1 GiB: keep it as it was before .expand()")
         else:
@@ -392,158 +381,24 @@ class _Capture:
             node["attributes"] = self._attributes(value, vars(value), path)
         return node
 
-    def _storage(self, value: Tensor, path: str) -> dict[str, Any]:
-        """Return where the bytes of a tensor are: in the stream's data, or in which of the storages."""
-        key = storage_id(value)
-        if self.references is not None and key in self.references.data and value.numel():
-            place = self.references.data[key][0]
-            if self.references.changed(key):
-                raise CaptureError(
-                    f"{path} is a view of the stream's data ({place[1]} {place[2]} of task {place[0]}), which was changed in "
-                    "place: .clone() it before"
-                )
-            return {"place": [*place]}
-        if key not in self.storage_numbers:
-            self.storage_numbers[key] = len(self.storages)
-            whole = value.detach().untyped_storage()
-            self.storages.append(torch.empty(0, dtype=torch.uint8, device=value.device).set_(whole))
-            if value.device.type == "cpu" and whole.nbytes():
-                begin = whole.data_ptr()
-                self.memory.append((begin, begin + whole.nbytes(), key, path))
-        return {"storage": self.storage_numbers[key]}
-
     def _array(self, value: np.ndarray[Any, Any], path: str) -> dict[str, Any]:
         if value.dtype.hasobject:
-            raise self._refusal(value, path)
+            raise refusal(value, path)
         order = "C" if value.flags.c_contiguous else "F" if value.flags.f_contiguous else ""
         if not order:
             raise CaptureError(f"{path} is a view with gaps, which a checkpoint would close: keep np.ascontiguousarray(...) of it")
         try:
             kind = dtype_to_plain(value.dtype)
         except ValueError:
-            raise self._refusal(value, path) from None
-        if value.size:
-            begin = value.__array_interface__["data"][0]
-            self.memory.append((begin, begin + value.nbytes, id(value), path))
+            raise refusal(value, path) from None
+        self.storages.add_array(value, path)
         data = torch.from_numpy(np.frombuffer(value.tobytes(order="A"), np.uint8).copy())
         return {
             "kind": "array", "type": kind, "size": list(value.shape), "order": order, "data": data,
             "writeable": value.flags.writeable,
         }  # fmt: skip
 
-    def check_memory(self) -> None:
-        """Refuse an array that shares its memory with another one, a tensor or the stream's data: they would be parted."""
-        if self.references is None:
-            return
-        for key, (place, tensor) in self.references.data.items():
-            if tensor.layout == torch.strided and tensor.device.type == "cpu":
-                begin, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
-                self.memory.append((begin, begin + size, key, f"the stream's data ({place[1]} {place[2]} of task {place[0]})"))
-        end, holder, before = 0, 0, ""
-        for begin, until, key, path in sorted(self.memory):
-            if begin < end and key != holder:
-                first, second = (before, path) if path.startswith("the stream's") else (path, before)
-                raise CaptureError(f"{first} shares its memory with {second}, and a checkpoint would part them: keep one of them")
-            if until > end:
-                end, holder, before = until, key, path
-
-    def trim(self) -> None:
-        """Have storages written without what no tensor sees of them, at their ends."""
-        views: dict[int, list[dict[str, Any]]] = {}
-        for node in self.nodes:
-            if "storage" in node:
-                views.setdefault(node["storage"], []).append(node)
-        for number, nodes in views.items():
-            whole = self.storages[number]
-            begin, end = whole.numel(), 0
-            for node in nodes:
-                if 0 not in node["size"]:
-                    width = getattr(torch, node["dtype"]).itemsize
-                    begin, end = min(begin, node["offset"] * width), max(end, extent(node) * width)
-            begin -= begin % 16  # where a number of any type may begin
-            if begin < end and end - begin < whole.numel():
-                self.storages[number] = whole[begin:end].clone()
-                for node in nodes:
-                    node["offset"] = max(0, node["offset"] - begin // getattr(torch, node["dtype"]).itemsize)
-
-    def class_state(self, held: Mapping[int, object]) -> dict[str, str]:
-        """Return hashes of what the classes and global functions of these objects keep; `held` are the ids of captured objects."""
-        functions = [value for value in self.kept if isinstance(value, FunctionType) and is_global(value)]
-        return class_state(self.classes.values(), functions, held)
-
-    def check_classes(self, references: References) -> None:
-        """Refuse what is kept on a class or function in place of the object, once it has changed."""
-        for name in caches_of(self.classes.values()):
-            raise CaptureError(
-                f"{name} is a functools.lru_cache, whose answers a checkpoint can't hold: keep them in a dict of the object, or "
-                f"name {name.rpartition('.')[2]!r} in the `not_state` of the class if they never change"
-            )
-        before, now = references.class_state, self.class_state(self.numbers)
-        owners = {name.rpartition(".")[0] for name in before}
-        changed = [name for name in now if before.get(name, "" if name.rpartition(".")[0] in owners else now[name]) != now[name]]
-        again = self.class_state(references.paths) if changed else {}  # what is held now, and was not then, is no change
-        for name in changed:
-            if before.get(name) != again[name]:
-                raise CaptureError(
-                    f"{name} changed since the run began: it is kept on the class or function, where no checkpoint looks. Keep "
-                    f"it on the object, or name {name.rpartition('.')[2]!r} in the `not_state` of the class if nothing is learned "
-                    "by it"
-                )
-        references.class_state = {**now, **before}
-
-
-def method_of(owner: object, name: str, references: References) -> Any:
-    """Return a bound method that a snapshot may name; else ValueError.
-
-    Of the user's classes and ours those that are written there; of torch's only what answers and steps, or what the run held when
-    it began; of Python's containers and of generators all that change only themselves.
-    """
-    cls = type(owner)
-    if name.startswith("__") or name in BUILTIN_METHODS.get(cls, ()):
-        method = getattr(owner, name, None) if name in BUILTIN_METHODS.get(cls, ()) else None
-    else:
-        home = next((base for base in cls.__mro__ if name in vars(base)), object)
-        function = vars(home).get(name)
-        method = None
-        if isinstance(function, FunctionType) and (
-            id(function) in references.paths
-            or (home.__module__.startswith("torch.") and name in ("forward", "step", "zero_grad"))
-            or (home.__module__.partition(".")[0] not in ("torch", "numpy") and qualified_name(home) in references.classes)
-            or home.__module__ in references.modules
-        ):
-            method = MethodType(function, owner)
-    if method is None:
-        raise ValueError(f"it names the method {name!r} of a {cls.__name__}, which no checkpoint may call")
-    return method
-
-
-def _names(value: Any) -> list[str]:
-    """Return the names under which a function or class may be found."""
-    if isinstance(value, type):
-        return [qualified_name(value)]
-    return [f"{functional.__name__}:{getattr(value, '__name__', '')}"]
-
-
-def is_global(function: FunctionType) -> bool:
-    """Return whether a function is one of a module, which others use too."""
-    return lookup_loaded(qualified_name(function)) is function
-
-
-def _odd(value: Tensor) -> str | None:
-    """Return what keeps a tensor from being written: more than numbers at strides."""
-    if type(value) not in (Tensor, nn.Parameter):
-        return f"of {type(value).__module__}.{type(value).__qualname__}"
-    if value.is_quantized or value.is_nested or value.is_meta or value.layout not in (torch.strided, torch.sparse_coo):
-        kind = (
-            "quantised"
-            if value.is_quantized
-            else "nested"
-            if value.is_nested
-            else "without data"
-            if value.is_meta
-            else value.layout
-        )
-        return f"that is {kind}"
-    if value.layout == torch.strided and (value.is_conj() or value.is_neg()):
-        return "with a lazy conjugate or negative (.resolve_conj().resolve_neg() makes it plain)"
-    return "with named dimensions" if any(getattr(value, "names", ())) else None  # torch 2.14 has no such thing
+    @property
+    def global_functions(self) -> list[FunctionType]:
+        """The functions of modules that the objects hold."""
+        return [value for value in self.kept if isinstance(value, FunctionType) and is_global(value)]

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from clstream.attributes import attributes, code_contents
 from clstream.seeds import random_state
+from clstream.serialization.encoding import CaptureError
+from clstream.serialization.references import References
 
 _NOT_SEARCHED = frozenset(sys.stdlib_module_names) | {"torch", "numpy"}
 
@@ -64,6 +66,29 @@ def _not_state(cls: type, classes: Collection[type]) -> set[str]:
     """Return what a class, one that it derives from, or one that derives from it names as no state."""
     family = [*cls.__mro__, *(other for other in classes if cls in other.__mro__)]
     return {name for relative in family for name in vars(relative).get("not_state", ())}
+
+
+def check_class_state(
+    references: References, classes: Collection[type], functions: Collection[FunctionType], held: Container[int]
+) -> None:
+    """Refuse what is kept on a class or function in place of the object, once it has changed."""
+    for name in caches_of(classes):
+        raise CaptureError(
+            f"{name} is a functools.lru_cache, whose answers a checkpoint can't hold: keep them in a dict of the object, or "
+            f"name {name.rpartition('.')[2]!r} in the `not_state` of the class if they never change"
+        )
+    before, now = references.class_state, class_state(classes, functions, held)
+    owners = {name.rpartition(".")[0] for name in before}
+    changed = [name for name in now if before.get(name, "" if name.rpartition(".")[0] in owners else now[name]) != now[name]]
+    again = class_state(classes, functions, references.paths) if changed else {}  # what is held now, and was not then, is no change
+    for name in changed:
+        if before.get(name) != again[name]:
+            raise CaptureError(
+                f"{name} changed since the run began: it is kept on the class or function, where no checkpoint looks. Keep "
+                f"it on the object, or name {name.rpartition('.')[2]!r} in the `not_state` of the class if nothing is learned "
+                "by it"
+            )
+    references.class_state = {**now, **before}
 
 
 def state_hash(value: object, held: Container[int]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import re
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -30,6 +29,19 @@ class CaptureError(TypeError):
     """An attribute that a snapshot can't hold; the message names it."""
 
 
+def refusal(value: object, path: str) -> CaptureError:
+    """Return the error for an attribute that a snapshot can't hold: it names it and what to do."""
+    owner, _, name = path.rpartition(".")
+    what = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, FunctionType):
+        what = f"function {value.__module__}.{value.__qualname__} that it didn't hold when the run began"
+    return CaptureError(
+        f"{path} is a {what}, which a checkpoint can't hold: keep it out of "
+        f"the strategy, or name {name!r} in the `not_state` of the class of {owner} if nothing is learned by it, or run "
+        "without checkpoints (--checkpoint_every 0)"
+    )
+
+
 CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, partial, type, np.ufunc, type(np.mean))
 
 
@@ -37,16 +49,6 @@ DICTS: dict[str, type[Any]] = {cls.__name__: cls for cls in (dict, OrderedDict, 
 
 
 NUMPY_BITS: dict[str, Any] = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
-
-
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
-
-
-BUILTIN_METHODS: dict[type, frozenset[str]] = {
-    cls: frozenset(name for name in dir(cls) if not name.startswith("_") and name not in ("set_state", "setstate"))
-    for cls in (list, set, deque, *DICTS.values(), *_GENERATORS)
-}
-"""Those that a snapshot may name: they change their own object, and nothing else."""
 
 
 MOST_OVERLAPPING = 2**30

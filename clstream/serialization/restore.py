@@ -24,7 +24,8 @@ from torch.utils.hooks import RemovableHandle
 
 from clstream.attributes import replaces_method, slots
 from clstream.seeds import set_random_state
-from clstream.serialization.capture import Snapshot, is_global, method_of
+from clstream.serialization.callables import is_global, method_of
+from clstream.serialization.capture import Snapshot
 from clstream.serialization.encoding import (
     CODE,
     DICTS,
