@@ -27,8 +27,8 @@ from clstream.engine import ChangedCodeError, OtherRunError
 from clstream.files import FolderError
 from clstream.models import Mlp
 from clstream.online_metrics import Prequential
-from clstream.serialization.same_code import same_code
-from clstream.serialization.source_code import changes, definitions, user_sources
+from clstream.serialization.same_code import changes, same_code
+from clstream.serialization.source_code import checkout_hash, definitions, user_sources
 from clstream.tracking import EventLog
 from clstream.tracking.event_log import read
 
@@ -572,6 +572,19 @@ def test_other_code_of_a_checkout_of_clstream_is_a_warning(place):
         else nullcontext()
     ):
         run(strategy(load()), stream(), resume={**state, "clstream code": state["clstream code"] and "0" * 16})
+
+
+def test_the_hash_of_a_checkout_is_of_its_packages_too(tmp_path, monkeypatch):
+    def hashed(name: str, code: str) -> str:
+        folder = tmp_path / name / "clstream"
+        (folder / "engine").mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "engine" / "__init__.py").touch()
+        (folder / "engine" / "loop.py").write_text(code)
+        monkeypatch.setattr(sys.modules["clstream"], "__file__", str(folder / "__init__.py"))
+        return checkout_hash([])
+
+    assert hashed("checkout", "STEPS = 1") == hashed("copy", "STEPS = 1") != hashed("edited", "STEPS = 2")
 
 
 def test_a_measure_that_was_not_there_before_is_said(place):

@@ -27,8 +27,8 @@ from clstream.serialization import capture, restore
 from clstream.serialization.capture import references_of
 from clstream.serialization.encoding import to_plain
 from clstream.serialization.references import References
-from clstream.serialization.same_code import Source
-from clstream.serialization.source_code import as_files, changes, checkout_hash, definitions, user_sources
+from clstream.serialization.same_code import Source, changes
+from clstream.serialization.source_code import as_files, checkout_hash, definitions, user_sources
 from clstream.strategy import Strategy
 from clstream.stream import Delivery, Stream, Task
 

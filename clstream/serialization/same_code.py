@@ -1,9 +1,16 @@
-"""Whether two texts of a module are the same code, and where they differ."""
+"""Same code: whether two sources of a module are, and where they differ.
+
+Two texts are the same code if they differ in comments, layout and docstrings only, and in what is under
+`if __name__ == "__main__":`, but for the functions and classes that are defined there, and what functions read of it. Where a hash
+of compiled code goes with a text, that is compared too.
+"""
 
 from __future__ import annotations
 
 import ast
+import os
 import symtable
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 _NAMELESS = ("lambda", "listcomp", "setcomp", "dictcomp", "genexpr")
@@ -25,6 +32,27 @@ class Source(NamedTuple):
     file: str
     text: str
     compiled: str = ""
+
+
+def changes(then: Mapping[str, Sequence[str]], now: Mapping[str, Source], only_common: bool = False) -> list[str]:
+    """Return what differs between the sources of two runs: each file, and the classes and functions in it, in a few words.
+
+    Args:
+        then: by module name, (file, text, compiled).
+        now: by module name.
+        only_common: leave out what is in one of them alone.
+
+    """
+    differences = []
+    for name in sorted({*then, *now}):
+        old, new = (Source(*lot[name]) if name in lot else None for lot in (then, now))
+        if old is not None and new is not None:
+            if old.compiled != new.compiled or not same_code(old.text, new.text):
+                differences.append(f"{_shown(new.file)}{_where(old, new)}")
+        elif not only_common:
+            differences += [f"{_shown(new.file)} (it was no part of the run)"] if new else []
+            differences += [f"{_shown(old.file)} (it is no part of the run any more)"] if old else []
+    return differences
 
 
 def same_code(text: str, other: str) -> bool:
@@ -111,3 +139,9 @@ def _parts(tree: ast.AST, prefix: str = "") -> dict[str, str]:
     rest = [node for node in body if not isinstance(node, _DEFINITIONS)]
     head = [ast.dump(node) for node in (*getattr(tree, "bases", ()), *getattr(tree, "decorator_list", ()))]
     return {prefix.removesuffix("."): repr([head, *map(ast.dump, rest)]), **parts}
+
+
+def _shown(file: str) -> str:
+    """Return a path as errors show it: from the working folder on, if it lies there."""
+    here = os.path.join(os.getcwd(), "")
+    return file.removeprefix(here)
