@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import io
 import json
 import struct
@@ -11,6 +9,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +17,19 @@ import numpy as np
 import pytest
 import torch
 from clstream.streams import blobs, fuzzy_tasks, recorded, split_digits
+from recorded_files import contents, crafted, npy, sealed, zipped
 
 from clstream.cli import main
 from clstream.recording import read, record
 from clstream.recording.header import MAX_MEMBERS, MAX_RATIO, MAX_TEXT, STREAM
-from clstream.recording.writer import contents
+from clstream.stream import Samples, Stream, Subset, Task
 
 MIB = 1 << 20
-Member = tuple[str, bytes]
-
-
-def sealed(body: bytes) -> bytes:
-    """Return a zip file, whose comment is of the right length, with the hash that it needs."""
-    return body[:-64] + hashlib.sha256(body[:-64]).hexdigest().encode()
-
-
-def zipped(*members: Member, change: Callable[[zipfile.ZipInfo], None] | None = None) -> bytes:
-    """Return a recording with any members, packed as small as can be."""
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w") as packed:
-        for name, content in members:
-            entry = zipfile.ZipInfo(name)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            if change is not None:
-                change(entry)
-            packed.writestr(entry, content, compresslevel=9)
-        packed.comment = b"0" * 64
-    return sealed(whole.getvalue())
-
-
-def npy(numbers: np.ndarray, **options: Any) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, numbers, **options)
-    return out.getvalue()
 
 
 def good() -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what a recording says, and its arrays as members: two tasks of blobs."""
-    about, arrays = contents(blobs(tasks=2, classes=4, train_per_class=10, test_per_class=5))
-    return copy.deepcopy(about), {name: npy(array) for name, array in arrays.items()}
-
-
-def crafted(about: Any, arrays: dict[str, bytes], *more: Member) -> bytes:
-    text = about if isinstance(about, bytes) else json.dumps(about, indent=1).encode()
-    return zipped((STREAM, text), *arrays.items(), *more)
+    return contents(blobs(tasks=2, classes=4, train_per_class=10, test_per_class=5))
 
 
 def refused(file: Path, content: bytes, sentence: str, most: int = 24 * MIB) -> None:
@@ -169,15 +137,11 @@ def test_a_directory_that_is_too_large_is_not_read(tmp_path):
 
 def test_what_would_be_a_bomb_is_stored_as_it_is_when_it_is_recorded(tmp_path):
     """A recording whose arrays are all alike can be read: the writer keeps to the reader's bound."""
-    stream = blobs(tasks=1, classes=2, train_per_class=200_000, test_per_class=2, features=1)
-    about, arrays = contents(stream)
-    about["sources"][0]["labels"], arrays["labels_0.npy"] = "labels_0.npy", np.zeros(400_000, np.uint8)
-    from clstream.recording.writer import pack
-
-    file = tmp_path / "my.clstream"
-    file.write_bytes(pack(about, arrays))
-    assert len(zlib.compress(npy(arrays["labels_0.npy"]))) * MAX_RATIO < 400_000
-    assert torch.equal(read(file).arrays["labels_0.npy"], torch.zeros(400_000, dtype=torch.int64))
+    points = Samples(torch.rand(4, 1), torch.zeros(4, dtype=torch.int64))
+    stream = Stream("alike", [Task(0, (0,), Subset(points, torch.zeros(400_000, dtype=torch.int64)), points)])
+    rows = read(record(stream, tmp_path / "my.clstream")).arrays["task_0_train.npy"]
+    assert len(zlib.compress(npy(np.zeros(400_000, np.uint8)))) * MAX_RATIO < 400_000
+    assert torch.equal(rows, torch.zeros(400_000, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("make", [lambda: fuzzy_tasks(), lambda: split_digits(sessions_per_task=3), lambda: blobs(validation=0.2)])
@@ -337,13 +301,9 @@ def test_by_command_it_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_a_text_as_long_as_can_be_is_written_and_read_no_longer_one(tmp_path):
-    from clstream.recording.writer import pack
-
-    about, arrays = good()
-    about["notes"] = ["n" * (MAX_TEXT - len(json.dumps(about, indent=1)) - 20)]
-    arrays = {name: np.load(io.BytesIO(array)) for name, array in arrays.items()}
-    (tmp_path / "my.clstream").write_bytes(pack(about, arrays))
-    assert recorded(tmp_path / "my.clstream").notes == tuple(about["notes"])
-    about["notes"] = ["n" * MAX_TEXT]
+    stream = blobs(tasks=2, classes=4, train_per_class=10, test_per_class=5)
+    room = MAX_TEXT - len(json.dumps(contents(stream)[0], indent=1)) - 200
+    longest = replace(stream, notes=("n" * room,))
+    assert recorded(record(longest, tmp_path / "my.clstream")).notes == longest.notes
     with pytest.raises(ValueError, match="can't be recorded: it has too many sessions"):
-        pack(about, arrays)
+        record(replace(stream, notes=("n" * MAX_TEXT,)), tmp_path / "longer.clstream")

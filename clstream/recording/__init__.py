@@ -3,5 +3,5 @@
 from clstream.recording.header import FORMAT as FORMAT
 from clstream.recording.reader import Recording as Recording
 from clstream.recording.reader import read as read
-from clstream.recording.writer import RecordedStream as RecordedStream
+from clstream.recording.streams import RecordedStream as RecordedStream
 from clstream.recording.writer import record as record

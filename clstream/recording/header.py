@@ -86,3 +86,8 @@ def check_form(value: object, form: Any, place: str) -> None:
 def refuse_constant(name: str) -> None:
     """Refuse NaN and Infinity, which Python's JSON reader would take."""
     raise ValueError(f"stream.json has {name}, which is no number")
+
+
+def is_possible_size(size: int, packed: int) -> bool:
+    """Return whether a member may be so large, given its size in the file."""
+    return size <= max(ALWAYS_ALLOWED, MAX_RATIO * packed)

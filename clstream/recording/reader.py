@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clstream.recording.header import FORMAT, HASH_LENGTH, HEADER, MAX_MEMBERS, MAX_TEXT, STREAM, check_form, refuse_constant
-from clstream.recording.writer import (
-    ContentHashes,
-    RecordedMixture,
-    RecordedStream,
-    dtype_name,
+from clstream.recording.hashes import ContentHashes, dtype_name, order_hash, package_version, probe_hash, tensors_of
+from clstream.recording.header import (
+    FORMAT,
+    HASH_LENGTH,
+    HEADER,
+    MAX_MEMBERS,
+    MAX_TEXT,
+    STREAM,
+    check_form,
     is_possible_size,
-    order_hash,
-    package_version,
-    probe_hash,
-    tensors_of,
+    refuse_constant,
 )
+from clstream.recording.streams import RecordedMixture, RecordedStream
 from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 

@@ -18,9 +18,8 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from operator import index
 from pathlib import Path
 from types import FunctionType
@@ -32,63 +31,12 @@ import torch
 from torch import Tensor
 
 from clstream.files import write_atomically
-from clstream.recording.header import ALWAYS_ALLOWED, HASH_LENGTH, MAX_MEMBERS, MAX_RATIO, MAX_TEXT, PROBE_ROWS, STREAM
-from clstream.stream import DataSource, MixedSchedule, Samples, Session, Stream, Subset, Task, content_hash
+from clstream.recording.hashes import ContentHashes, dtype_name, numbered, order_hash, package_version, probe_hash, tensors_of
+from clstream.recording.header import HASH_LENGTH, MAX_MEMBERS, MAX_TEXT, STREAM, is_possible_size
+from clstream.recording.streams import RecordedStream
+from clstream.stream import DataSource, MixedSchedule, Samples, Stream, Subset, Task
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time is recorded: the same stream gives the same bytes
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RecordedStream(Stream):
-    """A stream whose sessions deliver what was recorded, whatever the rule is today.
-
-    Args:
-        dealt: for each session, the positions of its samples among its task's training samples: a slice, or (n,) int64.
-
-    """
-
-    dealt: Sequence[slice | Tensor] = ()
-
-    def session(self, index: int) -> Session:
-        """Return a session by number, as `Stream.session` does."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
-        return self._session(index, self._delivered(index))
-
-    def _delivered(self, index: int) -> Samples | Subset:
-        if isinstance(self.schedule, MixedSchedule):
-            return self._mixed(self.schedule.draw(index))
-        train, dealt = self.tasks[self.task_of(index)].train, self.dealt[index]
-        if isinstance(dealt, Tensor):
-            dealt = dealt.to(train[:1].y.device)
-        return train.take(dealt) if isinstance(train, Subset) else train[dealt]
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedMixture:
-    """What the sessions of a stream drew that mixes its tasks; see `MixedSchedule`.
-
-    Args:
-        what: its rule in words.
-        once: whether each sample comes once.
-        drawn: for each session, a slice of the training samples of all tasks, or (n,) int64 numbers of them.
-
-    """
-
-    what: str
-    once: bool
-    drawn: Sequence[slice | Tensor]
-
-    def __repr__(self) -> str:
-        return self.what
-
-    def __len__(self) -> int:
-        return len(self.drawn)
-
-    def draw(self, session: int) -> Tensor:
-        """Return what a session draws: see `MixedSchedule`."""
-        drawn = self.drawn[session]
-        return drawn if isinstance(drawn, Tensor) else torch.arange(drawn.start, drawn.stop, drawn.step)
 
 
 def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
@@ -146,11 +94,6 @@ def pack(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> by
         packed.comment = b"0" * HASH_LENGTH
     body = whole.getvalue()[:-HASH_LENGTH]
     return body + hashlib.sha256(body).hexdigest().encode()
-
-
-def is_possible_size(size: int, packed: int) -> bool:
-    """Return whether a member may be so large, given its size in the file."""
-    return size <= max(ALWAYS_ALLOWED, MAX_RATIO * packed)
 
 
 def contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -279,41 +222,18 @@ class _Description:
         return member
 
 
-class ContentHashes:
-    """Content hashes of tensors; each is read once."""
-
-    def __init__(self) -> None:
-        self.hashed: dict[int, tuple[Tensor, str]] = {}  # with the tensor, so that no other gets its id
-
-    def of(self, rows: Tensor) -> str:
-        """Return the hash of a tensor."""
-        if id(rows) not in self.hashed:
-            self.hashed[id(rows)] = rows, content_hash(rows).hex()
-        return self.hashed[id(rows)][1]
-
-
-def _numbered(stream: Stream) -> Stream:
-    """Return the stream with each training sample's position in its task for its input: so sessions show what they deal."""
-    tasks = []
-    for task in stream.tasks:
-        numbers = torch.arange(len(task.train), device=task.train[:1].y.device)
-        rows = Samples(numbers, task.train.y)
-        tasks.append(replace(task, train=rows if isinstance(task.train, Samples) else Subset(rows, numbers)))
-    return stream._like(tasks=tasks)
-
-
 def _positions(stream: Stream) -> list[Tensor]:
     """Return for each session the positions of its samples among its task's, as it delivers them."""
-    numbered = _numbered(stream)
+    by_number = numbered(stream)
     plain = type(stream).session in (Stream.session, RecordedStream.session)
     if plain and isinstance(stream.schedule, MixedSchedule):
         return [stream.schedule.draw(number) for number in range(len(stream))]
     if plain:
-        return [session.samples.x.cpu() for session in numbered]
+        return [session.samples.x.cpu() for session in by_number]
     delivered = []
     for number in range(len(stream)):
         try:
-            session, positions = stream.session(number), numbered.session(number).samples.x
+            session, positions = stream.session(number), by_number.session(number).samples.x
             samples = stream.tasks[stream.task_of(number)].train[positions]
             same = torch.equal(session.samples.y, samples.y) and torch.equal(session.samples.x, samples.x)
             same &= not isinstance(stream.schedule, MixedSchedule)  # its positions are over all tasks
@@ -327,20 +247,6 @@ def _positions(stream: Stream) -> list[Tensor]:
             )
         delivered.append(positions.cpu())
     return delivered
-
-
-def order_hash(stream: Stream) -> str:
-    """Return a SHA-256 of the order of the first pass over each session: another torch may deal otherwise."""
-    order = hashlib.sha256()
-    for session in _numbered(stream):  # a domain need not be made for it
-        order.update(content_hash(next(iter(session)).order()))
-    return order.hexdigest()
-
-
-def probe_hash(part: Subset) -> str:
-    """Return the hash of what a subset's transform makes of its first rows."""
-    assert part.transform is not None
-    return content_hash(part.transform(part.source[part.index[:PROBE_ROWS]].x.cpu())).hex()
 
 
 def _named(stream: Stream, function: object, what: str) -> dict[str, Any]:
@@ -359,21 +265,3 @@ def _named(stream: Stream, function: object, what: str) -> dict[str, Any]:
 
 def _is_plain(value: object) -> bool:
     return type(value) in (int, bool, str, type(None)) or (type(value) is float and math.isfinite(value))
-
-
-def package_version(package: str) -> str:
-    """Return the version of an installed package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def tensors_of(samples: Samples) -> dict[str, Tensor]:
-    """Return the tensors of samples by name."""
-    return {"x": samples.x, "y": samples.y, **{f"extra.{name}": samples.extra[name] for name in sorted(samples.extra)}}
-
-
-def dtype_name(rows: Tensor) -> str:
-    """Return the name of a tensor's dtype without "torch."."""
-    return str(rows.dtype).removeprefix("torch.")

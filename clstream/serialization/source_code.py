@@ -170,9 +170,8 @@ def checkout_hash(built_from: Iterable[object]) -> str:
         namespace = _namespace(definition)
         if namespace is not None and module_name(namespace).partition(".")[0] == "clstream" and namespace.get("__file__"):
             files.add(str(namespace["__file__"]))
-    return hashlib.sha256(
-        repr([_file_hash(file) for file in sorted(files, key=lambda file: (os.path.basename(file), file))]).encode()
-    ).hexdigest()[:16]
+    hashes = [_file_hash(file) for file in sorted(files, key=lambda file: (os.path.basename(file), file))]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()[:16]
 
 
 @cache
