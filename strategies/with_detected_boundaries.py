@@ -65,7 +65,7 @@ class WithDetectedBoundaries(Wrapper):
 
     """
 
-    not_state: tuple[str, ...] = ("calls", "asked")
+    not_state: tuple[str, ...] = ("handlers", "ensemble")
     rehearsal_free = False  # it keeps samples, whatever the base does
 
     def __init__(
@@ -81,21 +81,21 @@ class WithDetectedBoundaries(Wrapper):
         super().__init__(base)
         self.parts = ()  # all that the base hears, it hears from here
         check_integer(1, keep=keep)
-        self.check()
+        self.check_base()
         self.keep = keep
-        self.task_told = False  # whether the stream is task-incremental
+        self.shows_task = False  # whether the stream is task-incremental
         self.detector = ShiftDetector(alpha, window, deviations, floor, warmup)
         self.of_task, self.of_session = Reservoir(keep), Reservoir(keep)
-        self.guess = 0.0  # the loss of a guess
+        self.chance_loss = 0.0
         self.tasks = 0  # that began
-        self.running: Session | None = None  # that the stream is in
-        self.opened = False  # whether the base was told of it
-        self.first = 0  # the epoch of it in which it was cut
-        self.cut = False
-        self.calls: list[tuple[type[Event], Handler]] = []  # what the base hears, from here
-        self.asked: Ensemble | None = None  # the model, to be asked in evaluation mode
+        self.current_session: Session | None = None  # that the stream is in
+        self.session_open = False  # whether the base was told of it
+        self.cut_epoch = 0  # the epoch of it in which it was cut
+        self.was_cut = False
+        self.handlers: list[tuple[type[Event], Handler]] = []  # what the base hears, from here
+        self.ensemble: Ensemble | None = None  # the model, to be asked in evaluation mode
 
-    def check(self) -> None:
+    def check_base(self) -> None:
         """Refuse a base that needs what can't be detected."""
         name = type(self.base).__name__
         if reason := needs(self.base).get("task ids"):
@@ -115,38 +115,38 @@ class WithDetectedBoundaries(Wrapper):
     def add_regularisers(self, *regularisers: Regulariser) -> None:
         """Add them to the wrapped strategy. Raises ValueError for one that needs what can't be detected."""
         super().add_regularisers(*regularisers)
-        self.check()
+        self.check_base()
 
     def tell(self, event: Event) -> None:
         """Tell the wrapped strategy of an event."""
-        for kind, handler in self.calls:
+        for kind, handler in self.handlers:
             if isinstance(event, kind):
                 handler(event)
 
     @on(Event)
-    def pass_on(self, event: Event) -> None:
+    def relay(self, event: Event) -> None:
         """Pass an event on to the wrapped strategy, true boundaries left out, with the detected ones before their batch."""
         if isinstance(event, (TaskStarted, TaskEnded, Evaluated)):
             return
         if isinstance(event, RunStarted):
-            event = self.begin(event)
+            event = self.begin_run(event)
         elif isinstance(event, SessionStarted):
-            self.running, self.first, self.cut = event.session, 0, False
+            self.current_session, self.cut_epoch, self.was_cut = event.session, 0, False
             return  # the base is told when its first batch comes, since that may be a shift
         elif isinstance(event, EpochStarted):
-            if not self.opened:
+            if not self.session_open:
                 return
             event = EpochStarted(self.epoch(event.epoch.index))
         elif isinstance(event, EpochEnded):
             event = EpochEnded(self.epoch(event.epoch.index))
         elif isinstance(event, SessionEnded):
-            event, self.opened = SessionEnded(self.session()), False
+            event, self.session_open = SessionEnded(self.session()), False
         elif isinstance(event, BatchReady):
-            self.cross(event.batch)
+            self.detect(event.batch)
             event = BatchReady(self.batch(event.batch))
         elif isinstance(event, BatchLearned):
-            if event.batch.epoch == self.first:  # in later ones the samples come again
-                seen = self.told(event.batch.samples)
+            if event.batch.epoch == self.cut_epoch:  # in later ones the samples come again
+                seen = self.hide_task(event.batch.samples)
                 self.of_task.add(seen)
                 self.of_session.add(seen)
             event = BatchLearned(self.batch(event.batch), event.loss)
@@ -154,27 +154,27 @@ class WithDetectedBoundaries(Wrapper):
             self.tell(TaskEnded(self.task(self.of_task.all())))
         self.tell(event)
 
-    def begin(self, event: RunStarted) -> RunStarted:
+    def begin_run(self, event: RunStarted) -> RunStarted:
         """Start anew; what the base carries by now hears with it. Return what it is told."""
-        self.calls = list(subscriptions(self.base))
-        self.guess, self.task_told = math.log(event.stream.classes), event.stream.scenario == "task"
-        self.detector.reset(self.guess)
+        self.handlers = list(subscriptions(self.base))
+        self.chance_loss, self.shows_task = math.log(event.stream.classes), event.stream.scenario == "task"
+        self.detector.reset(self.chance_loss)
         self.detector.step = 0
-        self.tasks, self.running, self.opened = 0, None, False
+        self.tasks, self.current_session, self.session_open = 0, None, False
         stream: Any = event.stream
-        return event if self.task_told else replace(event, stream=getattr(stream, "view", stream), run=None)
+        return event if self.shows_task else replace(event, stream=getattr(stream, "view", stream), run=None)
 
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
         """The wrapped strategy grows its head when it is told of the session: after a task that ends there."""
 
-    def cross(self, batch: Batch) -> None:
+    def detect(self, batch: Batch) -> None:
         """Before a batch: look whether it is a shift, and tell the wrapped strategy what begins and ends."""
-        samples = self.told(batch.samples)
+        samples = self.hide_task(batch.samples)
         shifted = self.detector.detect(self.loss_before(samples))
-        if shifted and self.opened:
+        if shifted and self.session_open:
             self.tell(EpochEnded(self.epoch(batch.epoch)))
-            self.first, self.cut, self.opened = batch.epoch, True, False
+            self.cut_epoch, self.was_cut, self.session_open = batch.epoch, True, False
             self.tell(SessionEnded(self.session()))
         if shifted:
             self.tell(TaskEnded(self.task(self.of_task.all())))
@@ -182,10 +182,10 @@ class WithDetectedBoundaries(Wrapper):
             self.tasks += 1
             self.of_task = Reservoir(self.keep)
             self.tell(TaskStarted(self.task(samples)))
-        if not self.opened:
-            self.opened, self.of_session = True, Reservoir(self.keep)
-            assert self.running is not None
-            self.tell(SessionStarted(replace(self.running, task_if_shown=None)))
+        if not self.session_open:
+            self.session_open, self.of_session = True, Reservoir(self.keep)
+            assert self.current_session is not None
+            self.tell(SessionStarted(replace(self.current_session, task_if_shown=None)))
             self.tell(EpochStarted(self.epoch(batch.epoch)))
 
     @torch.no_grad()
@@ -194,36 +194,36 @@ class WithDetectedBoundaries(Wrapper):
 
         It waits for the device.
         """
-        if self.asked is None or self.asked.models[0] is not self.model:
-            self.asked = Ensemble([self.model])
-        outputs = Strategy.mask_other_heads(self, self.asked.outputs_of(0, samples.x), samples.y, samples.extra.get("task"))
+        if self.ensemble is None or self.ensemble.models[0] is not self.model:
+            self.ensemble = Ensemble([self.model])
+        outputs = Strategy.mask_other_heads(self, self.ensemble.outputs_of(0, samples.x), samples.y, samples.extra.get("task"))
         losses = F.cross_entropy(outputs, samples.y, reduction="none")
         unknown = outputs.gather(1, samples.y[:, None]).flatten().isneginf()
-        return float(torch.where(unknown, self.guess, losses).mean())
+        return float(torch.where(unknown, self.chance_loss, losses).mean())
 
     def task(self, samples: Samples) -> Task:
         """Return the task that runs, with what is known of it."""
         return Task(self.tasks - 1, tuple(samples.y.unique().tolist()), samples, samples[:0])
 
-    def told(self, samples: Samples) -> Samples:
+    def hide_task(self, samples: Samples) -> Samples:
         """Return samples with nothing else that may tell of tasks, unless the stream tells the task of each."""
-        task = samples.extra.get("task") if self.task_told else None
+        task = samples.extra.get("task") if self.shows_task else None
         return Samples(samples.x, samples.y) if task is None else Samples(samples.x, samples.y, {"task": task})
 
     def session(self) -> Session:
         """Return the session that runs, as the wrapped strategy may know it: with what was seen, if it was cut."""
-        assert self.running is not None
-        running = replace(self.running, task_if_shown=None)
-        return replace(running, samples=self.of_session.all()) if self.cut else running
+        assert self.current_session is not None
+        session = replace(self.current_session, task_if_shown=None)
+        return replace(session, samples=self.of_session.all()) if self.was_cut else session
 
     def epoch(self, index: int) -> Epoch:
         """Return an epoch by its number in the stream's session; it counts from the cut."""
-        assert self.running is not None
-        return Epoch(replace(self.running, task_if_shown=None), index - self.first)
+        assert self.current_session is not None
+        return Epoch(replace(self.current_session, task_if_shown=None), index - self.cut_epoch)
 
     def batch(self, batch: Batch) -> Batch:
         """Return a batch, as the wrapped strategy may know it."""
-        return replace(batch, task_if_shown=None, epoch=batch.epoch - self.first)
+        return replace(batch, task_if_shown=None, epoch=batch.epoch - self.cut_epoch)
 
     def learn(self, batch: Batch) -> Tensor:
         """Learn as the wrapped strategy does."""
@@ -231,12 +231,12 @@ class WithDetectedBoundaries(Wrapper):
 
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Answer as the wrapped strategy does, which is not told the task."""
-        return self.base.scores(x, task if self.task_told else None)
+        return self.base.scores(x, task if self.shows_task else None)
 
     @torch.no_grad()
     def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
         """Answer as the wrapped strategy does; with a task that it is not told, by the highest of its scores among the task's."""
-        return self.base.predict(x, task) if task is None or self.task_told else Strategy.predict(self, x, task)
+        return self.base.predict(x, task) if task is None or self.shows_task else Strategy.predict(self, x, task)
 
     @property
     def scores_ignore_task(self) -> bool:

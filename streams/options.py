@@ -7,7 +7,7 @@ from typing import Any
 
 from clstream.streams.data import NAMES
 
-from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive
+from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive, check_share
 from clstream.stream import SCENARIOS
 
 COUNTS = ("tasks", "epochs", "batch_size", "sessions_per_task", "sessions", "session_size", "slots", "shots", "classes", "features",
@@ -53,22 +53,10 @@ def check_options(options: Mapping[str, object], *optional: str) -> None:
         elif name == "class_order":
             check_integer(0, none=True, **option)
         elif name == "validation":
-            check_share(value)
+            check_share(**option)
         elif name in ("delay", "spread"):
             check_number(0, **option)
         elif name == "ratio":
             check_number(1, **option)
         elif name == "new_class":
             check_positive(**option)
-
-
-def check_share(validation: object) -> None:
-    """Raise ValueError for what is no share of the training samples to hold back."""
-    try:
-        check_number(0, 1, validation=validation)
-    except ValueError:
-        share = False
-    else:
-        share = validation != 1
-    if not share:
-        raise ValueError(f"validation is the share of the training samples held back, from 0 to below 1, not {validation!r}")

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from clstream.streams.options import check_options, check_share
+from clstream.streams.options import check_options
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clstream.params import check_share
 from clstream.seeds import derive
 from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
@@ -118,7 +119,7 @@ def places(y: Tensor, groups: list[list[int]]) -> Tensor:
 
 def hold_back(rows: Tensor, share: float, seed: int, what: str) -> tuple[Tensor, Tensor | None]:
     """Return the rows in a random order, and apart from them a share that is held back to validate on (None for 0)."""
-    check_share(share)
+    check_share(validation=share)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     held = round(share * len(rows))
     if share and not 0 < held < len(rows):

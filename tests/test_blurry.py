@@ -55,7 +55,7 @@ def test_a_class_comes_whole_each_time_and_validation_never() -> None:
         ({"new_class": 1.5}, "a probability above 0"),
         ({"slots": 11}, "slots must be 1 to 10"),
         ({"slots": 0}, "slots must be a whole number of at least 1"),
-        ({"validation": 1.0}, "validation is the share"),
+        ({"validation": 1.0}, "validation must be a share, from 0 to below 1"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
