@@ -165,7 +165,7 @@ def test_on_a_task_incremental_stream_it_changes_nothing(name: str, active: str)
 @pytest.mark.parametrize(("name", "active"), [("Replay", "task"), ("DERpp", "seen"), ("EWC", "task"), ("LwF", "seen")])
 def test_it_goes_on_after_a_checkpoint_as_it_would_have(name: str, active: str) -> None:
     stream, make = example_stream((0, 1, 0, 2)), partial(OPTIONED[name], active_classes=active)
-    whole, rest = Checkpoints(), Checkpoints(every=False)
+    whole, rest = Checkpoints(), Checkpoints(every=0)
     result = run(make(example_model(head="growing")), stream, whole)
     middle = whole.load(len(whole.written) // 2)
     resumed = run(make(example_model(head="growing")), stream, rest, resume=middle)
@@ -353,7 +353,5 @@ def test_a_recording_and_a_checkpoint_carry_the_task(tmp_path: Path) -> None:
     assert torch.equal(results[0].task_accuracy, results[1].task_accuracy)
     number = len(whole.written) // 2
     resumed = Replay(example_model(), capacity=20)
-    assert torch.equal(
-        run(resumed, stream, rest := Checkpoints(every=False), resume=whole.load(number)).accuracy, results[0].accuracy
-    )
+    assert torch.equal(run(resumed, stream, rest := Checkpoints(every=0), resume=whole.load(number)).accuracy, results[0].accuracy)
     assert difference(whole.load(-1), rest.load(-1)) is None

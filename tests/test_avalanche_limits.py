@@ -51,7 +51,7 @@ def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
     expected = run(AvalancheStrategy(make()), stream, whole, evaluate_every=2)
     for number in range(0, len(whole.written), 3):
         state = whole.load(number)
-        result = run(AvalancheStrategy(make()), stream, Checkpoints(every=False), evaluate_every=2, resume=state)
+        result = run(AvalancheStrategy(make()), stream, Checkpoints(every=0), evaluate_every=2, resume=state)
         assert torch.equal(result.accuracy, expected.accuracy) and torch.equal(result.task_accuracy, expected.task_accuracy)
 
 

@@ -24,7 +24,7 @@ from clstream.seeds import isolated
 
 
 def test_a_run_goes_on_from_its_folder(tmp_path: Path) -> None:
-    whole, rest = Checkpoints(every=False), Checkpoints(every=False)
+    whole, rest = Checkpoints(every=0), Checkpoints(every=0)
     expected = run(built(), example_stream(), whole)
     interrupted(tmp_path)
     assert newest(tmp_path)["step"] == 12

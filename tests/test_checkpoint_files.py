@@ -67,7 +67,7 @@ def test_a_damaged_file_is_found_out(tmp_path: Path, damage: Callable[[Path], No
     with pytest.warns(RuntimeWarning, match=r"checkpoint .* is damaged: the one before it is used"):
         state = newest(tmp_path)
     assert state["step"] == 8
-    whole, rest = Checkpoints(every=False), Checkpoints(every=False)
+    whole, rest = Checkpoints(every=0), Checkpoints(every=0)
     run(built(), example_stream(), whole)
     run(built(), example_stream(), rest, Checkpointer(tmp_path), resume=state)
     assert difference(whole.load(-1), rest.load(-1)) is None

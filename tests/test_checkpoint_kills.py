@@ -73,7 +73,7 @@ KILLS = 4
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_killed_at_random_it_ends_the_same(name: str, processes: ForkServerContext, tmp_path: Path) -> None:
-    whole = Checkpoints(every=False)
+    whole = Checkpoints(every=0)
     begin = time.monotonic()
     run(built(make(name)), long_stream(), whole, Checkpointer(tmp_path / "whole", every_batches=2), seed=3)
     seconds, steps = time.monotonic() - begin, whole.load(-1)["step"]
@@ -90,7 +90,7 @@ def test_killed_at_random_it_ends_the_same(name: str, processes: ForkServerConte
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    rest = Checkpoints(every=False)
+    rest = Checkpoints(every=0)
     run(built(make(name)), long_stream(), rest, Checkpointer(folder), seed=3, resume=newest(folder))
     assert difference(whole.load(-1), rest.load(-1)) is None
 

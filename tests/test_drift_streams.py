@@ -195,7 +195,7 @@ def test_a_run_learns_from_it_and_resumes() -> None:
     result = run(Strategy(example_model()), stream, whole)
     assert result.accuracy.shape == (6, 3)
     assert result.taught.int().argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
-    rest = Checkpoints(every=False)
+    rest = Checkpoints(every=0)
     run(Strategy(example_model()), stream, rest, resume=whole.load(len(whole.written) // 2))
     assert difference(whole.load(-1), rest.load(-1)) is None
 

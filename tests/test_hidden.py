@@ -245,7 +245,7 @@ def test_it_holds_through_a_resumption(name: str) -> None:
     stream, observer = HIDDEN[name](), Checkpoints()
     run(Keeping(model_for(stream)), stream, observer)
     for number in (1, len(observer.written) // 2, len(observer.written) - 2):
-        rest, strategy = Checkpoints(every=False), Keeping(model_for(stream))
+        rest, strategy = Checkpoints(every=0), Keeping(model_for(stream))
         run(strategy, stream, rest, resume=observer.load(number))
         assert isinstance(strategy.stream, StreamView) and strategy.sessions
         assert leaks(strategy, stream) == []
@@ -379,7 +379,7 @@ def test_recorded_streams_hide_too(tmp_path: Any) -> None:
 
 
 def test_a_checkpoint_of_joint_holds_no_data() -> None:
-    observer, stream = Checkpoints(every=False), gaussian_schedule(sessions=3)
+    observer, stream = Checkpoints(every=0), gaussian_schedule(sessions=3)
     run(zoo.Joint(model_for(stream)), stream, observer)
     state = observer.load(-1)
     largest = max(storage.nbytes for storage in state["strategy"]["storages"])

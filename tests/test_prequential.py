@@ -88,7 +88,7 @@ def test_a_resumed_run_goes_on_counting() -> None:
     again, kept = Prequential(), Checkpoints()
     run(Replay(example_model()), example_stream(), again, kept, max_sessions=2)
     third = Prequential()
-    run(Replay(example_model()), example_stream(), third, Checkpoints(every=False), max_sessions=2, resume=kept.load(9))
+    run(Replay(example_model()), example_stream(), third, Checkpoints(every=0), max_sessions=2, resume=kept.load(9))
     assert third.counts[0].tolist() == again.counts[0].tolist() and third.first == again.first
 
 
@@ -97,7 +97,7 @@ def test_wrappers_ask_what_they_wrap() -> None:
     for wrap in (Refresh, WithDetectedBoundaries):
         base = TAME(example_model(), window=10)
         base.learn(Batch(example_stream().tasks[0].train[:8], None, 0, 0))
-        base.experts.append(base.another())  # with two experts, `predict` asks the selector
+        base.experts.append(base.new_expert())  # with two experts, `predict` asks the selector
         assert torch.equal(wrap(base).predict_online(x), base.predict_online(x))
         assert torch.equal(base.predict_online(x), base.model(x).argmax(1))
 

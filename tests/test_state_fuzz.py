@@ -406,7 +406,7 @@ QUICK = settings(
 @QUICK
 @given(st.lists(st.tuples(st.sampled_from(sorted(HELD)), PARTS), min_size=1, max_size=8).map(tuple), CHANGES, st.integers(0, 10**6))
 def test_whatever_it_holds_a_cut_run_ends_as_a_whole_one(recipe: Any, changes: Any, cut: int) -> None:
-    whole, rest = Checkpoints(), Checkpoints(every=False)
+    whole, rest = Checkpoints(), Checkpoints(every=0)
     one = played(recipe, changes, whole)
     two = played(recipe, changes, rest, whole.load(cut % len(whole.written)))
     assert difference(whole.load(-1), rest.load(-1)) is None
@@ -418,7 +418,7 @@ def test_each_kind_alone(kind: str) -> None:
     recipe, changes = ((kind, ()), (kind, (0,))), ((0, 7), (1, 15), (0, 1))
     whole = Checkpoints()
     one = picture(played(recipe, changes, whole))
-    assert picture(played(recipe, changes, Checkpoints(every=False), whole.load(len(whole.written) // 2))) == one
+    assert picture(played(recipe, changes, Checkpoints(every=0), whole.load(len(whole.written) // 2))) == one
 
 
 @pytest.mark.parametrize("kind", sorted(REFUSED))
@@ -434,6 +434,6 @@ def test_what_comes_later_and_cannot_be_found_again_is_refused_then(kind: str) -
     recipe = (("list", ()), (kind, (0,)))
     whole = Checkpoints()
     one = picture(played(recipe, ((0, 1),), whole))  # there from the start, it is held
-    assert picture(played(recipe, ((0, 1),), Checkpoints(every=False), whole.load(3))) == one
+    assert picture(played(recipe, ((0, 1),), Checkpoints(every=0), whole.load(3))) == one
     with pytest.raises(CaptureError, match=r"^Fuzzed\.things\[1\]"):
         played(recipe, ((1, 5),), Checkpoints())

@@ -47,12 +47,12 @@ class Checkpoints:
     """An observer that keeps checkpoints of a run in memory, as they would be on disk.
 
     Args:
-        every: one after the start, after each batch and after each session; if not, the last one only.
+        every: take one after the start, after every so many batches and after each session; 0: the last one only.
 
     """
 
-    def __init__(self, every: bool = True) -> None:
-        self.every = every
+    def __init__(self, every: int = 1) -> None:
+        self.every, self.batches = every, 0
         self.written: list[bytes | Mapping[str, Any]] = []
 
     @on(events.RunStarted)
@@ -66,7 +66,8 @@ class Checkpoints:
     @on(events.BatchLearned)
     def learned(self, event: events.BatchLearned) -> None:
         """Take one after the batch."""
-        if self.every:
+        self.batches += 1
+        if self.every and self.batches % self.every == 0:
             self.run.defer(self.write)
 
     @on(events.Evaluated)
@@ -75,12 +76,6 @@ class Checkpoints:
         last = len(event.evaluation.accuracy) == self.run.sessions
         if not event.evaluation.within_session and (self.every or last):
             self.run.defer(self.write)
-
-    @on(events.RunEnded)
-    def end(self, event: events.RunEnded) -> None:
-        """Take one of a resumed run that was over before."""
-        if not self.written and event.error is None:
-            self.write()
 
     def write(self) -> None:
         """Keep one: as a file, or, where it is the last one alone, as it is."""
