@@ -79,13 +79,14 @@ class Memory:
         """Allocate the storage for samples like these, or refuse samples unlike those kept, before anything changes."""
         if self.kept is None:
 
-            def room(rows: Tensor) -> Tensor:
+            def storage(rows: Tensor) -> Tensor:
                 return rows.new_zeros((self.capacity, *rows.shape[1:]))
 
-            self.kept = Samples(room(samples.x), room(samples.y), {name: room(rows) for name, rows in samples.extra.items()})
+            extra = {name: storage(rows) for name, rows in samples.extra.items()}
+            self.kept = Samples(storage(samples.x), storage(samples.y), extra)
             self._kind = _kind(samples)
         elif _kind(samples) != self._kind:
-            raise ValueError(f"this memory keeps {_said(self._kind)}, not {_said(_kind(samples))}")
+            raise ValueError(f"this memory keeps {_shown(self._kind)}, not {_shown(_kind(samples))}")
 
     def _write(self, samples: Samples, slots: Ints, rows: Ints) -> None:
         """Put `samples[rows]` into `slots`; no slot may come twice, or inputs and labels could be mispaired."""
@@ -109,7 +110,7 @@ def _kind(samples: Samples) -> Kind:
     }
 
 
-def _said(kind: Kind) -> str:
+def _shown(kind: Kind) -> str:
     return ", ".join(f"{name} {shape} of {dtype}" for name, (dtype, shape) in kind.items())
 
 

@@ -55,7 +55,7 @@ class DER(Strategy):
 
     """
 
-    not_state = ("fresh",)
+    not_state = ("batch_logits",)
 
     def __init__(
         self,
@@ -76,12 +76,12 @@ class DER(Strategy):
         check_integer(1, 2, draws=draws)
         self.memory, self.replay_batch = Reservoir(capacity), replay_batch
         self.alpha, self.beta, self.draws, self.offer = alpha, beta, draws, offer
-        self.fresh: Tensor | None = None  # the outputs for the batch under way
+        self.batch_logits: Tensor | None = None  # the outputs for the batch under way
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the three terms for a batch and what is drawn for it."""
         outputs = self.outputs(samples)
-        self.fresh = outputs.detach()
+        self.batch_logits = outputs.detach()
         loss = F.cross_entropy(self.mask_other_heads(outputs, samples.y, samples.extra.get("task")), samples.y)
         if not len(self.memory):
             return loss
@@ -100,11 +100,11 @@ class DER(Strategy):
     def remember(self, event: BatchLearned) -> None:
         """Offer the batch to the memory, with the outputs that it had."""
         samples = event.batch.samples
-        if self.fresh is None or len(self.fresh) != len(samples):
+        if self.batch_logits is None or len(self.batch_logits) != len(samples):
             raise RuntimeError(f"{type(self).__name__}.loss was not called on the batch that was learned")
         if offered(self.offer, event.batch.epoch):
-            self.memory.add(Samples(samples.x, samples.y, {**samples.extra, "logits": self.fresh}))
-        self.fresh = None
+            self.memory.add(Samples(samples.x, samples.y, {**samples.extra, "logits": self.batch_logits}))
+        self.batch_logits = None
 
 
 class DERpp(DER):

@@ -78,23 +78,26 @@ class LwF(Distilling):
         x = samples.x if self.augment is None else self.augment(samples.x)
         outputs = self.model(x)
         with torch.no_grad():  # without alpha the teacher has no say
-            before = None if self.teacher is None or turn(self.alpha, self.tasks) == 0 else self.teacher(x)
+            before = None if self.teacher is None or value_for(self.alpha, self.tasks) == 0 else self.teacher(x)
         own = self.mask_other_heads(outputs, samples.y, samples.extra.get("task"))
-        loss = turn(self.weight, self.tasks) * F.cross_entropy(own, samples.y)
+        loss = value_for(self.weight, self.tasks) * F.cross_entropy(own, samples.y)
         if before is not None:
             whole = self.distil == "seen" and not self.task_given
-            kept = [softened(outputs, before, head, self.known_classes if whole else head, self.temperature) for head in self.past]
-            loss = loss + turn(self.alpha, self.tasks) * torch.stack(kept).sum()
+            losses = []
+            for head in self.past:
+                competing = self.known_classes if whole else head
+                losses.append(distillation_loss(outputs, before, head, competing, self.temperature))
+            loss = loss + value_for(self.alpha, self.tasks) * torch.stack(losses).sum()
         return loss
 
 
-def softened(outputs: Tensor, before: Tensor, labels: Tensor, competing: Tensor, temperature: float) -> Tensor:
+def distillation_loss(outputs: Tensor, before: Tensor, labels: Tensor, competing: Tensor, temperature: float) -> Tensor:
     """Return the cross-entropy of softened outputs with a teacher's for some labels: the mean over samples."""
     targets = (before[:, labels] / temperature).softmax(1)
     whole = (outputs[:, competing] / temperature).logsumexp(1, keepdim=True)
     return (targets * (whole - outputs[:, labels] / temperature)).sum(1).mean()
 
 
-def turn(values: float | list[float], number: int) -> float:
+def value_for(values: float | list[float], number: int) -> float:
     """Return a task's value of some, or of one for all."""
     return values[min(number, len(values) - 1)] if isinstance(values, list) else values

@@ -75,7 +75,7 @@ class LwFMC(Distilling):
         outputs = self.model(x)
         with torch.no_grad():
             before = None if self.teacher is None else self.teacher(x)
-        return (self.distilled if self.form == "bce_kd" else self.balanced)(outputs, before, samples.y)
+        return (self.bce_kd_loss if self.form == "bce_kd" else self.bce_balanced_loss)(outputs, before, samples.y)
 
     def mask_answer(self, outputs: Tensor) -> Tensor:
         """Return the outputs for a question; in forms with a teacher of classes that came alone."""
@@ -83,14 +83,14 @@ class LwFMC(Distilling):
             return mask_logits(outputs, self.seen_classes)
         return super().mask_answer(outputs)
 
-    def distilled(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
+    def bce_kd_loss(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_kd."""
         terms = binary_cross_entropy(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
         if before is not None:
             terms = torch.cat([binary_cross_entropy(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()), terms], 1)
         return terms.sum(1).mean() if self.bce_scale is None else self.bce_scale * terms.mean()
 
-    def balanced(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
+    def bce_balanced_loss(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_balanced."""
         new, targets = len(self.new_classes), one_hot(y, self.new_classes, outputs)
         weights = targets + (1 - targets) / new

@@ -132,13 +132,13 @@ class PRD(Strategy):
         self.views = CropFlipJitter(clamp_quirk=clamp_quirk) if views == "jitter" else None
         self.teacher: nn.Module | None = None
         self.old_prototypes = torch.empty(0)  # the teacher's
-        self.arrived: dict[int, list[int]] = {}  # by task, in the order in which they came: the rows of prototypes that it brought
+        self.rows_by_task: dict[int, list[int]] = {}  # of prototypes that each task brought, in the order of tasks
         self.current: list[int] = []  # those of the task that goes on
         self.old = torch.empty(0, 0, dtype=torch.int64)  # of each task, but for the classes of this one; filled up with -1
 
     def learn(self, batch: Batch) -> Tensor:
         """Take a step, or in the first task some, each with fresh views; return the last one's loss."""
-        for _ in range(1, self.first_task_steps if len(self.arrived) == 1 else 1):
+        for _ in range(1, self.first_task_steps if len(self.rows_by_task) == 1 else 1):
             super().learn(batch)
         return super().learn(batch)
 
@@ -195,11 +195,11 @@ class PRD(Strategy):
         """Take the prototypes of classes that the task doesn't have as old."""
         current = set(event.task.classes)
         labels = self.prototypes.labels.tolist()
-        old = [[row for row in rows if labels[row] not in current] for rows in self.arrived.values()]
+        old = [[row for row in rows if labels[row] not in current] for rows in self.rows_by_task.values()]
         rows = [torch.tensor(columns) for columns in old if columns]
         self.old = pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0, dtype=torch.int64)
         self.old = self.old.to(self.prototypes.weight.device)
-        self.current = self.arrived.setdefault(event.task.id, [])
+        self.current = self.rows_by_task.setdefault(event.task.id, [])
 
     @on(SessionStarted)
     def grow_prototypes(self, event: SessionStarted) -> None:
@@ -212,7 +212,7 @@ class PRD(Strategy):
     def decay(self, event: EpochStarted) -> None:
         """Set the learning rates by the epoch of the session; without milestones they are left alone."""
         if self.milestones:
-            passes = event.epoch.index * (self.first_task_steps if len(self.arrived) == 1 else 1)
+            passes = event.epoch.index * (self.first_task_steps if len(self.rows_by_task) == 1 else 1)
             factor = 0.1 ** sum(passes >= milestone for milestone in self.milestones)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor

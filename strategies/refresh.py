@@ -116,10 +116,10 @@ class Refresh(Wrapper):
             scales = torch._foreach_div(torch._foreach_norm(weights), slopes)
             moves = torch._foreach_mul(gradients, scales)
             if self.noise:
-                torch._foreach_add_(moves, self.normal(weights), alpha=self.noise)
+                torch._foreach_add_(moves, self.noise_like(weights), alpha=self.noise)
             if self.fisher:
                 if self.factors is None:
-                    self.factors = [1 + self.fisher_weight * fisher for fisher in self.information()]
+                    self.factors = [1 + self.fisher_weight * fisher for fisher in self.fisher_of_weights()]
                 torch._foreach_div_(moves, self.factors)
             torch._foreach_add_(weights, moves, alpha=self.delta)
 
@@ -131,10 +131,10 @@ class Refresh(Wrapper):
         with torch.no_grad():
             for buffer, before in zip(buffers, kept, strict=True):
                 buffer.copy_(before)  # the host's step has its own part in batch norm's statistics
-            fishers = self.information() if self.fisher else [torch.zeros_like(weight) for weight in weights]
-            for weight, slope, fisher, normal in zip(weights, slopes, fishers, self.normal(weights), strict=True):
+            fishers = self.fisher_of_weights() if self.fisher else [torch.zeros_like(weight) for weight in weights]
+            for weight, slope, fisher, noise in zip(weights, slopes, fishers, self.noise_like(weights), strict=True):
                 scale = self.gamma / (fisher + self.damping)
-                weight += scale * slope + (2 * scale).sqrt() * self.noise * normal
+                weight += scale * slope + (2 * scale).sqrt() * self.noise * noise
 
     def weights(self) -> list[Tensor]:
         """Return the parameters that move."""
@@ -149,19 +149,19 @@ class Refresh(Wrapper):
             logits = functional_call(self.model, buffers, (x,)) if buffers else self.model(x)
         return torch.autograd.grad(F.cross_entropy(logits, samples.y), weights, materialize_grads=True)
 
-    def normal(self, weights: list[Tensor]) -> list[Tensor]:
+    def noise_like(self, weights: list[Tensor]) -> list[Tensor]:
         """Return normal numbers of the shapes of the weights, drawn together."""
         drawn = torch.randn(sum(weight.numel() for weight in weights), generator=self.random, device=weights[0].device)
         parts = drawn.split([weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
-    def information(self) -> list[Tensor]:
+    def fisher_of_weights(self) -> list[Tensor]:
         """Return the Fisher of each of `weights()`; rows that a growing head got since are zero."""
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         return [pad_rows(self.fisher.get(name, torch.zeros_like(weight)), weight) for name, weight in weights.items()]
 
     @on(RunStarted)
-    def meet_device(self, event: RunStarted) -> None:
+    def begin_run(self, event: RunStarted) -> None:
         """Draw the noise where the weights are."""
         weights = self.weights()
         if not weights:
@@ -171,7 +171,7 @@ class Refresh(Wrapper):
         self.fisher, self.factors, self.random = {}, None, torch.Generator(event.stream.device or "cpu")
 
     @on(SessionStarted)
-    def forget_factors(self, event: SessionStarted) -> None:
+    def drop_factors(self, event: SessionStarted) -> None:
         """Make them anew, since a head may have grown; before anything is learned, see whether there can be a Fisher."""
         self.factors = None
         if not self.fisher and (self.fisher_weight or self.form == "paper"):
@@ -183,6 +183,6 @@ class Refresh(Wrapper):
         if self.fisher_weight == 0 and self.form == "released":
             return
         new = session_fisher(self.model, event.session.samples, "weighted", self.augment)
-        old = dict(zip(new, self.information(), strict=True))
+        old = dict(zip(new, self.fisher_of_weights(), strict=True))
         self.fisher = {name: self.tau * old[name] + fisher for name, fisher in new.items()}
         self.factors = None

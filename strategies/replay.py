@@ -84,7 +84,7 @@ class Replay(Strategy):
         self.retrieval, self.candidates, self.classes = retrieval, candidates, 0
 
     @on(RunStarted)
-    def make_room(self, event: RunStarted) -> None:
+    def make_memory(self, event: RunStarted) -> None:
         """Learn how many classes there are, and make the memory that keeps so many samples of each."""
         self.classes = event.stream.classes
         if self.per_class is not None:

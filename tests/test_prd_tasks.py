@@ -107,7 +107,7 @@ def test_classes_of_a_task_that_comes_again_are_current() -> None:
     # of a task that comes twice, the first half of the example has one class, and the second half the other
     assert watch.seen == [[], [[0]], [[2]], [[0, 1], [2]], [[0, 1], [4, 5]]]
     assert strategy.prototypes.labels.tolist() == [0, 2, 1, 4, 5, 3]
-    assert strategy.arrived == {0: [0, 2], 1: [1, 5], 2: [3, 4]}
+    assert strategy.rows_by_task == {0: [0, 2], 1: [1, 5], 2: [3, 4]}
 
 
 def test_tasks_of_unequal_size_in_any_order() -> None:
@@ -165,7 +165,7 @@ def test_the_first_task_may_take_several_steps_a_batch_each_with_fresh_views() -
 
     class Counting(PRD):
         def loss(self, samples: Samples) -> Tensor:
-            calls.append(len(self.arrived))
+            calls.append(len(self.rows_by_task))
             return super().loss(samples)
 
     stream = example_stream(batch_size=20)

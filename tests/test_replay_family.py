@@ -329,7 +329,7 @@ def test_mixed_targets_are_shares_of_the_area() -> None:
 def test_mixed_loss_is_the_cross_entropy_with_soft_targets() -> None:
     strategy = Replay(example_model(), mix="cutmix")
     stream = example_stream()
-    strategy.make_room(RunStarted(stream, strategy))
+    strategy.make_memory(RunStarted(stream, strategy))
     samples = stream.tasks[0].train[:12]
     torch.manual_seed(3)
     loss = strategy.loss(samples)
