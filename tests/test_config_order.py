@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from clstream.cli import main
+from clstream.cli.errors import UsageError
 from clstream.cli.parser import as_yaml, parse_run
 
 REPLAY = """\
@@ -177,6 +178,23 @@ def test_commands_on_a_stream_take_an_option_over_a_config(folder: Path, capsys:
 def test_options_that_would_be_another_run(folder: Path, arguments: list[str], sentence: str) -> None:
     with pytest.raises(ValueError, match="^" + sentence.replace("?", r"\?")):
         parse_run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("strategy: {class_path: Replay, init_args: {capacity: many}}", "--strategy.capacity takes int, not many"),
+        ("strategy: {init_args: {optimizer: {class_path: SGDD}}}", "--strategy.optimizer: there is no 'SGDD': did you mean SGD?"),
+        ("seed: x", "--seed takes int, not x"),
+    ],
+)
+def test_a_wrong_value_is_said_with_the_config_that_it_is_from(folder: Path, written: str, sentence: str) -> None:
+    (folder / "wrong.yaml").write_text(written)
+    with pytest.raises(UsageError) as caught:
+        parse_run(["--config", "c.yaml", "--config", "wrong.yaml"])
+    assert str(caught.value) == f"wrong.yaml: {sentence}"
+    with pytest.raises(UsageError, match=r"^--strategy\.capacity takes int, not lots"):
+        parse_run(["--config", "c.yaml", "--strategy.capacity", "lots"])
 
 
 def test_the_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

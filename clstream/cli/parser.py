@@ -139,7 +139,12 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     _check_options(settings)
     may = {top for setting in settings for text in strings(setting.value) for top in top_modules(text) if is_user_module(top)}
     _allow_imports({*ALLOWED_MODULES, *trusted, *may})
-    options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
+    try:
+        options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
+    except UsageError as error:
+        option = str(error).partition(" ")[0].rstrip(":")
+        where = next((setting.where for setting in settings if setting.option == option), "")
+        raise UsageError(f"{where}{error}") from None
     options.trust = trusted
     if options.seeds is not None:
         options.seeds = parse_seeds(options.seeds)
