@@ -58,7 +58,7 @@ TEXT: dict[str, Callable[[Entry], str]] = {
     "TaskEnded": lambda entry: f"task {entry['task']} ended",
     "Evaluated": _evaluation,
     "Resumed": lambda entry: (
-        f"resumed from a checkpoint; {entry['again']} lines beyond it were cut, and come again"
+        f"resumed from a checkpoint; lines after it, which come again, were cut: {entry['again']}"
         + (f"; with changed code: {'; '.join(entry['changed_code'])}" if "changed_code" in entry else "")
     ),
     "RunEnded": lambda entry: "the run ended" if entry["error"] is None else f"the run ended: {entry['error']}",
