@@ -114,7 +114,7 @@ CALLS: list[object] = [
     {"class_path": "jsonargparse.set_parsing_settings", "init_args": {"import_path_allowlist": ["os"]}},
     {"class_path": "clstream.cli.main", "init_args": {"arguments": ["record", "--stream", "blobs", "--out", "ran"]}},
     {"class_path": "clstream.recording.writer.record", "init_args": {"file": "ran"}},
-    {"class_path": "clstream.models.classifier.load_weights", "init_args": {}},
+    {"class_path": "clstream.pretraining.load_weights", "init_args": {}},
     {"class_path": "clstream.tracking.mlflow_store.connect", "init_args": {"uri": "sqlite:///ran"}},
     {"class_path": "mine_safe.clean", "init_args": {"path": "ran"}},
     {"class_path": "mine_safe.Loud", "init_args": {"path": "ran"}},

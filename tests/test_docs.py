@@ -1,9 +1,10 @@
-"""The documentation: its snippets run, its commands parse, its links lead somewhere."""
+"""The documentation: its snippets run, its commands parse, its links lead somewhere, and what it names is there."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import pkgutil
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
 OURS = ("strategies/", "streams/", "clstream/")
+FOLDERS = ("clstream", "strategies", "streams", "experiments")
 BESIDE_RUN = {"prove-resume": ("--kills", "--kill_seed", "--out"), "pretrain": ("--out", "--classes", "--epochs")}
 """The options, each with a value, of commands that take those of `clstream run` too."""
 READERS_FILES = {"my_file.py": "from clstream import Strategy\n\n\nclass MyStrategy(Strategy): ...\n"}
@@ -208,3 +210,35 @@ def test_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in slugs, f"{page.relative_to(ROOT)}: {name or page.name} has no section {anchor}"
+
+
+SOURCE = (file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *SOURCE])
+"""What names modules and files of ours: all pages, and the source with its docstrings and comments."""
+
+
+def is_there(name: str) -> bool:
+    """Return whether a dotted name can be imported: a module, or what is in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_names_of_ours_can_be_imported() -> None:
+    named = {
+        (name, f"{file.relative_to(ROOT)} names {name}")
+        for file in TEXTS
+        for name in re.findall(r"\bclstream(?:\.[A-Za-z_]\w*)+", file.read_text(encoding="utf-8"))
+    }
+    there = {name: is_there(name) for name in {name for name, _ in named}}
+    assert len(there) > 100
+    assert not [sentence for name, sentence in sorted(named) if not there[name]]
+
+
+def test_files_of_ours_are_there() -> None:
+    beginning = "|".join(re.escape(folder) for folder in (*FOLDERS, "tests", "docs", ".ci"))
+    for file in TEXTS:
+        for path in re.findall(rf"`((?:{beginning})/[\w/.-]*)", file.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{file.relative_to(ROOT)} names {path}"
