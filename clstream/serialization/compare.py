@@ -59,9 +59,9 @@ def hashes(snapshot: Snapshot, gradients: bool = True) -> dict[str, str]:
     return hashes_by_path
 
 
-def first_difference(one: Snapshot, other: Snapshot) -> str | None:
+def first_difference(snapshot: Snapshot, other: Snapshot) -> str | None:
     """Return the path of the first attribute, tensor or container in which two snapshots differ; None if none does."""
-    ours, theirs = hashes(one), hashes(other)
+    ours, theirs = hashes(snapshot), hashes(other)
     return next((path for path in {**ours, **theirs} if ours.get(path) != theirs.get(path)), None)
 
 
