@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -41,6 +43,18 @@ def processes() -> ForkServerContext:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where it finds conftest
         ensure_running()
     return context
+
+
+@contextmanager
+def living(processes: ForkServerContext, target: Callable[..., None], *arguments: object) -> Iterator[ForkServerProcess]:
+    """A process that plays something, and dies with the block at the latest."""
+    process = processes.Process(target=target, args=arguments)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def long_stream() -> clstream.Stream:
@@ -82,13 +96,10 @@ def test_killed_at_random_it_ends_the_same(name: str, processes: ForkServerConte
         before = files(folder)[:1]
         share = 1 - newest(folder)["step"] / steps if before else 1
         last = steps - 4 * left + 2  # so that each of those to come has four batches of its own
-        process = processes.Process(target=play_and_die, args=(name, str(folder), last))
-        process.start()
-        while process.is_alive() and files(folder)[:1] == before:  # until it is under way
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, seconds * share / (left + 1)))
-        process.kill()
-        process.join()
+        with living(processes, play_and_die, name, str(folder), last) as process:
+            while process.is_alive() and files(folder)[:1] == before:  # until it is under way
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, seconds * share / (left + 1)))
         assert process.exitcode == -signal.SIGKILL
     rest = Checkpoints(every=0)
     run(built(make(name)), long_stream(), rest, Checkpointer(folder), seed=3, resume=newest(folder))
@@ -181,15 +192,14 @@ def play_slowly(folder: str, begun: Event) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(processes: ForkServerContext, tmp_path: Path, number: signal.Signals) -> None:
     begun = processes.Event()
-    process = processes.Process(target=play_slowly, args=(str(tmp_path), begun))
-    process.start()
-    assert begun.wait(300)
-    os.kill(process.pid, number)
-    process.join(0.3)
-    assert process.is_alive()  # the end of the task goes on
-    os.kill(process.pid, number)
-    process.join(300)  # the end of the task takes 600
-    assert process.exitcode not in (0, None)
+    with living(processes, play_slowly, str(tmp_path), begun) as process:
+        assert begun.wait(300)
+        os.kill(process.pid, number)
+        process.join(0.3)
+        assert process.is_alive()  # the end of the task goes on
+        os.kill(process.pid, number)
+        process.join(60)  # the end of the task takes 600
+        assert process.exitcode not in (0, None)
     assert newest(tmp_path) is not None
 
 
@@ -239,14 +249,11 @@ def test_a_signal_is_heeded_when_nobody_hears_of_it(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused(processes: ForkServerContext, tmp_path: Path) -> None:
-    process = processes.Process(target=play_and_die, args=("Replay", str(tmp_path), 1))
-    process.start()
-    while not files(tmp_path):
-        assert process.is_alive()
-        time.sleep(0.01)
-    with pytest.raises(FolderError, match=f"{tmp_path} is in use by another process"):
-        run(built(), example_stream(), Checkpointer(tmp_path))
-    process.kill()
-    process.join()
+    with living(processes, play_and_die, "Replay", str(tmp_path), 1) as process:
+        while not files(tmp_path):
+            assert process.is_alive()
+            time.sleep(0.01)
+        with pytest.raises(FolderError, match=f"{tmp_path} is in use by another process"):
+            run(built(), example_stream(), Checkpointer(tmp_path))
     with locked(tmp_path):  # a process that died lets go
         pass
