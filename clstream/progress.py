@@ -50,7 +50,7 @@ class ProgressBar:
     @on(RunStarted)
     def start(self, event: RunStarted) -> None:
         """Show an empty bar."""
-        self.sessions = len(event.stream)
+        self.sessions = len(event.stream) if event.run is None else event.run.sessions
         self.name = self.title or f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
         self.evaluation = None
         self.batches, self.began = 0, time.monotonic()

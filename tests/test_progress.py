@@ -13,8 +13,8 @@ from clstream.checks import example_model, example_stream
 from clstream.progress import ProgressBar
 
 
-def said(bar: ProgressBar, *observers: object) -> str:
-    run(Finetune(example_model()), example_stream(batch_size=10), *observers, bar)
+def said(bar: ProgressBar, *observers: object, max_sessions: int | None = None) -> str:
+    run(Finetune(example_model()), example_stream(batch_size=10), *observers, bar, max_sessions=max_sessions)
     file = bar.console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -42,6 +42,9 @@ def test_off_a_terminal_a_long_run_says_lines_that_grow_rare(monkeypatch: pytest
     assert lines[0] == "a long one: 1 of about 18 batches, 40 s"  # 3 sessions of 6 batches; never cut
     assert lines[7].startswith("a long one: 8 of about 18 batches, 320 s, accuracy ") and "after 1 of 3 sessions" in lines[7]
     assert 12 < len(lines) < 19  # from 400 s on, less often than each batch
+    bar = ProgressBar("a short one", console=Console(file=io.StringIO()))
+    lines = said(bar, clock, max_sessions=2).splitlines()
+    assert lines[0].startswith("a short one: 1 of about 12 batches") and "after 1 of 2 sessions" in lines[7]
 
 
 def test_a_terminal_has_a_bar_and_a_line_at_the_end() -> None:
