@@ -36,15 +36,14 @@ if not (_here / "strategies").is_dir():  # a source tree, where strategies/ and 
     __path__.append(str(_here.parent))
 
 _MODULES = {
-    "bus": ("on",),
-    "engine": ("Result", "run"),
+    "bus": ("Event", "on"),
+    "engine": ("run",),
     "events": (
         "BatchLearned",
         "BatchReady",
         "EpochEnded",
         "EpochStarted",
         "Evaluated",
-        "Event",
         "RunEnded",
         "RunStarted",
         "SessionEnded",
@@ -52,6 +51,7 @@ _MODULES = {
         "TaskEnded",
         "TaskStarted",
     ),
+    "results": ("Result",),
     "strategy": ("Strategy",),
     "stream": ("Batch", "Epoch", "Samples", "Session", "Stream", "Subset", "Task"),
 }

@@ -3,20 +3,15 @@
 The order is: base class first, then as defined in the class, then the handlers of `parts`; the strategy before the observers.
 There are no priorities. An exception in a handler ends the run.
 
-A strategy and its parts hear an event while they learn: what they ask themselves in a handler is run as it is written. All others
-are outside: see `clstream.eval_mode`.
+In handlers of a strategy and its parts, its `scores` and `predict` run as they are written: in training mode, with gradients. All
+others are answered in evaluation mode: see `clstream.eval_mode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -33,14 +28,8 @@ class Event:
 
 
 E = TypeVar("E", bound=Event)
-
-
 S = TypeVar("S")
-
-
 Handler = Callable[[Any], None]
-
-
 _MARK = "__clstream_events__"
 
 
@@ -184,7 +173,7 @@ class Bus:
         return groups
 
     def emit(self, event: Event) -> None:
-        """Tell every handler of this type of event; an exception in one ends the run."""
+        """Call every handler of this type of event; an exception in one ends the run."""
         kind = type(event)
         try:
             groups = self._table[kind]
@@ -200,7 +189,7 @@ class Bus:
                         handler(event)
 
     def close(self, event: Event) -> None:
-        """Tell every handler, also after one has failed; then raise the first failure."""
+        """Call every handler, even after one has failed; then raise the first failure."""
         failure: BaseException | None = None
         for learns, handlers in self._groups(type(event)):
             with as_written(learns):
@@ -214,7 +203,7 @@ class Bus:
 
 
 class Emitter:
-    """Whoever emits events of its own while a run goes on: strategies, and detectors among their parts."""
+    """The base of what emits events of its own in a run: strategies, and detectors among their parts."""
 
     bus: Bus | None = None
     not_state: tuple[str, ...] = ("bus",)
@@ -224,6 +213,6 @@ class Emitter:
         return {name: value for name, value in vars(self).items() if name != "bus"}
 
     def emit(self, event: Event) -> None:
-        """Tell everyone in the run; outside of a run there is nobody to tell."""
+        """Have every handler in the run called; outside of a run nothing happens."""
         if self.bus is not None:
             self.bus.emit(event)

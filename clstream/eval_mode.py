@@ -2,8 +2,8 @@
 
 `scores`, `predict` and `predict_online` of every strategy are wrapped by `answers` where its class is made; `learn`, `loss` and
 `objective` by `learns`. While a strategy learns (in these three, and in its handlers of events), what it asks itself is run as it
-is written: in the mode that its modules are in, with gradients. Whoever else asks is outside, also an observer that is told of
-something in the middle of a step.
+is written: in the mode that its modules are in, with gradients. Every other caller is outside, also an observer whose handler is
+called in the middle of a step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MARK = "__clstream_wrapper__"
 
 @contextmanager
 def as_written(whether: bool = True) -> Iterator[None]:
-    """Run the methods of strategies as they are written, or, where not, as for one who asks from outside."""
+    """Run the methods of strategies as they are written; with False, as for a caller from outside."""
     before = AS_WRITTEN.set(whether)
     try:
         yield
@@ -51,7 +51,7 @@ def as_written(whether: bool = True) -> Iterator[None]:
 
 
 def answers(method: F) -> F:
-    """Wrap a method that answers, so that a call from outside is one within `evaluating`."""
+    """Wrap a method that answers, so that a call from outside runs within `evaluating`."""
 
     @wraps(method)
     def answer(self: object, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +64,7 @@ def answers(method: F) -> F:
 
 
 def learns(method: F) -> F:
-    """Wrap a method that learns, so that the methods that it calls run as they are written."""
+    """Wrap a method that learns, so that all methods that it calls run as they are written."""
 
     @wraps(method)
     def learn(self: object, *args: Any, **kwargs: Any) -> Any:
@@ -100,9 +100,9 @@ def wrap_methods(cls: type) -> None:
 def evaluating(strategy: object) -> Iterator[None]:
     """Put every module that the strategy holds in evaluation mode, keep gradients off, and leave no trace of it afterwards.
 
-    As before are then: the mode of each module; buffers, of modules that are not torch's own, which don't change theirs in this
-    mode; the global generators of torch, numpy and Python; and the generators that the strategy and such modules hold. Other
-    attributes that a module changes when it is called are its own affair.
+    Restored afterwards are the mode of each module; the buffers of modules that are not torch's own (torch's don't change theirs
+    in this mode); the global generators of torch, numpy and Python; and the generators that the strategy and such modules hold.
+    Other attributes that a module changes when it is called are not.
     """
     modules: dict[nn.Module, bool] = {}
     generators: list[Any] = []

@@ -21,8 +21,8 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
 
     A strategy that keeps the base's `scores` and `predict` answers both questions from one forward pass over the union of the
     test sets; one that overrides them is asked task by task, without and with the task, since its answer may depend on it. If the
-    stream hides its boundaries it is never told the task: with it, the answer is the highest of its scores among the task's; and
-    all tasks are asked mixed.
+    stream hides its boundaries, the strategy is never given the task: the answer with the task is then the highest of its scores
+    among the task's classes, and the samples of all tasks come mixed.
 
     Raises:
         ValueError, TypeError: if the answers have the wrong shape or type.

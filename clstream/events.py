@@ -32,20 +32,20 @@ class RunControl(Protocol):
     """What an observer may ask of a run."""
 
     sessions: int
-    """How many sessions the run is of."""
+    """The number of sessions of the run."""
 
     changed_code: list[str]
-    """What code of the user's own was changed since the checkpoint that the run goes on from, and accepted; a text for each."""
+    """The user's own code that has changed since the checkpoint, and was accepted: a text for each file."""
 
     @property
     def source_files(self) -> Mapping[str, str]:
         """The source code of the user's own that the run is built from: texts by the names of files."""
 
     def defer(self, call: Callable[[], object]) -> None:
-        """Have something done as soon as no event is under way: between two batches, or after an evaluation."""
+        """Have a function called as soon as no event is being handled: between two batches, or after an evaluation."""
 
     def emit_to_observers(self, event: Event) -> None:
-        """Tell the observers and not the strategy, which must not hear what was measured against the truth."""
+        """Emit an event to the observers alone: the strategy must not hear what was measured against the truth."""
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, as plain values and tensors: the objects' own, not copies.
@@ -76,14 +76,14 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskStarted(Event):
-    """The next session draws from another task than the last one; only on streams that show their boundaries."""
+    """A task begins: the next session draws from another task than the last one. Only on streams that show their boundaries."""
 
     task: Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionStarted(Event):
-    """New samples are there."""
+    """A session begins: it has new samples."""
 
     session: Session
 
@@ -126,7 +126,7 @@ class SessionEnded(Event):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskEnded(Event):
-    """The next session, if any, draws from another task; only on streams that show their boundaries."""
+    """A task is over: the next session, if any, draws from another one. Only on streams that show their boundaries."""
 
     task: Task
 

@@ -61,7 +61,7 @@ class Prequential:
 
     @on(BatchReady)
     def ask(self, event: BatchReady) -> None:
-        """Ask for the batch's labels."""
+        """Have the strategy predict the batch's labels, and count the hits."""
         batch = event.batch
         if batch.epoch or batch.index % self.every:
             return
@@ -107,7 +107,7 @@ class Prequential:
         return {"hits": self.counts[0], "sizes": list(self.sizes), "first": self.first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it."""
+        """Restore what `state_dict` returned."""
         device = self.started.stream.device or "cpu"
         self.hits = list(state["hits"].to(device).unbind())
         self.sizes, self.first = list(state["sizes"]), state["first"]
@@ -195,7 +195,7 @@ class Detection:
 
     @on(SessionStarted)
     def note_boundary(self, event: SessionStarted) -> None:
-        """Note a boundary."""
+        """Note a boundary if the session draws from another task than the one before."""
         index, task_of = event.session.index, self.started.stream.task_of
         if index and task_of(index) != task_of(index - 1):
             self.boundaries.append(self.step)
@@ -233,5 +233,5 @@ class Detection:
         return {"alarms": list(self.alarms), "boundaries": list(self.boundaries), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it."""
+        """Restore what `state_dict` returned."""
         self.alarms, self.boundaries, self.step = list(state["alarms"]), list(state["boundaries"]), state["step"]

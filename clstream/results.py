@@ -49,7 +49,7 @@ class Evaluation:
 
     @classmethod
     def of_untrained(cls, row: Tensor, task_row: Tensor, scenario: str) -> Evaluation:
-        """Return the start, from the rows of the untrained strategy."""
+        """Return the evaluation at the start of a run, from the rows of the untrained strategy."""
         none, never = row.new_empty(0, len(row)), torch.zeros(0, len(row), dtype=torch.bool)
         return cls(none, none, never, none, never, (), row, task_row, scenario)
 
@@ -81,7 +81,7 @@ class Evaluation:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Evaluation:
-        """Return the evaluation that `to_dict` was asked of. Raises ValueError for values that can't be of one."""
+        """Return the evaluation whose `to_dict` gave these values. Raises ValueError for values that no evaluation gives."""
         kinds: dict[str, Any] = {"probe_steps": (list, tuple), "scenario": str, "within_session": bool}
         right = values.keys() == {attribute.name for attribute in fields(Evaluation)}
         right = right and all(isinstance(value, kinds.get(name, Tensor)) for name, value in values.items())

@@ -20,7 +20,7 @@ def derive(*parts: object) -> int:
 
 @contextmanager
 def isolated(*parts: object, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Seed the global generators of Python, numpy and torch from `parts`, and give them back as they were afterwards.
+    """Seed the global generators of Python, numpy and torch from `parts`, and restore them afterwards.
 
     Those of CUDA devices are touched only if `device` is one.
 

@@ -57,7 +57,7 @@ class Checkpoints:
 
     @on(events.RunStarted)
     def begin(self, event: events.RunStarted) -> None:
-        """Take the first one."""
+        """Take the first checkpoint."""
         assert event.run is not None
         self.run = event.run
         if self.every:
@@ -65,20 +65,20 @@ class Checkpoints:
 
     @on(events.BatchLearned)
     def learned(self, event: events.BatchLearned) -> None:
-        """Take one after the batch."""
+        """Take a checkpoint after the batch."""
         self.batches += 1
         if self.every and self.batches % self.every == 0:
             self.run.defer(self.write)
 
     @on(events.Evaluated)
     def evaluated(self, event: events.Evaluated) -> None:
-        """Take one after the evaluation; within a session that is the one after the batch."""
+        """Take a checkpoint after the evaluation; within a session that is the one after the batch."""
         last = len(event.evaluation.accuracy) == self.run.sessions
         if not event.evaluation.within_session and (self.every or last):
             self.run.defer(self.write)
 
     def write(self) -> None:
-        """Keep one: as a file, or, where it is the last one alone, as it is."""
+        """Keep a checkpoint: as a file or, where it is the last one alone, as it is."""
         state = self.run.state()
         if self.every:
             file = io.BytesIO()
@@ -89,7 +89,7 @@ class Checkpoints:
             self.written.append({**state, "strategy": {**state["strategy"], "storages": storages}})
 
     def load(self, number: int) -> Mapping[str, Any]:
-        """Return one, for `run(resume=...)`."""
+        """Return a checkpoint, for `run(resume=...)`."""
         written = self.written[number]
         state: Mapping[str, Any]
         state = torch.load(io.BytesIO(written), weights_only=True) if isinstance(written, bytes) else written
@@ -97,7 +97,7 @@ class Checkpoints:
 
 
 class Asking:
-    """An observer that asks whenever it can: before and within the first steps of a session, when it ends, after each evaluation.
+    """An observer that asks the strategy for answers: around the first steps of a session, at its end, and after each evaluation.
 
     What it was answered at the end is in `answers`.
     """
@@ -107,7 +107,7 @@ class Asking:
 
     @on(Event)
     def ask(self, event: Event) -> None:
-        """Ask for everything there is to ask."""
+        """Ask for scores and labels, in every way that there is."""
         if isinstance(event, events.RunStarted):  # some have nothing to answer with yet
             self.strategy, self.task = event.strategy, event.stream.tasks[0]
         early = isinstance(event, (events.BatchReady, events.BatchLearned)) and event.batch.index < 2
@@ -126,7 +126,7 @@ class Losses:
 
     @on(events.BatchLearned)
     def keep(self, event: events.BatchLearned) -> None:
-        """Keep it."""
+        """Keep the loss."""
         self.all.append(event.loss)
 
 
@@ -134,5 +134,5 @@ class SquaredNorm(Regulariser):
     """A penalty: the sum of the squares of the strategy's weights that learn."""
 
     def penalty(self, samples: Samples) -> Tensor:
-        """Return it: a scalar."""
+        """Return the sum: a scalar."""
         return torch.stack([weight.square().sum() for weight in self.strategy.model.parameters() if weight.requires_grad]).sum()

@@ -94,16 +94,16 @@ class InputSearch:
 
     @on(events.RunStarted)
     def begin(self, event: events.RunStarted) -> None:
-        """Note whom to search."""
+        """Remember the strategy, to search it."""
         self.strategy = event.strategy
 
     @on(events.SessionStarted)
     def note(self, event: events.SessionStarted) -> None:
-        """Note what comes."""
+        """Remember the session's inputs."""
         self.inputs.append(event.session.samples[:].x)
 
     @on(events.Evaluated)
     def search(self, event: events.Evaluated) -> None:
-        """Search, unless the session goes on."""
+        """Search the strategy for them, unless the session goes on."""
         if self.path is None and not event.evaluation.within_session:
             self.path = find_inputs(self.strategy, torch.cat(self.inputs), getattr(self.strategy, "model", None))

@@ -102,7 +102,7 @@ class Anchor:
         return f"{self.metric} {least}{self.expected:g} ± {self.spread:g}{assumed} ({self.kind}, {runs})"
 
     def verdict(self, mean: float, n: int) -> tuple[bool, str]:
-        """Return whether the mean of `n` runs is as it should be, and what is to be said of it."""
+        """Return whether the mean of `n` runs is as it should be, and the sentence that says so."""
         low, high = self.interval(n)
         where = f"the interval {low:.4f} to {high:.4f}" if self.bound == "both" else f"what is above {low:.4f}"
         where += f", for a mean of {n}"

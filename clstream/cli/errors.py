@@ -9,11 +9,11 @@ from difflib import get_close_matches
 
 
 class UsageError(ValueError):
-    """What was asked for can't be: one sentence for the user."""
+    """The user asked for what can't be; the message is one sentence. The exit status is 2."""
 
 
 class Failure(Exception):  # noqa: N818  # it is not a fault of the program
-    """What was asked can't be done here, or failed in a way that is the data's or the options': one sentence."""
+    """The command failed, by its data, options or files; the message is one sentence. The exit status is 1."""
 
 
 @contextmanager
@@ -34,5 +34,5 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text with what would steer a terminal written out, as \x1b; lines and tabs stay."""
+    r"""Return a text whose control characters, which would steer a terminal, are written out, as \x1b; lines and tabs stay."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda odd: ascii(odd[0])[1:-1], text)

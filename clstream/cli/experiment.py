@@ -213,7 +213,7 @@ class Experiment:
             )
 
     def observers(self, seed: int, folder: Path | None, parent: ParentRun | None) -> list[object]:
-        """Return who observes the run of a seed. The checkpointer is last: when it ends, the others have closed."""
+        """Return the observers of the run of a seed. The checkpointer is last: when it ends, the others have closed."""
         options = self.options
         measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
         measures += [observer() for observer in observers_of(options)]

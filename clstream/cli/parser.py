@@ -115,7 +115,7 @@ def run_parser() -> Parser:
 
 
 def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
-    """Return the parser and the options of `clstream run`: those of config files and of the command line, later ones first.
+    """Return the parser and the options of `clstream run`: those of config files and of the command line; later ones win.
 
     What a config's class was given is dropped where a later setting names another class; `parser.notes` says so.
 

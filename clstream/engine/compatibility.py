@@ -114,7 +114,7 @@ def check_augment(stream: Stream) -> None:
 
 
 def check_lazy(strategy: Strategy, stream: Stream, seed: int) -> None:
-    """Ask a model with lazy layers once, so that they have shapes, drawn from the run's seed; refuse a layer that isn't asked."""
+    """Call a model with lazy layers once, so that they get weights, from the run's seed; refuse a layer that is not called."""
     if not any(map(is_uninitialized, weights_of(strategy))):
         return
     model = strategy.model
@@ -123,7 +123,7 @@ def check_lazy(strategy: Strategy, stream: Stream, seed: int) -> None:
     for path, module in find_all(strategy, nn.Module):
         for name, weight in [*module.named_parameters(), *module.named_buffers()]:
             if is_uninitialized(weight):
-                raise ValueError(f"{path}.{name} has no shape yet, and gets none when the model is asked: give the layer its sizes")
+                raise ValueError(f"{path}.{name} has no shape yet, and gets none by a call of the model: give the layer its sizes")
 
 
 def weights_of(strategy: Strategy) -> Iterator[Tensor]:

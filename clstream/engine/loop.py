@@ -1,4 +1,4 @@
-"""The loop: the definition of a simulation. A stream is played to a strategy, and everyone is told what happens."""
+"""The loop: the definition of a simulation. A stream is played to a strategy, and each step is an event for all who listen."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ from clstream.stream import Batch, Session, Stream, Task
 FINITE_EVERY = 64
 """Batches after which the losses are checked together: one look at the device for all of them."""
 
-
 _RAN = WeakValueDictionary[int, Strategy]()
-"""The strategies that were run, by id, so that a second run can be told from a first."""
+"""The strategies that were run, by id, so that a second run of one is noticed."""
 
 
 def run(
@@ -90,7 +89,7 @@ def run(
 
 
 def note_used(strategy: Strategy, warn: bool) -> None:
-    """Note that a strategy is run now, and those that it wraps; warn, if asked to, where one was run before."""
+    """Remember that a strategy, and those that it wraps, are run now; if asked to, warn where one was run before."""
     strategies = [part for part in with_parts(strategy) if isinstance(part, Strategy)]
     used = [type(part).__name__ for part in strategies if _RAN.get(id(part)) is part]
     if used and warn:
@@ -152,7 +151,7 @@ def play(simulation: Simulation) -> None:
 
 
 def learn(simulation: Simulation, session: Session, task: Task) -> None:
-    """Play what is left of a session; of one that mixes tasks, most samples are of this task."""
+    """Play what is left of a session. `task` is its task or, where it mixes tasks, the one that most of its samples are of."""
     strategy, emit, every = simulation.strategy, simulation.bus.emit, simulation.evaluate_every
     first = simulation.position
     for epoch in islice(session, first.epoch, None):

@@ -17,7 +17,7 @@ from clstream.strategy import Strategy
 class Placement:
     """Moves the modules that a strategy holds to the run's device, seeds its generators, and connects its emitters to the bus.
 
-    `update` takes in what came to be since: experts, heads, a memory for a new task.
+    `update` does the same for what was made since: experts, heads, a memory for a new task.
     """
 
     def __init__(self, strategy: Strategy, device: str | torch.device, seed: int, bus: Bus) -> None:
@@ -26,7 +26,7 @@ class Placement:
         self.update()
 
     def update(self) -> None:
-        """Do so with what the strategy did not hold before."""
+        """Place the modules, generators and emitters that the strategy did not hold before."""
         for path, value in self.walk():
             if not isinstance(value, (nn.Module, torch.Generator, Emitter)) or id(value) in self.placed:
                 continue
@@ -39,9 +39,9 @@ class Placement:
                 value.bus = self.bus
 
     def walk(self) -> Iterator[tuple[str, object]]:
-        """Yield what the strategy holds with its place; what a wrapped one holds has the place that it has unwrapped.
+        """Yield (path, value) for what the strategy holds; what a wrapped strategy holds has the path that it has without wrapper.
 
-        So a wrapper's host draws the same random numbers as it does alone.
+        So a wrapped strategy draws the same random numbers as it does alone.
         """
         strategies = [part for part in with_parts(self.strategy) if isinstance(part, Strategy)]
         names = Counter[str]()
@@ -53,7 +53,7 @@ class Placement:
                 yield mark + path.removeprefix(name), value
 
     def take_over(self, objects: Iterable[object]) -> None:
-        """Take objects as placed: they come from a checkpoint, with the states of their generators."""
+        """Count objects as placed: they come from a checkpoint, with the states of their generators."""
         self.placed = {id(value): value for value in objects}
         for value in self.placed.values():
             if isinstance(value, Emitter):

@@ -59,7 +59,7 @@ class Simulation:
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
         self.built_from = list(definitions(*built_from(strategy, stream), *code))
         self.bus = Bus(strategy, *observers, learner=strategy)
-        # its halves: they are not always told the same
+        # its halves: some events are for one of them only
         self.strategy_bus, self.observer_bus = Bus(strategy, learner=strategy), Bus(*observers)
         self.placement = Placement(strategy, device, seed, self.bus)
         self.stream = stream.reseeded(seed).to(device)
@@ -83,7 +83,7 @@ class Simulation:
 
     @cached_property
     def references(self) -> References:
-        """The objects of the run when it began, or when its state was first asked for: a state refers to them."""
+        """The objects of the run when it began, or when its state was first asked for: what a state may refer to."""
         return references_of(self.parts, self.stream)
 
     @cached_property

@@ -1,7 +1,7 @@
 """Regularisers: small objects for any strategy, each with a penalty that a step minimises beside the loss.
 
-    strategy.add_regularisers(EWCPenalty(100.0))                    in a strategy's constructor, or
-    Regularised(Replay(model), [EWCPenalty(100.0)])      around one
+    self.add_regularisers(EWCPenalty(100.0))           in a strategy's constructor, or
+    Regularised(Replay(model), [EWCPenalty(100.0)])    around a strategy
 
 A regulariser knows the strategy that it was added to, and hears the run as one of its parts.
 """
@@ -29,7 +29,7 @@ from clstream.stream import Samples
 class Quadratic(Regulariser):
     """strength * sum over the held weights of importance * (weight - anchor)^2: a sum over all numbers, without a factor 1/2.
 
-    A subclass sets an anchor by `hold`. Rows that a growing head got since are free.
+    A subclass sets an anchor by `set_anchor`. Rows that a growing head got since are free.
 
     Args:
         strength: a number; or, for each held weight by its name in the model, a number, or a tensor that broadcasts to it.
@@ -55,7 +55,7 @@ class Quadratic(Regulariser):
         self.offset = torch.zeros(())  # what the penalty is where it is least: the anchors of several tasks may disagree
 
     def attach(self, strategy: Strategy) -> None:
-        """Find the weights."""
+        """Attach to a strategy, and find the weights to hold in its model."""
         super().attach(strategy)
         self.weights = matching(strategy.model, self.parameters)
         if not isinstance(self.strength, Mapping):
@@ -71,7 +71,7 @@ class Quadratic(Regulariser):
 
     @on(RunStarted)
     def reset(self, event: RunStarted) -> None:
-        """Hold nothing, and bring what was given to where the weights are."""
+        """Forget the anchor, and move the strengths to where the weights are."""
         self.anchor, self.importance, self.offset = {}, {}, torch.zeros((), device=event.stream.device or "cpu")
         if isinstance(self.strength, Mapping):
             self.strength = {name: self.strength[name].to(weight) for name, weight in self.weights.items()}
@@ -98,7 +98,7 @@ class Quadratic(Regulariser):
                 self.importance[name], self.anchor[name] = total, anchor + share * difference
 
     def scale(self, name: str, terms: Tensor) -> Tensor:
-        """Return what there is for each number of a weight, times its own strength if each has one."""
+        """Return the terms of a weight, one for each of its numbers, times its own strength if it has one."""
         if not isinstance(self.strength, Mapping):
             return terms
         own = self.strength[name]

@@ -95,7 +95,7 @@ class RehearsalFree(Strategy):
 
     @on(TaskStarted)
     def open(self, event: TaskStarted) -> None:
-        """Start with no classes of the task, and with `renew_optimizer` a new optimizer."""
+        """Start a task: none of its classes has come yet, and with `renew_optimizer` the optimizer is new."""
         self.task_classes = self.new_classes[:0]
         if self.renew_optimizer:
             self.optimizer = self.make_optimizer(self.model.parameters())
@@ -149,7 +149,7 @@ class Distilling(RehearsalFree):
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
-        """Nothing was learned yet."""
+        """Forget the teacher: nothing was learned yet."""
         self.teacher, self.past, self.tasks = None, [], 0
 
     @on(TaskEnded)

@@ -23,7 +23,6 @@ from clstream.stream import Batch, Samples, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
-
 ACTIVE_CLASSES = ("all", "seen", "task")
 
 
@@ -78,13 +77,13 @@ class Strategy(Emitter, HasParams):
     """What competes where a method itself fixes that; if in all of it, there is no option `active_classes`. For the docs."""
 
     seen_classes: Tensor | None = None
-    """Labels that came so far, sorted; None where nobody needs them."""
+    """Labels that came so far, sorted; None unless they are tracked: see `track_classes`."""
 
     task_number: int = -1
-    """Which task that is; -1 as long as there is none, or nobody tells."""
+    """The number of the task that goes on; -1 before the first one, and where the stream hides tasks."""
 
     task_classes: Tensor | None = None
-    """Labels that came in the task that goes on, sorted; None where nobody needs them."""
+    """Labels that came in the task that goes on, sorted; None unless they are tracked."""
 
     heads: Tensor | None = None
     """Which outputs compete, for a sample of each label (or task, see `heads_by_task`): (labels or tasks, outputs), bool.
@@ -96,10 +95,10 @@ class Strategy(Emitter, HasParams):
     """Whether the stream is task-incremental."""
 
     heads_by_task: bool = False
-    """Whether `heads` has a row for each task: where labels don't tell, on a task-incremental stream whose tasks share classes."""
+    """Whether `heads` has a row for each task, not for each label: on a task-incremental stream whose tasks share classes."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have the class's own methods answer without a trace, and learn, as `clstream.eval_mode` says."""
+        """Wrap the class's own methods that answer and learn, as `clstream.eval_mode` says."""
         super().__init_subclass__(**kwargs)
         wrap_methods(cls)
 
@@ -149,7 +148,7 @@ class Strategy(Emitter, HasParams):
             if task is None:
                 raise ValueError(
                     f"the tasks of this stream share classes, so {type(self).__name__}.mask_other_heads needs the task of each "
-                    'sample: pass samples.extra["task"], which batches and memories carry'
+                    'sample: pass samples.extra["task"], which batches and memories have'
                 )
             y = task
         return outputs.masked_fill(~self.heads[y], float("-inf"))
@@ -164,7 +163,7 @@ class Strategy(Emitter, HasParams):
         return F.cross_entropy(self.logits(samples), samples.y)
 
     def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
-        """Return (n,), the loss of each of (n, classes) outputs by itself: its negative log likelihood, which a Fisher is of.
+        """Return (n,), the loss of each sample from its (n, classes) outputs: the negative log likelihood, as a Fisher needs it.
 
         `task` is as for `mask_other_heads`.
         """
@@ -282,7 +281,7 @@ class Regulariser(HasParams, ABC):
     """Whether a step asked for the penalty."""
 
     def attach(self, strategy: Strategy) -> None:
-        """Take the strategy; refuse one that doesn't fit, with TypeError or ValueError."""
+        """Attach to a strategy. Raises TypeError or ValueError for one that it doesn't fit."""
         if hasattr(self, "strategy"):
             raise ValueError(f"{type(self).__name__} is a regulariser of a {type(self.strategy).__name__} already: build another")
         self.strategy = strategy
@@ -313,6 +312,6 @@ def mask_logits(outputs: Tensor, labels: Tensor | None) -> Tensor:
 
 def allowed(task: Task, scores: Tensor) -> Tensor:
     """Return (classes,), bool, on the scores' device: which of their columns are classes of a task."""
-    mine = torch.zeros(scores.shape[1], dtype=torch.bool)
-    mine[list(task.classes)] = True
-    return mine.to(scores.device)
+    columns = torch.zeros(scores.shape[1], dtype=torch.bool)
+    columns[list(task.classes)] = True
+    return columns.to(scores.device)

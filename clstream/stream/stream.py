@@ -22,16 +22,14 @@ from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Sessio
 
 SCENARIOS = ("class", "task", "domain")
 
-
 MOST = 2**31 - 1  # epochs, or samples of a batch: a number beyond is a mistake, and would overflow
-
 
 MOST_CLASSES = 65536  # a label beyond is a number of something else, and would make tables of its square
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamView:
-    """What a strategy is told of a stream that hides its boundaries: no tasks, no schedule, no data; as in `Stream`."""
+    """What a strategy is given of a stream that hides its boundaries: the fields of `Stream` without tasks, schedule and data."""
 
     name: str
     classes: int
@@ -226,7 +224,7 @@ class Stream:
 
     @cached_property
     def view(self) -> StreamView:
-        """What is told of this stream where its boundaries are hidden."""
+        """What strategies are given of this stream where its boundaries are hidden."""
         return StreamView(
             self.name, self.classes, self.input_shape, self.scenario, self.epochs, self.batch_size, self.augment, self.resident,
             self.device, drop_last=self.drop_last,
@@ -243,7 +241,7 @@ class Stream:
 
     @property
     def gaps(self) -> str:
-        """What is to be said of labels that no task has, below the greatest one; nothing if there are none."""
+        """A sentence on labels below the greatest one that no task has; empty if there are none."""
         used = len({label for task in self.tasks for label in task.classes})
         if used == self.classes:
             return ""

@@ -65,7 +65,7 @@ class Journal:
         self.size, self.unwritten = self.size + done, bytearray()
 
     def cut(self, size: int) -> None:
-        """Forget what is beyond the first `size` bytes."""
+        """Cut the file to its first `size` bytes."""
         self.unwritten = bytearray()
         self.size = min(size, self.size)
         os.ftruncate(self.number, self.size)

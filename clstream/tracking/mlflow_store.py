@@ -330,7 +330,7 @@ def charts_view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
 
 
 def read_curves(uri: str) -> dict[str, list[tuple[int, float]]]:
-    """Return the points (step, value) of each metric of the runs that are finished in a store, as they lie there."""
+    """Return the points (step, value) of each metric of the finished runs in a store, in the order in which it has them."""
     client, points_of = MlflowClient(uri), dict[str, list[tuple[int, float]]]()
     for run in client.search_runs([item.experiment_id for item in client.search_experiments()], "attributes.status = 'FINISHED'"):
         for name in run.data.metrics:

@@ -2,8 +2,8 @@
 
 Its journal is the file tracking.jsonl in the run's folder. The first line says where the run is tracked. Then comes a numbered
 line for each thing to write, on the disk before it is sent, and a line that marks it once it has arrived. What has no mark may
-have arrived all the same: the process may have died in between. A line with a "seed" is what a parent run was told by the run of
-a seed; it is never sent.
+have arrived all the same: the process may have died in between. A line with a "seed" has the points that the run of a seed gave to
+its parent run; it is never sent.
 """
 
 from __future__ import annotations
@@ -19,19 +19,14 @@ from filelock import FileLock, Timeout
 from clstream.tracking.journal import Journal, entries, read_lines
 
 FILE = "tracking.jsonl"
-
-
 FORMAT = 1
 
-
 Item = dict[str, Any]
-
-
 Send = Callable[[Item, bool], "str | None"]
 
 
 class Outbox:
-    """Things to write, in order: in memory, and in a journal too from `open_journal` on.
+    """What is to be written to the tracking server, in order: in memory, and in a journal too from `open_journal` on.
 
     Args:
         head: where the run is tracked: "uri", "experiment", and a "key" of the run's own; "run_id" once MLflow has given one.
@@ -129,7 +124,7 @@ class Outbox:
         self.journal.append(head | ({"points": sorted(sent)} if sent else {}), *self.pending)
 
     def put(self, do: str, **content: Any) -> None:
-        """Add something to write, of plain values that are valid JSON."""
+        """Add an item to write: what to do, and with what, in plain values that are valid JSON."""
         item: Item = {"item": self.last_number + 1, "do": do, **content}
         self._add(item)
         self.pending.append(item)
@@ -137,12 +132,12 @@ class Outbox:
             self.journal.append(item)
 
     def keep(self, **content: Any) -> None:
-        """Keep something in the journal that is not to be sent: the points of a seed."""
+        """Keep an entry in the journal that is not to be sent: the points of a seed."""
         if self.journal is not None:
             self.journal.append(content)
 
     def note(self, **content: str) -> None:
-        """Change entries of the head, from now on."""
+        """Change entries of the head, in the journal too."""
         self.head |= content
         if self.journal is not None:
             self.journal.append(content)

@@ -89,7 +89,7 @@ class PictureTimer:
         self.start = self.last = time.monotonic()
 
     def due(self) -> bool:
-        """Return whether it is time; then it is not again for a while."""
+        """Return whether a picture is due now; the next one is due later."""
         now = time.monotonic()
         if now - self.last < max(30.0, (now - self.start) / 20):
             return False
@@ -137,7 +137,7 @@ class ParentRun:
         return ",".join(map(str, self.seeds))
 
     def describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Write what the first seed says of itself, but for the seed: the others share it."""
+        """Write the params and tags of the first seed, but for the seed itself: the other seeds share them."""
         if self.described:
             return
         self.described = True
@@ -179,7 +179,7 @@ class ParentRun:
             self.uploader.upload()
 
     def update(self, seed: int, evaluation: Evaluation, sessions: Tensor) -> None:
-        """Take in what a seed measured so far, for the picture; see `tasks_by_session` for `sessions`."""
+        """Keep what a seed has measured so far, for the picture; see `tasks_by_session` for `sessions`."""
         self.seen[seed] = evaluation.main, evaluation.taught, sessions
         self.draw()
 

@@ -160,7 +160,7 @@ class MlflowTracker:
 
     @property
     def outbox(self) -> Outbox:
-        """Where to write to; a run that was resumed without the state of a tracker gets an MLflow run of its own."""
+        """The outbox to write to; a run that was resumed without the state of a tracker gets an MLflow run of its own."""
         return self.uploader.outbox if self.uploader is not None and self.is_open else self._create()
 
     def state_dict(self) -> dict[str, Any]:
