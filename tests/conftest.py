@@ -36,7 +36,13 @@ if TYPE_CHECKING:
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["COLUMNS"] = "80"
-for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "LINES", *(each for each in os.environ if each.startswith("MLFLOW_"))):
+for name in (
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "TTY_COMPATIBLE",
+    "LINES",
+    *(variable for variable in os.environ if variable.startswith("MLFLOW_")),
+):
     os.environ.pop(name, None)  # what the user's terminal and server are
 for name in ("NO_PROXY", "no_proxy"):
     os.environ[name] = "127.0.0.1,localhost"

@@ -4,16 +4,16 @@ import torch
 from clstream.streams import from_tensors
 
 
-def numbered(each=10, classes=6, first=0):
-    """Return inputs that hold their own row number and label, and labels: `each` samples of each class, interleaved."""
-    y = torch.arange(classes).repeat(each)
+def numbered(per_class=10, classes=6, first=0):
+    """Return inputs that hold their own row number and label, and labels: `per_class` samples of each class, interleaved."""
+    y = torch.arange(classes).repeat(per_class)
     number = torch.arange(first, first + len(y))
     return torch.stack([number, y], 1).float(), y
 
 
-def numbered_stream(each=10, classes=6, tasks=3, **options):
+def numbered_stream(per_class=10, classes=6, tasks=3, **options):
     """Return a stream of such samples."""
-    return from_tensors(*numbered(each, classes), *numbered(4, classes, 10_000), tasks=tasks, **options)
+    return from_tensors(*numbered(per_class, classes), *numbered(4, classes, 10_000), tasks=tasks, **options)
 
 
 def rows(part):

@@ -91,12 +91,12 @@ def test_observers_with_a_state_go_on_too(tmp_path: Path) -> None:
         def count(self, event: BatchLearned) -> None:
             self.batches += 1
 
-    one, two = Counter(), Counter()
+    before, after = Counter(), Counter()
     with pytest.raises(KeyboardInterrupt):  # the first one hears the batch before the checkpointer, the second one after it
-        run(built(), example_stream(), one, Checkpointer(tmp_path, every_batches=5), two, StopAt(13))
-    one, two = Counter(), Counter()
-    run(built(), example_stream(), one, two, resume=newest(tmp_path))
-    assert (one.batches, two.batches, one.restored, two.restored) == (24, 24, 1, 1)
+        run(built(), example_stream(), before, Checkpointer(tmp_path, every_batches=5), after, StopAt(13))
+    before, after = Counter(), Counter()
+    run(built(), example_stream(), before, after, resume=newest(tmp_path))
+    assert (before.batches, after.batches, before.restored, after.restored) == (24, 24, 1, 1)
 
 
 def test_how_many_are_kept(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ REAL: dict[str, Callable[[], Stream]] = {
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("check", [check.name for check in check_strategy(Strategy)])
 def test_strategy_contract(name: str, check: str) -> None:
-    checks = {each.name: each for each in check_strategy(make(name))}
+    checks = {body.name: body for body in check_strategy(make(name))}
     assert check in checks or check in getattr(zoo, name).exempt
     if check in checks:
         checks[check]()
@@ -61,7 +61,7 @@ def stream(request: pytest.FixtureRequest) -> Stream:
 
 @pytest.mark.parametrize("check", [check.name for check in check_stream(example_stream())])
 def test_stream_contract(stream: Stream, check: str) -> None:
-    {each.name: each for each in check_stream(stream)}[check]()
+    {body.name: body for body in check_stream(stream)}[check]()
 
 
 def failing(checks: list[Check]) -> set[str]:

@@ -137,12 +137,12 @@ def test_task_il_row_lets_only_the_tasks_classes_compete() -> None:
 
 def test_order_of_accuracies_on_real_data() -> None:
     stream = split_digits()
-    found = {}
+    accuracies = {}
     for kind in (Finetune, Replay, Joint):
         with isolated(0):
-            found[kind] = run(kind(Mlp(stream.input_shape, stream.classes, (100,))), stream).average_accuracy
-    assert found[Finetune] < 0.3 < 0.8 < found[Replay] < found[Joint]
-    assert found[Joint] > 0.93
+            accuracies[kind] = run(kind(Mlp(stream.input_shape, stream.classes, (100,))), stream).average_accuracy
+    assert accuracies[Finetune] < 0.3 < 0.8 < accuracies[Replay] < accuracies[Joint]
+    assert accuracies[Joint] > 0.93
 
 
 def test_seeds_give_the_same_run_and_other_seeds_another() -> None:
@@ -185,17 +185,17 @@ def test_caller_generators_are_left_alone_even_when_the_run_fails() -> None:
 
 
 def test_evaluate_every_adds_probes_at_the_right_steps() -> None:
-    found: list[bool] = []
+    within: list[bool] = []
 
     class Watch:
         @on(Evaluated)
         def see(self, event: Evaluated) -> None:
-            found.append(event.evaluation.within_session)
+            within.append(event.evaluation.within_session)
 
     stream = example_stream(batch_size=10)  # 6 batches a session
     result = run(Finetune(example_model()), stream, Watch(), evaluate_every=4)
     assert result.probe_steps == (4, 6, 8, 12, 16, 18)  # each 4th batch, and the ends of sessions; 12 is both
-    assert found == [True, False, True, True, False, True, False]
+    assert within == [True, False, True, True, False, True, False]
     assert torch.equal(result.probes[[1, 3, 5]], result.accuracy)
     assert result.probe_taught.int().argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -303,8 +303,8 @@ def test_each_evaluation_keeps_its_own_rows() -> None:
             kept.append(event.evaluation)
 
     result = run(Finetune(example_model()), example_stream(), Watch(), evaluate_every=4)
-    ends = [each for each in kept if not each.within_session]
-    assert [len(each.accuracy) for each in ends] == [1, 2, 3]
+    ends = [evaluation for evaluation in kept if not evaluation.within_session]
+    assert [len(evaluation.accuracy) for evaluation in ends] == [1, 2, 3]
     assert torch.equal(ends[-1].accuracy, result.accuracy)
 
 

@@ -196,8 +196,8 @@ def test_a_loss_that_is_not_finite_is_found_before_the_next_evaluation() -> None
 
 
 def test_numpy_seeds_are_seeds() -> None:
-    one, two = (run(Replay(example_model()), example_stream(), seed=seed) for seed in (3, np.int64(3)))
-    assert torch.equal(one.accuracy, two.accuracy)
+    plain, numpy_seeded = (run(Replay(example_model()), example_stream(), seed=seed) for seed in (3, np.int64(3)))
+    assert torch.equal(plain.accuracy, numpy_seeded.accuracy)
     refused(ValueError, "seed must be a whole number of at least 0, not 1.5", Finetune(example_model()), example_stream(), seed=1.5)
 
 

@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_in_its_mlflow_run(own: Path, undisturbed: Path, ca
     assert after.data.params == whole.data.params
     assert difference(newest(undisturbed / "seed_0"), newest(folder / "seed_0")) is None
     assert logged(folder / "seed_0") == logged(undisturbed / "seed_0")
-    artifacts = {each.path for each in MlflowClient().list_artifacts(after.info.run_id)}
+    artifacts = {artifact.path for artifact in MlflowClient().list_artifacts(after.info.run_id)}
     assert {"events.jsonl", "accuracy.csv", "forgetting_curves.png"} <= artifacts
 
 
@@ -171,7 +171,7 @@ def test_auto_begins_goes_on_and_then_has_nothing_to_do(own: Path, capsys: pytes
     assert (folder / "seed_0" / "events.jsonl").read_bytes() == log  # it was over
     assert "Dies on blobs" in said(capsys, 0, "resume", str(folder / "seed_0"))
     assert "checkpoints in runs/Dies" in said(capsys, 0, "run", *OPTIONS, "--track", "false")  # without it, another try
-    assert sorted(each.name for each in Path("runs").iterdir()) == [folder.name, f"{folder.name}.2"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == [folder.name, f"{folder.name}.2"]
     assert f"the run in runs/{folder.name}.2 is finished" in said(capsys, 0, *again)
     assert "checkpoints in" in said(capsys, 0, *again, "--seed", "5")  # other options, another run
 
@@ -277,8 +277,8 @@ def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixtur
     ]  # a kill about halfway
     text = said(capsys, 1, "prove-resume", *options)
     assert "DIFFERENT: Forgets." in text
-    one, other = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
-    assert first_difference(one, other) is not None
+    whole, killed = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
+    assert first_difference(whole, killed) is not None
 
 
 def test_prove_resume_refuses(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,16 +13,18 @@ from clstream.stream import Samples, Stream, Subset, Task
 
 
 @given(
-    each=st.integers(2, 9),
+    per_class=st.integers(2, 9),
     classes=st.integers(2, 6),
     epochs=st.integers(1, 3),
     batch_size=st.integers(1, 20),
     sessions_per_task=st.integers(1, 2),
     data=st.data(),
 )
-def test_each_sample_comes_once_an_epoch_and_the_same_way_every_time(each, classes, epochs, batch_size, sessions_per_task, data):
+def test_each_sample_comes_once_an_epoch_and_the_same_way_every_time(
+    per_class, classes, epochs, batch_size, sessions_per_task, data
+):
     tasks = data.draw(st.integers(1, classes))
-    stream = numbered_stream(each, classes, tasks, epochs=epochs, batch_size=batch_size, sessions_per_task=sessions_per_task)
+    stream = numbered_stream(per_class, classes, tasks, epochs=epochs, batch_size=batch_size, sessions_per_task=sessions_per_task)
     seen = played(stream)
     assert seen == played(stream)
     assert len(seen) == len(stream) == tasks * sessions_per_task
@@ -34,7 +36,7 @@ def test_each_sample_comes_once_an_epoch_and_the_same_way_every_time(each, class
             assert 1 <= len(batches[-1]) <= batch_size
         assert set(session.samples.y.tolist()) <= set(stream.tasks[stream.task_of(number)].classes)
     everything = [row for delivered in seen for row in flat(delivered[0])]
-    assert sorted(everything) == list(range(each * classes))
+    assert sorted(everything) == list(range(per_class * classes))
 
 
 @given(first=st.integers(0, 9), batch_size=st.integers(1, 9), epoch=st.integers(0, 2))
@@ -57,7 +59,7 @@ def test_batches_are_numbered_and_keep_inputs_with_labels():
 
 def test_order_differs_between_epochs_sessions_and_seeds():
     def order(seed=0, session=0, epoch=0):
-        stream = numbered_stream(each=20, tasks=2, epochs=2).reseeded(seed)
+        stream = numbered_stream(per_class=20, tasks=2, epochs=2).reseeded(seed)
         return list(stream.session(session))[epoch].order().tolist()
 
     assert order() == order(seed=0)
@@ -94,7 +96,7 @@ def test_order_ignores_and_leaves_the_global_generator():
 
 
 def test_sessions_of_a_task_share_its_samples_without_overlap():
-    stream = numbered_stream(each=11, sessions_per_task=3)
+    stream = numbered_stream(per_class=11, sessions_per_task=3)
     assert [stream.task_of(number) for number in range(len(stream))] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for number, task in enumerate(stream.tasks):
         parts = [rows(stream.session(3 * number + part).samples) for part in range(3)]
@@ -253,8 +255,8 @@ def test_fingerprint_changes_with_all_that_the_stream_is_made_of():
         "sessions": numbered_stream(sessions_per_task=2),
         "validation": numbered_stream(validation=0.1),
     }
-    found = {what: stream.fingerprint for what, stream in streams.items()}
-    assert len(set(found.values())) == len(found), found
+    fingerprints = {what: stream.fingerprint for what, stream in streams.items()}
+    assert len(set(fingerprints.values())) == len(fingerprints), fingerprints
 
 
 def test_fingerprint_tells_which_of_the_same_tensors_is_for_which_task_and_part():

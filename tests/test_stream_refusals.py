@@ -11,7 +11,7 @@ from numbered_streams import numbered
 
 from clstream.stream import Samples, Stream, Task
 
-X, Y = numbered(each=2)
+X, Y = numbered(per_class=2)
 
 
 def task(number=0, classes=(0, 1), n=4, **parts):

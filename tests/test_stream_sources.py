@@ -13,16 +13,16 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-X, Y = numbered(each=2)
+X, Y = numbered(per_class=2)
 
 
 def test_arrays_are_as_good_as_tensors_and_float64_becomes_float32():
     parts = *numbered(), *numbered(4)
     expected = from_tensors(*parts, tasks=3)
     for dtype in (np.float64, np.float32, np.float16):
-        made = from_tensors(*(part.numpy().astype(dtype if part.dim() > 1 else np.int32) for part in parts), tasks=3)
-        assert made.tasks[0].train.x.dtype == torch.float32
-        assert made.fingerprint == expected.fingerprint
+        stream = from_tensors(*(part.numpy().astype(dtype if part.dim() > 1 else np.int32) for part in parts), tasks=3)
+        assert stream.tasks[0].train.x.dtype == torch.float32
+        assert stream.fingerprint == expected.fingerprint
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.uint64])
