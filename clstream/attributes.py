@@ -17,9 +17,7 @@ from torch.optim import Optimizer
 
 T = TypeVar("T")
 
-
 _POINTER = struct.calcsize("P")
-
 
 _LEAVES = (
     Tensor, np.ndarray, nn.Module, Optimizer, torch.Generator, torch.device, torch.dtype, type,

@@ -84,7 +84,6 @@ def _uniform(x: Tensor) -> Tensor:
 
 MIXES = ("cutmix", "resizemix")
 
-
 SMALLEST, LARGEST = 0.1, 0.8
 """The sides of a pasted image in ResizeMix, relative to those of the image."""
 

@@ -1,6 +1,6 @@
 """Drift detection: a loss that has risen says that the stream draws from something else now.
 
-One detector, as TAME's code has it (Zhu et al. 2024). It is told the loss of each batch from before the batch is learned:
+One detector, as TAME's code has it (Zhu et al. 2024). It is given the loss of each batch from before the batch is learned:
 
     S <- alpha l + (1 - alpha) S                        the smoothed loss, S = l at first
     shift if S > mean(W) + deviations max(std(W), floor)
@@ -8,7 +8,7 @@ One detector, as TAME's code has it (Zhu et al. 2024). It is told the loss of ea
 W is a window of the newest losses, not smoothed, of before this batch; std is that of a population. It starts with one value: the
 loss of a guess, ln(classes). So the threshold of a batch never knows the batch, and a falling loss is no shift.
 
-It counts in Python's floats: whoever has the loss on a device waits for it once a batch, since a decision can't wait.
+It takes the loss as a Python float: where the loss is on a GPU, each batch waits for it once, since a decision can't wait.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class ShiftDetector(Emitter):
         self.losses = LossWindow(initial_loss, self.length)
 
     def detect(self, loss: float) -> bool:
-        """Return whether the loss of one more batch says that there was a shift; everyone in the run is told of one.
+        """Return whether the loss of one more batch says that there was a shift; a shift is emitted as `ShiftDetected`.
 
         The batch of a shift is the first one of what comes after it.
         """

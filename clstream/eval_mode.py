@@ -26,16 +26,12 @@ from clstream.seeds import random_state_kept
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
 AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 """Whether a strategy's methods run as they are written: while it learns, and within `evaluating`."""
 
-
 ANSWERS = ("scores", "predict", "predict_online")
 
-
 LEARNS = ("learn", "loss", "objective")
-
 
 _MARK = "__clstream_wrapper__"
 

@@ -50,7 +50,7 @@ class AGEM(Strategy):
         check_integer(1, per_task=per_task, sample=sample)
         self.per_task, self.sample = per_task, sample
         self.kept: dict[int, Reservoir] = {}  # by task
-        self.past: Samples | None = None  # what they had when the last task ended
+        self.past: Samples | None = None  # what the memories held when the last task ended
         self.random = torch.Generator()
 
     def learn(self, batch: Batch) -> Tensor:
@@ -77,18 +77,18 @@ class AGEM(Strategy):
 
     @on(TaskStarted)
     def open(self, event: TaskStarted) -> None:
-        """Take up what the task leaves."""
+        """Start the memory of the task, or go on with the one that it has."""
         self.current = self.kept.setdefault(event.task.id, Reservoir(self.per_task))
 
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:
-        """Offer the batch, once, to what the task leaves."""
+        """Offer the batch to the memory of the task, in the first pass."""
         if event.batch.epoch == 0:
             self.current.add(event.batch.samples)
 
     @on(TaskEnded)
     def close(self, event: TaskEnded) -> None:
-        """Take in what the tasks have left."""
+        """Join what the memories hold: this is the past until the next task ends."""
         first, *others = (kept.all() for kept in self.kept.values())
         self.past = first[torch.arange(len(first), device=first.y.device)]  # a copy: the memory goes on changing
         for other in others:
@@ -96,5 +96,5 @@ class AGEM(Strategy):
 
 
 def flat(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """Return all numbers of some tensors in one row."""
+    """Return tensors flattened and joined to one row."""
     return torch.cat([tensor.flatten() for tensor in tensors])

@@ -79,7 +79,7 @@ class DER(Strategy):
         self.batch_logits: Tensor | None = None  # the outputs for the batch under way
 
     def loss(self, samples: Samples) -> Tensor:
-        """Return the three terms for a batch and what is drawn for it."""
+        """Return the sum of the three terms for a batch and the samples drawn for it."""
         outputs = self.outputs(samples)
         self.batch_logits = outputs.detach()
         loss = F.cross_entropy(self.mask_other_heads(outputs, samples.y, samples.extra.get("task")), samples.y)

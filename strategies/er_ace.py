@@ -86,11 +86,11 @@ class ERACE(Strategy):
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
-        """No label was seen yet."""
+        """Forget the highest label: none was seen yet."""
         self.highest = torch.zeros((), dtype=torch.int64, device=event.stream.device or "cpu")
 
     def loss(self, samples: Samples) -> Tensor:
-        """Return both cross-entropies."""
+        """Return the sum of both cross-entropies."""
         logits = self.logits(samples)
         if self.competing == "batch_and_above":
             self.highest = torch.maximum(self.highest, samples.y.max())
@@ -113,17 +113,17 @@ class ERACE(Strategy):
 
 
 class Finished:
-    """How many tasks are over. A part of its own, since hearing of tasks is what makes a strategy need their boundaries."""
+    """Counts the tasks that are over. A part of its own, since a strategy that handles `TaskEnded` needs boundaries."""
 
     def __init__(self) -> None:
         self.tasks = 0
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
-        """None is."""
+        """Start from none."""
         self.tasks = 0
 
     @on(TaskEnded)
     def count(self, event: TaskEnded) -> None:
-        """One more is."""
+        """Count the task."""
         self.tasks += 1

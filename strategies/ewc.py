@@ -77,13 +77,13 @@ class EWCPenalty(Quadratic):
         self.start_task()
 
     def start_task(self) -> None:
-        """Start the sum of a task anew."""
+        """Start the Fisher of a task anew."""
         self.task_fisher: dict[str, Tensor] = {}
         self.samples = 0
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
-        """Nothing was learned yet."""
+        """Start with no Fisher: nothing was learned yet."""
         self.start_task()
 
     @on(SessionEnded)

@@ -74,10 +74,10 @@ class LwF(Distilling):
         self.alpha, self.weight, self.temperature, self.distil = alpha, weight, temperature, distil
 
     def loss(self, samples: Samples) -> Tensor:
-        """Return both terms."""
+        """Return the sum of both terms: cross-entropy and distillation."""
         x = samples.x if self.augment is None else self.augment(samples.x)
         outputs = self.model(x)
-        with torch.no_grad():  # without alpha the teacher has no say
+        with torch.no_grad():  # with alpha 0 the teacher is not asked
             before = None if self.teacher is None or value_for(self.alpha, self.tasks) == 0 else self.teacher(x)
         own = self.mask_other_heads(outputs, samples.y, samples.extra.get("task"))
         loss = value_for(self.weight, self.tasks) * F.cross_entropy(own, samples.y)
@@ -99,5 +99,5 @@ def distillation_loss(outputs: Tensor, before: Tensor, labels: Tensor, competing
 
 
 def value_for(values: float | list[float], number: int) -> float:
-    """Return a task's value of some, or of one for all."""
+    """Return the value for a task: of a list the task's own, or the last one; else the one for all."""
     return values[min(number, len(values) - 1)] if isinstance(values, list) else values

@@ -78,7 +78,7 @@ class LwFMC(Distilling):
         return (self.bce_kd_loss if self.form == "bce_kd" else self.bce_balanced_loss)(outputs, before, samples.y)
 
     def mask_answer(self, outputs: Tensor) -> Tensor:
-        """Return the outputs for a question; in forms with a teacher of classes that came alone."""
+        """Return the outputs for a question; in forms with a teacher, only classes that came compete."""
         if self.form not in FORMS and not self.task_given:
             return mask_logits(outputs, self.seen_classes)
         return super().mask_answer(outputs)

@@ -143,7 +143,7 @@ class PRD(Strategy):
         return super().learn(batch)
 
     def loss(self, samples: Samples) -> Tensor:
-        """Return the three terms for two views of a batch."""
+        """Return the sum of the three terms for two views of a batch."""
         augment = self.views or self.augment
         x = torch.cat([samples.x, samples.x] if augment is None else [augment(samples.x), augment(samples.x)])
         y = torch.cat([samples.y, samples.y])

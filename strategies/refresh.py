@@ -2,31 +2,31 @@
 
 Wang, Li, Shen, Huang 2024, "A Unified and General Framework for Continual Learning" (ICLR). Two forms:
 
-"released" (the default), as the authors' code does. For each batch (x, y), before the host's own step, at the weights w:
+"released" (the default), as the authors' code does. For each batch (x, y), before the base's own step, at the weights w:
 
     g = d CE(f(x), y) / d w                       the batch alone, all outputs, in training mode; batch norm's statistics stay
     n = |w| g / (|g| + 1e-20)                     for each tensor by itself
     w <- w + delta (n + noise xi) / (1 + fisher_weight F),    xi normal
 
-`steps` times. The move is kept: the host's step is taken from there. F is the diagonal Fisher, zero at first; when a session ends
+`steps` times. The move is kept: the base's step is taken from there. F is the diagonal Fisher, zero at first; when a session ends
 it becomes tau F + f, f the mean over the session's samples of p(y|x) (d log p(y|x) / d w)^2, one sample at a time.
 
-"paper", RECONSTRUCTED: the paper's body could not be read; this is what its reviews and abstract describe. Ascent on the host's
+"paper", RECONSTRUCTED: the paper's body could not be read; this is what its reviews and abstract describe. Ascent on the base's
 whole loss L, preconditioned by the inverse Fisher, damped because its entries come near 0:
 
     w <- w + gamma P dL / d w + sqrt(2 gamma P) noise xi,    P = 1 / (F + damping)
 
-Nothing published can be compared with it. It draws from the host's memories once more a step, so its runs differ from the host's
+Nothing published can be compared with it. It draws from the base's memories once more a step, so its runs differ from the base's
 also for gamma = 0.
 
-The release unlearns on the very augmented batch that the host learns. So does this one where the host augments the batch by itself,
+The release unlearns on the very augmented batch that the base learns. So does this one where the base augments the batch by itself,
 before it draws anything else at random, as DER, DERpp and ERACE do: both start from the same random numbers. `Replay` augments
 batch and memory in one, so that its batch may be cropped in another way.
 
 Deviations of "released": the direction is taken from g itself, where the authors' code takes the difference of the weights before
 and after a step of 0.01 g: the same but for rounding. f is divided by the number of samples (there: batches times batch size).
 F is renewed at the end of each session, not task, so that no boundaries are needed; with one session a task it is the same. The
-release trains with weight decay 1e-4, its baseline with none: that is the host's optimizer's business here.
+release trains with weight decay 1e-4, its baseline with none: that is the base's optimizer's business here.
 
 Measured around DER++, paired over 5 seeds, with 95 % confidence: Split MNIST -0.001 ± 0.004, with weight decay in both +0.001 ±
 0.004; rotated MNIST +0.000 ± 0.002 (anchors `refresh-derpp-split-mnist`, `refresh-derpp-wd-split-mnist`,
@@ -130,7 +130,7 @@ class Refresh(Wrapper):
         slopes = torch.autograd.grad(self.base.objective(samples), weights, materialize_grads=True)
         with torch.no_grad():
             for buffer, before in zip(buffers, kept, strict=True):
-                buffer.copy_(before)  # the host's step has its own part in batch norm's statistics
+                buffer.copy_(before)  # the base's step has its own part in batch norm's statistics
             fishers = self.fisher_of_weights() if self.fisher else [torch.zeros_like(weight) for weight in weights]
             for weight, slope, fisher, noise in zip(weights, slopes, fishers, self.noise_like(weights), strict=True):
                 scale = self.gamma / (fisher + self.damping)
@@ -162,7 +162,7 @@ class Refresh(Wrapper):
 
     @on(RunStarted)
     def begin_run(self, event: RunStarted) -> None:
-        """Draw the noise where the weights are."""
+        """Start without a Fisher, and with a generator for the noise on the device of the weights."""
         weights = self.weights()
         if not weights:
             raise ValueError(f"Refresh moves parameters, and {type(self.model).__name__} has none that require a gradient")
@@ -172,7 +172,7 @@ class Refresh(Wrapper):
 
     @on(SessionStarted)
     def drop_factors(self, event: SessionStarted) -> None:
-        """Make them anew, since a head may have grown; before anything is learned, see whether there can be a Fisher."""
+        """Drop the factors, since a head may have grown; before anything is learned, try whether the Fisher can be taken."""
         self.factors = None
         if not self.fisher and (self.fisher_weight or self.form == "paper"):
             session_fisher(self.model, event.session.samples[:1], "weighted", self.augment)

@@ -18,7 +18,7 @@ class Regularised(Wrapper):
 
     Args:
         base: the strategy; its steps minimise its `objective`, as all of clstream's do.
-        regularisers: what it carries.
+        regularisers: those to add, whose penalties each step minimises too.
 
     """
 

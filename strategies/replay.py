@@ -85,7 +85,7 @@ class Replay(Strategy):
 
     @on(RunStarted)
     def make_memory(self, event: RunStarted) -> None:
-        """Learn how many classes there are, and make the memory that keeps so many samples of each."""
+        """With `per_class`, make the memory anew, with room for so many samples of each class of the stream."""
         self.classes = event.stream.classes
         if self.per_class is not None:
             self.memory = ClassBalanced(self.per_class * event.stream.classes, self.per_class)

@@ -66,7 +66,7 @@ class SIPenalty(Quadratic):
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
-        """Nothing was learned yet."""
+        """Start with no path integrals: nothing was learned yet."""
         self.path, self.start, self.uncut = {}, {}, {}
 
     @on(SessionStarted)
@@ -80,7 +80,7 @@ class SIPenalty(Quadratic):
 
     @on(BatchReady)
     def note_weights(self, event: BatchReady) -> None:
-        """Note where the step starts."""
+        """Keep the weights that the step starts from."""
         self.before = [weight.detach().clone() for weight in self.weights.values()]
 
     @on(BatchLearned)

@@ -118,7 +118,7 @@ class WithDetectedBoundaries(Wrapper):
         self.check_base()
 
     def tell(self, event: Event) -> None:
-        """Tell the wrapped strategy of an event."""
+        """Have the wrapped strategy handle an event."""
         for kind, handler in self.handlers:
             if isinstance(event, kind):
                 handler(event)
@@ -155,7 +155,7 @@ class WithDetectedBoundaries(Wrapper):
         self.tell(event)
 
     def begin_run(self, event: RunStarted) -> RunStarted:
-        """Start anew; what the base carries by now hears with it. Return what it is told."""
+        """Start anew, for all that the base has among its parts by now. Return the event that the base gets."""
         self.handlers = list(subscriptions(self.base))
         self.chance_loss, self.shows_task = math.log(event.stream.classes), event.stream.scenario == "task"
         self.detector.reset(self.chance_loss)
@@ -166,10 +166,10 @@ class WithDetectedBoundaries(Wrapper):
 
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
-        """The wrapped strategy grows its head when it is told of the session: after a task that ends there."""
+        """Grow nothing: the wrapped strategy does, when it gets the session, after a task that ends there."""
 
     def detect(self, batch: Batch) -> None:
-        """Before a batch: look whether it is a shift, and tell the wrapped strategy what begins and ends."""
+        """Before a batch: test whether it is a shift, and tell the wrapped strategy what begins and ends."""
         samples = self.hide_task(batch.samples)
         shifted = self.detector.detect(self.loss_before(samples))
         if shifted and self.session_open:
@@ -230,12 +230,12 @@ class WithDetectedBoundaries(Wrapper):
         return self.base.learn(self.batch(batch))
 
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Answer as the wrapped strategy does, which is not told the task."""
+        """Answer as the wrapped strategy does; it is not given the task."""
         return self.base.scores(x, task if self.shows_task else None)
 
     @torch.no_grad()
     def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Answer as the wrapped strategy does; with a task that it is not told, by the highest of its scores among the task's."""
+        """Answer as the wrapped strategy does; with a task that it is not given, by the highest of its scores among the task's."""
         return self.base.predict(x, task) if task is None or self.shows_task else Strategy.predict(self, x, task)
 
     @property

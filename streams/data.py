@@ -53,7 +53,6 @@ _AGAIN = "delete it, and it is downloaded again"
 TABLES = ("breast_cancer", "wine")
 """Those of scikit-learn's tables that are to classify, beside the digits."""
 
-
 NAMES = ("digits", *TABLES, *FILES)
 """All data sets that have a name."""
 

@@ -276,7 +276,7 @@ def test_strategies_emit_events_of_their_own() -> None:
 
 
 def test_events_say_what_happens() -> None:
-    """Each event carries the stream's own objects, and the run's stream carries its seed."""
+    """Each event has the stream's own objects, and the run's stream has its seed."""
     seen: dict[str, object] = {}
 
     class Watch:

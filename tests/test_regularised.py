@@ -1,4 +1,4 @@
-"""Regularisers that any strategy can carry, in code and by name on the command line."""
+"""Regularisers that can be added to any strategy, in code and by name on the command line."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class OwnStep(Strategy):
 
 
 class LosesParts(L2):
-    """Forgets that it carries something."""
+    """Takes a step that leaves its regularisers out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -152,11 +152,11 @@ def test_what_cannot_carry_is_refused_before_any_work() -> None:
 
 
 def test_the_command_line_knows_regularisers_by_name() -> None:
-    carried = ["--strategy", "Regularised", "--strategy.base", "Replay"]
+    regularised = ["--strategy", "Regularised", "--strategy.base", "Replay"]
     with pytest.raises(UsageError, match="there is no 'EWCPenalti': did you mean EWCPenalty"):
-        parse_run([*carried, "--strategy.regularisers+=EWCPenalti"])
+        parse_run([*regularised, "--strategy.regularisers+=EWCPenalti"])
     with pytest.raises(UsageError, match="EWCPenalty has no option 'strenght': did you mean strength"):
-        parse_run([*carried, "--strategy.regularisers+=EWCPenalty", "--strategy.regularisers.strenght", "3"])
+        parse_run([*regularised, "--strategy.regularisers+=EWCPenalty", "--strategy.regularisers.strenght", "3"])
 
 
 def test_the_command_line_builds_any_of_it() -> None:

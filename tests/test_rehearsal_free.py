@@ -131,7 +131,7 @@ def test_held_as_hard_as_can_be_only_the_head_moves() -> None:
     assert drift[1e3][2] > 0.8 * drift[0.0][2]
 
 
-CARRIED: dict[str, Callable[..., Regulariser]] = {
+REGULARISERS: dict[str, Callable[..., Regulariser]] = {
     "L2": L2Penalty,
     "L2 from the second task": partial(L2Penalty, from_start=False),
     "EWC": EWCPenalty,
@@ -141,7 +141,7 @@ CARRIED: dict[str, Callable[..., Regulariser]] = {
 }
 
 
-@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize("name", REGULARISERS)
 @pytest.mark.parametrize("head", ["fixed", "growing"])
 def test_without_strength_it_is_the_base_bit_for_bit(name: str, head: str) -> None:
     """Also with an augmentation that draws from the run's random numbers, and dropout: the Fisher pass takes none of them."""
@@ -150,18 +150,18 @@ def test_without_strength_it_is_the_base_bit_for_bit(name: str, head: str) -> No
         return x.roll(int(torch.randint(3, ())), -1)
 
     weights = []
-    for carried in ([], [CARRIED[name](strength=0.0)]):
+    for regularisers in ([], [REGULARISERS[name](strength=0.0)]):
         stream = example_stream((0, 1, 0, 2), epochs=2)
         object.__setattr__(stream, "augment", jitter)
         strategy = LwF(example_model(head=head), partial(Adam, lr=1e-2))
-        run(Regularised(strategy, carried) if carried else strategy, stream, seed=4)
+        run(Regularised(strategy, regularisers) if regularisers else strategy, stream, seed=4)
         weights.append(torch.cat([weight.detach().flatten() for weight in strategy.model.parameters()]))
     assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize("name", ["L2", "EWC", "SI", "FeatKD", "EWC online"])
 def test_the_penalty_is_exactly_zero_at_the_first_step_after_a_boundary(name: str) -> None:
-    penalty = EWCPenalty(online=True) if name == "EWC online" else CARRIED[name]()
+    penalty = EWCPenalty(online=True) if name == "EWC online" else REGULARISERS[name]()
     found: list[list[float]] = []
 
     class Watch:

@@ -43,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Checkpointer:
-    """Writes checkpoints of the run that it observes: at its start and end, by batches and by time, and when it is told to stop.
+    """Writes checkpoints of the run that it observes: at its start and end, by batches and by time, and when a signal stops it.
 
     The first SIGINT or SIGTERM has the batch under way finished and a checkpoint written, and ends the run with `Stopped`; the
     second one ends it at once. A checkpoint that can't be written is warned of, and the run goes on, unless it is the first.

@@ -19,9 +19,7 @@ from clstream.serialization import torch_files
 FORMAT = 3
 """Number of the format: raised when paths of classes or the form of the state change. Others are refused."""
 
-
 WHOLE = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")
-
 
 TORN = re.compile(r"\d{6,}\.writing")
 """Names of checkpoints, and of what a process that was killed left of one; nothing else in a folder is ours."""

@@ -21,12 +21,9 @@ LETTERS = {
     events.RunEnded: "r",
 }  # fmt: skip
 
-
 SESSION = "S(E(bl)*e)+s"
 
-
 SHOWN = re.compile(f"R(T({SESSION}V)*{SESSION}tV)*r")
-
 
 HIDDEN = re.compile(f"R({SESSION}V)*r")
 

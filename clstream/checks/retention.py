@@ -22,7 +22,6 @@ from clstream.strategy import Strategy
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), ModuleType, torch.Generator, torch.device, torch.dtype)
 
-
 _NEAR = 0.01  # of the inputs' standard deviation: bfloat16 keeps as much
 
 

@@ -18,12 +18,9 @@ from clstream.results import Result
 
 FOLDER = "clstream.experiments"
 
-
 KINDS = ("published", "reference run", "own")
 
-
 BOUNDS = ("both", "below")
-
 
 METRICS: dict[str, Callable[[Result], float]] = {
     "average_accuracy": lambda result: result.average_accuracy,

@@ -31,13 +31,10 @@ from clstream.tracking.event_log import read
 CLOCK = ("time", "seconds", "samples_per_second", "error")
 """Fields of log lines and names of metrics that are readings of a clock."""
 
-
 OWN_OPTIONS = ("tracking_uri", "runs", "resume", "checkpoint_every", "checkpoint_share")
 """Options that the kill test sets itself."""
 
-
 WAYS = ("at random", "in a write", "at random", "at a session's end", "at random")
-
 
 POLL = 0.0002
 """Seconds between two looks at what a process does."""

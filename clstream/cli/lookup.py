@@ -22,7 +22,6 @@ from clstream.stream import Stream
 PLACES = {"stream": "clstream.streams", "strategy": "clstream.strategies", "model": "clstream.models"}
 """Where the names on the command line are looked up."""
 
-
 ALLOWED_MODULES = (*PLACES.values(), "clstream.strategy", "clstream.drift_detection", "torch.nn", "torch.optim", "torch._C._nn")
 """What any config may name, with all below it, beside our own modules; torch.nn.functional has some from torch._C._nn."""
 

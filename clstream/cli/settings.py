@@ -17,9 +17,7 @@ from clstream.cli.yaml_files import read_yaml
 CHOICES = ("stream", "strategy", "model")
 """The options that name a class or function, whose own options follow after a dot."""
 
-
 MOST_SEEDS = 1000
-
 
 Key = tuple[str, ...]
 

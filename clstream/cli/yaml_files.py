@@ -18,18 +18,14 @@ from clstream.cli.errors import UsageError
 LARGEST = 2**20
 """Bytes of a file; the configs of long runs have some thousands."""
 
-
 DEEPEST = 50
 """Levels of lists and mappings in each other."""
 
-
 TAG = "tag:yaml.org,2002:"
-
 
 FLOAT = (
     r"[-+]?(?:\d[\d_]*\.\d*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
-
 
 INTEGER = r"[-+]?(?:0|[1-9][\d_]*)|0x[\da-fA-F]+"
 

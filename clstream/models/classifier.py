@@ -1,4 +1,4 @@
-"""Models: modules whose first layer normalises raw input, and whose stages and head can be reached by name.
+"""The base of the models: named stages, of which the first normalises raw input, and a head.
 
 Each takes raw samples of `input_shape` (uint8 is divided by 255, floats are taken as they are, then mean and std are
 applied) and returns (n, classes) logits. All start from torch's default initialisation.

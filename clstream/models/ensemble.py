@@ -61,5 +61,5 @@ class Ensemble:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, also buffers that torch's own state has not."""
+    """Return parameters and buffers by name, with the buffers that a state dict leaves out."""
     return dict(model.named_parameters()) | dict(model.named_buffers())

@@ -27,7 +27,7 @@ class ContentHashes:
 
 
 def order_hash(stream: Stream) -> str:
-    """Return a SHA-256 of the order of the first pass over each session: another torch may deal otherwise."""
+    """Return a SHA-256 of the order of the first pass over each session: another version of torch may shuffle otherwise."""
     order = hashlib.sha256()
     for session in numbered(stream):  # a domain need not be made for it
         order.update(content_hash(next(iter(session)).order()))
@@ -41,7 +41,7 @@ def probe_hash(part: Subset) -> str:
 
 
 def numbered(stream: Stream) -> Stream:
-    """Return the stream with each training sample's position in its task for its input: so sessions show what they deal."""
+    """Return the stream with each training sample's position in its task as its input, which shows what sessions deliver."""
     tasks = []
     for task in stream.tasks:
         numbers = torch.arange(len(task.train), device=task.train[:1].y.device)

@@ -7,39 +7,28 @@ from typing import Any
 FORMAT = 3
 """Number of the newest format; files of a greater one are refused. What an older one can say is written in that."""
 
-
 STREAM = "stream.json"
-
 
 MAX_RATIO = 16
 """How many times as large as in the file a member may be once unpacked; what would be more is stored as it is."""
 
-
 ALWAYS_ALLOWED = 1 << 16
 """Bytes that a member may have in any case."""
-
 
 MAX_TEXT = 1 << 23
 """Bytes of `stream.json` at most."""
 
-
 MAX_MEMBERS = 65_000
-
 
 PROBE_ROWS = 8  # rows of a transform that are compared at replay
 
-
 HASH_LENGTH = 64  # hexadecimal digits of a SHA-256
-
 
 _SCALAR = (int, float, bool, str, None)
 
-
 _NAMED = {"name": str, "fields?": {str: _SCALAR}}
 
-
 _SAMPLES = {"source": int, "rows": (str, None), "transform?": _NAMED, "probe?": str, "made?": bool}
-
 
 HEADER: dict[Any, Any] = {
     "format": int, "clstream": str, "torch": str, "name": str, "scenario": str, "epochs": int, "batch_size": int, "seed": int,

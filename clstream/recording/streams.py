@@ -13,7 +13,7 @@ from clstream.stream import MixedSchedule, Samples, Session, Stream, Subset
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RecordedStream(Stream):
-    """A stream whose sessions deliver what was recorded, whatever the rule is today.
+    """A stream whose sessions deliver what was recorded, also where today's code would deal samples out otherwise.
 
     Args:
         dealt: for each session, the positions of its samples among its task's training samples: a slice, or (n,) int64.
@@ -39,7 +39,7 @@ class RecordedStream(Stream):
 
 @dataclass(frozen=True, eq=False)
 class RecordedMixture:
-    """What the sessions of a stream drew that mixes its tasks; see `MixedSchedule`.
+    """The recorded draws of the sessions of a stream that mixes its tasks; see `MixedSchedule`.
 
     Args:
         what: its rule in words.

@@ -27,9 +27,7 @@ from clstream.serialization.references import References
 
 _NOT_SEARCHED = frozenset(sys.stdlib_module_names) | {"torch", "numpy"}
 
-
 _DECORATED = (FunctionType, MethodType, staticmethod, classmethod, property, partial, partialmethod)
-
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 

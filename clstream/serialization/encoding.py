@@ -44,12 +44,9 @@ def refusal(value: object, path: str) -> CaptureError:
 
 CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, partial, type, np.ufunc, type(np.mean))
 
-
 DICTS: dict[str, type[Any]] = {cls.__name__: cls for cls in (dict, OrderedDict, defaultdict, Counter)}
 
-
 NUMPY_BITS: dict[str, Any] = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
-
 
 MOST_OVERLAPPING = 2**30
 """Bytes that a tensor whose items lie upon each other may seem to have."""
@@ -85,7 +82,6 @@ SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "logger": (logging.Logger, lambda value: value.name, logging.getLogger),
     "ellipsis": (type(...), repr, lambda text: ...),  # noqa: ARG005
 }
-
 
 SCALAR_TAGS = {kind: name for name, (kind, _, _) in SCALARS.items()}
 
@@ -125,13 +121,13 @@ def check_plain(value: object) -> None:
 
 
 def state_of(value: object) -> dict[str, Any]:
-    """Return the attributes of an object that make its state: without those in `not_state`, and what torch hangs on it."""
+    """Return the attributes of an object that make its state: without those in `not_state`, and those that torch adds."""
     held = attributes(value)
     return {name: held[name] for name in held if not is_no_state(type(value), name)}
 
 
 def is_no_state(cls: type, name: str) -> bool:
-    """Return whether an attribute is no state of an object, since it is there again: torch's hooks, what typing notes."""
+    """Return whether an attribute is no state of an object, since it is made anew: torch's hooks, what typing adds."""
     if issubclass(cls, Optimizer):  # a scheduler puts a wrapper around `step`, which only counts
         return name == "step" or name.endswith("_hooks")
     if issubclass(cls, nn.Module):

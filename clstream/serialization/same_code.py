@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 _NAMELESS = ("lambda", "listcomp", "setcomp", "dictcomp", "genexpr")
 
-
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 

@@ -69,7 +69,7 @@ class Storages:
                 end, holder, before = until, key, path
 
     def trim(self, nodes: list[dict[str, Any]]) -> None:
-        """Have storages written without what no tensor sees of them, at their ends."""
+        """Cut off the ends of storages that no tensor sees, so that they are not written."""
         views: dict[int, list[dict[str, Any]]] = {}
         for node in nodes:
             if "storage" in node:

@@ -20,7 +20,6 @@ from clstream.stream import Samples
 
 FORMS = ("softmax", "bce")
 
-
 BN_MODES = ("train", "eval")
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 NOTHING: Mapping[str, Tensor] = {}  # the extra fields of samples that have none
 
-
 _CHUNK = 8192  # samples looked at together when all of a data set is checked or hashed
 
 

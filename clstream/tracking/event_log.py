@@ -25,17 +25,13 @@ from clstream.tracking.journal import Journal, describe_damage, read_lines, set_
 
 FILE = "events.jsonl"
 
-
 FORMAT = 1
-
 
 CHUNK = 256
 """Batches whose losses are read from the device, and written, together."""
 
-
 LARGEST = 64
 """Elements of the largest tensor that is logged whole; of a larger one, the shape and dtype are."""
-
 
 Entry = dict[str, Any]
 

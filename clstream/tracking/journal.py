@@ -96,10 +96,8 @@ def _whole(file: Path) -> int:
 _PLAINLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """No other file by way of a link, and no waiting for who reads a pipe."""
 
-
 LONGEST = 1 << 26
 """Bytes of the longest line that is read: pictures are in some."""
-
 
 _CHUNK = 1 << 20
 

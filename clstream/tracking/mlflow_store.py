@@ -40,7 +40,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # 7 times; what i
 Connection = tuple[MlflowClient, str]
 """What `connect` returns: a client, and the id of the experiment."""
 
-
 _PER_WRITE = 1000  # metrics that MLflow takes in one batch
 
 

@@ -191,7 +191,6 @@ def count_pending(file: Path) -> int:
 
 _NUMBER = (int, float)
 
-
 _CONTENTS: dict[str, Callable[[Item], bool]] = {
     "create": lambda item: isinstance(item["name"], str) and isinstance(item["at"], int) and _are_plain(item["tags"]),
     "metrics": lambda item: isinstance(item["at"], int) and all(_is_point(point) for point in item["points"]),

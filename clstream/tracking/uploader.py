@@ -85,7 +85,6 @@ class Uploader:
 LONGEST_DELAY = 60
 """The most seconds between two tries, where a try takes no time: a closed port."""
 
-
 DELAY_RATIO = 50
 """The delay after a try, at least, as a multiple of the time it took: an outage costs a run 2 % of its time at most."""
 

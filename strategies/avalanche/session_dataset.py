@@ -18,11 +18,11 @@ from clstream.stream import Samples, Session
 
 
 class AtBoundaries:
-    """A part of a strategy that consolidates when tasks end, and so needs to be told."""
+    """A part that declares the need of boundaries, for a strategy that consolidates when tasks end."""
 
     @on(TaskEnded)
     def consolidate(self, event: TaskEnded) -> None:
-        """Their own callbacks do, whenever a session ends."""
+        """Do nothing: their own callbacks consolidate, whenever a session ends."""
 
 
 class SessionDataset(Dataset[Any]):

@@ -143,7 +143,7 @@ class AvalancheStrategy(Strategy):
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Learn how many classes there are, and where the run takes place."""
+        """Read the number of classes, and the device of the run."""
         stream: Any = event.stream
         self.theirs.device = torch.device(stream.device or "cpu")
         self.classes, self.tells_tasks, self.seen, self.by_label = stream.classes, stream.scenario == "task", set(), {}

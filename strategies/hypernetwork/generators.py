@@ -21,13 +21,12 @@ from clstream.params import check_choice, check_integer, check_integers, check_n
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
-
 FactoredWeights = tuple[Tensor, Tensor, Tensor]
 """What weights are made of: (tasks, n_chunks, width) states, and weight and bias of the last layer, which is linear."""
 
 
 class ChunkGenerator(nn.Module):
-    """What both have: the chunks' embeddings, and the way from embeddings to rows and from chunks to weights.
+    """The base of both generators: the chunks' embeddings, and the way from embeddings to rows and from chunks to weights.
 
     Args:
         size: how many weights are made.
@@ -62,7 +61,7 @@ class ChunkGenerator(nn.Module):
 
 
 def squared_distance(new: FactoredWeights, old: FactoredWeights, size: int) -> Tensor:
-    """Return the sum of squares of the differences between two sets of weights, which are not made for it.
+    """Return the sum of squares of the differences between two sets of weights, without making the weights.
 
     They are linear in a few states: the difference of two chunks is (A - A') s + (b - b') + A' (s - s'), a matrix times a vector.
     The sum of its squares needs no more of the matrix than the products of its columns, and those don't depend on how many chunks
@@ -215,7 +214,7 @@ class Target:
         return model
 
     def find_head(self, x: Tensor) -> int:
-        """Ask for an input, to see which linear layer gives the outputs, and return how many these are."""
+        """Run inputs through the network, to find the linear layer that gives the outputs; return the number of outputs."""
         layers: dict[int, str] = {}  # by the identity of their output
         hooks = [
             module.register_forward_hook(lambda _, __, output, name=name: layers.update({id(output): name}))

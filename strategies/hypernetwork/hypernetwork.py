@@ -194,7 +194,7 @@ class Hypernetwork(Strategy):
 
     @on(RunStarted)
     def begin_run(self, event: RunStarted) -> None:
-        """Learn how many classes there are, and refuse a network that they don't fit."""
+        """Read the number of classes, and refuse a network that they don't fit."""
         stream = event.stream
         self.classes, tasks = stream.classes, getattr(stream, "tasks", ())
         self.reset()
@@ -286,7 +286,7 @@ class Hypernetwork(Strategy):
 
     @torch.no_grad()
     def store_targets(self) -> None:
-        """Keep the weights of old tasks as what they are made of now, and how much each of them counts."""
+        """Store the targets of old tasks, as what their weights are made of now, and how much each weight counts."""
         output = self.generator.output
         self.targets = self.generator(*self.inputs(self.old), True), output.weight.clone(), output.bias.clone()
         rows: list[Tensor] = []

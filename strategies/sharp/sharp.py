@@ -63,10 +63,8 @@ from clstream.stream import Batch, Samples, Subset, Task
 PROBE = 1024
 """Samples whose activations say which units are selected."""
 
-
 PRETRAINED = 100
 """The rank of units that are frozen from the start."""
-
 
 COMPARED = 2**22
 """Distances that are held at once when a test sample's neighbours are looked for."""
@@ -174,7 +172,7 @@ class SHARP(Strategy):
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Learn how many classes there are, and put what is known of the units where the weights are."""
+        """Read the number of classes, and move masks and ranks of the units to the device of the weights."""
         self.classes = max(self.classes, event.stream.classes)
         for tensors in (self.masks, self.ranks, self.frozen):
             tensors[:] = [tensor.to(layer.module.weight.device) for tensor, layer in zip(tensors, self.chain.layers, strict=True)]
@@ -182,7 +180,7 @@ class SHARP(Strategy):
 
     @on(SessionStarted)
     def begin_episode(self, event: SessionStarted) -> None:
-        """Fix the order in which samples of this session are looked at, and take up the stored activations."""
+        """Count the episode, and draw the order in which samples of this session are looked at."""
         self.episode += 1
         self.order = torch.randperm(len(event.session.samples), generator=self.random)
 

@@ -22,9 +22,9 @@ class ExpertChosen(Event):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertAdded(ExpertChosen):
-    """No expert knew what the stream draws from now: this one is new."""
+    """An expert was added, since none knew what the stream draws from now."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertReactivated(ExpertChosen):
-    """This expert knew what the stream draws from now, and goes on learning it."""
+    """An expert learns again, since it knew what the stream draws from now."""

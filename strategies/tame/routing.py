@@ -49,7 +49,7 @@ class Routing:
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Take up the stream and the strategy."""
+        """Start anew, on the stream and the strategy of the run."""
         if not isinstance(event.strategy, TAME):
             raise ObserverError(f"Routing watches TAME, not {type(event.strategy).__name__}")
         self.started, self.strategy = event, event.strategy
@@ -65,14 +65,14 @@ class Routing:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it up."""
+        """Restore what `state_dict` returned."""
         self.task = state["task"]
         self.learned = {(task, expert): n for task, expert, n in state["learned"]}
         self.measured = [RoutingMeasured(*numbers) for numbers in state["measured"]]
 
     @on(SessionStarted)
     def note_task(self, event: SessionStarted) -> None:
-        """Note which task it is."""
+        """Remember the task that the session is of."""
         self.task = self.started.stream.task_of(event.session.index)
 
     @on(BatchLearned)
@@ -91,7 +91,7 @@ class Routing:
 
     @on(SessionEnded)
     def measure(self, event: SessionEnded) -> None:
-        """Send the test samples of the tasks taught, and tell everyone."""
+        """Route the test samples of the tasks taught, and emit what was measured."""
         stream, strategy, homes = self.started.stream, self.strategy, self.homes()
         shares = []
         with evaluating(strategy):

@@ -20,10 +20,8 @@ from clstream.stream import Samples
 BATCH = 128
 """Samples of a step."""
 
-
 PrunedModel = tuple[nn.Module, Masks]
 """A network, and which of its weights pruning has left."""
-
 
 Outputs = Callable[[nn.Module, Tensor], Tensor]
 """A network and raw inputs to the outputs that are trained."""

@@ -238,7 +238,7 @@ class TAME(Strategy):
         return dict(enumerate(losses) if only is None else [(only, losses[0])])
 
     def switch_expert(self, losses: dict[int, float], shift: ShiftDetected) -> None:
-        """Have the first expert learn that knew these losses, or a new one; tell everyone if it is another than before."""
+        """Switch to the first expert that knows such losses, or to a new one; emit events if that is another one than before."""
         left = self.active
         for number, expert in enumerate(self.experts):
             window = expert.loss_window
@@ -278,7 +278,7 @@ class TAME(Strategy):
 
     @property
     def device(self) -> torch.device:
-        """Where the experts are."""
+        """The device of the experts."""
         return next(self.model.parameters()).device
 
     # Answering
@@ -295,7 +295,7 @@ class TAME(Strategy):
 
     @property
     def scores_ignore_task(self) -> bool:
-        """Whether one answer serves both questions: the selector is not told the task."""
+        """Whether one answer serves both questions: the selector is not given the task."""
         return type(self).scores is TAME.scores and type(self).predict is Strategy.predict
 
     def predict_online(self, x: Tensor) -> Tensor:
@@ -373,7 +373,7 @@ class TAME(Strategy):
 
     @on(RunStarted)
     def begin_run(self, event: RunStarted) -> None:
-        """Learn how many classes there are, which says what the loss of a guess is."""
+        """Read the number of classes, which gives the loss of a guess."""
         classes, fresh = event.stream.classes, not self.experts[0].steps
         if not fresh and classes != self.classes:
             raise ValueError(
@@ -388,7 +388,7 @@ class TAME(Strategy):
 
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
-        """Heads are fixed here; the session's samples are new to the expert."""
+        """Grow nothing, since heads are fixed here; the session's samples are new to the expert."""
         self.start_epoch = 0
 
     @on(SessionEnded)

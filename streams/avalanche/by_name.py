@@ -18,7 +18,6 @@ from clstream.stream import Stream
 IN_ROOT = ("SplitMNIST", "PermutedMNIST", "RotatedMNIST", "SplitFMNIST", "SplitCIFAR10", "SplitCIFAR100")
 """Those whose data lies in torchvision's layout, right in the folder for data; others get a folder of their own there."""
 
-
 OWN = ("epochs", "batch_size", "boundaries", "shuffle", "lazy", "drop_last")
 """Options of `from_avalanche` that can be given beside a benchmark's."""
 

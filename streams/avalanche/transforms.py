@@ -27,7 +27,6 @@ from clstream.seeds import isolated
 BY_PIXEL = ("ToTensor", "PILToTensor", "ConvertImageDtype", "Normalize", "ToImage", "ToDtype", "ToPureTensor")
 """Those of torchvision that change each pixel by itself."""
 
-
 RANDOM = ("ColorJitter", "GaussianBlur", "GaussianNoise", "ElasticTransform", "AutoAugment", "RandAugment", "TrivialAugmentWide",
           "AugMix", "ScaleJitter", "MixUp", "CutMix")  # fmt: skip
 """Those of torchvision that are random without saying so in their name."""
