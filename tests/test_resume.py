@@ -61,7 +61,7 @@ class Forgets(Dies):
     @on(BatchLearned)
     def see(self, event: BatchLearned) -> None:
         SEEN.append(0)
-        self.replay_batch = 10 + min(len(SEEN), 50)
+        self.replay_batch = 10 + len(SEEN) // 8
 '''
 OPTIONS = [
     "--stream", "blobs", "--stream.train_per_class", "40", "--stream.batch_size", "8",
@@ -247,8 +247,9 @@ def test_a_read_only_place_is_a_sentence(own: Path, capsys: pytest.CaptureFixtur
 
 
 def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    die(0.005, 1000)
-    text = said(capsys, 0, "prove-resume", *OPTIONS, "--threads", "1", "--stream.epochs", "4", "--kills", "2", "--out", "proof")
+    die(0.01, 1000)
+    options = [*OPTIONS, "--stream.epochs", "4", "--threads", "1", "--out", "proof"]
+    text = said(capsys, 0, "prove-resume", *options, "--kills", "2", "--kill-seed", "30")  # both in the first half of the time
     assert "2 kills" in text and "0 bits differ" in text
     assert int(text.partition("compared: ")[2].split()[0]) > 30
 
@@ -261,20 +262,9 @@ def test_too_short_a_run_proves_nothing(own: Path, capsys: pytest.CaptureFixture
 
 
 def test_prove_resume_finds_what_is_lost(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    die(0.005, 1000)
-    options = [*(option.replace("Dies", "Forgets") for option in OPTIONS), "--threads", "1"]
-    options += [
-        "--stream.epochs",
-        "4",
-        "--kills",
-        "1",
-        "--kill-seed",
-        "9",
-        "--out",
-        "proof",
-        "--track",
-        "false",
-    ]  # a kill about halfway
+    die(0.02, 1000)
+    options = [*(option.replace("Dies", "Forgets") for option in OPTIONS), "--stream.epochs", "2", "--threads", "1"]
+    options += ["--track", "false", "--out", "proof", "--kills", "1", "--kill-seed", "5"]  # after three fifths of the time
     text = said(capsys, 1, "prove-resume", *options)
     assert "DIFFERENT: Forgets." in text
     whole, killed = (newest(seed_folder(f"proof/{name}/runs"))["strategy"] for name in ("whole", "killed"))
