@@ -20,7 +20,7 @@ from conftest import HAS_AVALANCHE
 
 from clstream.cli import main
 from clstream.cli.anchors import load_anchor
-from clstream.cli.parser import as_yaml, parse_run
+from clstream.cli.parser import as_yaml, parse_run, run_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
@@ -210,6 +210,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in slugs, f"{page.relative_to(ROOT)}: {name or page.name} has no section {anchor}"
+
+
+def test_the_quickstart_names_every_option_of_run() -> None:
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    options = {option for action in run_parser()._actions for option in action.option_strings if option.startswith("--")}
+    plain = {option for option in options if "." not in option and "+" not in option and option != "--help"}
+    assert {option for option in plain if not re.search(rf"{option}\b", page)} == set()
 
 
 SOURCE = (file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))

@@ -112,7 +112,7 @@ class OwnStep(Strategy):
 
 
 class LosesParts(L2):
-    """Takes a step that leaves its regularisers out."""
+    """Leaves its regularisers out of its parts."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
