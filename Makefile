@@ -28,6 +28,7 @@ check: $(VENV)/checked
 
 bench: $(VENV)/installed
 	$(BIN)/python experiments/bench_engine.py
+	$(BIN)/python experiments/bench_evaluation.py
 
 # The package itself is installed, not linked: what is tested is what ships.
 $(VENV)/installed: $(SOURCES) | $(BIN)/python

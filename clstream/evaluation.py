@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clstream.eval_mode import evaluating as evaluating
 from clstream.strategy import Strategy
-from clstream.strategy.strategy import allowed
 from clstream.stream import Samples, Stream
+from clstream.stream.samples import pooled
 
 CHUNK = 2048
 """Test samples that are scored together."""
 
 
-def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
+def evaluate(strategy: Strategy, stream: Stream, questions: Questions | None = None) -> tuple[Tensor, Tensor]:
     """Return the accuracy on each task of the stream, without and with the task given: two (tasks,), float64, on the CPU.
 
     A strategy that keeps the base's `scores` and `predict` answers both questions from one forward pass over the union of the
@@ -24,23 +25,27 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
     stream hides its boundaries, the strategy is never given the task: the answer with the task is then the highest of its scores
     among the task's classes, and the samples of all tasks come mixed.
 
+    Args:
+        strategy, stream: who is asked, and about what.
+        questions: `Questions(strategy, stream)`, kept by who asks again and again. None: made for this once.
+
     Raises:
         ValueError, TypeError: if the answers have the wrong shape or type.
         FloatingPointError: if scores hold NaN.
 
     """
+    questions = Questions(strategy, stream) if questions is None else questions
     once = strategy.scores_ignore_task
     hits = torch.zeros(len(stream.tasks), 2, dtype=torch.int64, device=stream.device)
     unknown = torch.zeros((), dtype=torch.bool, device=stream.device)
     with evaluating(strategy):
-        for samples, number in chunks(stream, together=once) if stream.boundaries else mixed(stream):
+        for samples, number in questions:
             if once or not stream.boundaries:
                 scores = strategy.scores(samples.x)
                 check_scores(scores, samples, stream, strategy)
-                table = torch.stack([allowed(task, scores) for task in stream.tasks])
                 first = scores.argmax(1) if once else strategy.predict(samples.x)
-                answers = first, scores.masked_fill(~table[number], float("-inf")).argmax(1)
-                unknown |= scores.isnan().any()
+                answers = first, questions.best_of_task(scores, number)
+                unknown |= scores.amax().isnan()  # NaN is the greatest there is
             else:
                 task = stream.tasks[int(number[0])]
                 answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
@@ -50,53 +55,108 @@ def evaluate(strategy: Strategy, stream: Stream) -> tuple[Tensor, Tensor]:
         raise FloatingPointError(
             f"{type(strategy).__name__} answers test samples of {stream.name} with NaN: its weights are not finite"
         )
-    rows = hits.cpu().double() / torch.tensor([len(task.test) for task in stream.tasks])[:, None]
+    rows = hits.cpu().double() / questions.sizes[:, None]
     return rows[:, 0].contiguous(), rows[:, 1].contiguous()
 
 
-def chunks(stream: Stream, together: bool) -> Iterator[tuple[Samples, Tensor]]:
-    """Yield the test samples on the stream's device, a chunk at a time, with the number of the task that each is of.
+class Questions:
+    """The test samples of a stream in chunks, laid out once: iterated, it gives samples, and the number of the task of each.
 
-    Small tasks share a chunk if `together`: a hundred of them cost about what one large one does.
+    Where boundaries show, a chunk holds task after task. Small tasks share one if the strategy's scores ignore the task: a hundred
+    of them cost about what one large one does. Where boundaries are hidden, each chunk holds an equal share of every task, in a
+    random order that is always the same, in tensors that are no views of the data: neither what a chunk holds nor where a sample
+    stands in it tells of tasks.
     """
-    parts: list[Samples] = []
-    numbers: list[Tensor] = []
-    for task in stream.tasks:
-        for start in range(0, len(task.test), CHUNK):
-            part = task.test[start : start + CHUNK]
-            part = part if stream.device is None else part.to(stream.device)
-            number = torch.full((len(part),), task.id, device=stream.device)
-            if not together:
-                yield part, number
-                continue
-            if parts and sum(map(len, parts)) + len(part) > CHUNK:
-                yield _joined(parts), torch.cat(numbers)
-                parts, numbers = [], []
-            parts.append(part)
-            numbers.append(number)
-    if parts:
-        yield _joined(parts), torch.cat(numbers)
+
+    def __init__(self, strategy: Strategy, stream: Stream) -> None:
+        self.device = stream.device
+        self.tests = [task.test for task in stream.tasks]
+        self.pool = pooled(self.tests)
+        self.sizes = torch.tensor([len(test) for test in self.tests])
+        self.y = torch.cat([test.y for test in self.tests]).to(stream.device or "cpu")
+        self.number = torch.arange(len(self.tests)).repeat_interleave(self.sizes).to(stream.device or "cpu")
+        self.chunks = (
+            _packed(self.sizes, together=strategy.scores_ignore_task)
+            if stream.boundaries
+            else _mixed(self.sizes, in_pieces=self.pool is None)
+        )
+        kinds = {tuple(sorted(task.classes)): 0 for task in stream.tasks}  # tasks that share their classes share a row
+        kinds = {classes: place for place, classes in enumerate(kinds)}
+        width = max(map(len, kinds))
+        columns = torch.tensor([[*classes, *classes[-1:] * (width - len(classes))] for classes in kinds])
+        self.columns = columns.to(stream.device or "cpu")
+        self.kind = torch.tensor([kinds[tuple(sorted(task.classes))] for task in stream.tasks], device=stream.device)
+
+    def __iter__(self) -> Iterator[tuple[Samples, Tensor]]:
+        for chunk in self.chunks:
+            rows = chunk.rows if isinstance(chunk.rows, slice) else chunk.rows.to(self.y.device)
+            yield Samples(self._inputs(chunk), self.y[rows]), self.number[rows]
+
+    def _inputs(self, chunk: Chunk) -> Tensor:
+        """Return the inputs of a chunk, on the device."""
+        if self.pool is not None:
+            rows = chunk.rows if isinstance(chunk.rows, slice) else chunk.rows.to(self.pool.index.device)
+            x = self.pool[rows].x
+        else:
+            parts = [self.tests[task][first:end].x for task, first, end in chunk.pieces]
+            x = parts[0] if len(parts) == 1 else torch.cat(parts)
+            x = x if chunk.order is None else x[chunk.order.to(x.device)]
+        return x if self.device is None else x.to(self.device)
+
+    def best_of_task(self, scores: Tensor, number: Tensor) -> Tensor:
+        """Return for each sample the class of its task with the highest score; 0 where none of them competes."""
+        columns = self.columns[self.kind[number]]
+        best, place = scores.gather(1, columns).max(1)
+        return columns.gather(1, place[:, None])[:, 0].masked_fill(best == float("-inf"), 0)
 
 
-def mixed(stream: Stream) -> Iterator[tuple[Samples, Tensor]]:
-    """Yield the same as `chunks`, with an equal share of every task in each chunk, in a random order that is always the same.
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The test samples of a chunk, among those of all tasks one after the other.
 
-    So neither what a chunk holds nor where a sample stands in it tells of tasks. The tensors are no views of the data.
+    Args:
+        rows: their numbers.
+        pieces: the same by task: its number, its first sample here, and the one after its last.
+        order: of the samples, where they don't come piece by piece.
+
     """
-    count = -(-sum(len(task.test) for task in stream.tasks) // CHUNK)
+
+    rows: Tensor | slice
+    pieces: Sequence[Sequence[int]]
+    order: Tensor | None = None
+
+
+def _packed(sizes: Tensor, together: bool) -> list[Chunk]:
+    """Return chunks of one task after the other; small tasks share one if `together`."""
+    chunks: list[Chunk] = []
+    begin, end = 0, 0
+    pieces: list[Sequence[int]] = []
+    for task, size in enumerate(sizes.tolist()):
+        for first in range(0, size, CHUNK):
+            piece = task, first, min(first + CHUNK, size)
+            if pieces and (not together or end + piece[2] - first - begin > CHUNK):
+                chunks.append(Chunk(slice(begin, end), pieces))
+                begin, pieces = end, []
+            pieces.append(piece)
+            end += piece[2] - first
+    return [*chunks, Chunk(slice(begin, end), pieces)]
+
+
+def _mixed(sizes: Tensor, in_pieces: bool) -> list[Chunk]:
+    """Return chunks of an equal share of every task, in a random order; their pieces only if asked for."""
+    starts, count = sizes.cumsum(0) - sizes, -(-int(sizes.sum()) // CHUNK)
     draw = torch.Generator().manual_seed(0)
-    for chunk in range(count):
-        ends = [[len(task.test) * (chunk + more) // count for more in (0, 1)] for task in stream.tasks]
-        parts = [task.test[first:end] for task, (first, end) in zip(stream.tasks, ends, strict=True)]
-        number = torch.cat([torch.full((len(part),), task.id) for task, part in zip(stream.tasks, parts, strict=True)])
-        order = torch.randperm(len(number), generator=draw)
-        samples = Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
-        samples = samples[order.to(samples.y.device)]
-        yield samples if stream.device is None else samples.to(stream.device), number[order].to(stream.device or "cpu")
-
-
-def _joined(parts: list[Samples]) -> Samples:
-    return parts[0] if len(parts) == 1 else Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+    chunks = []
+    for number in range(count):
+        first, end = sizes * number // count, sizes * (number + 1) // count
+        share = end - first
+        rows = torch.arange(int(share.sum())) + (starts + first - share.cumsum(0) + share).repeat_interleave(share)
+        order = torch.randperm(len(rows), generator=draw)
+        if not len(order):  # of many small tasks: the others hold a sample more of each
+            continue
+        pieces = torch.stack([torch.arange(len(sizes)), first, end], 1)[share > 0].tolist() if in_pieces else []
+        chunks.append(Chunk(rows[order], pieces, order))
+    return chunks
 
 
 def check_scores(scores: Tensor, samples: Samples, stream: Stream, strategy: Strategy) -> None:

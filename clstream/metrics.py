@@ -30,10 +30,10 @@ def _checked(accuracy: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor, T
     taught = torch.as_tensor(taught, dtype=torch.bool).cpu()
     if taught.shape != accuracy.shape:
         raise ValueError(f"taught must have the shape of accuracy, {tuple(accuracy.shape)}, not {tuple(taught.shape)}")
-    ever = taught.any(0)
-    first = torch.where(ever, taught.int().argmax(0), -1)
-    last = torch.where(ever, rows - 1 - taught.flip(0).int().argmax(0), -1)
-    return accuracy, taught, first, last
+    row, task = taught.nonzero(as_tuple=True)
+    first = torch.full((tasks,), rows).scatter_reduce(0, task, row, "amin")
+    last = torch.full((tasks,), -1).scatter_reduce(0, task, row, "amax")
+    return accuracy, taught, torch.where(last < 0, -1, first), last
 
 
 def _mean(values: Tensor) -> float:
@@ -42,14 +42,16 @@ def _mean(values: Tensor) -> float:
 
 def seen_averages(accuracy: Tensor, taught: Tensor | None = None) -> Tensor:
     """Return for each row the mean accuracy over the tasks seen by then: (rows,), float64; NaN where none was."""
-    accuracy, taught, _, _ = _checked(accuracy, taught)
-    seen = taught.int().cummax(0).values.bool()
+    accuracy, _, first, _ = _checked(accuracy, taught)
+    seen = (first >= 0) & (first <= torch.arange(len(accuracy))[:, None])
     return torch.where(seen, accuracy, 0.0).sum(1) / seen.sum(1)
 
 
 def average_accuracy(accuracy: Tensor, taught: Tensor | None = None) -> float:
     """Return the mean of the last row over the tasks seen (ACC; Lopez-Paz & Ranzato 2017)."""
-    return float(seen_averages(accuracy, taught)[-1])
+    matrix, _, first, _ = _checked(accuracy, taught)
+    seen = first >= 0
+    return float(torch.where(seen, matrix[-1:], 0.0).sum() / seen.sum())
 
 
 def average_incremental_accuracy(accuracy: Tensor, taught: Tensor | None = None) -> float:

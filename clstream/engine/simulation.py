@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clstream import events
 from clstream.bus import Bus, with_parts
@@ -19,7 +20,7 @@ from clstream.engine.placement import Placement
 from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
 from clstream.engine.saved_state import ChangedCodeError, OtherRunError, Position, check_state
 from clstream.eval_mode import as_written
-from clstream.evaluation import evaluate
+from clstream.evaluation import Questions, evaluate
 from clstream.params import describe
 from clstream.results import Evaluation
 from clstream.seeds import random_state, set_random_state
@@ -98,6 +99,15 @@ class Simulation:
         """See `checkout_hash`."""
         return checkout_hash(self.built_from)
 
+    @cached_property
+    def questions(self) -> Questions:
+        """What the strategy is asked at each evaluation."""
+        return Questions(self.strategy, self.stream)
+
+    def ask(self) -> tuple[Tensor, Tensor]:
+        """Return the accuracy on each task now: see `evaluate`."""
+        return evaluate(self.strategy, self.stream, self.questions)
+
     @property
     def source_files(self) -> dict[str, str]:
         """See `RunControl`."""
@@ -132,14 +142,16 @@ class Simulation:
         if self.deferred or resume is not None:
             self.references  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
         if resume is None:
-            self.evaluation = Evaluation.of_untrained(*evaluate(self.strategy, self.stream), self.stream.scenario)
+            self.evaluation = Evaluation.of_untrained(*self.ask(), self.stream.scenario)
         else:
             self.restore(resume)
         self.run_deferred()
 
     def evaluate(self, task: Task, within_session: bool) -> None:
         """Evaluate, keep the rows, and emit `Evaluated`; `task` is what is being taught."""
-        self.evaluation = self.evaluation.after(*evaluate(self.strategy, self.stream), task.id, self.step, within_session)
+        self.evaluation = self.evaluation.after(
+            *evaluate(self.strategy, self.stream, self.questions), task.id, self.step, within_session
+        )
         bus = self.bus if self.stream.boundaries else self.observer_bus  # it says what was taught
         bus.emit(events.Evaluated(self.evaluation))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -111,6 +111,21 @@ class Subset:
         """Return this subset with its source on `device`."""
         cached = None if self.cached is None else self.cached.to(device)
         return Subset(self.source.to(device), self.index.to(device), self.transform, cached)
+
+
+def pooled(parts: Sequence[Samples | Subset]) -> Subset | None:
+    """Return the samples of all parts, one after the other, where these are plain rows of one source; else None."""
+    first = parts[0]
+    if not isinstance(first, Subset) or any(
+        not isinstance(part, Subset)
+        or part.source.x is not first.source.x
+        or part.source.y is not first.source.y
+        or part.transform is not None
+        or part.cached is not None
+        for part in parts
+    ):
+        return None
+    return Subset(first.source, torch.cat([part.index for part in parts if isinstance(part, Subset)]))
 
 
 def own_storage(samples: Samples) -> Samples:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clstream.params import check_bool, check_choice, check_integer
-from clstream.stream.samples import Samples, Subset, check_samples, content_hash, own_storage
+from clstream.stream.samples import Samples, Subset, check_samples, content_hash, own_storage, pooled
 from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Session, Task
 
 SCENARIOS = ("class", "task", "domain")
@@ -174,18 +174,7 @@ class Stream:
     @cached_property
     def _pool(self) -> Subset | None:
         """The training samples of all tasks, where they are rows of one source."""
-        parts = [task.train for task in self.tasks]
-        first = parts[0]
-        if not isinstance(first, Subset) or any(
-            not isinstance(part, Subset)
-            or part.source.x is not first.source.x
-            or part.source.y is not first.source.y
-            or part.transform is not None
-            or part.cached is not None
-            for part in parts
-        ):
-            return None
-        return Subset(first.source, torch.cat([part.index for part in parts if isinstance(part, Subset)]))
+        return pooled([task.train for task in self.tasks])
 
     @cached_property
     def _visits(self) -> list[tuple[int, int, int]]:
