@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from clstream.streams.options import check_options
+from clstream.streams.options import Tasks, check_options
 from clstream.streams.tensors import from_tensors
 
 from clstream.stream import DataSource, Samples, Stream
 
 
 def blobs(
-    tasks: int = 5,
+    tasks: Tasks = 5,
     scenario: str = "class",
     epochs: int = 1,
     batch_size: int = 32,

@@ -103,6 +103,7 @@ def permuted_mnist(
 
     """
     check_options(locals())
+    check_integer(1, tasks=tasks)
     first = Pad(pad) if pad else None
     changes = [first, *(Permute(derive(seed, "pixels", number), pad) for number in range(1, tasks))]
     return _domains(
@@ -136,6 +137,7 @@ def rotated_mnist(
 
     """
     check_options(locals())
+    check_integer(1, tasks=tasks)
     if degrees is None:
         degrees = (
             180 * torch.rand(tasks, generator=torch.Generator().manual_seed(derive(seed, "angles")), dtype=torch.float64)

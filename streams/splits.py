@@ -10,7 +10,7 @@ from typing import Any
 from clstream.streams.augmentations import crop_and_flip
 from clstream.streams.data import digits, load
 from clstream.streams.domains import Pad
-from clstream.streams.options import check_options
+from clstream.streams.options import Tasks, check_options
 from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 
 def split_digits(
-    tasks: int = 5,
+    tasks: Tasks = 5,
     scenario: str = "class",
     epochs: int = 10,
     batch_size: int = 10,
@@ -42,7 +42,7 @@ def split_digits(
 
 
 def split_mnist(
-    tasks: int = 5,
+    tasks: Tasks = 5,
     scenario: str = "class",
     epochs: int = 1,
     batch_size: int = 32,
@@ -69,7 +69,7 @@ def split_mnist(
 
 
 def split_fashion_mnist(
-    tasks: int = 5,
+    tasks: Tasks = 5,
     scenario: str = "class",
     epochs: int = 1,
     batch_size: int = 32,
@@ -92,7 +92,7 @@ def split_fashion_mnist(
 
 
 def split_cifar10(
-    tasks: int = 5,
+    tasks: Tasks = 5,
     scenario: str = "class",
     epochs: int = 1,
     batch_size: int = 32,
@@ -117,7 +117,7 @@ def split_cifar10(
 
 
 def split_cifar100(
-    tasks: int = 10,
+    tasks: Tasks = 10,
     scenario: str = "class",
     epochs: int = 1,
     batch_size: int = 32,

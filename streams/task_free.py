@@ -12,19 +12,19 @@ from pathlib import Path
 import torch
 from clstream.streams.data import source
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
-from clstream.streams.options import check_options
+from clstream.streams.options import Tasks, check_options
 from clstream.streams.schedules import Blurry, Gaussian, LabelShift, Transitions
 from clstream.streams.tensors import from_tensors
 from torch import Tensor
 
-from clstream.params import check_integers
+from clstream.params import check_integer, check_integers
 from clstream.seeds import derive
 from clstream.stream import DataSource, Samples, Stream, Subset, Task
 
 
 def fuzzy_tasks(
     data: str = "digits",
-    tasks: int = 5,
+    tasks: Tasks = 5,
     width: float = 0.5,
     sessions: int | None = None,
     epochs: int = 1,
@@ -94,7 +94,7 @@ def recurring_tasks(
 
 def blurry_tasks(
     data: str = "digits",
-    tasks: int = 5,
+    tasks: Tasks = 5,
     disjoint: float = 0.5,
     blur: float = 0.1,
     sessions: int | None = None,
@@ -157,6 +157,7 @@ def si_blurry(
 
     """
     check_options(locals(), "sessions")
+    check_integer(1, tasks=tasks)
     train, test = source(data, root)
     labels = train.y.unique()
     draw = torch.Generator().manual_seed(derive(seed, "si-blurry"))
@@ -273,6 +274,7 @@ def feature_drift(
 
     """
     check_options(locals(), "feature")
+    check_integer(1, tasks=tasks)
     train, test = source(data, root)
     return sorted_by(train, test, _named("feature_drift", data), feature, softness, tasks, sessions, epochs, batch_size, straddle,
                      delay, shuffle, seed, drop_last).with_source(_data(data, train, test))  # fmt: skip
@@ -303,6 +305,7 @@ def sorted_by(
 
     """
     check_options(locals(), "feature")
+    check_integer(1, tasks=tasks)
     values, test_values = (_feature(name, part, feature) for part in (train, test))
     if not bool(torch.cat([values, test_values]).isfinite().all()):
         raise ValueError(f"{name}: the feature that samples are sorted by must be finite")
@@ -329,7 +332,7 @@ def sorted_by(
 
 def imbalanced_tasks(
     data: str = "digits",
-    tasks: int = 5,
+    tasks: Tasks = 5,
     ratio: float = 20.0,
     shuffled: bool = True,
     epochs: int = 1,
@@ -358,7 +361,7 @@ def imbalanced_tasks(
 
 def few_shot_tasks(
     data: str = "digits",
-    tasks: int = 5,
+    tasks: Tasks = 5,
     shots: int = 5,
     after: int = 1,
     epochs: int = 1,
@@ -397,7 +400,7 @@ def _split(
     kind: str,
     data: str,
     root: str | Path | None,
-    tasks: int | None,
+    tasks: Tasks | None,
     epochs: int,
     batch_size: int,
     class_order: int | list[int] | None,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from clstream.streams.options import check_options
+from clstream.streams.options import Tasks, check_options
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,7 +30,7 @@ def from_tensors(
     x_test: Array,
     y_test: Array,
     name: str = "tensors",
-    tasks: int = 5,
+    tasks: Tasks = 5,
     scenario: str = "class",
     epochs: int = 1,
     batch_size: int = 32,
@@ -52,11 +54,14 @@ def from_tensors(
         x_test, y_test: the same for the test.
         name: how tables and MLflow call the stream.
         tasks: how many tasks the classes are dealt to. Classes that don't divide evenly are spread: the first tasks get one
-            more, and the card says so.
+            more, and the card says so. Or the number of classes of each task, in the order of the classes, as [5, 1, 1]; or the
+            labels of each, as [[0, 3], [1]]. Classes that these leave out are in no task, and the card names them. Groups share
+            a class only where the scenario is "task": then each of its tasks has all of its samples.
         scenario: "class", "task" or "domain"; in the last, each label becomes its class's place within its task.
         epochs: passes over a session.
         batch_size: samples of a step.
-        class_order: None for the natural one, a whole number as the seed of a shuffle, or the labels in order.
+        class_order: None for the natural one, a whole number as the seed of a shuffle, or the labels in order. Not together with
+            groups of labels.
         sessions_per_task: each task's samples are dealt out to so many sessions, one after the other.
         validation: share of each task's training samples, from 0 to below 1, that is held back as `task.validation`.
         seed: of the order of batches, of what validation holds back, and of who comes in which session.
@@ -66,8 +71,8 @@ def from_tensors(
         resident: False keeps the samples where they are and moves each batch to the run's device.
         drop_last: whether each pass leaves out the last batch if it is not full.
         relabel: number the labels 0, 1, ... in their order, for labels with gaps (models have an output for each number up to the
-            greatest label) or strings. Cards, pictures and event logs call them what they were (`Stream.class_names`), and
-            `class_order` names them so.
+            greatest label) or strings; those that no task has come last. Cards, pictures and event logs call them what they were
+            (`Stream.class_names`), and `tasks` and `class_order` name them so.
 
     Returns:
         The stream, with the samples ungathered: the tasks are views of one copy of the data.
@@ -79,12 +84,14 @@ def from_tensors(
     check_options({name: value for name, value in locals().items() if name != "class_order" or not relabel})
     names: tuple[str, ...] = ()
     if relabel:
-        y, y_test, class_order, names = relabelled(name, y, y_test, class_order)
+        y, y_test, tasks, class_order, names = relabelled(name, y, y_test, tasks, class_order)
     train, test = as_samples(x, y, f"{name}: training"), as_samples(x_test, y_test, f"{name}: test")
     if schedule is not None and sessions_per_task != 1:
         raise ValueError(f"{name}: sessions_per_task and schedule exclude each other: a schedule names the task of every session")
+    groups, notes = split_classes(name, train.y, test.y, tasks, class_order, scenario, names)
+    if relabel:
+        train, test, groups, names = without_gaps(train, test, groups, names)
     data = DataSource({"train": train, "test": test})
-    groups, notes = split_classes(name, train.y, test.y, tasks, class_order)
     train_rows, test_rows = [
         [torch.isin(part.y, torch.tensor(group)).nonzero().flatten() for group in groups] for part in (train, test)
     ]
@@ -103,7 +110,7 @@ def from_tensors(
             )
         )
     if schedule is None:
-        schedule = [number for number in range(tasks) for _ in range(sessions_per_task)]
+        schedule = [number for number in range(len(groups)) for _ in range(sessions_per_task)]
     return Stream(
         name, built, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data, drop_last=drop_last,
         class_names=() if scenario == "domain" else names,
@@ -111,10 +118,11 @@ def from_tensors(
 
 
 def places(y: Tensor, groups: list[list[int]]) -> Tensor:
-    """Return for each label its place within its task."""
+    """Return for each label its place within its task; for one that no task has, 0."""
     labels, order = torch.tensor([label for group in groups for label in group]).sort()
     place = torch.tensor([position for group in groups for position in range(len(group))])[order]
-    return place[torch.searchsorted(labels, y)]
+    nearest = torch.searchsorted(labels, y).clamp(max=len(labels) - 1)
+    return torch.where(labels[nearest] == y, place[nearest], 0)
 
 
 def hold_back(rows: Tensor, share: float, seed: int, what: str) -> tuple[Tensor, Tensor | None]:
@@ -128,9 +136,9 @@ def hold_back(rows: Tensor, share: float, seed: int, what: str) -> tuple[Tensor,
 
 
 def relabelled(
-    name: str, y: Array, y_test: Array, class_order: int | Sequence[int | str] | None
-) -> tuple[Tensor, Tensor, int | list[int] | None, tuple[str, ...]]:
-    """Return labels numbered 0, 1, ... in their order, the class order in these numbers, and what each was before."""
+    name: str, y: Array, y_test: Array, tasks: Tasks, class_order: int | Sequence[int | str] | None
+) -> tuple[Tensor, Tensor, Tasks, int | list[int] | None, tuple[str, ...]]:
+    """Return labels numbered 0, 1, ... in their order, tasks and class order in these numbers, and what each was before."""
 
     def array(part: object) -> npt.NDArray[Any]:
         listed = isinstance(part, (list, tuple))  # of numbers and strings numpy would make strings
@@ -148,34 +156,105 @@ def relabelled(
     except TypeError:
         raise TypeError(f"{name}: labels must be all whole numbers, or all strings") from None
     number = {label: position for position, label in enumerate(labels)}
+
+    def numbers(option: str, named: Sequence[int | str]) -> list[int]:
+        if unknown := [label for label in named if label not in number]:
+            raise ValueError(f"{name}: {option} names {unknown[0]!r}, which is not one of the labels")
+        return [number[label] for label in named]
+
     if isinstance(class_order, (list, tuple)):
-        if unknown := [label for label in class_order if label not in number]:
-            raise ValueError(f"{name}: class_order names {unknown[0]!r}, which is not one of the labels")
-        class_order = [number[label] for label in class_order]
+        class_order = numbers("class_order", class_order)
+    if are_groups(tasks):
+        tasks = [numbers(f"tasks[{position}]", group) for position, group in enumerate(tasks)]
     numbered = (torch.tensor([number[label] for label in part.tolist()], dtype=torch.int64) for part in (old, old_test))
-    return *numbered, class_order, tuple(map(str, labels))  # type: ignore[return-value]  # two tensors, and these
+    return *numbered, tasks, class_order, tuple(map(str, labels))  # type: ignore[return-value]  # two tensors, and these
 
 
 def split_classes(
-    name: str, y: Tensor, y_test: Tensor, tasks: int, class_order: int | list[int] | None
+    name: str,
+    y: Tensor,
+    y_test: Tensor,
+    tasks: Tasks,
+    class_order: int | list[int] | None,
+    scenario: str = "class",
+    names: tuple[str, ...] = (),
 ) -> tuple[list[list[int]], tuple[str, ...]]:
-    """Deal the labels of `y` to tasks, and say so where they don't divide evenly: the first tasks get one more."""
+    """Deal the labels of `y` to tasks, and say where they don't divide evenly (the first get one more), and which are left out."""
     labels = y.unique().tolist()
     if extra := sorted(set(y_test.unique().tolist()) - set(labels)):
         raise ValueError(f"{name}: the labels {extra} are in the test set only: a class needs training samples")
-    if tasks > len(labels):
-        raise ValueError(f"{name}: {len(labels)} classes make 1 to {len(labels)} tasks, not {tasks}")
-    if class_order is not None and not isinstance(class_order, (list, tuple)):
+    if are_groups(tasks):
+        if class_order is not None:
+            raise ValueError(f"{name}: tasks that name their labels have an order: class_order goes with numbers, not with groups")
+        groups = _known_groups(name, tasks, labels, scenario)
+    else:
+        labels = _ordered(name, labels, class_order)
+        groups = _dealt(name, tasks, labels)
+    notes = []
+    if not isinstance(tasks, (list, tuple)) and len({len(group) for group in groups}) > 1:
+        sizes = ", ".join(str(len(group)) for group in groups)
+        notes.append(f"{len(labels)} classes don't divide evenly into {tasks} tasks: they have {sizes}")
+    if left := sorted(set(labels) - {label for group in groups for label in group}):
+        shown = ", ".join(names[label] if names else str(label) for label in left[:20]) + (" ..." if len(left) > 20 else "")
+        notes.append(f"{len(left)} of {len(labels)} classes are left out, they are in no task: {shown}")
+    return groups, tuple(notes)
+
+
+def are_groups(tasks: object) -> TypeGuard[list[list[int]]]:
+    """Return whether tasks are given as the labels of each; `check_options` has seen that they are all that, or none is."""
+    return isinstance(tasks, (list, tuple)) and isinstance(tasks[0], (list, tuple))
+
+
+def _known_groups(name: str, groups: list[list[int]], labels: list[int], scenario: str) -> list[list[int]]:
+    """Return the labels of each task. Raises ValueError for unknown ones, and for shared ones where tasks can't share."""
+    owner: dict[int, int] = {}
+    for number, group in enumerate(groups):
+        for label in group:
+            if label not in labels:
+                raise ValueError(f"{name}: tasks[{number}] names {label!r}, which is not one of the labels")
+            if owner.setdefault(label, number) != number and scenario != "task":
+                raise ValueError(
+                    f"{name}: tasks {owner[label]} and {number} both have the label {label}: tasks share classes only where the "
+                    'scenario is "task"'
+                )
+    return [[int(label) for label in group] for group in groups]
+
+
+def _ordered(name: str, labels: list[int], class_order: int | list[int] | None) -> list[int]:
+    if class_order is None:
+        return labels
+    if not isinstance(class_order, (list, tuple)):
         shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(int(class_order)))
-        labels = [labels[position] for position in shuffle.tolist()]
-    elif class_order is not None:
-        if sorted(class_order) != labels:
-            raise ValueError(f"{name}: class_order must name each of the classes {labels} once, not {class_order}")
-        labels = list(class_order)
-    groups = [[int(label) for label in part] for part in np.array_split(np.array(labels), tasks)]
-    sizes = [len(group) for group in groups]
-    uneven = f"{len(labels)} classes don't divide evenly into {tasks} tasks: they have {', '.join(map(str, sizes))}"
-    return groups, (uneven,) if len(set(sizes)) > 1 else ()
+        return [labels[position] for position in shuffle.tolist()]
+    if sorted(class_order) != labels:
+        raise ValueError(f"{name}: class_order must name each of the classes {labels} once, not {class_order}")
+    return [int(label) for label in class_order]
+
+
+def _dealt(name: str, tasks: int | list[int] | list[list[int]], labels: list[int]) -> list[list[int]]:
+    """Cut the labels, in their order, into a number of tasks or into tasks of given sizes."""
+    if not isinstance(tasks, (list, tuple)):
+        if tasks > len(labels):
+            raise ValueError(f"{name}: {len(labels)} classes make 1 to {len(labels)} tasks, not {tasks}")
+        return [[int(label) for label in part] for part in np.array_split(np.array(labels), tasks)]
+    sizes = [index(size) for size in tasks]  # type: ignore[arg-type]  # they are no groups
+    if sum(sizes) > len(labels):
+        raise ValueError(f"{name}: there are {len(labels)} classes, and the sizes in tasks add up to {sum(sizes)}")
+    ends = list(accumulate(sizes))
+    return [labels[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def without_gaps(
+    train: Samples, test: Samples, groups: list[list[int]], names: tuple[str, ...]
+) -> tuple[Samples, Samples, list[list[int]], tuple[str, ...]]:
+    """Number labels that no task has after all others, so that there are no gaps; return names of those that tasks have."""
+    used = sorted({label for group in groups for label in group})
+    if len(used) < len(names):
+        number = torch.empty(len(names), dtype=torch.int64)
+        number[used + sorted(set(range(len(names))) - set(used))] = torch.arange(len(names))
+        train, test = (Samples(part.x, number[part.y]) for part in (train, test))
+        groups = [number[group].tolist() for group in groups]
+    return train, test, groups, tuple(names[label] for label in used)
 
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -259,7 +338,7 @@ def from_dataset(
     train: Dataset[Any],
     test: Dataset[Any],
     name: str = "dataset",
-    tasks: int = 5,
+    tasks: Tasks = 5,
     scenario: str = "class",
     epochs: int = 1,
     batch_size: int = 32,

@@ -246,7 +246,7 @@ def test_defaults_of_one_stream_do_not_leak_into_another() -> None:
         (["run", "--model", "Mpl"], "there is no model 'Mpl': did you mean Mlp?"),
         (["run", "--strategy.capacty", "3"], "Replay has no option 'capacty': did you mean capacity?"),
         (["run", "--stream", "blobs", "--stream.tsks", "3"], "blobs has no option 'tsks': did you mean tasks?"),
-        (["run", "--stream.tasks", "many"], "--stream.tasks takes int, not many"),
+        (["run", "--stream.tasks", "many"], "--stream.tasks takes int, list[int] or list[list[int]], not many"),
         (["run", "--strategy.optimizer", "Adem"], "--strategy.optimizer: there is no 'Adem': did you mean Adam?"),
         (["run", "--strategy", "nowhere.Mine"], "there is no file or package 'nowhere' here"),
         (["run", "--strategy", "mine.Mime"], "mine.py has no 'Mime': did you mean Mine?"),

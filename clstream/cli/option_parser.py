@@ -71,7 +71,10 @@ class Parser(ArgumentParser):
             return f"{option}: there is no {absent[1][:100]!r}{nearest(absent[1], classes)}"
         if missing := re.search(r"the following arguments are required: ([\w, ]+)", message):
             return f"{option} needs {missing[1]}: give {', '.join(f'{option}.{name}' for name in missing[1].split(', '))}"
-        if keys and (wrong := re.search(r"Expected an? ([^\n]*?)(?:\. Got value: ([^\n]*)|\n|$)", message)):
+        several = re.search(r"Union subtypes\s+Subtypes: \[(.*?)\]\s+Errors:", message, re.DOTALL)
+        expected = list(re.finditer(r"Expected an? ([^\n]*?)(?:\. Got value: ([^\n]*)|\n|$)", message))
+        wrong = next((match for match in reversed(expected) if match[2]), expected[0] if expected else None)  # what is innermost
+        if keys and wrong and (wrong[2] or not several):
             kind = re.sub(r"<class '([\w.]+)'>", r"\1", wrong[1])
             if choices := re.match(r"typing.Literal\[(.*)\]", kind):
                 kind = f"one of {choices[1].replace(chr(39), '')}"
@@ -82,7 +85,7 @@ class Parser(ArgumentParser):
             return f"{option} takes {kind}" + (
                 f" not {value[:100]}" if kind.endswith(",") else f", not {value[:100]}" if value else ""
             )
-        if keys and (several := re.search(r"Union subtypes\s+Subtypes: \[(.*?)\]\s+Errors:", message, re.DOTALL)):
+        if keys and several:
             kinds = re.sub(r"<class '([\w.]+)'>", r"\1", several[1]).replace("NoneType", "null").split(", ")
             return f"{option} takes {', '.join(kinds[:-1])} or {kinds[-1]}" + (f", not {value[:100]}" if value else "")
         return re.sub(r"\s+", " ", message).strip()[:300]
