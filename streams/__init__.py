@@ -6,6 +6,7 @@ from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
+from clstream.streams.image_folder import image_folder
 from clstream.streams.recorded import recorded
 from clstream.streams.splits import split_cifar10, split_cifar100, split_digits, split_fashion_mnist, split_mnist
 from clstream.streams.task_free import (
@@ -36,6 +37,7 @@ __all__ = [
     "from_tensors",
     "fuzzy_tasks",
     "gaussian_schedule",
+    "image_folder",
     "imbalanced_tasks",
     "label_shift",
     "long_tailed",

@@ -59,8 +59,12 @@ NAMES = ("digits", *TABLES, *FILES)
 
 def data_root(root: str | Path | None = None) -> Path:
     """Return the folder for data: `root`, else the environment's CLSTREAM_DATA, else clstream's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clstream"
-    return Path(root or os.environ.get("CLSTREAM_DATA") or cache).expanduser()
+    return Path(root or os.environ.get("CLSTREAM_DATA") or cache_folder()).expanduser()
+
+
+def cache_folder() -> Path:
+    """Return clstream's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clstream"
 
 
 def source(data: str, root: str | Path | None = None) -> tuple[Samples, Samples]:

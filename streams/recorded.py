@@ -10,6 +10,8 @@ from clstream.streams.augmentations import CropFlipJitter, crop_and_flip
 from clstream.streams.blobs import points
 from clstream.streams.data import FILES, TABLES, data_root, digits, load, table
 from clstream.streams.domains import Pad, Permute, Rotate
+from clstream.streams.image_folder import check_images, load_images
+from clstream.streams.options import check_options
 
 from clstream.recording import Recording, read
 from clstream.stream import Samples, Stream
@@ -31,7 +33,8 @@ def recorded(
 
     Args:
         file: what `clstream record` or `clstream.recording.record` wrote.
-        root: the folder with the data, where that is one of torchvision's data sets; as in `split_mnist`.
+        root: the folder with the data, where that is one of torchvision's data sets, as in `split_mnist`; the folder or archive of
+            an `image_folder`.
         data: a stream over the same data, where the samples are the user's own: only its samples are used.
         functions: transforms and augmentations of the user's own that the recording names, by name: for a transform its class.
 
@@ -60,6 +63,8 @@ def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Sa
         (train, test), where = table(loader), f"scikit-learn's {loader}, as it is here,"
     elif loader == "blobs":
         (train, test), where = _points(recording), "blobs, as this torch draws them,"
+    elif loader == "image_folder":
+        (train, test), where = _images(recording, root), f"the images in {root}"
     else:
         raise ValueError(
             f"{recording.file} was recorded from samples that clstream can't load: give a stream over them, "
@@ -84,3 +89,19 @@ def _points(recording: Recording) -> tuple[Samples, Samples]:
     if classes * features * (train + test) > MOST_POINTS:
         raise ValueError(f"{recording.file} asks for blobs of more than {MOST_POINTS:,} numbers: give a stream over them, data=...")
     return points(**options)
+
+
+def _images(recording: Recording, root: str | Path | None) -> tuple[Samples, Samples]:
+    """Return the images that a recording asks for, of a folder that the user names: a recording names none."""
+    if root is None:
+        raise ValueError(f"{recording.file} was recorded from a folder of images: name it, root=... or --data_root")
+    options = dict(recording.about["options"])
+    try:
+        height, width, mode, test, seed = (options.pop(name) for name in ("height", "width", "mode", "test", "seed"))
+        size = None if height is None and width is None else [height, width]
+        check_images(size, mode, test)
+        check_options({"seed": seed})
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{recording.file} asks for images that can't be: {error}") from None
+    _, train, tested = load_images(root, size, mode, test, seed)
+    return train, tested

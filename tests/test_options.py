@@ -68,6 +68,7 @@ def dataset() -> TensorDataset:
 NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "from_tensors": points,
     "from_dataset": lambda: {"train": dataset(), "test": dataset()},
+    "image_folder": lambda: {"root": "pictures"},
     "drifting": lambda: {"stream": stream(), "schedule": Transitions(0.5)},
     "arriving": lambda: {"stream": stream(), "moments": torch.rand(60), "what": "at random"},
     "long_tailed": lambda: {"stream": stream()},

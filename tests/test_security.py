@@ -101,6 +101,8 @@ def test_every_format_names_tests_that_are_there():
         "event log",
         "anchor",
         "MLflow",
+        "folder or zip archive of images",
+        "cache of images",
         "IDX",
     )
     assert [row.removeprefix("| ").startswith(name) for row, name in zip(rows, formats, strict=True)] == [True] * len(formats)

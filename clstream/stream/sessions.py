@@ -188,7 +188,7 @@ class DataSource:
 
     parts: Mapping[str, Samples]
     loader: str | None = None
-    options: Mapping[str, int | float] = field(default_factory=dict)
+    options: Mapping[str, int | float | str | None] = field(default_factory=dict)
 
 
 @runtime_checkable

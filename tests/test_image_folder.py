@@ -1,0 +1,431 @@
+"""Folders and archives of images as streams: what comes out, where it is kept, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clstream.streams import image_cache, image_files, image_folder, recorded
+from picture_folders import as_tensor, in_parts, picture, write_pictures, zipped
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize
+
+from clstream.checks import check_stream
+from clstream.cli import main
+from clstream.recording import record
+from clstream.stream import Stream
+
+
+def samples_of(stream: Stream) -> list[tuple[str, bytes, str]]:
+    """Return part, pixels and class of each sample."""
+    return sorted(
+        (part, x.numpy().tobytes(), stream.class_name(int(y)))
+        for task in stream.tasks
+        for part in ("train", "test")
+        for x, y in zip(getattr(task, part).x, getattr(task, part).y, strict=True)
+    )
+
+
+def test_it_is_what_torchvision_reads(tmp_path: Path) -> None:
+    root = in_parts(tmp_path / "pets")
+    stream = image_folder(root, tasks=2)
+    theirs = {part: ImageFolder(str(root / part)) for part in ("train", "test")}
+    assert stream.class_names == tuple(theirs["train"].classes) == ("cat", "dog", "fox", "owl")
+    assert samples_of(stream) == sorted(
+        (part, as_tensor(image).numpy().tobytes(), stream.class_names[label])
+        for part, data in theirs.items()
+        for image, label in data
+    )
+    assert stream.input_shape == (3, 6, 6) and stream.tasks[0].train[:1].x.dtype == torch.uint8 and stream.name == "pets"
+    assert "classes cat, dog; 12 to train, 6 to test" in str(stream)
+    for check in check_stream(stream):
+        check()
+
+
+@pytest.mark.parametrize(("within", "compression"), [("", zipfile.ZIP_STORED), ("pets/", zipfile.ZIP_DEFLATED), ("a/b/", 8)])
+def test_an_archive_is_the_folder(tmp_path: Path, within: str, compression: int) -> None:
+    root = in_parts(tmp_path / "pets")
+    (root / "train" / "cat" / ".DS_Store").write_text("left by a system")
+    (root / "README.txt").write_text("about them")
+    file = zipped(root, tmp_path / "archive.zip", within, compression)
+    assert image_folder(file, tasks=2).fingerprint == image_folder(root, tasks=2).fingerprint
+    assert image_folder(file, tasks=2).name == "archive"
+
+
+def test_without_parts_a_share_of_each_class_is_for_the_test(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 5, "owl": 2})
+    stream, other = image_folder(root, tasks=3, test=0.3), image_folder(root, tasks=3, test=0.3, seed=1)
+    assert [(len(task.train), len(task.test)) for task in stream.tasks] == [(7, 3), (3, 2), (1, 1)]
+    assert stream.fingerprint == image_folder(root, tasks=3, test=0.3).fingerprint != other.fingerprint
+    assert sorted(row[1:] for row in samples_of(stream)) == sorted(row[1:] for row in samples_of(other))
+    assert len({row[1] for row in samples_of(stream)}) == 17
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_modes_are_converted(tmp_path: Path, mode: str) -> None:
+    root, originals = tmp_path / "pets", {}
+    for number, source in enumerate(("RGB", "L", "P", "RGBA", "LA", "1", "CMYK")):
+        for count in range(2):
+            image = picture(10 * number + count).convert("RGB") if source == "P" else picture(10 * number + count, mode=source)
+            image = image.quantize(16) if source == "P" else image
+            (root / source).mkdir(parents=True, exist_ok=True)
+            file = root / source / f"{count}.{'tif' if source == 'CMYK' else 'png'}"
+            image.save(file)
+            with Image.open(file) as opened:
+                originals[as_tensor(opened.convert(mode)).numpy().tobytes()] = source
+    stream = image_folder(root, tasks=7, mode=mode, test=0.5)
+    assert stream.input_shape == (3 if mode == "RGB" else 1, 6, 6)
+    assert {row[1]: row[2] for row in samples_of(stream)} == originals
+
+
+@pytest.mark.parametrize(("size", "shape"), [(8, (8, 8)), ([8, 4], (8, 4))])
+def test_images_are_scaled_and_cut_to_one_size(tmp_path: Path, size: int | list[int], shape: tuple[int, int]) -> None:
+    root = write_pictures(tmp_path / "pets", {"cat": 3}, height=40, width=20)
+    write_pictures(root, {"dog": 3}, height=12, width=40)
+    write_pictures(root, {"owl": 3}, height=shape[0], width=shape[1])
+    stream = image_folder(root, tasks=3, size=size)
+    assert stream.input_shape == (3, *shape)
+    kept = {as_tensor(picture(number, *shape)).numpy().tobytes() for number in range(3)}
+    assert {row[1] for row in samples_of(stream) if row[2] == "owl"} == kept  # of that size already: as it is
+    if size == 8:
+        theirs = Compose([Resize(8), CenterCrop(8)])
+        x = torch.cat([stream.tasks[0].train.x, stream.tasks[0].test.x]).float()
+        expected = [as_tensor(theirs(picture(number, 40, 20))).float() for number in range(3)]
+        assert all(min((image - row).abs().mean() for row in x) < 6 for image in expected)
+
+
+def test_the_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cache = in_parts(tmp_path / "pets"), tmp_path / "kept"
+    file = zipped(root, tmp_path / "pets.zip")
+    first = [image_folder(place, tasks=2, cache=cache).fingerprint for place in (root, file)]
+    names = sorted(cache.iterdir())
+    assert len(names) == 2
+    monkeypatch.setattr(image_cache, "decode", lambda *_: pytest.fail("an image was decoded again"))
+    assert [image_folder(place, tasks=[3, 1], cache=cache).tasks[0].classes for place in (root, file)] == [(0, 1, 2)] * 2
+    assert [image_folder(place, tasks=2, cache=cache).fingerprint for place in (root, file)] == first
+    monkeypatch.undo()
+    os.utime(root / "train" / "cat" / "000.png", (1, 1))
+    image_folder(root, cache=cache, tasks=2)
+    image_folder(root, cache=cache, tasks=2, mode="L")
+    image_folder(root, cache=cache, tasks=2, size=5)
+    assert len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "header", "numbers", "no header", "names"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
+    root, cache = in_parts(tmp_path / "pets"), tmp_path / "kept"
+    whole = image_folder(root, tasks=2, cache=cache).fingerprint
+    (file,) = cache.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut": content[:-1],
+            "longer": content + b"0",
+            "header": b"99999999" + content[8:],
+            "numbers": content.replace(b"[6, 6, 6, 6]", b"[6, 6, 0, 6]"),
+            "no header": b"",
+            "names": content.replace(b'["cat", "dog"', b'["cat",     1'),
+        }[damage]
+    )
+    assert image_folder(root, tasks=2, cache=cache).fingerprint == whole
+    assert [kept.read_bytes() == content for kept in cache.iterdir()] == [True]
+
+
+def test_the_cache_is_beside_the_data_or_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    root = in_parts(tmp_path / "data" / "pets")
+    image_folder(root, tasks=2)
+    assert len(list((tmp_path / "data" / "pets.cache").iterdir())) == 1 and not (tmp_path / "home").exists()
+    other = in_parts(tmp_path / "locked" / "pets")
+    (tmp_path / "locked" / "pets.cache").write_text("a file where the folder would be")
+    image_folder(other, tasks=2)
+    assert len(list((tmp_path / "home" / "clstream" / "images").iterdir())) == 1
+    with pytest.raises(OSError, match=r"the folder for the cache of images .* can't be made"):
+        image_folder(root, tasks=2, cache=tmp_path / "locked" / "pets.cache")
+
+
+def test_a_full_disk_is_said_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = in_parts(tmp_path / "pets")
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(OSError, match=r"decoded images take .* GB left: name another folder, cache="):
+        image_folder(root, tasks=2)
+    assert not list((tmp_path / "pets.cache").iterdir())
+
+
+def test_nothing_is_printed_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_folder(in_parts(tmp_path / "pets"), tasks=2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_classes_are_named_by_their_folders(tmp_path: Path) -> None:
+    root = in_parts(tmp_path / "pets")
+    chosen = image_folder(root, tasks=[["owl", "cat"], ["fox"]])
+    assert [[chosen.class_name(label) for label in task.classes] for task in chosen.tasks] == [["owl", "cat"], ["fox"]]
+    assert "left out, they are in no task: dog" in str(chosen) and chosen.classes == 3
+    ordered = image_folder(root, tasks=[3, 1], class_order=["owl", "fox", "dog", "cat"])
+    assert [[ordered.class_name(label) for label in task.classes] for task in ordered.tasks] == [["owl", "fox", "dog"], ["cat"]]
+    with pytest.raises(ValueError, match=r"tasks\[0\] names 'gnu', which is not one of the labels"):
+        image_folder(root, tasks=[["gnu"], ["cat"]])
+
+
+@pytest.mark.parametrize("options", [{"tasks": 2, "validation": 0.2}, {"tasks": [["owl"], ["cat"]], "size": 4, "mode": "L"}])
+@pytest.mark.parametrize("parts", [True, False])
+def test_it_is_recorded_over_the_same_folder(tmp_path: Path, options: dict[str, object], parts: bool) -> None:
+    root = (
+        in_parts(tmp_path / "pets") if parts else write_pictures(tmp_path / "pets", dict.fromkeys(["owl", "cat", "dog", "fox"], 9))
+    )
+    stream = image_folder(root, **options)  # type: ignore[arg-type]
+    file = record(stream, tmp_path / "pets.clstream")
+    again = recorded(file, root=root)
+    assert again.fingerprint == stream.fingerprint and str(again) == str(stream)
+    with pytest.raises(ValueError, match=r"was recorded from a folder of images: name it, root=... or --data_root"):
+        recorded(file)
+    (root / "train/cat/000.png" if parts else root / "cat/000.png").unlink()
+    with pytest.raises(ValueError, match="is not the data that"):
+        recorded(file, root=root)
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    in_parts(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    given = ["--stream", "image_folder", "--stream.root", "pets"]
+    run = ["--strategy", "Finetune", "--checkpoint_every", "0", "--track", "false", "--threads", "1"]
+    assert main(["run", *given, "--stream.tasks", "[[owl,cat],[dog]]", "--stream.size", "[5,4]", *run]) == 0
+    assert "Finetune on pets" in capsys.readouterr().out
+    assert main(["run", "--stream", "image_folder", *run]) == 2
+    assert "--stream needs root: give --stream.root" in capsys.readouterr().err
+    (tmp_path / "pets" / "test" / "owl" / "bad.png").write_text("no picture")
+    assert main(["run", *given, *run]) == 2
+    assert capsys.readouterr().err.startswith("clstream: error: pets/test/owl/bad.png is no image that can be read")
+
+
+def empty(root: Path) -> None:
+    root.mkdir()
+
+
+def one_class(root: Path) -> None:
+    write_pictures(root, {"cat": 3})
+
+
+def empty_class(root: Path) -> None:
+    write_pictures(root, {"cat": 3, "dog": 0})
+
+
+def one_image(root: Path) -> None:
+    write_pictures(root, {"cat": 3, "dog": 1})
+
+
+def loose(root: Path) -> None:
+    write_pictures(root, {"cat": 3, "dog": 3})
+    picture(0).save(root / "stray.png")
+
+
+def text(root: Path) -> None:
+    write_pictures(root, {"cat": 3, "dog": 3})
+    (root / "dog" / "notes.txt").write_text("about dogs")
+
+
+def damaged(root: Path) -> None:
+    write_pictures(root, {"cat": 3, "dog": 3}, height=60, width=60, ending="jpg")
+    content = (root / "dog" / "001.jpg").read_bytes()
+    (root / "dog" / "001.jpg").write_bytes(content[: len(content) // 2])
+
+
+def sizes(root: Path) -> None:
+    write_pictures(root, {"cat": 3})
+    write_pictures(root, {"dog": 3}, height=7)
+
+
+def deep(root: Path) -> None:
+    write_pictures(root, {"cat": 3, "dog": 2})
+    Image.fromarray(np.zeros((6, 6), np.uint16)).save(root / "dog" / "x-ray.png")
+
+
+def other_classes(root: Path) -> None:
+    in_parts(root)
+    write_pictures(root / "train", {"gnu": 2})
+
+
+def unseen(root: Path) -> None:
+    in_parts(root)
+    write_pictures(root / "test", {"gnu": 2})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (empty, "has no folders of images: it needs one for each class"),
+        (one_class, "has images of one class only, 'cat': there is nothing to tell apart"),
+        (empty_class, "the class 'dog' in .* has no images"),
+        (one_image, "dog has one image, and a class needs one to train on and one to test on"),
+        (loose, "stray.png is in no folder of a class"),
+        (text, "notes.txt is no image, by its name: images end in .bmp, .gif"),
+        (damaged, r"001.jpg can't be read as an image: image file is truncated"),
+        (sizes, "dog/00..png has 7 x 6 pixels, and .*cat/00..png has 6 x 6: give a size for all, as size=32"),
+        (deep, "x-ray.png has more than 8 bits a channel"),
+        (other_classes, "test has no folder 'gnu', and both parts need the same classes"),
+        (unseen, "train has no folder 'gnu', and both parts need the same classes"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_that_make_no_stream(tmp_path: Path, make: object, message: str, packed: bool) -> None:
+    root = tmp_path / "pets"
+    make(root)  # type: ignore[operator]
+    place = zipped(root, tmp_path / "pets.zip") if packed else root
+    with pytest.raises(ValueError, match=message) as caught:
+        image_folder(place, tasks=2)
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/*.images"))
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder or zip archive"):
+        image_folder(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(ValueError, match="text is neither a folder nor a zip archive"):
+        image_folder(tmp_path / "text")
+
+
+def test_links_are_followed_to_classes_and_never_in_circles(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "elsewhere", {"cat": 4})
+    root = write_pictures(tmp_path / "pets", {"dog": 4})
+    (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    assert image_folder(root, tasks=2).class_names == ("cat", "dog")
+    (root / "dog" / "again").symlink_to(root / "dog")
+    (root / "dog" / "again" / "more").mkdir()
+    with pytest.raises(ValueError, match="is a link to a folder"):
+        image_folder(root, tasks=2)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pets", {"cat": 4, "dog": 4})
+    os.mkfifo(root / "dog" / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe.png is neither a file nor a folder"):
+        image_folder(root, tasks=2)
+
+
+def packed_with(file: Path, name: str, content: bytes = b"", mode: int = 0, times: int = 1) -> Path:
+    """Write an archive of two classes that also has a member of that name."""
+    root = write_pictures(file.with_suffix(""), {"cat": 3, "dog": 3})
+    zipped(root, file)
+    with zipfile.ZipFile(file, "a") as archive:
+        for _ in range(times):
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = mode << 16
+            archive.writestr(entry, content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("../cat/evil.png", 0, "leads out of the archive"),
+        ("/etc/evil.png", 0, "leads out of the archive"),
+        ("cat/../../evil.png", 0, "leads out of the archive"),
+        ("cat\\..\\..\\evil.png", 0, "leads out of the archive"),
+        ("C:/cat/evil.png", 0, "leads out of the archive"),
+        ("cat//evil.png", 0, "leads out of the archive"),
+        ("cat/link.png", stat.S_IFLNK | 0o777, "is no plain file"),
+    ],
+)
+def test_members_that_no_honest_archive_has(tmp_path: Path, name: str, mode: int, message: str) -> None:
+    file = packed_with(tmp_path / "pets.zip", name, b"x", mode)
+    with pytest.raises(ValueError, match=message):
+        image_folder(file, tasks=2)
+    assert {path.name for path in tmp_path.iterdir()} <= {"pets", "pets.zip", "pets.zip.cache"}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_comes_twice(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'cat/a.png' comes twice"):
+        image_folder(packed_with(tmp_path / "pets.zip", "cat/a.png", b"x", times=2), tasks=2)
+
+
+def test_sizes_are_bounded_by_what_headers_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "MOST_BYTES", 5000)
+    bomb = zipped(write_pictures(tmp_path / "a", {"cat": 3, "dog": 3}), tmp_path / "a.zip")
+    with zipfile.ZipFile(bomb, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("dog/large.png", bytes(100_000))
+    with pytest.raises(ValueError, match=r"dog/large.png has 100,000 bytes, and an image may have 5,000"):
+        image_folder(bomb, tasks=2)
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 30)
+    with pytest.raises(ValueError, match="has 6 x 6 pixels, and an image may have 30"):
+        image_folder(write_pictures(tmp_path / "b", {"cat": 3, "dog": 3}), tasks=2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "byte", "directory"])
+def test_a_damaged_archive(tmp_path: Path, damage: str) -> None:
+    file = zipped(in_parts(tmp_path / "pets"), tmp_path / "pets.zip")
+    content = bytearray(file.read_bytes())
+    if damage == "byte":
+        with zipfile.ZipFile(file) as archive:
+            content[archive.getinfo("train/dog/002.png").header_offset + 120] ^= 255
+    elif damage == "directory":
+        content[content.rindex(b"PK\x01\x02") + 46 + len("train/owl/00")] ^= 8  # another name than the member's own
+    file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    with pytest.raises(
+        ValueError, match=r"002.png can't be read as an image: Bad CRC-32|is neither a folder nor|File name in directory"
+    ):
+        image_folder(file, tasks=2)
+
+
+def test_only_formats_that_decode_themselves_are_opened(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pets", {"cat": 3, "dog": 3})
+    (root / "dog" / "001.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n%%EndComments\n")
+    with pytest.raises(ValueError, match=r"001.png is no image that can be read"):
+        image_folder(root, tasks=2)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_bytes_are_damaged_it_is_one_sentence_or_an_image(tmp_path: Path, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    root = write_pictures(
+        tmp_path / "pets", {"cat": 2, "dog": 2}, ending=("png", "jpg", "gif", "tif", "bmp", "webp", "ppm")[seed % 7]
+    )
+    (file,) = (root / "dog").glob("001.*")
+    content = bytearray(file.read_bytes())
+    for place in draw.integers(0, len(content), 6):
+        content[place] = draw.integers(256)
+    file.write_bytes(content)
+    try:
+        assert image_folder(root, tasks=2, size=6).input_shape == (3, 6, 6)
+    except (ValueError, OSError) as error:
+        sentence = str(error)
+    else:
+        sentence = "001."
+    assert "001." in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size must be a whole number from 1 to 4096"),
+        ({"size": 5000}, "size must be a whole number from 1 to 4096"),
+        ({"size": [4]}, "size must be a number of pixels, or height and width, up to 4096, not"),
+        ({"size": [4, 5000]}, "size must be a number of pixels"),
+        ({"size": [4, 0]}, r"size\[1\] must be a whole number of at least 1"),
+        ({"mode": "rgb"}, "mode must be one of RGB, L"),
+        ({"test": 0}, "test must be a share above 0 and below 1"),
+        ({"test": 1.0}, "test must be a share above 0 and below 1"),
+        ({"class_order": [1.5]}, "class_order names '1.5', which is not one of the labels"),
+    ],
+)
+def test_options_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    root = in_parts(tmp_path / "pets")
+    with pytest.raises(ValueError, match=message):
+        image_folder(root, tasks=2, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.data
+def test_cifar10_of_jpeg_files() -> None:
+    file = Path(os.environ["CLSTREAM_DATA"]) / "cifar10-jpeg.zip"
+    if not file.exists():
+        pytest.skip("cifar10-jpeg.zip is not in CLSTREAM_DATA")
+    stream = image_folder(file, tasks=5)
+    assert stream.name == "cifar10-jpeg" and stream.input_shape == (3, 32, 32) and stream.class_names[0] == "airplane"
+    assert [(len(task.train), len(task.test)) for task in stream.tasks] == [(10000, 2000)] * 5
