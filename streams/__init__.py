@@ -7,6 +7,7 @@ from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
 from clstream.streams.image_folder import image_folder
+from clstream.streams.omniglot import omniglot
 from clstream.streams.recorded import recorded
 from clstream.streams.splits import split_cifar10, split_cifar100, split_digits, split_fashion_mnist, split_mnist
 from clstream.streams.task_free import (
@@ -41,6 +42,7 @@ __all__ = [
     "imbalanced_tasks",
     "label_shift",
     "long_tailed",
+    "omniglot",
     "permuted_mnist",
     "recorded",
     "recurring_tasks",

@@ -11,6 +11,7 @@ from clstream.streams.blobs import points
 from clstream.streams.data import FILES, TABLES, data_root, digits, load, table
 from clstream.streams.domains import Pad, Permute, Rotate
 from clstream.streams.image_folder import check_images, load_images
+from clstream.streams.omniglot import check_drawings, load_omniglot
 from clstream.streams.options import check_options
 
 from clstream.recording import Recording, read
@@ -65,6 +66,8 @@ def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Sa
         (train, test), where = _points(recording), "blobs, as this torch draws them,"
     elif loader == "image_folder":
         (train, test), where = _images(recording, root), f"the images in {root}"
+    elif loader == "omniglot":
+        (train, test), where = _drawings(recording, root), f"Omniglot in {data_root(root)}"
     else:
         raise ValueError(
             f"{recording.file} was recorded from samples that clstream can't load: give a stream over them, "
@@ -105,3 +108,17 @@ def _images(recording: Recording, root: str | Path | None) -> tuple[Samples, Sam
         raise ValueError(f"{recording.file} asks for images that can't be: {error}") from None
     _, train, tested = load_images(root, size, mode, test, seed)
     return train, tested
+
+
+def _drawings(recording: Recording, root: str | Path | None) -> tuple[Samples, Samples]:
+    """Return the drawings of Omniglot that a recording asks for."""
+    options = dict(recording.about["options"])
+    try:
+        background, rotations, size, test_drawers = (
+            options.pop(name) for name in ("background", "rotations", "size", "test_drawers")
+        )
+        check_drawings(background, rotations, size, test_drawers)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{recording.file} asks for drawings that can't be: {error}") from None
+    _, train, test = load_omniglot(background, rotations, size, test_drawers, root)
+    return train, test
