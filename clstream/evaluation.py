@@ -20,6 +20,8 @@ CHUNK = 2048
 def evaluate(strategy: Strategy, stream: Stream, questions: Questions | None = None) -> tuple[Tensor, Tensor]:
     """Return the accuracy on each task of the stream, without and with the task given: two (tasks,), float64, on the CPU.
 
+    It is NaN for tasks that are not among the questions.
+
     A strategy that keeps the base's `scores` and `predict` answers both questions from one forward pass over the union of the
     test sets; one that overrides them is asked task by task, without and with the task, since its answer may depend on it. If the
     stream hides its boundaries, the strategy is never given the task: the answer with the task is then the highest of its scores
@@ -55,30 +57,38 @@ def evaluate(strategy: Strategy, stream: Stream, questions: Questions | None = N
         raise FloatingPointError(
             f"{type(strategy).__name__} answers test samples of {stream.name} with NaN: its weights are not finite"
         )
-    rows = hits.cpu().double() / questions.sizes[:, None]
+    rows = hits.cpu().double() / questions.sizes[:, None]  # NaN for a task that is not asked about
     return rows[:, 0].contiguous(), rows[:, 1].contiguous()
 
 
 class Questions:
-    """The test samples of a stream in chunks, laid out once: iterated, it gives samples, and the number of the task of each.
+    """The test samples of tasks in chunks, laid out once: iterated, it gives samples, and the number of the task of each.
 
     Where boundaries show, a chunk holds task after task. Small tasks share one if the strategy's scores ignore the task: a hundred
     of them cost about what one large one does. Where boundaries are hidden, each chunk holds an equal share of every task, in a
     random order that is always the same, in tensors that are no views of the data: neither what a chunk holds nor where a sample
     stands in it tells of tasks.
+
+    Args:
+        strategy, stream: who is asked, and about what.
+        asked: (tasks,), bool: which tasks are asked about, one at least. None: all.
+
     """
 
-    def __init__(self, strategy: Strategy, stream: Stream) -> None:
+    def __init__(self, strategy: Strategy, stream: Stream, asked: Tensor | None = None) -> None:
         self.device = stream.device
-        self.tests = [task.test for task in stream.tasks]
+        self.asked = torch.ones(len(stream.tasks), dtype=torch.bool) if asked is None else asked
+        tasks = [task for task, ask in zip(stream.tasks, self.asked.tolist(), strict=True) if ask]
+        self.tests = [task.test for task in tasks]
         self.pool = pooled(self.tests)
-        self.sizes = torch.tensor([len(test) for test in self.tests])
+        sizes = torch.tensor([len(test) for test in self.tests])
+        self.sizes = torch.zeros(len(stream.tasks), dtype=torch.int64).masked_scatter(self.asked, sizes)
         self.y = torch.cat([test.y for test in self.tests]).to(stream.device or "cpu")
-        self.number = torch.arange(len(self.tests)).repeat_interleave(self.sizes).to(stream.device or "cpu")
+        self.number = self.asked.nonzero().flatten().repeat_interleave(sizes).to(stream.device or "cpu")
         self.chunks = (
-            _packed(self.sizes, together=strategy.scores_ignore_task)
+            _packed(sizes, together=strategy.scores_ignore_task)
             if stream.boundaries
-            else _mixed(self.sizes, in_pieces=self.pool is None)
+            else _mixed(sizes, in_pieces=self.pool is None)
         )
         kinds = {tuple(sorted(task.classes)): 0 for task in stream.tasks}  # tasks that share their classes share a row
         kinds = {classes: place for place, classes in enumerate(kinds)}
@@ -98,7 +108,7 @@ class Questions:
             rows = chunk.rows if isinstance(chunk.rows, slice) else chunk.rows.to(self.pool.index.device)
             x = self.pool[rows].x
         else:
-            parts = [self.tests[task][first:end].x for task, first, end in chunk.pieces]
+            parts = [self.tests[place][first:end].x for place, first, end in chunk.pieces]
             x = parts[0] if len(parts) == 1 else torch.cat(parts)
             x = x if chunk.order is None else x[chunk.order.to(x.device)]
         return x if self.device is None else x.to(self.device)
@@ -116,7 +126,7 @@ class Chunk:
 
     Args:
         rows: their numbers.
-        pieces: the same by task: its number, its first sample here, and the one after its last.
+        pieces: the same by task: its place, its first sample here, and the one after its last.
         order: of the samples, where they don't come piece by piece.
 
     """

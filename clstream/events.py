@@ -7,7 +7,14 @@ BatchLearned l, EpochEnded e, SessionEnded s, TaskEnded t, Evaluated V, RunEnded
     R (S..s V)* r                        on one that hides them,
 
 where S..s is one session, S ( E (b l)* e )+ s. TaskEnded comes before the evaluation that follows the task's last session:
-what a strategy consolidates there is what gets tested. With `evaluate_every=N`, a V also follows every N-th l. A run that
+what a strategy consolidates there is what gets tested. Those are the words with `evaluate_at="sessions"`. With "tasks" and "end"
+a V is rarer:
+
+    R ( T S..s+ t V )* r                 with "tasks", which a stream must show its boundaries for,
+    R ( T S..s+ t )* V r                 with "end", on a stream that shows them,
+    R S..s+ V r                          with "end", on one that hides them.
+
+With `evaluate_every=N`, a V also follows every N-th l. A run that
 fails or is stopped ends in r wherever it is. One that is resumed begins with an R of its own, and then goes on with what would
 have come after the checkpoint. A strategy or a detector may emit events of its own: subclass `Event`.
 """
@@ -133,7 +140,7 @@ class TaskEnded(Event):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluated(Event):
-    """The strategy was asked about every task; `evaluation` has the rows of the accuracy matrices so far."""
+    """The strategy was asked about the tasks; `evaluation` has the rows of the accuracy matrices so far."""
 
     evaluation: Evaluation
 

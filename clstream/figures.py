@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,13 @@ from clstream.stream import Stream
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str = "", begun: Tensor | None = None) -> Figure:
+def forgetting_curves(
+    accuracy: Tensor,
+    taught: Tensor | None = None,
+    title: str = "",
+    begun: Tensor | None = None,
+    sessions: Sequence[int] | None = None,
+) -> Figure:
     """Draw each task's accuracy over the sessions, from the first that taught it on, and the mean over the tasks seen.
 
     Of several seeds the means are drawn, in bands of a standard deviation to either side.
@@ -29,6 +36,7 @@ def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str
         accuracy, taught: (evaluations, tasks), as in `clstream.metrics`, or (seeds, evaluations, tasks).
         title: of the figure.
         begun: like `taught`, bool: which tasks a session had any samples of; the curves start there. None: where it was taught.
+        sessions: for each evaluation, the sessions finished by then. None: it came after each.
 
     """
     from matplotlib import colormaps
@@ -45,9 +53,9 @@ def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str
     for task, start in enumerate(starts.amax(0).tolist()):  # a mean needs all seeds
         colour = colormaps["tab10"](task) if tasks <= 10 else colormaps["viridis"](task / (tasks - 1))
         label = f"task {task}" if tasks <= 10 else None
-        _draw_mean(axes, by_seed[:, :, task], start, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
+        _draw_mean(axes, by_seed[:, :, task], start, sessions, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
     means = torch.stack([seen_averages(*pair) for pair in zip(by_seed, marks, strict=True)])
-    _draw_mean(axes, means, 0, color="black", linewidth=2.5, label="mean of the tasks seen")
+    _draw_mean(axes, means, 0, sessions, color="black", linewidth=2.5, label="mean of the tasks seen")
     _sessions_and_accuracy(axes, title)
     if tasks > 10:
         bar = figure.colorbar(ScalarMappable(Normalize(0, tasks - 1), "viridis"), ax=axes, label="task")
@@ -56,12 +64,15 @@ def forgetting_curves(accuracy: Tensor, taught: Tensor | None = None, title: str
     return figure
 
 
-def compared_curves(runs: Mapping[str, tuple[Tensor, Tensor | None]], title: str = "") -> Figure:
+def compared_curves(
+    runs: Mapping[str, tuple[Tensor, Tensor | None]], title: str = "", sessions: Mapping[str, Sequence[int]] | None = None
+) -> Figure:
     """Draw runs against each other: the mean accuracy of the tasks seen, and below it single tasks, from when they were taught on.
 
     Args:
         runs: by name, accuracy and `taught`, as in `forgetting_curves`.
         title: of the figure.
+        sessions: by name, as in `forgetting_curves`.
 
     """
     from matplotlib import colormaps
@@ -76,10 +87,11 @@ def compared_curves(runs: Mapping[str, tuple[Tensor, Tensor | None]], title: str
     for number, (name, (by_seed, marks)) in enumerate(curves.items()):
         colour = colormaps["tab10"](number) if len(curves) <= 10 else colormaps["turbo"](number / (len(curves) - 1))
         means = torch.stack([seen_averages(*pair) for pair in zip(by_seed, marks, strict=True)])
-        _draw_mean(panels["mean"], means, 0, color=colour, linewidth=2, marker="o", markersize=3, label=name)
+        steps = None if sessions is None else sessions[name]
+        _draw_mean(panels["mean"], means, 0, steps, color=colour, linewidth=2, marker="o", markersize=3, label=name)
         starts = torch.stack([_first(*pair) for pair in zip(by_seed, marks, strict=True)]).amax(0)
         for task in shown:
-            _draw_mean(panels[task], by_seed[:, :, task], int(starts[task]), color=colour, linewidth=1.2)
+            _draw_mean(panels[task], by_seed[:, :, task], int(starts[task]), steps, color=colour, linewidth=1.2)
     _sessions_and_accuracy(panels["mean"], title or "mean of the tasks seen")
     for task in shown:
         _sessions_and_accuracy(panels[task], f"task {task}")
@@ -96,12 +108,12 @@ def _by_seed(accuracy: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor]:
     return (accuracy[None], taught[None]) if accuracy.dim() == 2 else (accuracy, taught)
 
 
-def _draw_mean(axes: Axes, values: Tensor, start: int, **style: Any) -> None:
+def _draw_mean(axes: Axes, values: Tensor, start: int, sessions: Sequence[int] | None, **style: Any) -> None:
     """Draw the mean of (seeds, evaluations) from a row on, in a band of a standard deviation to either side."""
+    steps = list(range(1, 1 + values.shape[1]) if sessions is None else sessions)[start:]
     values = values[:, start:]
     if not values.shape[1]:
         return
-    steps = torch.arange(start + 1, start + 1 + values.shape[1]).numpy()
     mean = values.mean(0)
     axes.plot(steps, mean.numpy(), **style)
     if len(values) > 1:
@@ -118,8 +130,11 @@ def _sessions_and_accuracy(axes: Axes, title: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def accuracy_matrix(accuracy: Tensor, title: str = "") -> Figure:
-    """Draw the accuracy on each task after each session as a picture of the matrix."""
+def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] | None = None) -> Figure:
+    """Draw the accuracy on each task at each evaluation as a picture of the matrix; where there is none, it is blank.
+
+    `sessions` is for each evaluation how many were finished; None: it came after each.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -131,12 +146,16 @@ def accuracy_matrix(accuracy: Tensor, title: str = "") -> Figure:
         for row in range(rows):
             for task in range(tasks):
                 value = float(accuracy[row, task])
+                if math.isnan(value):
+                    continue
                 axes.text(
                     task, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white"
                 )
     axes.set(xlabel="task", ylabel="after session", title=title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
+    if sessions is not None and list(sessions) != list(range(1, rows + 1)):
+        axes.yaxis.set_major_formatter(lambda row, _: str(sessions[int(row)] - 1) if 0 <= row < rows else "")
     figure.colorbar(image, label="accuracy")
     return figure
 

@@ -7,6 +7,7 @@ tasks that recur, runs that were cut short, and evaluations within a session.
 
 A task is *seen* from the first row in which it is taught on. Each function returns a float. What isn't defined (the
 forgetting of a single task) is NaN, and a NaN among the values that a metric uses makes the metric NaN: nothing is averaged away.
+But a NaN before a task is seen says that nobody asked (`run(evaluate_on="seen")`): metrics leave it out.
 """
 
 from __future__ import annotations
@@ -84,8 +85,14 @@ def forgetting_max_earlier_minus_last(accuracy: Tensor, taught: Tensor | None = 
     lost = torch.full((matrix.shape[1],), math.nan, dtype=torch.float64)
     tasks = _forgettable(first, last, len(matrix))
     if len(tasks):
-        lost[tasks] = matrix[:-1, tasks].amax(0) - matrix[-1, tasks]
+        lost[tasks] = _highest(matrix[:-1, tasks], first[tasks]) - matrix[-1, tasks]
     return lost
+
+
+def _highest(matrix: Tensor, first: Tensor) -> Tensor:
+    """Return the highest value of each column; one that is NaN before the column's first row was not asked for."""
+    unseen = torch.arange(len(matrix))[:, None] < first
+    return matrix.masked_fill(unseen & matrix.isnan(), -math.inf).amax(0)
 
 
 def _mean_of_defined(lost: Tensor, accuracy: Tensor, taught: Tensor | None) -> float:
@@ -110,7 +117,7 @@ def forgetting_max_minus_last(accuracy: Tensor, taught: Tensor | None = None) ->
     """
     matrix, _, first, last = _checked(accuracy, taught)
     tasks = _forgettable(first, last, len(matrix))
-    return _mean(matrix[:, tasks].amax(0) - matrix[-1, tasks]) if len(tasks) else math.nan
+    return _mean(_highest(matrix[:, tasks], first[tasks]) - matrix[-1, tasks]) if len(tasks) else math.nan
 
 
 def forgetting_first_minus_later(accuracy: Tensor, taught: Tensor | None = None) -> float:
@@ -156,14 +163,16 @@ def forward_transfer(accuracy: Tensor, baseline: Tensor, taught: Tensor | None =
     """Return the mean over tasks but the first of the accuracy just before it is taught, minus the untrained model's.
 
     FWT with the random-initialisation baseline of Lopez-Paz & Ranzato (2017). `baseline` is (tasks,). Tasks that are taught
-    in the first row have nothing before them and don't count.
+    in the first row have nothing before them and don't count, nor do those that nobody asked about there.
     """
     matrix, _, first, _ = _checked(accuracy, taught)
     start = torch.as_tensor(baseline, dtype=torch.float64).cpu()
     if start.shape != matrix.shape[1:]:
         raise ValueError(f"baseline must hold the accuracy of the untrained model on each of {matrix.shape[1]} tasks")
     tasks = (first > 0).nonzero().flatten()
-    return _mean(matrix[first[tasks] - 1, tasks] - start[tasks])
+    before = matrix[first[tasks] - 1, tasks]
+    asked = ~before.isnan()
+    return _mean(before[asked] - start[tasks[asked]])
 
 
 def learning_accuracy(accuracy: Tensor, taught: Tensor | None = None) -> float:

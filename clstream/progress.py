@@ -101,7 +101,7 @@ class ProgressBar:
         self.evaluation = evaluation = event.evaluation
         if len(evaluation.accuracy):
             mean = average_accuracy(evaluation.main, evaluation.taught)
-            self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {len(evaluation.accuracy)} of {self.sessions} sessions")
+            self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {evaluation.sessions[-1]} of {self.sessions} sessions")
 
     @on(RunEnded)
     def stop(self, event: RunEnded) -> None:

@@ -183,7 +183,7 @@ def test_nothing_taught_has_no_metrics(name):
 
 
 LOWER = {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)}
-FIRST_TWO_TASKS = {(row, task) for row in range(3) for task in range(2)}
+FIRST_TWO_TASKS = LOWER - {(2, 2)}  # NaN above the diagonal: not seen, and not asked about
 ENDS = {(0, 0), (2, 0), (1, 1), (2, 1)}
 DIAGONAL = {(0, 0), (1, 1), (2, 2)}
 USED = {
@@ -194,12 +194,31 @@ USED = {
     "forgetting_first_minus_last": ENDS,
     "forgetting_max_minus_last": FIRST_TWO_TASKS,
     "backward_transfer": ENDS,
-    "forward_transfer": {(0, 1), (1, 2)},
+    "forward_transfer": set(),
     "learning_accuracy": DIAGONAL,
     "intransigence": DIAGONAL,
     "min_accuracy": {(1, 0), (2, 0), (2, 1)},
     "worst_case_accuracy": {(1, 0), (2, 0), (2, 1), (2, 2)},
 }
+
+
+def test_tasks_that_were_not_asked_about_before_they_were_seen_are_left_out():
+    asked = SQUARE.masked_fill(~torch.ones(3, 3).tril().bool(), nan)
+    assert metrics.seen_averages(asked).tolist() == metrics.seen_averages(SQUARE).tolist()
+    for name in set(METRICS) - {"forward_transfer"}:  # in SQUARE no task is best before it is seen
+        assert METRICS[name](asked) == METRICS[name](SQUARE), name
+    rows = torch.tensor([[0.5, 0.9], [0.7, 0.4], [0.2, 0.1]])
+    marks = taught(0, 1, 0, of=2)
+    assert metrics.forgetting(rows, marks) == approx(0.8)  # of task 1, which was best before it was seen
+    rows[0, 1] = nan
+    assert metrics.forgetting(rows, marks) == metrics.forgetting_max_minus_last(rows, marks) == approx(0.3)
+    assert math.isnan(metrics.forward_transfer(rows, torch.tensor([0.1, nan]), marks))  # it is not asked about: not defined
+    partly = torch.tensor([[0.5, nan, 0.3], [0.5, 0.5, nan], [0.5, 0.5, 0.5]])
+    assert math.isnan(metrics.forward_transfer(partly, torch.zeros(3)))
+    partly[1, 2] = 0.4
+    assert metrics.forward_transfer(partly, torch.tensor([nan, nan, 0.1])) == approx(0.3)  # of task 2 alone
+    rows[1, 1] = nan
+    assert math.isnan(metrics.forgetting(rows, marks))  # it was seen there: what it was answered is not known
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -71,9 +71,9 @@ def test_a_parent_has_the_picture_of_its_seeds_so_far_and_of_all_at_the_end(stor
     clock = Clock([40.0] * 6)
     monkeypatch.setattr("clstream.tracking.parent_runs.time", clock)
 
-    def draw(accuracy: Tensor, taught: Tensor, title: str, begun: Tensor) -> Figure:
+    def draw(accuracy: Tensor, taught: Tensor, title: str, begun: Tensor, sessions: tuple[int, ...]) -> Figure:
         titles.append((title, tuple(accuracy.shape)))
-        return forgetting_curves(accuracy, taught, title, begun)
+        return forgetting_curves(accuracy, taught, title, begun, sessions)
 
     monkeypatch.setattr("clstream.tracking.parent_runs.forgetting_curves", draw)
     with parent_run("two", [0, 1], uri=store) as parent:

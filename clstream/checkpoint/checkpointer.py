@@ -149,7 +149,7 @@ class Checkpointer:
         assert self.run is not None
         if not self.tried[1]:
             self._defer_trial(1)
-        over = len(event.evaluation.accuracy) == self.run.sessions and not event.evaluation.within_session
+        over = event.evaluation.sessions_finished == self.run.sessions and not event.evaluation.within_session
         if over or time.monotonic() >= self.due:
             self._request()
 

@@ -70,7 +70,7 @@ class Checkpoints:
     @on(events.Evaluated)
     def evaluated(self, event: events.Evaluated) -> None:
         """Take a checkpoint after the evaluation; within a session that is the one after the batch."""
-        last = len(event.evaluation.accuracy) == self.run.sessions
+        last = event.evaluation.sessions_finished == self.run.sessions
         if not event.evaluation.within_session and (self.every or last):
             self.run.defer(self.write)
 

@@ -31,7 +31,7 @@ from clstream.serialization import CaptureError
 from clstream.strategy import Strategy
 from clstream.stream import Stream
 from clstream.tracking import EventLog
-from clstream.tracking.run_metrics import tasks_by_session
+from clstream.tracking.run_metrics import tasks_by_row
 
 if TYPE_CHECKING:
     from clstream.tracking import ParentRun
@@ -78,7 +78,10 @@ def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
     with as_failure(ValueError, TypeError, OSError, ImportError):  # all that can be wrong shows here, before anything is learned
         stream = build_stream(parser, options)
         strategy = build_strategy(parser, options, stream, seeds[0])
-        check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions)
+        check_fits(
+            strategy, stream, options.device, options.evaluate_every, options.max_sessions,
+            evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on,
+        )  # fmt: skip
         title = f"{type(strategy).__name__} on {stream.name}"
         say = Console(stderr=True, highlight=False, soft_wrap=True)
         say.print(printable(str(stream)), markup=False)
@@ -180,13 +183,14 @@ class Experiment:
         code = [getattr(importlib.import_module(module), name, None)]  # what built the stream
         same: dict[str, Any] = {
             "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": code,
+            "evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on,
             "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
         }  # fmt: skip
         if finished and state is not None and state["position"][0] == state["sessions"]:
             self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
             result = result_of(state)
             if parent is not None:
-                parent.update(seed, result, tasks_by_session(self.stream.reseeded(seed), len(result.accuracy)))
+                parent.update(seed, result, tasks_by_row(self.stream.reseeded(seed), result.sessions))
             return result
         observers = self.observers(seed, folder, parent)
         self.first = False

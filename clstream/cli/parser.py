@@ -76,6 +76,13 @@ def run_parser() -> Parser:
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice")
     parser.add_argument("--evaluate_every", type=int, help="also evaluate after every so many batches")
+    parser.add_argument(
+        "--evaluate_at", type=Literal["sessions", "tasks", "end"], default="sessions",
+        help="when to evaluate: after every session, at the end of each task, or at the end of the run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--evaluate_on", type=Literal["all", "seen"], default="all", help="which tasks to ask about: all, or those taught so far"
+    )
     parser.add_argument("--prequential", action="store_true", help="also have each batch labelled before it is learned")
     parser.add_argument(
         "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"

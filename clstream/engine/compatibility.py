@@ -15,10 +15,15 @@ from clstream.attributes import find_all
 from clstream.bus import subscriptions, with_parts
 from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
-from clstream.params import check_integer
+from clstream.params import check_choice, check_integer
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
 from clstream.stream import Stream, own_storage
+
+EVALUATE_AT = ("sessions", "tasks", "end")
+
+
+EVALUATE_ON = ("all", "seen")
 
 
 def check_fits(
@@ -28,6 +33,8 @@ def check_fits(
     evaluate_every: int | None = None,
     max_sessions: int | None = None,
     seed: int = 0,
+    evaluate_at: str = "sessions",
+    evaluate_on: str = "all",
 ) -> None:
     """Refuse, in one sentence, what can't run: see the errors of `run`."""
     given: tuple[object, object] = (strategy, stream)  # whatever they are annotated as
@@ -38,6 +45,11 @@ def check_fits(
         raise TypeError(f"run takes a Stream as its second argument, not a {type(stream).__name__}")
     check_integer(1, none=True, evaluate_every=evaluate_every, max_sessions=max_sessions)
     check_integer(0, seed=seed)
+    check_choice(EVALUATE_AT, evaluate_at=evaluate_at)
+    check_choice(EVALUATE_ON, evaluate_on=evaluate_on)
+    if not stream.boundaries and (evaluate_at == "tasks" or evaluate_on == "seen"):
+        option, other = ("evaluate_on='seen'", "'all'") if evaluate_on == "seen" else ("evaluate_at='tasks'", "'sessions' or 'end'")
+        raise ValueError(f"{stream.name} hides its boundaries, and {option} would tell of them: take {other}")
     check_device(device)
     list(subscriptions(strategy))  # refuses handlers and parts that can't be
     for need, reason in needs(strategy).items():

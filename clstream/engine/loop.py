@@ -42,8 +42,10 @@ def run(
     resume: Mapping[str, Any] | None = None,
     accept_changed_code: bool = False,
     code: Sequence[object] = (),
+    evaluate_at: str = "sessions",
+    evaluate_on: str = "all",
 ) -> Result:
-    """Play `stream` to `strategy`, evaluate it after every session, and return what was measured.
+    """Play `stream` to `strategy`, evaluate it, and return what was measured.
 
     Args:
         strategy: learns, answers, and hears every event first.
@@ -52,6 +54,10 @@ def run(
         seed: of all that is random in the run. The caller's global generators are the same before and after.
         device: where it runs, as torch names it.
         evaluate_every: also evaluate after every so many batches, counted over the whole run.
+        evaluate_at: "sessions" (after every session), "tasks" (after the last session of each task, before another one's) or "end"
+            (after the last session of all).
+        evaluate_on: "all" (all tasks of the stream) or "seen" (those taught so far; the accuracy on others is NaN, which metrics
+            leave out).
         max_sessions: stop after so many sessions; the last one ends its task.
         resume: a checkpoint of this very run, as `clstream.checkpoint.newest` returns it: the run goes on from there, and ends
             as it would have without the break, bit for bit. None starts anew.
@@ -65,12 +71,13 @@ def run(
 
     """
     check_bool(accept_changed_code=accept_changed_code)
-    check_fits(strategy, stream, device, evaluate_every, max_sessions, seed)
+    check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         simulation = Simulation(
-            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code
-        )
+            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
+            evaluate_at, evaluate_on,
+        )  # fmt: skip
         if resume is not None:
             simulation.check_same(resume)
         note_used(strategy, warn=resume is None)
@@ -113,6 +120,8 @@ def check_same_run(
     max_sessions: int | None = None,
     accept_changed_code: bool = False,
     code: Sequence[object] = (),
+    evaluate_at: str = "sessions",
+    evaluate_on: str = "all",
 ) -> list[str]:
     """Check that `run` with these arguments would go on from a checkpoint, and return what code of the user's own has changed.
 
@@ -121,8 +130,9 @@ def check_same_run(
     """
     with isolated(index(seed), "run", device=device):
         simulation = Simulation(
-            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code
-        )
+            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
+            evaluate_at, evaluate_on,
+        )  # fmt: skip
         try:
             simulation.check_same(resume)
         finally:
@@ -145,7 +155,7 @@ def play(simulation: Simulation) -> None:
         if delivery.ends_task:
             emit(events.TaskEnded(task))
         simulation.placement.update()
-        simulation.evaluate(task, within_session=False)
+        simulation.after_session(delivery)
         simulation.position = Position(session.index + 1)
         simulation.run_deferred()
 

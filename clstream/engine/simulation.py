@@ -38,7 +38,8 @@ class Simulation:
     """One strategy on one stream with one seed, while it goes on: what takes part, where it is, and what it measured so far.
 
     Args:
-        strategy, stream, observers, seed, device, evaluate_every, max_sessions, code, accept_changed_code: see `run`.
+        strategy, stream, observers, seed, device, evaluate_every, evaluate_at, evaluate_on, max_sessions, code,
+        accept_changed_code: see `run`.
 
     """
 
@@ -53,9 +54,13 @@ class Simulation:
         max_sessions: int | None,
         code: Sequence[object] = (),
         accept_changed_code: bool = False,
+        evaluate_at: str = "sessions",
+        evaluate_on: str = "all",
     ) -> None:
         self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
+        self.evaluate_at, self.evaluate_on = evaluate_at, evaluate_on
+        self.questions: Questions | None = None
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
         self.built_from = list(definitions(*built_from(strategy, stream), *code))
@@ -73,6 +78,8 @@ class Simulation:
             "stream.augment": describe(self.stream.augment),
             "shapes of the weights": weight_shapes_hash(strategy),
             "evaluate_every": evaluate_every,
+            "evaluate_at": evaluate_at,
+            "evaluate_on": evaluate_on,
             "max_sessions": max_sessions,
             **({} if stream.shuffle else {"stream.shuffle": False}),
         }
@@ -99,13 +106,12 @@ class Simulation:
         """See `checkout_hash`."""
         return checkout_hash(self.built_from)
 
-    @cached_property
-    def questions(self) -> Questions:
-        """What the strategy is asked at each evaluation."""
-        return Questions(self.strategy, self.stream)
-
-    def ask(self) -> tuple[Tensor, Tensor]:
-        """Return the accuracy on each task now: see `evaluate`."""
+    def ask(self, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the accuracy on each task now, NaN where it is not asked about: two (tasks,). `asked` is (tasks,), bool."""
+        if not asked.any():
+            return (row := torch.full((len(asked),), torch.nan, dtype=torch.float64)), row.clone()
+        if self.questions is None or not torch.equal(self.questions.asked, asked):
+            self.questions = Questions(self.strategy, self.stream, asked)
         return evaluate(self.strategy, self.stream, self.questions)
 
     @property
@@ -142,18 +148,28 @@ class Simulation:
         if self.deferred or resume is not None:
             self.references  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
         if resume is None:
-            self.evaluation = Evaluation.of_untrained(*self.ask(), self.stream.scenario)
+            asked = torch.full((len(self.stream.tasks),), self.evaluate_on == "all")
+            self.evaluation = Evaluation.of_untrained(*self.ask(asked), self.stream.scenario)
         else:
             self.restore(resume)
         self.run_deferred()
 
     def evaluate(self, task: Task, within_session: bool) -> None:
         """Evaluate, keep the rows, and emit `Evaluated`; `task` is what is being taught."""
-        self.evaluation = self.evaluation.after(
-            *evaluate(self.strategy, self.stream, self.questions), task.id, self.step, within_session
-        )
+        seen = self.evaluation.seen(task.id)
+        rows = self.ask(seen if self.evaluate_on == "seen" else torch.ones_like(seen))
+        finished = self.position.session + (not within_session)
+        self.evaluation = self.evaluation.after(*rows, task.id, self.step, within_session, finished)
         bus = self.bus if self.stream.boundaries else self.observer_bus  # it says what was taught
         bus.emit(events.Evaluated(self.evaluation))
+
+    def after_session(self, delivery: Delivery) -> None:
+        """Evaluate if the run evaluates after this session; if not, keep in mind what it taught."""
+        last = delivery.session.index + 1 == self.sessions
+        if {"sessions": True, "tasks": delivery.ends_task, "end": last}[self.evaluate_at]:
+            self.evaluate(delivery.task, within_session=False)
+        else:
+            self.evaluation = self.evaluation.after_session(delivery.task.id, self.step)
 
     def measured(self) -> dict[str, Any]:
         """Return the results so far, and the parameters of the run."""

@@ -206,7 +206,7 @@ def _of_epoch(event: events.EpochStarted) -> Entry:
 def _of_evaluation(event: events.Evaluated) -> Entry:
     evaluation: Evaluation = event.evaluation
     about: Entry = {
-        "sessions": len(evaluation.accuracy),
+        "sessions": evaluation.sessions_finished,
         "batches": evaluation.probe_steps[-1],
         "within_session": evaluation.within_session,
     }

@@ -108,6 +108,7 @@ class ParentRun:
         self.uploader, self.name, self.seeds = uploader, name, tuple(seeds)
         self.incomplete: dict[tuple[str, int], dict[int, float]] = {}
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.sessions: tuple[int, ...] = ()  # finished by each evaluation of the seed that came farthest
         self.drawn: tuple[int, ...] = ()
         self.picture = ""
         self.picture_timer = PictureTimer()
@@ -178,9 +179,10 @@ class ParentRun:
             self.uploader.outbox.put("metrics", at=_now(), points=new)
             self.uploader.upload()
 
-    def update(self, seed: int, evaluation: Evaluation, sessions: Tensor) -> None:
-        """Keep what a seed has measured so far, for the picture; see `tasks_by_session` for `sessions`."""
-        self.seen[seed] = evaluation.main, evaluation.taught, sessions
+    def update(self, seed: int, evaluation: Evaluation, begun: Tensor) -> None:
+        """Keep what a seed has measured so far, for the picture; see `tasks_by_row` for `begun`."""
+        self.seen[seed] = evaluation.main, evaluation.taught, begun
+        self.sessions = evaluation.sessions if len(evaluation.sessions) >= len(self.sessions) else self.sessions
         self.draw()
 
     def draw(self, last: bool = False) -> None:
@@ -198,7 +200,7 @@ class ParentRun:
     def _draw(self, latest: Sequence[int]) -> None:
         title = self.name if len(latest) == len(self.seeds) else f"{self.name}: {len(latest)} so far"
         accuracy, taught, begun = (torch.stack([self.seen[seed][part] for seed in latest]) for part in range(3))
-        self.picture = base64.b64encode(as_png(forgetting_curves(accuracy, taught, title, begun))).decode()
+        self.picture = base64.b64encode(as_png(forgetting_curves(accuracy, taught, title, begun, self.sessions))).decode()
         self.uploader.outbox.put("image", key=PICTURE, base64=self.picture, at=_now())
 
     def warn_of_missing_seeds(self) -> None:
@@ -233,7 +235,8 @@ def track_comparison(
         run_name: (torch.stack([evaluation.main for evaluation in seeds]), torch.stack([evaluation.taught for evaluation in seeds]))
         for run_name, seeds in results.items()
     }
-    picture = base64.b64encode(as_png(compared_curves(pairs))).decode()
+    finished = {run_name: seeds[0].sessions for run_name, seeds in results.items()}
+    picture = base64.b64encode(as_png(compared_curves(pairs, sessions=finished))).decode()
     uploader = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"}, began)
     uploader.outbox.put("image", key=PICTURE, base64=picture, at=_now())
     uploader.outbox.put("artifact", name="comparison.png", base64=picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
     A task's accuracy is left out until it has begun: a curve that rises from 0 where nothing was taught looks like learning.
 
     Args:
-        found: what was measured.
+        evaluation: what was measured.
         begun: (tasks,), bool: the tasks of which a session has had samples.
 
     """
@@ -59,10 +60,20 @@ def final_metrics(evaluation: Evaluation) -> dict[str, float]:
     return values
 
 
-def tasks_by_session(stream: Stream, sessions: int, before: Tensor | None = None) -> Tensor:
-    """Return which tasks the first sessions had samples of: (sessions, tasks), bool; `before` has the first rows of it."""
+def tasks_by_row(stream: Stream, sessions: Sequence[int], before: Tensor | None = None) -> Tensor:
+    """Return which tasks had samples in the sessions between two evaluations: (evaluations, tasks), bool.
+
+    Args:
+        stream: the run's.
+        sessions: for each evaluation, the sessions finished by then.
+        before: the first rows, if they are known.
+
+    """
     rows = [] if before is None else list(before)
-    return torch.stack([*rows, *(stream.mix(session) > 0 for session in range(len(rows), sessions))])
+    for row in range(len(rows), len(sessions)):
+        first = sessions[row - 1] if row else 0
+        rows.append(torch.stack([stream.mix(session) > 0 for session in range(first, sessions[row])]).any(0))
+    return torch.stack(rows)
 
 
 def _width(tasks: int) -> int:

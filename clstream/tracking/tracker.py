@@ -33,7 +33,7 @@ from clstream.results import Evaluation, write_csv
 from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun, PictureTimer
-from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_session
+from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_row
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
 from clstream.tracking.uploader import Uploader, default_journal, reason_of
 
@@ -95,7 +95,7 @@ class MlflowTracker:
         self.is_open = False
         self.started: events.RunStarted | None = None
         self.evaluation: Evaluation | None = None
-        self.tasks_by_session: Tensor | None = None  # (sessions that ended, tasks), bool: which tasks had samples in which
+        self.tasks_by_row: Tensor | None = None  # (evaluations, tasks), bool: which tasks had samples since the one before
         self.picture_timer = PictureTimer()
         self.probes_written, self.code_versions = 0, 1
         self.samples, self.losses = 0, list[Tensor]()
@@ -176,7 +176,7 @@ class MlflowTracker:
             "losses": self._losses(),
             "counts": dict(self.counts),
             "probes_written": self.probes_written,
-            "tasks_by_session": self.tasks_by_session,
+            "tasks_by_row": self.tasks_by_row,
             "code_versions": self.code_versions,
             "evaluation": evaluation and evaluation.to_dict(),
         }
@@ -207,7 +207,7 @@ class MlflowTracker:
         self.start, self.began = now - state["seconds"], now - state["session_seconds"]
         self.learning_seconds, self.samples = state["learning_seconds"], state["samples"]
         self.earlier_losses, self.losses = state["losses"], []
-        self.tasks_by_session, self.code_versions = state["tasks_by_session"], state["code_versions"]
+        self.tasks_by_row, self.code_versions = state["tasks_by_row"], state["code_versions"]
         self.counts, self.probes_written = dict(state["counts"]), state["probes_written"]
         self.evaluation = state["evaluation"] and Evaluation.from_dict(state["evaluation"])
         outbox.put("resume")
@@ -271,26 +271,26 @@ class MlflowTracker:
         if event.evaluation.within_session:
             return
         assert self.started is not None
-        self.tasks_by_session = tasks_by_session(self.started.stream, len(event.evaluation.accuracy), self.tasks_by_session)
-        values = session_metrics(event.evaluation, self.tasks_by_session.any(0))
+        self.tasks_by_row = tasks_by_row(self.started.stream, event.evaluation.sessions, self.tasks_by_row)
+        values = session_metrics(event.evaluation, self.tasks_by_row.any(0))
         values["seconds"] = time.perf_counter() - self.start
         losses = self._losses()
         if losses is not None:
             values["loss"] = float(losses.mean())
             values["samples_per_second"] = self.samples / self.learning_seconds if self.learning_seconds else math.nan
         self._log(
-            {name: [(len(event.evaluation.accuracy), value)] for name, value in (values | self.counts).items()} | self._probes()
+            {name: [(event.evaluation.sessions_finished, value)] for name, value in (values | self.counts).items()} | self._probes()
         )
         if self.picture_timer.due():
             self._picture(event.evaluation)
         assert self.uploader is not None
         self.uploader.upload()
         if self.parent is not None:
-            self.parent.update(self.started.seed, event.evaluation, self.tasks_by_session)
+            self.parent.update(self.started.seed, event.evaluation, self.tasks_by_row)
 
     def _picture(self, evaluation: Evaluation) -> bytes:
         """Draw the forgetting curves, for MLflow's charts, and return the picture."""
-        image = as_png(forgetting_curves(evaluation.main, evaluation.taught, self.title, self.tasks_by_session))
+        image = as_png(forgetting_curves(evaluation.main, evaluation.taught, self.title, self.tasks_by_row, evaluation.sessions))
         self.outbox.put("image", key=PICTURE, base64=base64.b64encode(image).decode(), at=_now())
         return image
 
@@ -361,8 +361,8 @@ class MlflowTracker:
             folder = Path(name)
             views = [("accuracy", evaluation.accuracy), ("task_il_accuracy", evaluation.task_accuracy)]
             for view, matrix in views:
-                write_csv(matrix, evaluation.taught, folder / f"{view}.csv")
-                accuracy_matrix(matrix, f"{self.title}: {view}").savefig(folder / f"{view}.png", dpi=120)
+                write_csv(matrix, evaluation.taught, folder / f"{view}.csv", evaluation.sessions)
+                accuracy_matrix(matrix, f"{self.title}: {view}", evaluation.sessions).savefig(folder / f"{view}.png", dpi=120)
             (folder / "forgetting_curves.png").write_bytes(self._picture(evaluation))
             for file in sorted(folder.iterdir()):
                 self.outbox.put("artifact", name=file.name, base64=base64.b64encode(file.read_bytes()).decode())
