@@ -137,19 +137,23 @@ class Evaluation:
         return self.task_accuracy if self.scenario == "task" else self.accuracy
 
 
-def table(accuracy: Tensor, taught: Tensor, sessions: Sequence[int] | None = None) -> dict[str, list[float]]:
-    """Return an accuracy matrix as columns: the sessions finished, each task, and the mean over the tasks seen by then.
+def table(
+    accuracy: Tensor, taught: Tensor, steps: Sequence[int] | None = None, unit: str = "sessions_finished"
+) -> dict[str, list[float]]:
+    """Return an accuracy matrix as columns: when each row was, each task, and the mean over the tasks seen by then.
 
-    `sessions` is for each row how many were finished; None: as many as rows.
+    `steps` is for each row how many of the unit there were by then; None: one a row.
     """
-    columns: dict[str, list[float]] = {"sessions_finished": list(sessions or range(1, len(accuracy) + 1))}
+    columns: dict[str, list[float]] = {unit: list(steps or range(1, len(accuracy) + 1))}
     columns |= {f"task_{task}": accuracy[:, task].tolist() for task in range(accuracy.shape[1])}
     return columns | {"mean": seen_averages(accuracy, taught).tolist() if len(accuracy) else []}
 
 
-def write_csv(accuracy: Tensor, taught: Tensor, file: str | Path, sessions: Sequence[int] | None = None) -> None:
+def write_csv(
+    accuracy: Tensor, taught: Tensor, file: str | Path, steps: Sequence[int] | None = None, unit: str = "sessions_finished"
+) -> None:
     """Write the columns of `table`, with all digits; nan where there is no value."""
-    columns = table(accuracy, taught, sessions)
+    columns = table(accuracy, taught, steps, unit)
     rows = [",".join(columns), *(",".join(map(repr, row)) for row in zip(*columns.values(), strict=True))]
     Path(file).write_text("\n".join(rows) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from clstream.strategies import Finetune, Replay
-from clstream.streams import blurry_tasks
+from clstream.streams import blurry_tasks, from_tensors
 from mlflow.tracking import MlflowClient
 from tracked_runs import Stops, curve
 
@@ -21,6 +21,7 @@ from clstream.checks import example_model, example_stream
 from clstream.models import Mlp
 from clstream.tracking import MlflowTracker
 from clstream.tracking.mlflow_store import connect, tracking_uri, without_password
+from clstream.tracking.run_metrics import tasks_with_curves
 
 
 def test_curves_equal_the_result(store: str) -> None:
@@ -106,6 +107,25 @@ def test_probes_are_curves_over_batches(store: str) -> None:
     assert final["final/min_accuracy"] == metrics.min_accuracy(result.probes, result.probe_taught)
     assert final["final/worst_case_accuracy"] == metrics.worst_case_accuracy(result.probes, result.probe_taught)
     assert final["final/anytime_average_accuracy"] == metrics.anytime_average_accuracy(result.probes, result.probe_taught)
+
+
+def test_of_many_tasks_some_have_curves_and_all_are_in_the_csv(store: str, tmp_path: Path) -> None:
+    assert tasks_with_curves(100) == list(range(100)) and tasks_with_curves(3) == [0, 1, 2]
+    assert [len(set(tasks_with_curves(tasks))) for tasks in (101, 1000)] == [20, 20]
+    y = torch.arange(120)
+    stream = from_tensors(x := torch.eye(120), y, x, y, tasks=120)
+    tracker = MlflowTracker(uri=store)
+    result = run(Finetune(Mlp(120, 120, hidden=(8,))), stream, tracker, max_sessions=2, evaluate_every=1, evaluate_at="end")
+    client = MlflowClient(store)
+    names = set(client.get_run(tracker.run_id).data.metrics)
+    some = {f"{task:03d}" for task in tasks_with_curves(120)}
+    assert {"000", "119"} <= some and {name[-3:] for name in names if name.startswith("anytime/task_")} == some
+    assert {name for name in names if name.startswith("accuracy/")} == {"accuracy/task_000", "accuracy/mean"}  # of those that began
+    for name, matrix, steps in (("accuracy", result.accuracy, (2,)), ("anytime", result.probes, (1, 2))):
+        rows = Path(client.download_artifacts(tracker.run_id, f"{name}.csv", str(tmp_path))).read_text().splitlines()
+        values = torch.tensor([[float(value) for value in row.split(",")] for row in rows[1:]], dtype=torch.float64)
+        assert rows[0].startswith("batches_learned,task_0," if name == "anytime" else "sessions_finished,task_0,")
+        assert tuple(values[:, 0].tolist()) == steps and torch.equal(values[:, 1:-1], matrix)
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError("the disk is on fire"), "FAILED"), (KeyboardInterrupt(), "KILLED")])

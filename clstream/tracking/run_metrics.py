@@ -12,11 +12,19 @@ from clstream import metrics
 from clstream.results import Evaluation
 from clstream.stream import Stream
 
+MOST_CURVES = 100
+"""Tasks that each have curves of their own."""
+
+
+SAMPLED = 20
+"""Tasks that have them where there are more."""
+
 
 def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
     """Return the metrics of the last row, by MLflow name; NaN where one is not defined.
 
-    A task's accuracy is left out until it has begun: a curve that rises from 0 where nothing was taught looks like learning.
+    Of more than 100 tasks, some have values of their own: see `tasks_with_curves`. A task's accuracy is left out until it has
+    begun: a curve that rises from 0 where nothing was taught looks like learning.
 
     Args:
         evaluation: what was measured.
@@ -31,7 +39,7 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
         ("task_il/", evaluation.task_accuracy, evaluation.task_baseline),
     ):
         lost = metrics.forgetting_max_earlier_minus_last(matrix, taught)
-        for task in range(len(baseline)):
+        for task in tasks_with_curves(len(baseline)):
             values[f"{prefix}accuracy/task_{task:0{width}d}"] = float(matrix[-1, task]) if begun[task] else math.nan
             values[f"{prefix}forgetting/task_{task:0{width}d}"] = float(lost[task])
         values[f"{prefix}accuracy/mean"] = metrics.average_accuracy(matrix, taught)
@@ -39,6 +47,13 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
         values[f"{prefix}transfer/backward"] = metrics.backward_transfer(matrix, taught)
         values[f"{prefix}transfer/forward"] = metrics.forward_transfer(matrix, baseline, taught)
     return values
+
+
+def tasks_with_curves(tasks: int) -> list[int]:
+    """Return the tasks that have curves of their own: all up to 100, of more 20 from the first to the last, evenly apart."""
+    if tasks <= MOST_CURVES:
+        return list(range(tasks))
+    return [round(place * (tasks - 1) / (SAMPLED - 1)) for place in range(SAMPLED)]
 
 
 def final_metrics(evaluation: Evaluation) -> dict[str, float]:

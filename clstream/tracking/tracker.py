@@ -33,7 +33,7 @@ from clstream.results import Evaluation, write_csv
 from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun, PictureTimer
-from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_row
+from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_row, tasks_with_curves
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
 from clstream.tracking.uploader import Uploader, default_journal, reason_of
 
@@ -315,7 +315,7 @@ class MlflowTracker:
             f"anytime/task_{task:0{width}d}": [
                 (evaluation.probe_steps[index], float(evaluation.probes[index][task])) for index in new
             ]
-            for task in range(len(evaluation.baseline))
+            for task in tasks_with_curves(len(evaluation.baseline))
         }
 
     def _log(self, curves: Mapping[str, list[tuple[int, float]]]) -> None:
@@ -363,6 +363,9 @@ class MlflowTracker:
             for view, matrix in views:
                 write_csv(matrix, evaluation.taught, folder / f"{view}.csv", evaluation.sessions)
                 accuracy_matrix(matrix, f"{self.title}: {view}", evaluation.sessions).savefig(folder / f"{view}.png", dpi=120)
+            if len(evaluation.probes) > len(evaluation.accuracy):
+                steps = evaluation.probe_steps
+                write_csv(evaluation.probes, evaluation.probe_taught, folder / "anytime.csv", steps, "batches_learned")
             (folder / "forgetting_curves.png").write_bytes(self._picture(evaluation))
             for file in sorted(folder.iterdir()):
                 self.outbox.put("artifact", name=file.name, base64=base64.b64encode(file.read_bytes()).decode())
