@@ -68,7 +68,10 @@ def cache_files(root: Path, cache: str | Path | None, name: str) -> list[Path]:
     """Return where a cache file may lie: in the user's folder, or else beside the data or in the cache folder."""
     if cache is not None:
         return [Path(cache).expanduser() / name]
-    return [root.absolute().parent / f"{root.name}.cache" / name, cache_folder() / "images" / name]
+    beside, other = root.absolute().parent / f"{root.name}.cache" / name, cache_folder() / "images" / name
+    if beside.parent.parent.is_dir() and not beside.parent.parent.stat().st_mode & 0o222:  # it is to stay as it is, for root too
+        return [other, beside]
+    return [beside, other]
 
 
 def load_cached(files: Iterable[Path]) -> tuple[tuple[str, ...], Samples, Samples] | None:

@@ -146,6 +146,11 @@ def test_the_cache_is_beside_the_data_or_in_the_cache_folder(tmp_path: Path, mon
     (tmp_path / "locked" / "pets.cache").write_text("a file where the folder would be")
     image_folder(other, tasks=2)
     assert len(list((tmp_path / "home" / "clstream" / "images").iterdir())) == 1
+    third = in_parts(tmp_path / "read only" / "pets")
+    third.parent.chmod(0o555)
+    image_folder(third, tasks=2)
+    third.parent.chmod(0o755)
+    assert len(list((tmp_path / "home" / "clstream" / "images").iterdir())) == 2 and len(list(third.parent.iterdir())) == 1
     with pytest.raises(OSError, match=r"the folder for the cache of images .* can't be made"):
         image_folder(root, tasks=2, cache=tmp_path / "locked" / "pets.cache")
 
@@ -422,10 +427,10 @@ def test_options_are_refused(tmp_path: Path, options: dict[str, object], message
 
 
 @pytest.mark.data
-def test_cifar10_of_jpeg_files() -> None:
+def test_cifar10_of_jpeg_files(tmp_path: Path) -> None:
     file = Path(os.environ["CLSTREAM_DATA"]) / "cifar10-jpeg.zip"
     if not file.exists():
         pytest.skip("cifar10-jpeg.zip is not in CLSTREAM_DATA")
-    stream = image_folder(file, tasks=5)
+    stream = image_folder(file, tasks=5, cache=tmp_path)
     assert stream.name == "cifar10-jpeg" and stream.input_shape == (3, 32, 32) and stream.class_names[0] == "airplane"
     assert [(len(task.train), len(task.test)) for task in stream.tasks] == [(10000, 2000)] * 5

@@ -154,10 +154,10 @@ def test_on_the_command_line(root: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 @pytest.mark.data
-def test_the_small_background_sets() -> None:
+def test_the_small_background_sets(tmp_path: Path) -> None:
     if not (Path(os.environ["CLSTREAM_DATA"]) / "omniglot-py").is_dir():
         pytest.skip("omniglot-py is not in CLSTREAM_DATA")
-    stream = omniglot("small", tasks=[136, 53, 53])
+    stream = omniglot("small", tasks=[136, 53, 53], cache=tmp_path)
     assert stream.classes == 242 and stream.input_shape == (1, 28, 28)
     assert len({name.split("/")[0] for name in stream.class_names}) == 8
     assert [(len(task.train), len(task.test)) for task in stream.tasks] == [
