@@ -34,9 +34,9 @@ same network. The optimizer starts afresh by forgetting its state. Activations o
 option of batch norm after the last layer, and its other quota schedules, are left out.
 
 Measured (anchor `sharp-split-mnist`, with `drop_last`): class-IL 0.871 ± 0.011 over 8 seeds; the authors' code, run by us, 0.884 ±
-0.016 over 6. Learning the last batch too costs: 0.862 over 7 seeds. Given the same weights, masks, batches and draws, both are the
+0.014 over 8. Learning the last batch too costs: 0.862 over 7 seeds. Given the same weights, masks, batches and draws, both are the
 same method: a whole run of five episodes of ten phases, in float64 on smaller images, ends with the same weights to 1e-14 and the
-same answers but for ties, which are worth 0.002 there and nothing on Split MNIST. So what is left of the difference, 0.013 ± 0.017
+same answers but for ties, which are worth 0.002 there and nothing on Split MNIST. So what is left of the difference, 0.013 ± 0.013
 with 95 % confidence, is in what is drawn, or chance. No published accuracy could be verified.
 """
 
