@@ -7,16 +7,15 @@ from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
 from clstream.streams.image_folder import image_folder
+from clstream.streams.imbalanced import few_shot_tasks, imbalanced_tasks
 from clstream.streams.omniglot import omniglot
 from clstream.streams.recorded import recorded
 from clstream.streams.splits import split_cifar10, split_cifar100, split_digits, split_fashion_mnist, split_mnist
 from clstream.streams.task_free import (
     blurry_tasks,
     feature_drift,
-    few_shot_tasks,
     fuzzy_tasks,
     gaussian_schedule,
-    imbalanced_tasks,
     label_shift,
     recurring_tasks,
     si_blurry,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from clstream.streams.class_splits import hold_back
 from clstream.streams.data import source
 from clstream.streams.options import check_options
-from clstream.streams.tensors import hold_back
 
 from clstream.seeds import derive
 from clstream.stream import DataSource, Stream, Subset, Task

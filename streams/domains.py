@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from clstream.streams.class_splits import hold_back
 from clstream.streams.data import load
 from clstream.streams.options import check_options
-from clstream.streams.tensors import hold_back
 from torch import Tensor
 from torch.nn import functional as F
 

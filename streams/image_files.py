@@ -43,7 +43,7 @@ _DAMAGED = (
     OSError, EOFError, SyntaxError, LookupError, TypeError, OverflowError, RuntimeError, struct.error, zlib.error,
     zipfile.BadZipFile,
 )  # fmt: skip
-"""What PIL and zipfile raise for damaged files; NotImplementedError is a RuntimeError."""
+"""What PIL and zipfile raise for damaged files; for a compression that zipfile doesn't know, a kind of RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _is_hidden(name: str) -> bool:
 def _as_sentence(root: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:  # RuntimeError: a compression that zipfile doesn't know
         raise ValueError(f"{root} is a damaged zip archive: {' '.join(str(error).split())[:200]}") from None
 
 

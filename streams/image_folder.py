@@ -167,8 +167,8 @@ def _by_class(root: Path, found: list[ImageFile], test: float, seed: int) -> Ima
     tested = next((part for part in PARTS[1] if part in tops), None)
     if PARTS[0] in tops and tested is not None:
         train, other = (_classes(root, f"{prefix}{part}/", found) for part in (PARTS[0], tested))
-        for part, here, there in ((tested, train, other), (PARTS[0], other, train)):
-            if missing := sorted(here.keys() - there.keys()):
+        for part, present, needed in ((tested, other, train), (PARTS[0], train, other)):
+            if missing := sorted(needed.keys() - present.keys()):
                 raise ValueError(f"{root / prefix / part} has no folder {missing[0]!r}, and both parts need the same classes")
         names = tuple(sorted(train))
         return ImageSet(names, [train[name] for name in names], [other[name] for name in names])

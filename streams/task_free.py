@@ -1,4 +1,4 @@
-"""Task-free streams: real data whose classes or domains come, go and mix without a word, by `drifting`; and rare classes.
+"""Task-free streams: real data whose classes or domains come, go and mix without a word, by `drifting`.
 
 `data` is "digits", "breast_cancer" or "wine" (scikit-learn's, no download), "MNIST", "FashionMNIST", "CIFAR10" or "CIFAR100". For
 data of one's own: `drifting(from_tensors(...), a schedule)`.
@@ -6,12 +6,11 @@ data of one's own: `drifting(from_tensors(...), a schedule)`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from clstream.streams.data import source
-from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
+from clstream.streams.drifting import arriving, drifting
 from clstream.streams.options import Tasks, check_options
 from clstream.streams.schedules import Blurry, Gaussian, LabelShift, Transitions
 from clstream.streams.tensors import from_tensors
@@ -56,7 +55,7 @@ def fuzzy_tasks(
 
     """
     check_options(locals(), "sessions")
-    stream = _split("fuzzy", data, root, tasks, epochs, batch_size, class_order, validation, seed)
+    stream = split_source("fuzzy", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return drifting(stream, Transitions(width), sessions, None, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
@@ -88,7 +87,7 @@ def recurring_tasks(
     """
     check_options(locals(), "sessions")
     check_integers(0, order=order)
-    stream = _split("recurring", data, root, 1 + max(order, default=0), epochs, batch_size, class_order, validation, seed)
+    stream = split_source("recurring", data, root, 1 + max(order, default=0), epochs, batch_size, class_order, validation, seed)
     return drifting(stream, Transitions(width, tuple(order)), sessions, None, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
@@ -120,7 +119,7 @@ def blurry_tasks(
 
     """
     check_options(locals(), "sessions")
-    stream = _split("blurry", data, root, tasks, epochs, batch_size, class_order, validation, seed)
+    stream = split_source("blurry", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     draw = torch.Generator().manual_seed(derive(seed, "disjoint"))
     blurry = []
     for task in stream.tasks:
@@ -211,7 +210,7 @@ def gaussian_schedule(
 
     """
     check_options(locals())
-    stream = _split("gaussian", data, root, tasks, epochs, batch_size, class_order, validation, seed)
+    stream = split_source("gaussian", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return drifting(stream, Gaussian(width), sessions, session_size, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
@@ -241,7 +240,7 @@ def label_shift(
 
     """
     check_options(locals())
-    stream = _split("label_shift", data, root, None, epochs, batch_size, None, validation, seed)
+    stream = split_source("label_shift", data, root, None, epochs, batch_size, None, validation, seed)
     return drifting(stream, LabelShift(ratio), sessions, session_size, straddle, delay, shuffle, seed, drop_last=drop_last)
 
 
@@ -330,64 +329,6 @@ def sorted_by(
     return arriving(stream, moments, what, sessions, straddle, delay, shuffle, seed, drop_last)
 
 
-def imbalanced_tasks(
-    data: str = "digits",
-    tasks: Tasks = 5,
-    ratio: float = 20.0,
-    shuffled: bool = True,
-    epochs: int = 1,
-    batch_size: int = 10,
-    class_order: int | list[int] | None = None,
-    validation: float = 0.0,
-    boundaries: bool = True,
-    seed: int = 0,
-    root: str | Path | None = None,
-    drop_last: bool = False,
-) -> Stream:
-    """A long tail: task after task, with ever fewer training samples from class to class.
-
-    Args:
-        ratio: of the samples of the most frequent class to those of the rarest one.
-        shuffled: whether the classes become rare in a random order; if not, by label.
-        boundaries: whether strategies are told of tasks.
-        seed: of that order, and of which samples are left.
-        data, tasks, epochs, batch_size, class_order, validation, root, drop_last: see `fuzzy_tasks`.
-
-    """
-    check_options(locals())
-    stream = _split("imbalanced", data, root, tasks, epochs, batch_size, class_order, validation, seed)
-    return replace(long_tailed(stream, ratio, shuffled, seed), boundaries=boundaries, drop_last=drop_last)
-
-
-def few_shot_tasks(
-    data: str = "digits",
-    tasks: Tasks = 5,
-    shots: int = 5,
-    after: int = 1,
-    epochs: int = 1,
-    batch_size: int = 10,
-    class_order: int | list[int] | None = None,
-    validation: float = 0.0,
-    boundaries: bool = True,
-    seed: int = 0,
-    root: str | Path | None = None,
-    drop_last: bool = False,
-) -> Stream:
-    """Few-shot class-incremental learning: the first tasks have all of their samples, the others a few of each class.
-
-    Args:
-        shots: training samples of each class in the later tasks.
-        after: how many tasks keep all of theirs.
-        boundaries: whether strategies are told of tasks.
-        seed: of which samples are left.
-        data, tasks, epochs, batch_size, class_order, validation, root, drop_last: see `fuzzy_tasks`.
-
-    """
-    check_options(locals())
-    stream = _split("few_shot", data, root, tasks, epochs, batch_size, class_order, validation, seed)
-    return replace(few_shot(stream, shots, after, seed), boundaries=boundaries, drop_last=drop_last)
-
-
 def _named(kind: str, data: str) -> str:
     return f"{kind}_{data.lower()}"
 
@@ -396,7 +337,7 @@ def _data(data: str, train: Samples, test: Samples) -> DataSource:
     return DataSource({"train": train, "test": test}, data)
 
 
-def _split(
+def split_source(
     kind: str,
     data: str,
     root: str | Path | None,
