@@ -272,9 +272,10 @@ def _read(file: Path, content: IO[bytes]) -> Recording:
 
 
 _NOT_READABLE = (
-    ValueError, KeyError, TypeError, IndexError, EOFError, RecursionError, NotImplementedError, RuntimeError, struct.error,
+    ValueError, KeyError, TypeError, IndexError, EOFError, RecursionError, RuntimeError, struct.error,
     zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
+"""What zipfile, json and numpy raise for damaged files; for a compression that zipfile doesn't know, a kind of RuntimeError."""
 
 
 def _is_whole(content: IO[bytes]) -> bool:

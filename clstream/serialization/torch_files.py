@@ -42,7 +42,7 @@ def load(file: Path) -> Any:
                 for member in members:
                     if member.filename.lower().endswith("data.pkl"):  # torch finds it in capitals too
                         _check_pickle(whole.read(member))
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, RuntimeError) as error:  # the latter for encryption, or a compression that zipfile doesn't know
             raise ValueError(f"it is no file of torch's: {error}") from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of the file, for which there is a sentence of ours
