@@ -79,7 +79,7 @@ class Recruited:
     def count(self, event: UnitsFrozen) -> None:
         """Count: a unit of rank r was recruited r - 2 episodes ago."""
         since = [torch.where(ranks > 0, event.episode + 2 - ranks, 0) for ranks in self.strategy.ranks]
-        self.counts.append([torch.bincount(each, minlength=6).tolist() for each in since])
+        self.counts.append([torch.bincount(labels, minlength=6).tolist() for labels in since])
 
 
 def units() -> np.ndarray:

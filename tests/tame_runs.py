@@ -14,7 +14,7 @@ from clstream.models import Mlp
 from clstream.seeds import isolated
 
 
-def moving(schedule: list[int], epochs: int = 6, each: int = 40, batch_size: int = 10, scenario: str = "domain") -> Stream:
+def moving(schedule: list[int], epochs: int = 6, per_task: int = 40, batch_size: int = 10, scenario: str = "domain") -> Stream:
     """Four tasks of four blobs: each is marked in its inputs, and has its labels in another order, so no expert knows two."""
     draw = torch.Generator().manual_seed(0)
     centres = 2 * torch.randn(4, 10, generator=draw)
@@ -28,7 +28,7 @@ def moving(schedule: list[int], epochs: int = 6, each: int = 40, batch_size: int
     def classes(task: int) -> tuple[int, ...]:
         return tuple(range(4 * task, 4 * task + 4) if scenario == "class" else range(4))
 
-    tasks = [Task(number, classes(number), samples(number, each), samples(number, 10)) for number in range(4)]
+    tasks = [Task(number, classes(number), samples(number, per_task), samples(number, 10)) for number in range(4)]
     return Stream("moving", tasks, schedule, epochs, batch_size, scenario, boundaries=False)
 
 

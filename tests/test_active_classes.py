@@ -156,7 +156,7 @@ def test_it_is_the_loss_of_the_outputs_that_compete(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in OPTIONED if name != "EWC of sigmoids"])
 def test_on_a_task_incremental_stream_it_changes_nothing(name: str, active: str) -> None:
     stream = example_stream((0, 1, 0, 2), scenario="task")
-    one, two = (OPTIONED[name](example_model(), active_classes=each) for each in ("all", active))
+    one, two = (OPTIONED[name](example_model(), active_classes=classes) for classes in ("all", active))
     first, second = run(one, stream), run(two, stream)
     assert torch.equal(first.task_accuracy, second.task_accuracy) and torch.equal(first.accuracy, second.accuracy)
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
@@ -217,7 +217,7 @@ def test_the_table_in_the_docs_is_that_of_the_code() -> None:
 # Tasks that share classes ----------------------------------------------------------------------------------------------------
 
 
-def parts(classes: tuple[int, ...], each: int = 30, seed: int = 0) -> tuple[Samples, Samples]:
+def parts(classes: tuple[int, ...], per_class: int = 30, seed: int = 0) -> tuple[Samples, Samples]:
     draw = torch.Generator().manual_seed(seed + sum(classes))
     patterns = torch.randint(0, 200, (10, 1, 8, 8), generator=draw)
 
@@ -225,7 +225,7 @@ def parts(classes: tuple[int, ...], each: int = 30, seed: int = 0) -> tuple[Samp
         y = torch.tensor(classes).repeat(number)
         return Samples((patterns[y] + torch.randint(0, 56, (len(y), 1, 8, 8), generator=draw)).to(torch.uint8), y)
 
-    return some(each), some(10)
+    return some(per_class), some(10)
 
 
 def shared(
@@ -347,9 +347,9 @@ def test_a_recording_and_a_checkpoint_carry_the_task(tmp_path: Path) -> None:
     recording = read(record(stream, tmp_path / "shared.clstream"))
     again = recording.replay(recording.find_parts(stream))
     whole, results = Checkpoints(), []
-    for each in (stream, again):
+    for variant in (stream, again):
         strategy = Replay(example_model(), capacity=20)
-        results.append(run(strategy, each, *([whole] if each is stream else [])))
+        results.append(run(strategy, variant, *([whole] if variant is stream else [])))
     assert torch.equal(results[0].task_accuracy, results[1].task_accuracy)
     number = len(whole.written) // 2
     resumed = Replay(example_model(), capacity=20)

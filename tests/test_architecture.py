@@ -46,8 +46,8 @@ def statements(node, top_only):
     """Yield the nodes of a tree without what is only there for type checkers, and without functions' bodies if `top_only`."""
     for child in ast.iter_child_nodes(node):
         if is_type_checking(child):
-            for other in child.orelse:
-                yield from (other, *statements(other, top_only))
+            for branch in child.orelse:
+                yield from (branch, *statements(branch, top_only))
         elif not (top_only and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
             yield child
             yield from statements(child, top_only)
@@ -116,15 +116,16 @@ def test_the_table_goes_one_way():
 
 @pytest.mark.parametrize("name", framework())
 def test_the_framework_imports_what_the_table_says(name):
-    inside = {unit(other) for other in ours(of_types(name))} - {unit(name)}
+    inside = {unit(target) for target in ours(of_types(name))} - {unit(name)}
     allowed = RULES.get(unit(name), RULES.keys() - {"cli"})
-    assert {other for other in inside if (unit(name), other) not in TYPES_ONLY} - {"__init__"} <= allowed
+    assert {target for target in inside if (unit(name), target) not in TYPES_ONLY} - {"__init__"} <= allowed
     assert "__init__" not in inside or unit(name) in ("cli", "tracking")  # the version
 
 
 def test_the_table_says_no_more_than_is_imported():
     needed = {
-        name: {unit(other) for module in framework() if unit(module) == name for other in ours(of_types(module))} for name in RULES
+        name: {unit(target) for module in framework() if unit(module) == name for target in ours(of_types(module))}
+        for name in RULES
     }
     assert {name: others - needed[name] for name, others in RULES.items()} == {name: set() for name in RULES}
 
@@ -161,9 +162,9 @@ RUN = RULES.keys() - {"cli", "tracking", "checkpoint", "checks", "progress", "pr
 @pytest.mark.parametrize("name", [name for name in framework() if unit(name) in RUN])
 def test_a_run_needs_only_torch_and_numpy(name):
     found = imports(name)
-    outside = {other.partition(".")[0] for other in found - ours(found)}
+    outside = {target.partition(".")[0] for target in found - ours(found)}
     assert outside - sys.stdlib_module_names <= {"torch", "numpy"} | LAZY.get(unit(name), set())
-    at_top = {other.partition(".")[0] for other in imports(name, top_only=True)}
+    at_top = {target.partition(".")[0] for target in imports(name, top_only=True)}
     assert not at_top & LAZY.get(unit(name), set())
 
 
@@ -182,15 +183,15 @@ def test_a_strategy_imports_no_stream_no_other_strategy_and_nothing_above_itself
     inside = ours(of_types(name))
     own = ".".join(name.split(".")[:3])  # its module, or the folder of its method
     assert not {
-        other for other in inside if other.startswith(("clstream.strategies", "clstream.streams")) and not other.startswith(own)
+        target for target in inside if target.startswith(("clstream.strategies", "clstream.streams")) and not target.startswith(own)
     }
-    assert not {unit(other) for other in inside} & ABOVE
+    assert not {unit(target) for target in inside} & ABOVE
 
 
 @pytest.mark.parametrize("name", of("clstream.streams"))
 def test_a_stream_imports_no_strategy_and_nothing_above_itself(name):
-    inside = {other for other in ours(of_types(name)) if not other.startswith("clstream.streams")}
-    assert {unit(other) for other in inside} <= {
+    inside = {target for target in ours(of_types(name)) if not target.startswith("clstream.streams")}
+    assert {unit(target) for target in inside} <= {
         "params",
         "seeds",
         "stream",
@@ -200,7 +201,7 @@ def test_a_stream_imports_no_strategy_and_nothing_above_itself(name):
         "memory",
         "files",
     }
-    assert "clstream.recording" not in inside or name == "clstream.streams.recorded"  # it reads them; no other knows of files
+    assert "clstream.recording" not in inside or name == "clstream.streams.recorded"  # it reads them; nothing else knows of files
 
 
 @pytest.mark.parametrize("folder", ["clstream.strategies", "clstream.streams"])
@@ -209,13 +210,13 @@ def test_a_collection_gathers_its_own_modules_only(folder):
 
 
 def test_only_mlflow_store_imports_mlflow():
-    users = {name for name in modules() if any(other.partition(".")[0] == "mlflow" for other in imports(name))}
+    users = {name for name in modules() if any(target.partition(".")[0] == "mlflow" for target in imports(name))}
     assert users <= {"clstream.tracking.mlflow_store"}
 
 
 def test_only_what_imports_it_on_demand_names_avalanche():
     """Not by an import statement, anywhere: `clstream.avalanche.imports` imports it, quietly, when one of its bridges asks."""
-    assert not [name for name in modules() if any(other.partition(".")[0] == "avalanche" for other in imports(name))]
+    assert not [name for name in modules() if any(target.partition(".")[0] == "avalanche" for target in imports(name))]
     users = {name for name in modules() if "clstream.avalanche.imports" in imports(name)}
     bridges = {"clstream.streams.avalanche", "clstream.strategies.avalanche", "clstream.cli"}
     assert {name.rpartition(".")[0] for name in users} <= bridges

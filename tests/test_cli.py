@@ -80,10 +80,10 @@ class Net(nn.Module):
         return self.net(x)
 
 
-def points(each: int = 20) -> Stream:
+def points(per_class: int = 20) -> Stream:
     """A stream of my own."""
     def samples() -> Samples:
-        y = torch.tensor([0, 1]).repeat(each)
+        y = torch.tensor([0, 1]).repeat(per_class)
         return Samples(torch.randn(len(y), 2) + 5 * y[:, None], y)
     return Stream("points", [Task(0, (0, 1), samples(), samples())])
 '''
@@ -196,7 +196,7 @@ def test_the_same_command_gives_the_same_numbers_and_seeds_differ(own: Path) -> 
 
 def test_own_strategy_stream_and_model(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--strategy", "mine.Mine", "--strategy.strength", "0.25", "--stream", "mine.points", "--model", "mine.Net")
-    assert "Mine on points" in said(capsys, 0, "run", *given, "--stream.each", "30", "--model.width", "4", "--track", "false")
+    assert "Mine on points" in said(capsys, 0, "run", *given, "--stream.per_class", "30", "--model.width", "4", "--track", "false")
     assert not (own / "mlruns").exists()
 
 

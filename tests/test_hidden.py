@@ -46,7 +46,7 @@ def of_one_source(boundaries: bool = False) -> Stream:
 
 def of_made_rows() -> Stream:
     base = of_one_source()
-    return Stream("made", [Task(each.id, each.classes, each.train.cache(), each.test) for each in base.tasks], boundaries=False)
+    return Stream("made", [Task(task.id, task.classes, task.train.cache(), task.test) for task in base.tasks], boundaries=False)
 
 
 def disk(boundaries: bool = False) -> Stream:
@@ -127,9 +127,9 @@ def reach(root: object) -> Iterator[tuple[str, object]]:
         if isinstance(thing, Tensor):
             inner = {"._base": thing._base}
         elif isinstance(thing, Mapping):
-            inner = {f"[{key!r}]": each for key, each in thing.items()} | {f" key {n}": key for n, key in enumerate(thing)}
+            inner = {f"[{key!r}]": item for key, item in thing.items()} | {f" key {n}": key for n, key in enumerate(thing)}
         elif isinstance(thing, (list, tuple, set, frozenset, deque)):
-            inner = {f"[{n}]": each for n, each in enumerate(thing)}
+            inner = {f"[{n}]": item for n, item in enumerate(thing)}
         elif isinstance(thing, (FunctionType, MethodType, BuiltinFunctionType)):
             inner = {"self": getattr(thing, "__self__", None), "wrapped": getattr(thing, "__wrapped__", None)}
             cells = getattr(getattr(thing, "__func__", thing), "__closure__", None) or ()
@@ -140,7 +140,7 @@ def reach(root: object) -> Iterator[tuple[str, object]]:
                 if not name.startswith("__") and not (isinstance(thing, Strategy) and name in vars(Strategy)):
                     with suppress(AssertionError, CaptureError):  # a property that refuses to be asked just now
                         inner[f".{name}"] = getattr(thing, name, None)
-        ahead.extend((path + name, each) for name, each in inner.items())
+        ahead.extend((path + name, item) for name, item in inner.items())
 
 
 def leaks(strategy: Strategy, stream: Stream) -> list[str]:
@@ -170,7 +170,7 @@ def test_nothing_that_a_strategy_is_given_leads_to_the_tasks(name: str) -> None:
     stream = (HIDDEN | REAL)[name]()
     strategy = Greedy(model_for(stream))
     run(strategy, stream, Detection(), Prequential())  # observers measure against the truth, and tell observers
-    kinds = {type(each) for each in strategy.given}
+    kinds = {type(thing) for thing in strategy.given}
     assert not {DetectionMeasured, PrequentialMeasured} & kinds
     assert {RunStarted, SessionStarted, Batch} <= kinds and Evaluated not in kinds and strategy.asked  # it was given what there is
     assert isinstance(strategy.given[0], RunStarted) and isinstance(strategy.given[0].stream, StreamView)
@@ -215,7 +215,7 @@ def test_questions_are_mixed_over_tasks_and_answered_as_they_would_be_one_by_one
         for task in stream.tasks:
             answers = strategy.model(task.test.x)
             inside = torch.full((6,), float("-inf")).index_fill(0, torch.tensor(task.classes), 0.0)
-            right = [float((each.argmax(1) == task.test.y).double().mean()) for each in (answers, answers + inside)]
+            right = [float((logits.argmax(1) == task.test.y).double().mean()) for logits in (answers, answers + inside)]
             assert [result.accuracy[-1, task.id].item(), result.task_accuracy[-1, task.id].item()] == right
 
 
@@ -227,7 +227,7 @@ def test_the_search_finds_what_is_there() -> None:
     found = leaks(strategy, stream)
     for way in (".stream: Stream", ".run: Simulation", ".samples: Subset", ".evaluation: Evaluation"):
         assert any(way in path for path in found), way
-    for given in (strategy.asked, [each for each in strategy.given if isinstance(each, Batch)]):
+    for given in (strategy.asked, [thing for thing in strategy.given if isinstance(thing, Batch)]):
         assert any(isinstance(thing, Task) for _, thing in reach(given))
 
     class Sly(Strategy):
@@ -332,7 +332,7 @@ def test_observers_are_told_everything() -> None:
     assert isinstance(watch.events[0], RunStarted)
     assert watch.events[0].stream.tasks[2] is stream.tasks[2] and isinstance(watch.events[0].run, Simulation)
     assert trace.word.count("R") == 1 and trace.word.count("V") == 4
-    assert sum(isinstance(each, Evaluated) for each in watch.events) == 4
+    assert sum(isinstance(event, Evaluated) for event in watch.events) == 4
 
 
 def test_who_listens_to_evaluations_needs_boundaries() -> None:

@@ -320,7 +320,7 @@ def test_class_balanced_is_uniform_within_each_class():
         feed(memory, [labels[:5], labels[5:16], labels[16:]])
         counts.update(kept(memory))
     for label, total, limit in ((0, 16, 37.7), (1, 8, 24.3)):  # 15 and 7 degrees of freedom, p = 0.001
-        found = [counts[number] for number, each in enumerate(labels) if each == label]
+        found = [counts[number] for number, other in enumerate(labels) if other == label]
         assert chi_square(found, runs * 4 / total) * (total - 1) / (total - 4) < limit
 
 

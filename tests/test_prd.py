@@ -195,7 +195,7 @@ def test_old_prototypes_are_moved_by_the_distillation_alone(beta: float, stays: 
 
     strategy = PRD(example_model(), partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1), beta=beta)
     run(strategy, example_stream(epochs=2), Watch())
-    assert [len(each) for each in rows] == [2, 4, 6]
+    assert [len(row) for row in rows] == [2, 4, 6]
     assert torch.equal(rows[1][:2], rows[0]) is stays
     assert torch.equal(rows[2][:4], rows[1]) is stays
     assert (strategy.teacher is None) is stays  # without distillation none is kept

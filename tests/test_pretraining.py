@@ -68,7 +68,7 @@ def test_weights_come_back_and_the_head_stays(tmp_path: Path) -> None:
     trained, fresh = VitTiny((1, 8, 8), 10, width=8, depth=1, heads=2), VitTiny((1, 8, 8), 3, width=8, depth=1, heads=2)
     head = fresh.head.weight.clone()
     file = save_weights(trained, tmp_path / "vit.pt", {"seed": 3})
-    assert [each.name for each in tmp_path.iterdir()] == ["vit.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["vit.pt"]
     content = torch.load(file, weights_only=True)
     assert json.loads(content["header"])["model"] == "VitTiny" and content["weights"].keys() == trained.state_dict().keys()
     header = load_weights(fresh, file)
@@ -95,10 +95,10 @@ def test_a_growing_head_starts_empty(tmp_path: Path) -> None:
 )
 def test_weights_of_another_model_are_refused_and_nothing_is_changed(model: nn.Module, message: str, tmp_path: Path) -> None:
     file = save_weights(Mlp(4, 3, hidden=(5,)), tmp_path / "mlp.pt", {})
-    before = {name: each.clone() for name, each in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         load_weights(model, file)
-    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_pretrain_writes_what_plain_training_gives(store: str, tmp_path: Path, c
     strategy = build_strategy(parser, options, stream, 4)
     result = run(strategy, join_tasks(stream, epochs=3), seed=4)
     content = torch.load(tmp_path / "blobs.pt", weights_only=True)
-    assert all(torch.equal(content["weights"][name], each) for name, each in strategy.model.state_dict().items())
+    assert all(torch.equal(content["weights"][name], value) for name, value in strategy.model.state_dict().items())
     header = json.loads(content["header"])
     assert header["accuracy"] == result.average_accuracy > 0.5
     assert (header["strategy.optimizer"], header["stream.epochs"], header["labels"]) == ("SGD(lr=0.05)", 3, list(range(10)))
@@ -194,7 +194,7 @@ def test_what_pretrain_refuses(
     (tmp_path / "there.pt").write_text("something")
     text = said(capsys, status, "pretrain", *TINY, *arguments)
     assert text.startswith("clstream: error: ") and sentence in text and text.count("clstream: error: ") == 1
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["mlflow.db", "there.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mlflow.db", "there.pt"]
     assert (tmp_path / "there.pt").read_text() == "something"
 
 

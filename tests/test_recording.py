@@ -69,8 +69,8 @@ def test_a_split_mnist_recording_is_small(tmp_path):
 @pytest.mark.data
 def test_test_images_are_turned_once_not_at_each_evaluation(tmp_path):
     stream = rotated_mnist(tasks=1)
-    for each in (stream, recorded(record(stream, tmp_path / "my.clstream"))):
-        test = each.tasks[0].test
+    for variant in (stream, recorded(record(stream, tmp_path / "my.clstream"))):
+        test = variant.tasks[0].test
         assert isinstance(test, Subset)
         assert test[:100].x.data_ptr() == test[:200].x.data_ptr()  # a view of what was made, not made anew
         assert test.take(slice(5, 9))[:].x.data_ptr() == test[5:6].x.data_ptr()
@@ -225,13 +225,13 @@ def test_memory_mapped_samples_stay_on_the_disk(tmp_path):
 
 def test_a_domain_is_made_once_a_session_and_moves_with_its_stream(tmp_path):
     stream = by_hand(Invert())
-    for each in (stream, recorded(record(stream, tmp_path / "my.clstream"), data=by_hand(), functions={"Invert": Invert})):
-        assert isinstance(each.session(0).samples, Subset)
-        assert isinstance(each.session(1).samples, Samples)
-        made = each.to("meta").tasks[1].test
+    for variant in (stream, recorded(record(stream, tmp_path / "my.clstream"), data=by_hand(), functions={"Invert": Invert})):
+        assert isinstance(variant.session(0).samples, Subset)
+        assert isinstance(variant.session(1).samples, Samples)
+        made = variant.to("meta").tasks[1].test
         assert made.cached.x.is_meta
         assert made.source.x.is_meta
-        assert each.tasks[1].test.to("meta").cached.y.is_meta
+        assert variant.tasks[1].test.to("meta").cached.y.is_meta
 
 
 def test_samples_keep_their_extra_fields(tmp_path):

@@ -208,7 +208,7 @@ def test_steps_move_so_often() -> None:
     for strategy in (one, three):
         run(strategy, stream, max_sessions=1)
     moved = [
-        sum((new - old).norm().item() for new, old in zip(each.model.parameters(), start, strict=True)) for each in (one, three)
+        sum((new - old).norm().item() for new, old in zip(base.model.parameters(), start, strict=True)) for base in (one, three)
     ]
     assert 2 < moved[1] / moved[0] < 3.1
 

@@ -57,16 +57,16 @@ def test_any_strategy_can_carry_regularisers(name: str) -> None:
     host = HOSTS[name](example_model())
     penalties: list[Regulariser] = [L2Penalty(), EWCPenalty(), SIPenalty(), FeatKDPenalty()]
     asked = [0] * 4
-    for number, each in enumerate(penalties):
+    for number, penalty in enumerate(penalties):
 
-        def counting(samples: Samples, number: int = number, own: Callable[[Samples], Tensor] = each.penalty) -> Tensor:
+        def counting(samples: Samples, number: int = number, own: Callable[[Samples], Tensor] = penalty.penalty) -> Tensor:
             asked[number] += 1
             return own(samples)
 
-        each.penalty = counting  # type: ignore[method-assign]
+        penalty.penalty = counting  # type: ignore[method-assign]
     run(Regularised(host, penalties), example_stream())
     assert min(asked) >= 24 - 1 and len(set(asked)) == 1
-    assert all(each.strategy.model is host.model for each in penalties)
+    assert all(penalty.strategy.model is host.model for penalty in penalties)
     assert penalties[0].anchor and penalties[1].importance and penalties[2].importance and penalties[3].teacher is not None
 
 

@@ -75,8 +75,8 @@ def test_each_weight_may_have_a_strength_of_its_own() -> None:
     assert growing.regularisers[0].penalty(GIVEN).isfinite()
     whole = EWC(example_model(), strength={name: torch.tensor(2.0) for name in names})
     number = EWC(example_model(), strength=2.0)
-    for each in (whole, number):
-        run(each, example_stream())
+    for strategy in (whole, number):
+        run(strategy, example_stream())
     for one, two in zip(whole.model.parameters(), number.model.parameters(), strict=True):
         torch.testing.assert_close(one, two)
     torch.testing.assert_close(whole.regularisers[0].penalty(GIVEN), number.regularisers[0].penalty(GIVEN))

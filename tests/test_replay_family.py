@@ -133,7 +133,7 @@ def mammoth(model: nn.Module, stream: Stream, seed: int, lr: float, capacity: in
                 highest = max(highest, int(y.max()))
                 logits = model(x)
                 if session.index:
-                    kept = [each in y.tolist() or each >= highest for each in range(logits.shape[1])]
+                    kept = [label in y.tolist() or label >= highest for label in range(logits.shape[1])]
                     logits = logits.masked_fill(~torch.tensor(kept), -1e9)
                 loss = F.cross_entropy(logits, y)
                 if session.index and len(memory):
@@ -210,7 +210,7 @@ def test_a_session_is_offered_once_or_in_every_pass(make: type[Strategy], offer:
 
 def gradient(strategy: Strategy, samples: Samples) -> Tensor:
     found = torch.autograd.grad(strategy.loss(samples), list(strategy.model.parameters()))
-    return torch.cat([each.flatten() for each in found])
+    return torch.cat([gradient.flatten() for gradient in found])
 
 
 def test_agem_projects_where_it_must_and_only_there() -> None:
@@ -303,7 +303,7 @@ def test_mir_replays_what_a_step_on_the_batch_would_harm_most() -> None:
     state, buffers = torch.get_rng_state(), [buffer.clone() for buffer in noisy.model.buffers()]
     chosen = {tuple(noisy.most_interfered(samples, 6).y.tolist()) for _ in range(3)}
     assert torch.equal(state, torch.get_rng_state()) and all(map(torch.equal, buffers, noisy.model.buffers()))
-    assert len({tuple(sorted(each)) for each in chosen}) == 1  # a step of nothing interferes with nothing
+    assert len({tuple(sorted(rows)) for rows in chosen}) == 1  # a step of nothing interferes with nothing
 
 
 def test_mixed_targets_are_shares_of_the_area() -> None:

@@ -61,8 +61,8 @@ def test_isolated_draws_depend_on_its_parts_alone():
 
     assert drawn(0, "run") == drawn(0, "run")
     others = [drawn(*parts) for parts in ((0, "run"), (1, "run"), (0, "model"))]
-    for each in zip(*others, strict=True):
-        assert len(set(each)) == 3
+    for numbers in zip(*others, strict=True):
+        assert len(set(numbers)) == 3
 
 
 def test_isolated_leaves_the_global_generators_as_they_were():

@@ -106,7 +106,7 @@ def test_strides_and_types_stay() -> None:
     numbers = [torch.ones(3, dtype=dtype) for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.complex64)]
     after = restored(Holder(image=image, numbers=numbers, scalar=np.float32(1.5)))
     assert after.image.stride() == image.stride() and torch.equal(after.image, image)
-    assert [each.dtype for each in after.numbers] == [each.dtype for each in numbers]
+    assert [tensor.dtype for tensor in after.numbers] == [tensor.dtype for tensor in numbers]
     assert type(after.scalar) is np.float32
 
 

@@ -51,7 +51,7 @@ def test_accepted_code_goes_on_and_the_log_and_the_folder_say_so(place):
     assert resumed["changed_code"] == ["mine.py (Counts.__init__)"]  # FACTOR is in no class or function, and the others have names
     assert "FACTOR = 1.0" in (place / "run" / "code" / "mine.py").read_text()
     assert (place / "run" / "code.2" / "mine.py").read_text() == (place / "mine.py").read_text()
-    assert {each.name for each in (place / "run").iterdir() if each.is_dir()} == {"code", "code.2"}
+    assert {entry.name for entry in (place / "run").iterdir() if entry.is_dir()} == {"code", "code.2"}
 
 
 def test_code_that_was_accepted_is_the_runs_from_then_on(place):

@@ -181,7 +181,7 @@ HELD: dict[str, Callable[..., Any]] = {
     "bytes of numbers": lambda *parts: [whole := torch.arange(6.0), whole.view(torch.int32), whole[2:], torch.empty(0)],
     "expanded": lambda *parts: torch.arange(10.0)[3].expand(2, 5),
     "channels last": lambda *parts: torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last),
-    "types": lambda *parts: [torch.ones(3, dtype=each) for each in (torch.bfloat16, torch.complex64, torch.bool, torch.int8)],
+    "types": lambda *parts: [torch.ones(3, dtype=dtype) for dtype in (torch.bfloat16, torch.complex64, torch.bool, torch.int8)],
     "sparse": lambda *parts: torch.eye(3).to_sparse(),
     "parameter": lambda *parts: attached(nn.Parameter(torch.ones(3)), grad=torch.ones(3), note=[*parts]),
     "frozen weight": lambda *parts: nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False),

@@ -272,7 +272,7 @@ def test_agem_takes_in_what_detected_tasks_leave() -> None:
     assert sorted(strategy.base.kept) == [0, 1] and len(strategy.base.past) == 60
     first = strategy.base.kept[0].all()
     expected = swapping([0]).tasks[0].train
-    assert all(any(torch.equal(x, each) for each in expected.x) for x in first.x)  # of the first task alone
+    assert all(any(torch.equal(x, row) for row in expected.x) for x in first.x)  # of the first task alone
 
 
 def test_a_strategy_that_needs_no_boundaries_learns_as_it_does_alone() -> None:

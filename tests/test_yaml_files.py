@@ -73,7 +73,7 @@ NO_CONFIGS: list[tuple[str, bytes, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "sentence"), [each[1:] for each in NO_CONFIGS], ids=[each[0] for each in NO_CONFIGS])
+@pytest.mark.parametrize(("content", "sentence"), [case[1:] for case in NO_CONFIGS], ids=[case[0] for case in NO_CONFIGS])
 def test_what_is_no_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes, sentence: str
 ) -> None:
@@ -87,7 +87,7 @@ def test_what_is_no_config(
     assert len(text) < 400 and not Path("ran").exists()
 
 
-@pytest.mark.parametrize("content", [each[1] for each in NO_CONFIGS[:19]], ids=[each[0] for each in NO_CONFIGS[:19]])
+@pytest.mark.parametrize("content", [case[1] for case in NO_CONFIGS[:19]], ids=[case[0] for case in NO_CONFIGS[:19]])
 def test_anchors_go_the_same_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes
 ) -> None:
