@@ -48,6 +48,7 @@ from clstream.models.heads import pad_rows
 from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.seeds import random_state_kept
 from clstream.strategy import Strategy, Wrapper
+from clstream.strategy.regulariser import no_step
 from clstream.stream import Batch, Samples
 
 TINY = 1e-20  # of the release: a zero gradient gives no NaN
@@ -127,7 +128,9 @@ class Refresh(Wrapper):
         """Take one move of form "paper"."""
         weights, buffers = self.weights(), list(self.model.buffers())
         kept = [buffer.clone() for buffer in buffers]
-        slopes = torch.autograd.grad(self.base.objective(samples), weights, materialize_grads=True)
+        with no_step(self.base):
+            objective = self.base.objective(samples)
+        slopes = torch.autograd.grad(objective, weights, materialize_grads=True)
         with torch.no_grad():
             for buffer, before in zip(buffers, kept, strict=True):
                 buffer.copy_(before)  # the base's step has its own part in batch norm's statistics

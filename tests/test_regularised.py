@@ -120,7 +120,8 @@ class LosesParts(L2):
 
 
 def test_a_step_that_leaves_the_penalty_out_is_refused_after_its_first_batch() -> None:
-    for wrapped in (OwnStep(example_model()), Refresh(OwnStep(example_model()), fisher_weight=0.0, delta=0.0)):
+    paper = Refresh(OwnStep(example_model()), form="paper")  # it asks for the objective itself, for its own move
+    for wrapped in (OwnStep(example_model()), Refresh(OwnStep(example_model())), paper):
         trace = Trace()
         with pytest.raises(TypeError, match=r"OwnStep\.learn didn't minimise self\.objective\(samples\), so the penalty of L2Pen"):
             run(Regularised(wrapped, [L2Penalty()]), example_stream(), trace)

@@ -8,7 +8,8 @@ A regulariser knows the strategy that it was added to, and hears the run as one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clstream.bus import on
+from clstream.bus import on, with_parts
 from clstream.events import RunStarted
 from clstream.models import GrowingHead
 from clstream.models.heads import pad_rows
@@ -121,6 +122,16 @@ class Quadratic(Regulariser):
             terms = difference.square()
             total = total + self.scale(name, self.importance[name] * terms if self.importance else terms).sum()
         return total if isinstance(self.strength, Mapping) else self.strength * total
+
+
+@contextmanager
+def no_step(strategy: Strategy) -> Iterator[None]:
+    """Within it, a call of the strategy's `objective` is no sign that its steps minimise the penalties."""
+    regularisers = [part for part in with_parts(strategy) if isinstance(part, Regulariser)]
+    penalised = [regulariser.penalised for regulariser in regularisers]
+    yield
+    for regulariser, before in zip(regularisers, penalised, strict=True):
+        regulariser.penalised = before
 
 
 def matching(model: nn.Module, patterns: str | Sequence[str]) -> dict[str, nn.Parameter]:

@@ -278,7 +278,7 @@ class Regulariser(HasParams, ABC):
     """The strategy whose loss it is added to."""
 
     penalised: bool = False
-    """Whether a step asked for the penalty."""
+    """Whether a step asked for the penalty. Who calls `objective` without stepping on it puts this back: see `no_step`."""
 
     def attach(self, strategy: Strategy) -> None:
         """Attach to a strategy. Raises TypeError or ValueError for one that it doesn't fit."""
