@@ -134,7 +134,7 @@ def _is_hidden(name: str) -> bool:
 def _as_sentence(root: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:  # RuntimeError: a compression that zipfile doesn't know
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:  # the second for a compression that zipfile doesn't know
         raise ValueError(f"{root} is a damaged zip archive: {' '.join(str(error).split())[:200]}") from None
 
 
