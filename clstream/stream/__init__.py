@@ -1,5 +1,6 @@
 """Streams: samples, tasks, sessions, batches, and the schedules over them."""
 
+from clstream.stream.samples import TARGETS as TARGETS
 from clstream.stream.samples import Samples as Samples
 from clstream.stream.samples import Subset as Subset
 from clstream.stream.samples import content_hash as content_hash
@@ -12,6 +13,7 @@ from clstream.stream.sessions import HiddenTaskError as HiddenTaskError
 from clstream.stream.sessions import MixedSchedule as MixedSchedule
 from clstream.stream.sessions import Session as Session
 from clstream.stream.sessions import Task as Task
+from clstream.stream.sessions import TestSet as TestSet
 from clstream.stream.stream import SCENARIOS as SCENARIOS
 from clstream.stream.stream import Stream as Stream
 from clstream.stream.stream import StreamView as StreamView

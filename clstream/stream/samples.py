@@ -1,4 +1,4 @@
-"""Samples: inputs and labels as whole tensors, and subsets of them that are gathered when they are asked for."""
+"""Samples: inputs and targets as whole tensors, and subsets of them that are gathered when they are asked for."""
 
 from __future__ import annotations
 
@@ -11,24 +11,35 @@ from torch import Tensor
 
 NOTHING: Mapping[str, Tensor] = {}  # the extra fields of samples that have none
 
+TARGETS = ("label", "multilabel", "value")
+"""Kinds of targets: a class for each sample, any number of classes for each, real numbers."""
+
 _CHUNK = 8192  # samples looked at together when all of a data set is checked or hashed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Inputs and labels, held as whole tensors.
+    """Inputs and targets, held as whole tensors.
 
-    `x` is (n, *input_shape), raw: integers where the data is, such as uint8 images and int64 tokens, else float32. `y` is
-    (n,), int64.
-    `extra` holds further tensors of n rows each, by name: logits, activations, task ids.
+    Args:
+        x: (n, *input_shape), raw: integers where the data is, such as uint8 images and int64 tokens, else float32.
+        y: the targets. Labels are (n,), int64; multi-label targets (n, classes), float32, 1 for the classes that a sample has and 0
+            for others; values (n, outputs), float32.
+        extra: further tensors of n rows each, by name: logits, activations, task ids.
+        target: the kind of targets: "label", "multilabel" or "value".
+
     """
 
     x: Tensor
     y: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=lambda: NOTHING)
+    target: str = "label"
 
     def __repr__(self) -> str:
-        return f"Samples({len(self)} of {tuple(self.x.shape[1:])} {self.x.dtype}{''.join(f', {name}' for name in self.extra)})"
+        kind = "" if self.target == "label" else f", {self.target}"
+        return (
+            f"Samples({len(self)} of {tuple(self.x.shape[1:])} {self.x.dtype}{kind}{''.join(f', {name}' for name in self.extra)})"
+        )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -36,10 +47,15 @@ class Samples:
     def __getitem__(self, index: Tensor | slice) -> Samples:
         """Return some of the samples; `index` is a slice, (k,) int64 row numbers, or an (n,) bool mask."""
         extra = {name: rows_of(rows, index) for name, rows in self.extra.items()} if self.extra else NOTHING
-        return Samples(rows_of(self.x, index), rows_of(self.y, index), extra)
+        return Samples(rows_of(self.x, index), rows_of(self.y, index), extra, self.target)
 
     def __add__(self, other: Samples) -> Samples:
-        """Join two sets of samples; their inputs must have one dtype, and they the same extra fields (TypeError, ValueError)."""
+        """Join two sets of samples; they must have inputs of one dtype, one kind of targets, and the same extra fields.
+
+        Raises TypeError or ValueError for others.
+        """
+        if self.target != other.target:
+            raise TypeError(f"samples with {self.target} targets can't be joined to samples with {other.target} targets")
         if self.x.dtype != other.x.dtype:  # torch would turn raw bytes into floats from 0 to 255
             raise TypeError(f"inputs of {self.x.dtype} can't be joined to inputs of {other.x.dtype}")
         if self.extra.keys() != other.extra.keys():
@@ -48,11 +64,12 @@ class Samples:
                 "join Samples(s.x, s.y) instead"
             )
         extra = {name: torch.cat([rows, other.extra[name]]) for name, rows in self.extra.items()} if self.extra else NOTHING
-        return Samples(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), extra)
+        return Samples(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), extra, self.target)
 
     def to(self, device: torch.device | str) -> Samples:
         """Return these samples on `device`; themselves if they are there."""
-        return Samples(self.x.to(device), self.y.to(device), {name: rows.to(device) for name, rows in self.extra.items()})
+        extra = {name: rows.to(device) for name, rows in self.extra.items()} if self.extra else NOTHING
+        return Samples(self.x.to(device), self.y.to(device), extra, self.target)
 
 
 def rows_of(tensor: Tensor, index: Tensor | slice) -> Tensor:
@@ -86,7 +103,7 @@ class Subset:
         if self.cached is not None:
             return self.cached[index]
         rows = self.source[self.index[index]]
-        return rows if self.transform is None else Samples(self.transform(rows.x), rows.y, rows.extra)
+        return rows if self.transform is None else Samples(self.transform(rows.x), rows.y, rows.extra, rows.target)
 
     @property
     def x(self) -> Tensor:
@@ -95,8 +112,13 @@ class Subset:
 
     @property
     def y(self) -> Tensor:
-        """The labels, gathered anew at each access."""
+        """The targets, gathered anew at each access."""
         return rows_of(self.source.y, self.index)
+
+    @property
+    def target(self) -> str:
+        """The kind of targets: see `Samples`."""
+        return self.source.target
 
     def take(self, index: Tensor | slice) -> Subset:
         """Return some of these samples, still ungathered."""
@@ -135,7 +157,17 @@ def own_storage(samples: Samples) -> Samples:
         part = rows.untyped_storage().nbytes() > rows.nbytes  # as _is_view says, but for tensors made in inference mode
         return rows.clone() if part or rows._is_view() else rows
 
-    return Samples(own(samples.x), own(samples.y), {name: own(rows) for name, rows in samples.extra.items()})
+    return Samples(own(samples.x), own(samples.y), {name: own(rows) for name, rows in samples.extra.items()}, samples.target)
+
+
+def with_target(part: Samples | Subset, target: str) -> Samples | Subset:
+    """Return samples with their targets taken for another kind; the same object if they are of that kind already."""
+    if part.target == target:
+        return part
+    if isinstance(part, Samples):
+        return replace(part, target=target)
+    cached = None if part.cached is None else replace(part.cached, target=target)
+    return replace(part, source=replace(part.source, target=target), cached=cached)
 
 
 def content_hash(rows: Tensor) -> bytes:
@@ -149,8 +181,8 @@ def content_hash(rows: Tensor) -> bytes:
     return found.digest()
 
 
-def check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...], checked: set[int]) -> None:
-    """Refuse labels outside `classes`, a wrong dtype, and inputs that are not finite; look at each source once."""
+def check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...] | None, checked: set[int]) -> None:
+    """Refuse targets outside `classes` (None: any), a wrong dtype, and numbers that are not finite; look at each source once."""
     if not isinstance(part, (Samples, Subset)):
         raise TypeError(f"{what} must be Samples or a Subset, not a {type(part).__name__}")
     whole = part.source if isinstance(part, Subset) else part
@@ -173,14 +205,56 @@ def check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...], c
         part.index.dtype != torch.int64 or part.index.dim() != 1 or not 0 <= part.index.min() <= part.index.max() < len(whole)
     ):
         raise ValueError(f"{what}: the index of a Subset must be (n,) int64 row numbers from 0 to {len(whole) - 1}")
-    if whole.y.dtype != torch.int64 or whole.y.dim() != 1:
-        raise TypeError(f"{what} need labels as a (samples,) tensor of int64, not {tuple(whole.y.shape)} of {whole.y.dtype}")
-    labels = set(part.y.unique().tolist())
-    if not labels <= set(classes):
-        raise ValueError(f"{what} have labels {sorted(labels - set(classes))}, which are not among its classes {classes}")
+    check_targets(part, what, classes, checked)
     if id(whole.x) not in checked and whole.x.is_floating_point():
-        for start, chunk in zip(range(0, len(whole.x), _CHUNK), whole.x.split(_CHUNK), strict=True):
-            if not chunk.isfinite().all():
-                row = start + int((~chunk.flatten(1).isfinite().all(1)).nonzero()[0])
-                raise ValueError(f"{what}: input {row} of the data is NaN or infinite: clean it, or leave it out")
+        _check_finite(whole.x, what, "input")
     checked.add(id(whole.x))
+
+
+def check_targets(part: Samples | Subset, what: str, classes: tuple[int, ...] | None, checked: set[int]) -> None:
+    """Refuse targets that are not what their kind says, and classes outside of `classes` (None: any)."""
+    y = part.source.y if isinstance(part, Subset) else part.y
+    if part.target not in TARGETS:
+        raise ValueError(f"{what} have targets of the kind {part.target!r}, which there isn't: it is label, multilabel or value")
+    if part.target == "label":
+        if y.dtype != torch.int64 or y.dim() != 1:
+            hint = ": multi-label targets and values need target='multilabel', target='value'" if y.dim() == 2 else ""
+            raise TypeError(f"{what} need labels as a (samples,) tensor of int64, not {tuple(y.shape)} of {y.dtype}{hint}")
+        labels = set(part.y.unique().tolist())
+        if classes is not None and not labels <= set(classes):
+            raise ValueError(f"{what} have labels {sorted(labels - set(classes))}, which are not among its classes {classes}")
+        return
+    columns = "classes" if part.target == "multilabel" else "outputs"
+    if y.dtype != torch.float32 or y.dim() != 2 or not y.shape[1]:
+        raise TypeError(
+            f"{what} need {part.target} targets as a (samples, {columns}) tensor of float32, not {tuple(y.shape)} of {y.dtype}"
+        )
+    if id(y) not in checked:
+        if part.target == "value":
+            _check_finite(y, what, "the value")
+        elif not ((y == 0) | (y == 1)).all():
+            row, column = ((y != 0) & (y != 1)).nonzero()[0].tolist()
+            raise ValueError(
+                f"{what}: multi-label targets are 0 or 1 for each class, and row {row} has {float(y[row, column]):g} for class "
+                f"{column}"
+            )
+        checked.add(id(y))
+    if part.target == "multilabel" and classes is not None:
+        others = sorted(set(positives(part.y)) - set(classes))
+        if others:
+            raise ValueError(
+                f"{what} have positives of the classes {others}, which are not among its classes {classes}: training targets of "
+                "other tasks' classes must be 0"
+            )
+
+
+def positives(y: Tensor) -> list[int]:
+    """Return the classes that any of (n, classes) multi-label targets has, sorted."""
+    return [int(label) for label in y.any(0).nonzero().flatten()]
+
+
+def _check_finite(rows: Tensor, what: str, name: str) -> None:
+    for start, chunk in zip(range(0, len(rows), _CHUNK), rows.split(_CHUNK), strict=True):
+        if not chunk.isfinite().all():
+            row = start + int((~chunk.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{what}: {name} {row} of the data is NaN or infinite: clean it, or leave it out")

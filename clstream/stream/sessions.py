@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import index
+from re import ASCII, fullmatch
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from clstream.params import check_choice
 from clstream.seeds import derive
-from clstream.stream.samples import Samples, Subset
+from clstream.stream.samples import TARGETS, Samples, Subset, positives, with_target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
     """One thing to learn: its classes, and the samples to train and to test on.
 
-    `id` is its position in the stream. `validation`, where the stream holds some back, is what to tune on.
+    Args:
+        id: its position in the stream.
+        classes: its labels; with multi-label targets the columns that it brings; () with values.
+        train, test: the samples. With multi-label targets, training samples have positives of these classes alone; test samples
+            may have others too.
+        validation: what to tune on, where the stream holds some back.
+        target: the kind of its targets: "label", "multilabel" or "value"; samples that say nothing else are taken for that. "": as
+            the training samples say.
+
     """
 
     id: int
@@ -26,15 +36,57 @@ class Task:
     train: Samples | Subset
     test: Samples | Subset
     validation: Samples | Subset | None = None
+    target: str = ""
 
     def __post_init__(self) -> None:
         try:
             object.__setattr__(self, "classes", tuple(map(index, self.classes)))
         except TypeError:
             raise TypeError(f"the classes of a task must be whole numbers, not {self.classes!r}") from None
+        if self.target:
+            check_choice(TARGETS, target=self.target)
+        target = self.target or getattr(self.train, "target", "label")
+        object.__setattr__(self, "target", target)
+        for name in ("train", "test", "validation"):
+            part = getattr(self, name)
+            if not isinstance(part, (Samples, Subset)):
+                continue  # the stream says what is wrong with it
+            if part.target not in ("label", target):
+                raise ValueError(f"the {name} samples of task {self.id} have {part.target} targets, and the task {target} targets")
+            object.__setattr__(self, name, with_target(part, target))
 
     def __repr__(self) -> str:
         return f"Task({self.id}, classes={self.classes}, train={len(self.train)}, test={len(self.test)})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TestSet:
+    """Samples to test on: a task's own, or a further set that a stream has among its `probes`.
+
+    Args:
+        name: as "task_00", or "unknown/fashion_mnist": columns and curves are called so. Letters, digits, and . _ - /
+        samples: the inputs, of the stream's shape and dtype, and their targets.
+        task: the number of the task that they are of; questions with the task given are asked about these alone. None: of none.
+        known: whether their classes are of the stream. False: they are strange for good, and only novelty measures are asked of
+            them. "taught": each class is strange until it is taught.
+
+    """
+
+    __test__ = False  # pytest would take it for a test class
+
+    name: str
+    samples: Samples | Subset
+    task: int | None = None
+    known: bool | str = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not fullmatch(r"[\w.-]+(/[\w.-]+)*", self.name, ASCII):
+            raise ValueError(f"a test set's name is made of letters, digits, '.', '_', '-' and '/', not {self.name!r}")
+        if self.known not in (True, False, "taught"):
+            raise ValueError(f"known must be True, False or 'taught', not {self.known!r}")
+
+    def __repr__(self) -> str:
+        return f"TestSet({self.name!r}, {len(self.samples)} samples)"
 
 
 class HiddenTaskError(AttributeError):
@@ -156,9 +208,16 @@ class Session:
         return (Epoch(self, index) for index in range(self.epochs))
 
     @property
+    def target(self) -> str:
+        """The kind of targets that its samples have: "label", "multilabel" or "value"."""
+        return self.samples.target
+
+    @property
     def classes(self) -> list[int]:
-        """The labels among its samples, sorted."""
-        return [int(label) for label in self.samples.y.unique()]
+        """The classes that its samples have, sorted: labels, or the columns with a positive; of values there are none."""
+        if self.target == "value":
+            return []
+        return [int(label) for label in self.samples.y.unique()] if self.target == "label" else positives(self.samples.y)
 
 
 class Delivery(NamedTuple):

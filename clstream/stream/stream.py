@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clstream.params import check_bool, check_choice, check_integer
-from clstream.stream.samples import Samples, Subset, check_samples, content_hash, own_storage, pooled
-from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Session, Task
+from clstream.stream.samples import TARGETS, Samples, Subset, check_samples, content_hash, own_storage, pooled, positives
+from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Session, Task, TestSet
 
 SCENARIOS = ("class", "task", "domain")
 
@@ -42,6 +42,8 @@ class StreamView:
     device: torch.device | None
     boundaries: bool = False
     drop_last: bool = False
+    target: str = "label"
+    outputs: int = 0
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
@@ -74,6 +76,8 @@ class Stream:
         drop_last: whether each pass leaves out what is left for a last batch that is not full, as torch's DataLoader does. If
             not, that batch is a smaller one.
         class_names: what reports call the labels from 0 up; (): by their numbers.
+        target: the kind of targets of its tasks, unless a task has its own: "label", "multilabel" or "value". "": as the tasks say.
+        probes: further test sets, beside those of the tasks.
 
     Raises:
         ValueError, TypeError: for an empty task or schedule, labels outside the classes, values that are not finite, ...
@@ -95,12 +99,19 @@ class Stream:
     shuffle: bool = True
     drop_last: bool = False
     class_names: tuple[str, ...] = ()
+    target: str = ""
+    probes: Sequence[TestSet] = ()
     device: torch.device | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _check_options(self)
         object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "probes", tuple(self.probes))
+        if self.target and all(isinstance(task, Task) for task in self.tasks):
+            object.__setattr__(self, "tasks", tuple(_of_target(task, self.target) for task in self.tasks))
+        elif self.tasks:
+            object.__setattr__(self, "target", getattr(self.tasks[0], "target", "label"))
         if not isinstance(self.schedule, MixedSchedule):
             object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
         _check(self)
@@ -133,9 +144,10 @@ class Stream:
         elif isinstance(samples, Subset) and samples.transform is not None:
             samples = samples[:]  # a domain is made once a session, not once a batch
         task = self.tasks[self.task_of(index)] if self.boundaries else None
-        if task is not None and self.scenario == "task" and self.shares_classes:  # its label doesn't tell the task of a sample
+        if task is not None and self.marks_tasks:
             whole = samples[:]
-            samples = Samples(whole.x, whole.y, {**whole.extra, "task": torch.full_like(whole.y, task.id)})
+            number = torch.full((len(whole),), task.id, device=whole.y.device)
+            samples = replace(whole, extra={**whole.extra, "task": number})
         device = None if self.resident else self.device
         return Session(index, task, samples, self.epochs, self.batch_size, self.seed, device, self.shuffle, self.drop_last)
 
@@ -195,7 +207,7 @@ class Stream:
         return len(self._delivered(session)) * (torch.arange(len(self.tasks)) == self.task_of(session))
 
     def labels(self, session: int) -> Tensor:
-        """Return the labels that a session delivers, without its inputs: (n,), int64, on the CPU."""
+        """Return the targets that a session delivers, without its inputs, as in `Samples`, on the CPU."""
         return self._delivered(session).y.cpu()
 
     def size_of(self, session: int) -> int:
@@ -216,13 +228,31 @@ class Stream:
         """What strategies are given of this stream where its boundaries are hidden."""
         return StreamView(
             self.name, self.classes, self.input_shape, self.scenario, self.epochs, self.batch_size, self.augment, self.resident,
-            self.device, drop_last=self.drop_last,
+            self.device, drop_last=self.drop_last, target=self.target, outputs=self.outputs,
         )  # fmt: skip
 
     @cached_property
     def classes(self) -> int:
-        """Number of labels over the whole stream: the greatest label, plus one."""
-        return 1 + max(max(task.classes) for task in self.tasks)
+        """Number of labels over the whole stream: the greatest label, plus one; 0 if all targets are values."""
+        return 1 + max((max(task.classes) for task in self.tasks if task.classes), default=-1)
+
+    @cached_property
+    def outputs(self) -> int:
+        """Number of outputs that a model of the stream needs: the classes, or the values of a sample."""
+        widths = [task.train[:1].y.shape[1] for task in self.tasks if task.target != "label"]
+        return max(self.classes, *widths) if widths else self.classes
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The kinds of targets that its tasks have, each once."""
+        return tuple(dict.fromkeys(task.target for task in self.tasks))
+
+    @cached_property
+    def test_sets(self) -> tuple[TestSet, ...]:
+        """All that it is tested on: the tasks' own test samples ("task_00", "task_01", ...), then the probes."""
+        width = max(2, len(str(len(self.tasks) - 1)))
+        own = [TestSet(f"task_{task.id:0{width}d}", task.test, task.id) for task in self.tasks]
+        return (*own, *self.probes)
 
     def class_name(self, label: int) -> str:
         """Return what reports call a label."""
@@ -249,7 +279,7 @@ class Stream:
         """(classes, classes), bool: row i is the classes of the task that class i belongs to."""
         table = torch.zeros(self.classes, self.classes, dtype=torch.bool)
         for task in self.tasks:
-            own = torch.tensor(task.classes)
+            own = torch.tensor(task.classes, dtype=torch.int64)
             table[own[:, None], own] = True
         return table
 
@@ -257,6 +287,11 @@ class Stream:
     def shares_classes(self) -> bool:
         """Whether a class is of several tasks."""
         return sum(len(task.classes) for task in self.tasks) > len({label for task in self.tasks for label in task.classes})
+
+    @property
+    def marks_tasks(self) -> bool:
+        """Whether samples to learn have the number of their task as `extra["task"]`: where it is given, and no label tells it."""
+        return self.scenario == "task" and (self.shares_classes or "multilabel" in self.targets)
 
     @cached_property
     def task_heads(self) -> Tensor:
@@ -269,7 +304,7 @@ class Stream:
     def _like(self, **changes: object) -> Stream:
         """Return a copy with attributes that need no check; what was found out about the data stays known."""
         twin = copy(self)
-        for name in ("_pool", "view"):  # these hold where the data is
+        for name in ("_pool", "view", "test_sets"):  # these hold where the data is
             vars(twin).pop(name, None)
         for name, value in changes.items():
             object.__setattr__(twin, name, value)
@@ -284,18 +319,18 @@ class Stream:
         return self._like(data=data)
 
     def for_tuning(self) -> Stream:
-        """Return the stream tested on its validation samples, without its test samples: what to tune on.
+        """Return the stream tested on its validation samples, without its test samples and probes: what to tune on.
 
         Raises ValueError if the stream holds back no validation samples.
         """
         tasks = [replace(task, test=task.validation, validation=None) for task in self.tasks if task.validation is not None]
         if len(tasks) < len(self.tasks):
             raise ValueError(f"{self.name} holds back no validation samples: build it with validation=0.1, say")
-        return replace(self, name=f"{self.name} (validation)", tasks=tasks)
+        return replace(self, name=f"{self.name} (validation)", tasks=tasks, probes=())
 
     def to(self, device: torch.device | str) -> Stream:
         """Return the stream with its samples on `device`; if not `resident`, its batches will be moved there."""
-        tasks: Sequence[Task] = self.tasks
+        tasks, probes = self.tasks, self.probes
         if self.resident and any(task.train[:1].y.device != torch.device(device) for task in self.tasks):
             moved: dict[int, Tensor] = {}  # tasks share their data: each tensor is moved once
 
@@ -306,7 +341,7 @@ class Stream:
 
             def moved_samples(part: Samples) -> Samples:
                 extra = {name: moved_tensor(rows) for name, rows in part.extra.items()}
-                return Samples(moved_tensor(part.x), moved_tensor(part.y), extra)
+                return Samples(moved_tensor(part.x), moved_tensor(part.y), extra, part.target)
 
             def move(part: Samples | Subset) -> Samples | Subset:
                 if isinstance(part, Samples):
@@ -318,13 +353,20 @@ class Stream:
                 replace(task, train=move(task.train), test=move(task.test), validation=task.validation and move(task.validation))
                 for task in self.tasks
             ]
-        return self._like(tasks=tasks, device=torch.device(device))
+            probes = [replace(probe, samples=move(probe.samples)) for probe in self.probes]
+        return self._like(tasks=tasks, probes=probes, device=torch.device(device))
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
         visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, MixedSchedule) else self._visits
         digest = hashlib.sha256(repr((self.scenario, visits, [task.classes for task in self.tasks])).encode())
+        if self.targets != ("label",):
+            digest.update(repr([task.target for task in self.tasks]).encode())
+        parts = [part for task in self.tasks for part in (task.train, task.test, task.validation)]
+        for probe in self.probes:
+            digest.update(repr((probe.name, probe.task, probe.known, probe.samples.target)).encode())
+            parts.append(probe.samples)
         hashes: dict[int, bytes] = {}  # tasks share their data: each tensor is read once
 
         def content(rows: Tensor) -> bytes:
@@ -332,12 +374,11 @@ class Stream:
                 hashes[id(rows)] = content_hash(rows)
             return hashes[id(rows)]
 
-        for task in self.tasks:
-            for part in (task.train, task.test, task.validation):
-                if isinstance(part, Subset):
-                    digest.update(repr(part.transform).encode() + content(part.index))
-                whole = part.source if isinstance(part, Subset) else part
-                digest.update(b"none" if whole is None else content(whole.x) + content(whole.y))
+        for part in parts:
+            if isinstance(part, Subset):
+                digest.update(repr(part.transform).encode() + content(part.index))
+            whole = part.source if isinstance(part, Subset) else part
+            digest.update(b"none" if whole is None else content(whole.x) + content(whole.y))
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -352,6 +393,7 @@ class Stream:
             f"{self.name}: {self.scenario}-incremental{hidden}",
             f"  tasks        {len(self.tasks)}",
             f"  classes      {self.classes}",
+            *([] if self.targets == ("label",) else [f"  targets      {', '.join(self.targets)}; {self.outputs} outputs"]),
             f"  inputs       {tuple(self.input_shape)} {str(self.tasks[0].test[:1].x.dtype).removeprefix('torch.')}",
             f"  train/test   {sum(len(t.train) for t in self.tasks):,} / {sum(len(t.test) for t in self.tasks):,} samples",
             f"  sessions     {len(self)}, {passes}, {batches}{'' if self.shuffle else ', not shuffled'}",
@@ -361,9 +403,14 @@ class Stream:
             lines.insert(-1, f"  drift        {self.schedule}")
         for task in self.tasks[:20]:
             shown = ", ".join(map(self.class_name, task.classes[:10])) + (" ..." if len(task.classes) > 10 else "")
-            lines.append(f"  task {task.id:<8}classes {shown}; {len(task.train):,} to train, {len(task.test):,} to test")
+            shown = "values" if task.target == "value" else f"classes {shown}"
+            lines.append(f"  task {task.id:<8}{shown}; {len(task.train):,} to train, {len(task.test):,} to test")
         if len(self.tasks) > 20:
             lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
+        for probe in self.probes:
+            whose = {True: "", False: ", strange", "taught": ", strange until taught"}[probe.known]
+            of = "" if probe.task is None else f", of task {probe.task}"
+            lines.append(f"  probe        {probe.name}: {len(probe.samples):,} to test{of}{whose}")
         notes = [*self.notes, self.gaps] if self.gaps else self.notes
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
@@ -386,6 +433,8 @@ def _check_options(stream: Stream) -> None:
         check_integer(1, MOST, epochs=stream.epochs, batch_size=stream.batch_size)
         check_integer(0, seed=stream.seed)
         check_choice(SCENARIOS, scenario=stream.scenario)
+        if stream.target:
+            check_choice(TARGETS, target=stream.target)
         check_bool(boundaries=stream.boundaries, resident=stream.resident, shuffle=stream.shuffle, drop_last=stream.drop_last)
     except ValueError as error:
         raise ValueError(f"{stream.name}: {error}") from None
@@ -396,6 +445,8 @@ def _check_options(stream: Stream) -> None:
             raise TypeError(f"{stream.name}: {what} must be a tuple of strings, not {texts!r}")
     if isinstance(stream.tasks, Task) or not isinstance(stream.tasks, Iterable):
         raise TypeError(f"{stream.name}: tasks must be a list of Task objects, not a {type(stream.tasks).__name__}")
+    if isinstance(stream.probes, TestSet) or not isinstance(stream.probes, Iterable):
+        raise TypeError(f"{stream.name}: probes must be a list of TestSet objects, not a {type(stream.probes).__name__}")
     if not isinstance(stream.schedule, (type(None), MixedSchedule)) and not isinstance(stream.schedule, Iterable):
         raise TypeError(
             f"{stream.name}: schedule must be None, a MixedSchedule or the number of each session's task, not {stream.schedule!r}"
@@ -425,19 +476,29 @@ def _check(stream: Stream) -> None:
     for position, task in enumerate(stream.tasks):
         if task.id != position:
             raise ValueError(f"{name}: the task at position {position} has id {task.id}; ids count from 0")
-        if not task.classes or min(task.classes) < 0 or len(set(task.classes)) != len(task.classes):
+        if task.target == "value":
+            if task.classes:
+                raise ValueError(f"{name}: task {position} has values to learn, and no classes: classes=(), not {task.classes}")
+        elif not task.classes or min(task.classes) < 0 or len(set(task.classes)) != len(task.classes):
             raise ValueError(f"{name}: task {position} must have distinct classes from 0 up, not {task.classes}")
         for kind, part in (("training", task.train), ("test", task.test), ("validation", task.validation)):
             if part is None:
                 continue
             if not len(part):
                 raise ValueError(f"{name}: task {position} has no {kind} samples")
-            check_samples(part, f"{name}: the {kind} samples of task {position}", task.classes, checked)
-            if stream.scenario == "task" and stream.shares_classes and "task" in part[:1].extra:
+            any_class = part.target == "multilabel" and kind != "training"
+            check_samples(part, f"{name}: the {kind} samples of task {position}", None if any_class else task.classes, checked)
+            if stream.marks_tasks and "task" in part[:1].extra:
                 raise ValueError(
-                    f"{name}: its tasks share classes, so the extra field 'task' is the stream's: give yours another name"
+                    f"{name}: the task is given to its samples as the extra field 'task': give your own field another name"
                 )
             shapes.add((tuple(part[:1].x.shape[1:]), part[:1].x.dtype))
+        if task.target == "multilabel":
+            lacking = sorted(set(task.classes) - {*positives(task.train.y), *positives(task.test.y)})
+            if lacking:
+                raise ValueError(f"{name}: no sample of task {position} has a positive of its classes {lacking}: leave them out")
+    _check_probes(stream, checked)
+    _check_columns(stream)
     if stream.classes > MOST_CLASSES:
         raise ValueError(f"{name}: the greatest label is {stream.classes - 1}; number the classes from 0, without gaps")
     if stream.class_names and len(stream.class_names) != stream.classes:
@@ -456,3 +517,53 @@ def _check(stream: Stream) -> None:
                 f"{name}: session {short} has {stream.size_of(short)} samples, too few for a batch of {stream.batch_size}, and "
                 "drop_last=True leaves out batches that are not full: take a smaller batch_size, or drop_last=False"
             )
+
+
+def _of_target(task: Task, target: str) -> Task:
+    """Return a task with the stream's kind of targets, unless it has its own."""
+    part = task.train
+    labels = isinstance(part, (Samples, Subset)) and part[:1].y.dim() == 1
+    return task if task.target == target or task.target != "label" or labels else replace(task, target=target)
+
+
+def _check_columns(stream: Stream) -> None:
+    """Refuse targets of another number of columns than others of their kind, or of fewer than there are classes."""
+    for target in ("multilabel", "value"):
+        parts = [part for task in stream.tasks for part in (task.train, task.test, task.validation) if task.target == target]
+        parts += [probe.samples for probe in stream.probes if probe.samples.target == target]
+        widths = {part.source.y.shape[1] if isinstance(part, Subset) else part.y.shape[1] for part in parts if part is not None}
+        if len(widths) > 1:
+            raise ValueError(f"{stream.name}: all {target} targets must have one number of columns, not {sorted(widths)}")
+        if target == "multilabel" and widths and stream.classes > min(widths):
+            raise ValueError(
+                f"{stream.name}: its multi-label targets have {min(widths)} columns, too few for the class {stream.classes - 1}"
+            )
+
+
+def _check_probes(stream: Stream, checked: set[int]) -> None:
+    """Refuse test sets that can't be asked about beside those of the tasks."""
+    first = stream.tasks[0].test[:1].x
+    names = {"seen", *(f"task_{task.id:0{max(2, len(str(len(stream.tasks) - 1)))}d}" for task in stream.tasks)}
+    for probe in stream.probes:
+        if not isinstance(probe, TestSet):
+            raise TypeError(f"{stream.name}: probes must be a list of TestSet objects, and one of them is a {type(probe).__name__}")
+        what = f"{stream.name}: the probe {probe.name}"
+        if probe.name in names:
+            raise ValueError(f"{what} has the name of another test set: give it another one")
+        names.add(probe.name)
+        if probe.task is not None and not 0 <= probe.task < len(stream.tasks):
+            raise ValueError(f"{what} is of task {probe.task}, but the tasks are 0 to {len(stream.tasks) - 1}")
+        classes = tuple(range(stream.classes)) if probe.task is None else stream.tasks[probe.task].classes
+        check_samples(probe.samples, what, None if probe.known is False or probe.samples.target != "label" else classes, checked)
+        if not len(probe.samples):
+            raise ValueError(f"{what} has no samples")
+        x = probe.samples[:1].x
+        if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
+            raise ValueError(
+                f"{what} has inputs of {tuple(x.shape[1:])} {x.dtype}, and the stream those of {tuple(first.shape[1:])} "
+                f"{first.dtype}: bring them to one shape and dtype"
+            )
+        if probe.known is not False and probe.samples.target not in stream.targets:
+            raise ValueError(f"{what} has {probe.samples.target} targets, which no task has")
+        if probe.known == "taught" and probe.samples.target != "label":
+            raise ValueError(f"{what} can't be strange until its classes are taught, since its targets are no labels")
