@@ -1,0 +1,110 @@
+"""Costs: what a run took, session by session: FLOPs, seconds, parameters and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ADDED = (
+    "learning_flops", "consolidating_flops", "evaluating_flops",
+    "learning_seconds", "consolidating_seconds", "evaluating_seconds", "tracking_seconds",
+)  # fmt: skip
+"""The columns of `Cost` that add up over sessions."""
+
+HELD = ("parameters", "trainable_parameters", "memory_bytes", "peak_bytes")
+"""The columns of `Cost` that say what there was when a session was over."""
+
+
+def _unknown() -> Tensor:
+    return torch.empty(0, dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cost:
+    """What a run took: tensors of (sessions,), float64, on the CPU; NaN is unknown.
+
+    The first session has what came before it too: the evaluation of the untrained strategy, and the start. Bytes that are sent are
+    not among these: nothing is sent.
+
+    Args:
+        learning_flops: floating-point operations of the steps on batches: see `clstream.measures.flops`.
+        consolidating_flops: of what the strategy does when a session or a task ends.
+        evaluating_flops: of answers in evaluations.
+        learning_seconds: all that is not in the other seconds.
+        consolidating_seconds, evaluating_seconds: as the FLOPs.
+        tracking_seconds: in the handlers of observers, with what these deferred, such as checkpoints.
+        parameters, trainable_parameters: numbers that the strategy answers with, and those of them that require a gradient.
+        memory_bytes: what the strategy keeps beside these when the session is over, evaluated or not: see
+            `clstream.measures.memory`.
+        peak_bytes: the most memory that the process had until then, on a GPU the most that tensors had there.
+        memory: the bytes in the newest of `memory_bytes`, by the attribute of the strategy that holds them.
+
+    """
+
+    learning_flops: Tensor = field(default_factory=_unknown)
+    consolidating_flops: Tensor = field(default_factory=_unknown)
+    evaluating_flops: Tensor = field(default_factory=_unknown)
+    learning_seconds: Tensor = field(default_factory=_unknown)
+    consolidating_seconds: Tensor = field(default_factory=_unknown)
+    evaluating_seconds: Tensor = field(default_factory=_unknown)
+    tracking_seconds: Tensor = field(default_factory=_unknown)
+    parameters: Tensor = field(default_factory=_unknown)
+    trainable_parameters: Tensor = field(default_factory=_unknown)
+    memory_bytes: Tensor = field(default_factory=_unknown)
+    peak_bytes: Tensor = field(default_factory=_unknown)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return how many sessions there are."""
+        return len(self.learning_flops)
+
+    @property
+    def flops(self) -> Tensor:
+        """All FLOPs, (sessions,)."""
+        return self.learning_flops + self.consolidating_flops + self.evaluating_flops
+
+    @property
+    def training_flops(self) -> Tensor:
+        """The FLOPs of learning and consolidating, (sessions,)."""
+        return self.learning_flops + self.consolidating_flops
+
+    @property
+    def total(self) -> dict[str, float]:
+        """The whole run: sums of FLOPs and seconds, the last number of parameters, the most memory that was held; NaN of none."""
+        known = len(self) > 0
+        values = {name: float(getattr(self, name).sum()) if known else float("nan") for name in ADDED}
+        values["flops"] = float(self.flops.sum()) if known else float("nan")
+        for name in HELD:
+            column = getattr(self, name)
+            values[name] = float(column.amax() if name.endswith("bytes") else column[-1]) if known else float("nan")
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values, as checkpoints hold them, that `from_dict` takes."""
+        return {attribute.name: getattr(self, attribute.name) for attribute in fields(Cost)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Cost:
+        """Return the cost whose `to_dict` gave these values. Raises ValueError for values that no cost gives."""
+        columns = [values.get(name) for name in (*ADDED, *HELD)]
+        right = values.keys() == {attribute.name for attribute in fields(Cost)} and isinstance(values["memory"], dict)
+        right = right and all(isinstance(column, Tensor) and column.dtype == torch.float64 for column in columns)
+        right = right and all(column.dim() == 1 and len(column) == len(values[ADDED[0]]) for column in columns)  # type: ignore[union-attr,arg-type]
+        right = right and all(isinstance(name, str) and type(size) is int for name, size in values["memory"].items())
+        if not right:
+            raise ValueError("these can't be the values of a Cost")
+        return Cost(**values)
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame: a row for each session, a column for each of the tensors."""
+        from pandas import DataFrame, RangeIndex
+
+        columns = {name: getattr(self, name).numpy() for name in (*ADDED, *HELD)}
+        return DataFrame(columns, index=RangeIndex(1, len(self) + 1, name="sessions_finished"))
