@@ -254,8 +254,14 @@ class Composition:
 
 
 def composition(stream: Stream, by: str | None = None, most: int = MOST) -> Composition:
-    """Return what a stream delivers, by "class" or by "task"; None: by task if the tasks share their classes, else by class."""
-    by = by or ("task" if stream.scenario == "domain" else "class")
+    """Return what a stream delivers, by "class" or by "task"; None: by task if the tasks share their classes, else by class.
+
+    Of multi-label targets the positives of each class are counted, so a sample counts for each of its classes; values have none.
+    Raises ValueError for classes of a stream that has values.
+    """
+    by = by or ("task" if stream.scenario == "domain" or "value" in stream.targets else "class")
+    if by == "class" and "value" in stream.targets:
+        raise ValueError(f"{stream.name} has values for targets, and values have no classes: what it delivers is counted by task")
     if by not in ("class", "task"):
         raise ValueError(f"by must be class or task, not {by!r}")
     sessions = torch.linspace(0, len(stream) - 1, min(len(stream), most), dtype=torch.float64).round().long()
@@ -264,5 +270,10 @@ def composition(stream: Stream, by: str | None = None, most: int = MOST) -> Comp
         return Composition(by, tuple(range(len(stream.tasks))), sessions, counts)
     labels = sorted({label for task in stream.tasks for label in task.classes})
     names: list[int | str] = [stream.class_name(label) if stream.class_names else label for label in labels]
-    per_session = [stream.labels(number).bincount(minlength=stream.classes) for number in sessions.tolist()]
+    per_session = [_counted(stream.labels(number), stream.classes) for number in sessions.tolist()]
     return Composition(by, tuple(names), sessions, torch.stack(per_session)[:, labels])
+
+
+def _counted(y: Tensor, classes: int) -> Tensor:
+    """Return the number of samples of each class, from labels or multi-label targets."""
+    return y.bincount(minlength=classes) if y.dim() == 1 else y.sum(0).long()[:classes]

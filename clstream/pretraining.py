@@ -35,8 +35,10 @@ def join_tasks(stream: Stream, classes: Sequence[int] | None = None, epochs: int
         classes: the labels that are kept. None: all.
         epochs: passes over the session. None: as many as over those of the stream.
 
-    Raises ValueError for labels that the stream doesn't have.
+    Raises ValueError for labels that the stream doesn't have, and for a stream of other targets than labels.
     """
+    if stream.targets != ("label",):
+        raise ValueError(f"{stream.name} has {' and '.join(stream.targets)} targets: tasks are joined for training on labels only")
     check_integer(1, none=True, epochs=epochs)
     labels = {label for task in stream.tasks for label in task.classes}
     kept = sorted(labels if classes is None else set(classes))
@@ -54,7 +56,7 @@ def join_tasks(stream: Stream, classes: Sequence[int] | None = None, epochs: int
 
     joined = Task(0, tuple(kept), gather([task.train for task in stream.tasks]), gather([task.test for task in stream.tasks]))
     name, epochs = f"{stream.name}, joined", stream.epochs if epochs is None else epochs
-    return replace(stream, name=name, tasks=[joined], schedule=None, scenario="class", epochs=epochs, data=None)
+    return replace(stream, name=name, tasks=[joined], schedule=None, scenario="class", epochs=epochs, data=None, probes=())
 
 
 def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -> Path:

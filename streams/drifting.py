@@ -218,8 +218,16 @@ def arriving(
 
 
 def parts_of(stream: Stream) -> tuple[Parts, Tensor, Tensor]:
-    """Return the parts of a stream, the numbers of its training samples part after part, and the size of each part."""
+    """Return the parts of a stream, the numbers of its training samples part after part, and the size of each part.
+
+    The training samples of a task whose targets are no labels are one part, which counts as having one label, the task's number.
+    """
+    if len(stream.targets) > 1:
+        raise ValueError(f"{stream.name} has {' and '.join(stream.targets)} targets: a stream that drifts has one kind")
     tasks = torch.repeat_interleave(torch.tensor([len(task.train) for task in stream.tasks]))
+    if stream.targets != ("label",):
+        numbers = torch.arange(len(stream.tasks))
+        return Parts(numbers, numbers, len(stream.tasks)), torch.arange(len(tasks)), tasks.bincount()
     labels = torch.cat([task.train.y.cpu() for task in stream.tasks])
     keys, part, sizes = (tasks * stream.classes + labels).unique(return_inverse=True, return_counts=True)
     return Parts(keys // stream.classes, keys % stream.classes, len(stream.tasks)), part.argsort(stable=True), sizes
@@ -334,6 +342,8 @@ def few_shot(stream: Stream, shots: int = 5, after: int = 1, seed: int = 0) -> S
 
 def _thinned(stream: Stream, note: str, seed: int, left: Callable[[int, int, int], int]) -> Stream:
     """Leave so many training samples of each task and label, at random, in the order that they have."""
+    if stream.targets != ("label",):
+        raise ValueError(f"{stream.name} has {' and '.join(stream.targets)} targets: samples are left out by label only")
     if isinstance(stream.schedule, MixedSchedule):
         raise ValueError(f"{stream.name} drifts already: leave samples out of the stream that `drifting` is given")
 

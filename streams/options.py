@@ -9,7 +9,7 @@ from typing import Any
 from clstream.streams.data import NAMES
 
 from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number, check_positive, check_share
-from clstream.stream import SCENARIOS
+from clstream.stream import SCENARIOS, TARGETS
 
 Tasks = int | list[int] | list[list[int]]
 """How classes are dealt to tasks: the number of tasks, the number of classes of each, or the labels of each."""
@@ -27,7 +27,7 @@ SWITCHES = ("boundaries", "resident", "shuffle", "drop_last", "relabel", "stradd
 SHARES = ("blur", "disjoint", "softness")
 """Numbers from 0 to 1."""
 
-CHOICES = {"scenario": SCENARIOS, "data": NAMES}
+CHOICES = {"scenario": SCENARIOS, "data": NAMES, "target": TARGETS}
 """Names of something."""
 
 

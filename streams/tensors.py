@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from clstream.streams.arrays import as_inputs, as_labels, as_samples, as_tensor
 from clstream.streams.class_splits import Array, hold_back, places, relabelled, split_classes, without_gaps
 from clstream.streams.options import Tasks, check_options
+from clstream.streams.targets import multilabel_tasks, value_tasks
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,13 +41,14 @@ def from_tensors(
     resident: bool = True,
     drop_last: bool = False,
     relabel: bool = False,
+    target: str = "label",
 ) -> Stream:
-    """Split labelled samples by class into tasks.
+    """Split samples into tasks: labelled ones by class, those with several labels too, and those with values at random.
 
     Args:
         x: (n, *input_shape) training inputs. Integers (uint8 images, int64 tokens) keep their dtype, all other numbers become
             float32. A memory-mapped array stays on disk.
-        y: (n,) training labels, whole numbers from 0; with `relabel` any whole numbers, or strings.
+        y: (n,) training labels, whole numbers from 0; with `relabel` any whole numbers, or strings. For other targets see `target`.
         x_test, y_test: the same for the test.
         name: how tables and MLflow call the stream.
         tasks: how many tasks the classes are dealt to. Classes that don't divide evenly are spread: the first tasks get one
@@ -68,6 +71,10 @@ def from_tensors(
         relabel: number the labels 0, 1, ... in their order, for labels with gaps (models have an output for each number up to the
             greatest label) or strings; those that no task has come last. Cards, pictures and event logs call them what they were
             (`Stream.class_names`), and `tasks` and `class_order` name them so.
+        target: the kind of targets. "label". "multilabel": `y` is (n, classes), 0 or 1 in any dtype; a task has the samples with a
+            positive among its classes, training samples with the targets of all other classes 0, test and validation samples with
+            all of theirs. "value": `y` is (n,) or (n, outputs), real numbers; `tasks` is a number, and rows are dealt out to so
+            many tasks at random, evenly. The tasks share their outputs, so the scenario is "domain" then.
 
     Returns:
         The stream, with the samples ungathered: the tasks are views of one copy of the data.
@@ -77,12 +84,23 @@ def from_tensors(
 
     """
     check_options({name: value for name, value in locals().items() if name != "class_order" or not relabel})
+    if schedule is not None and sessions_per_task != 1:
+        raise ValueError(f"{name}: sessions_per_task and schedule exclude each other: a schedule names the task of every session")
     names: tuple[str, ...] = ()
+    if target != "label":
+        if relabel:
+            raise ValueError(f"{name}: relabel numbers labels anew, and {target} targets are none")
+        deal = multilabel_tasks if target == "multilabel" else value_tasks
+        built, notes, scenario, data = deal(name, x, y, x_test, y_test, tasks, class_order, scenario, validation, seed)
+        if schedule is None:
+            schedule = [number for number in range(len(built)) for _ in range(sessions_per_task)]
+        return Stream(
+            name, built, schedule, epochs, batch_size, scenario, seed, boundaries, augment, resident, notes, data,
+            drop_last=drop_last,
+        )  # fmt: skip
     if relabel:
         y, y_test, tasks, class_order, names = relabelled(name, y, y_test, tasks, class_order)
     train, test = as_samples(x, y, f"{name}: training"), as_samples(x_test, y_test, f"{name}: test")
-    if schedule is not None and sessions_per_task != 1:
-        raise ValueError(f"{name}: sessions_per_task and schedule exclude each other: a schedule names the task of every session")
     groups, notes = split_classes(name, train.y, test.y, tasks, class_order, scenario, names)
     if relabel:
         train, test, groups, names = without_gaps(train, test, groups, names)
@@ -112,83 +130,6 @@ def from_tensors(
     )  # fmt: skip
 
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Dtypes of inputs that are kept as they are; of these, models divide uint8 by 255."""
-
-WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
-"""Dtypes that torch can do little with, and those that hold the same numbers."""
-
-
-def as_samples(x: Array, y: Array, what: str) -> Samples:
-    """Return inputs and labels as Samples, or refuse them in one sentence."""
-    labels = as_labels(y, what)
-    inputs = as_tensor(x, f"{what} inputs")
-    if not inputs.dim():
-        raise ValueError(f"{what} inputs must be (samples, ...), not a single number")
-    if len(inputs) != len(labels):
-        raise ValueError(f"{what} inputs are {len(inputs)}, labels {len(labels)}: there must be one label for each")
-    return Samples(as_inputs(inputs, f"{what} inputs"), labels)
-
-
-def as_inputs(inputs: Tensor, what: str) -> Tensor:
-    """Return inputs in a dtype that streams have: integers as they are, all other numbers as float32."""
-    inputs = inputs.to(WIDER.get(inputs.dtype, inputs.dtype))
-    if inputs.dtype in INTEGERS:
-        return inputs
-    if not inputs.is_floating_point():
-        numbers = ": .float() makes zeros and ones" if inputs.dtype == torch.bool else ""
-        raise TypeError(f"{what} must be integers or real numbers, not {inputs.dtype}{numbers}")
-    return inputs.to(torch.float32)
-
-
-def as_labels(y: object, what: str) -> Tensor:
-    """Return labels as (n,) int64, or refuse them in one sentence that says what to do."""
-    if _are_strings(y):
-        raise TypeError(f"{what} labels are strings: relabel=True numbers them, and reports call them what they were")
-    labels = as_tensor(y, f"{what} labels")
-    if labels.dim() == 2 and len(labels):
-        one_hot = bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())
-        instead = "samples with several labels are not supported"
-        instead = "y.flatten() are the labels" if labels.shape[1] == 1 else "y.argmax(1) are the labels" if one_hot else instead
-        raise TypeError(f"{what} labels must be one whole number each, not a row of {labels.shape[1]} numbers: {instead}")
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex() or labels.dim() != 1:
-        hint = ": y.long() makes whole numbers" if labels.dim() == 1 and not labels.is_complex() else ""
-        raise TypeError(f"{what} labels must be one whole number each, not {tuple(labels.shape)} of {labels.dtype}{hint}")
-    if not len(labels):
-        raise ValueError(f"{what} set is empty")
-    labels = labels.to(torch.int64)
-    if int(labels.min()) < 0:
-        raise ValueError(f"{what} labels must be from 0 up, not {int(labels.min())}: relabel=True numbers any labels")
-    return labels
-
-
-def as_tensor(value: object, what: str) -> Tensor:
-    """Return a tensor of numbers from a tensor, an array or nested lists, or refuse what is none of them in one sentence."""
-    if hasattr(value, "to_numpy"):
-        raise TypeError(f"{what} must be a tensor or an array, not a {type(value).__name__}: its .to_numpy() makes one")
-    if hasattr(value, "toarray"):
-        raise TypeError(f"{what} must be dense, not a sparse {type(value).__name__}: its .toarray() makes them so")
-    if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
-        raise TypeError(f"{what} must be a tensor, an array or a list of numbers, not a {type(value).__name__}")
-    try:
-        with warnings.catch_warnings():  # a read-only memory map is fine: nothing here writes
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"{what} must be a tensor, an array or a list of numbers: {' '.join(str(error).split())}") from None
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{what} must be dense, not sparse: .to_dense() makes them so")
-    if tensor.requires_grad:
-        raise ValueError(f"{what} require a gradient, which would be kept from batch to batch: .detach() them")
-    return tensor
-
-
-def _are_strings(y: object) -> bool:
-    if isinstance(y, np.ndarray):
-        return y.dtype.kind in "US" or (y.dtype == object and bool(y.size) and isinstance(y.flat[0], str))
-    return isinstance(y, (list, tuple)) and bool(y) and isinstance(y[0], str)
-
-
 def from_dataset(
     train: Dataset[Any],
     test: Dataset[Any],
@@ -209,14 +150,16 @@ def from_dataset(
     progress: bool = True,
     drop_last: bool = False,
     relabel: bool = False,
+    target: str = "label",
 ) -> Stream:
     """Split a torch data set by class: each sample is read once, here, and kept as a tensor.
 
     Args:
-        train, test: map-style data sets of (input, label); inputs are tensors, arrays or PIL images of one shape.
+        train, test: map-style data sets of (input, label); inputs are tensors, arrays or PIL images of one shape. With other
+            targets, pairs of (input, row of zeros and ones) or (input, value or row of values).
         name, tasks, scenario, epochs, batch_size, class_order, sessions_per_task, validation, seed, schedule, boundaries,
-            augment, drop_last, relabel: see `from_tensors`. A random transform inside the data set would be drawn once, for good:
-            leave it out there, and pass it, batched, as `augment`.
+            augment, drop_last, relabel, target: see `from_tensors`. A random transform inside the data set would be drawn once, for
+            good: leave it out there, and pass it, batched, as `augment`.
         memory_map: a folder for the inputs of data larger than memory: two files, memory-mapped.
         workers: processes that read.
         progress: whether to show a bar, in a terminal.
@@ -230,14 +173,14 @@ def from_dataset(
     check_same_names(train, test, name)
     folder = None if memory_map is None else Path(memory_map)
     parts = {
-        kind: read(part, f"{name}: {kind}", None if folder is None else folder / f"{kind}.raw", workers, progress, relabel)
+        kind: read(part, f"{name}: {kind}", None if folder is None else folder / f"{kind}.raw", workers, progress, relabel, target)
         for kind, part in (("train", train), ("test", test))
     }
     return from_tensors(
         *parts["train"], *parts["test"],
         name=name, tasks=tasks, scenario=scenario, epochs=epochs, batch_size=batch_size, class_order=class_order,
         sessions_per_task=sessions_per_task, validation=validation, seed=seed, schedule=schedule, boundaries=boundaries,
-        augment=augment, resident=memory_map is None, drop_last=drop_last, relabel=relabel,
+        augment=augment, resident=memory_map is None, drop_last=drop_last, relabel=relabel, target=target,
     )  # fmt: skip
 
 
@@ -256,9 +199,15 @@ def check_same_names(train: object, test: object, name: str) -> None:
 
 
 def read(
-    dataset: Dataset[Any], what: str, file: Path | None, workers: int = 0, progress: bool = True, relabel: bool = False
+    dataset: Dataset[Any],
+    what: str,
+    file: Path | None,
+    workers: int = 0,
+    progress: bool = True,
+    relabel: bool = False,
+    target: str = "label",
 ) -> tuple[Tensor, Array]:
-    """Read each sample of a data set once: inputs into one tensor, memory-mapped if a file is named, and labels into another.
+    """Read each sample of a data set once: inputs into one tensor, memory-mapped if a file is named, and targets into another.
 
     Labels that are to be numbered anew are an array of what the data set has.
     """
@@ -274,7 +223,9 @@ def read(
         raise ValueError(f"{what} set is empty")
     x: Tensor | None = None
     y: list[Any] = []
-    loader = DataLoader(dataset, batch_size=256, num_workers=workers, collate_fn=collate, generator=torch.Generator())
+    loader = DataLoader(
+        dataset, batch_size=256, num_workers=workers, collate_fn=partial(collate, target=target), generator=torch.Generator()
+    )
     done = 0
     console = Console(stderr=True)
     for inputs, labels in track(loader, f"reading {what}", console=console, disable=not (progress and console.is_terminal)):
@@ -289,6 +240,10 @@ def read(
         y += labels
         done += len(inputs)
     assert x is not None
+    if target != "label":
+        if len(widths := {len(row) for row in y}) > 1:
+            raise ValueError(f"{what} targets must be rows of one length, not of {sorted(widths)[:5]}")
+        return x, torch.stack(y)
     if relabel:
         return x, np.array(y, dtype=object)
     return x, as_labels(y, what)
@@ -308,20 +263,22 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tens
         raise OSError(f"can't make the memory-mapped file {file}: {error}") from None
 
 
-def collate(samples: list[Any]) -> tuple[Tensor, list[Any]]:
-    """Join inputs as they are, and list their labels: PIL images become (channels, height, width), float64 becomes float32."""
+def collate(samples: list[Any], target: str = "label") -> tuple[Tensor, list[Any]]:
+    """Join inputs as they are, and list their targets: PIL images become (channels, height, width), float64 becomes float32."""
     inputs, labels = [], []
     for sample in samples:
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:
             what = f"{len(sample)} values" if isinstance(sample, (tuple, list)) else f"a {type(sample).__name__}"
-            raise TypeError(f"each sample must be a pair of input and label, not {what}: wrap the data set in one that gives pairs")
+            raise TypeError(
+                f"each sample must be a pair of input and {target}, not {what}: wrap the data set in one that gives pairs"
+            )
         x, y = sample
         if hasattr(x, "getbands"):  # an image of PIL's has the channels last, or none
             x = torch.from_numpy(np.array(x))
             x = x[None] if x.dim() == 2 else x.movedim(-1, 0)
         x = as_tensor([x] if isinstance(x, (int, float)) else x, "inputs")
         inputs.append(as_inputs(x, "inputs"))
-        labels.append(_label(y))
+        labels.append(_label(y) if target == "label" else _target_row(y, target))
     for what, kinds in (("shape", {tuple(x.shape) for x in inputs}), ("dtype", {x.dtype for x in inputs})):
         if len(kinds) > 1:
             hint = ": resize them in the data set's transform" if what == "shape" else ""
@@ -335,11 +292,23 @@ def _label(y: Any) -> Any:
     if isinstance(y, (list, tuple, dict)) or shape not in ((), (1,)):
         size = f"of shape {shape}" if shape else f"a {type(y).__name__}"
         raise TypeError(
-            f"labels must be one whole number each, not {size}: of a one-hot row take y.argmax(); samples with several labels are "
-            "not supported"
+            f"labels must be one whole number each, not {size}: of a one-hot row take y.argmax(); several labels of a sample need "
+            "target='multilabel', real numbers target='value'"
         )
     if isinstance(y, (Tensor, np.ndarray, np.generic)):
         y = y.item()
     if isinstance(y, bool) or not isinstance(y, (int, str)):
-        raise TypeError(f"labels must be whole numbers, not {y!r}")
+        hint = ": real numbers need target='value'" if isinstance(y, float) else ""
+        raise TypeError(f"labels must be whole numbers, not {y!r}{hint}")
     return y
+
+
+def _target_row(y: Any, target: str) -> Tensor:
+    """Return the targets of a sample as a row, or refuse them in one sentence."""
+    if isinstance(y, str) or not isinstance(y, (Tensor, np.ndarray, np.generic, list, tuple, int, float)):
+        raise TypeError(f"{target} targets must be numbers, not {y!r:.100}")
+    plain = isinstance(y, (np.generic, int, float))
+    row = as_tensor([y] if plain else y, f"{target} targets")
+    if row.dim() > 1:
+        raise TypeError(f"{target} targets must be a row of numbers for each sample, not of shape {tuple(row.shape)}")
+    return row.reshape(-1)

@@ -142,7 +142,7 @@ def test_inputs_that_are_refused(x: object, message: str) -> None:
         ([str(label) for label in Y.tolist()], "labels are strings: relabel=True"),
         (ONE_HOT, r"not a row of 6 numbers: y\.argmax\(1\) are the labels"),
         (ONE_HOT.float(), r"y\.argmax\(1\) are the labels"),
-        (SEVERAL, "not a row of 6 numbers: samples with several labels are not supported"),
+        (SEVERAL, "not a row of 6 numbers: several labels of a sample need target='multilabel'"),
         (Y[:, None], r"y\.flatten\(\) are the labels"),
         (Y.float(), r"not \(60,\) of torch.float32: y\.long\(\) makes whole numbers"),
         (Y > 2, r"not \(60,\) of torch.bool: y\.long\(\)"),

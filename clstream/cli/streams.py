@@ -88,11 +88,17 @@ def show_command(arguments: list[str]) -> int:
 
     rest = ["--stream", *rest] if rest and not rest[0].startswith("-") else rest
     stream = _stream_of("show", rest, "--by and --out")
-    shown = composition(stream, own.by)
+    try:
+        shown = composition(stream, own.by)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     console = wide_console()
     console.print(printable(str(stream)), markup=False)
     whole = len(shown.sessions) == len(stream)
-    console.print(f"\nsamples of each {shown.by}, session by session{'' if whole else f', {len(shown.sessions)} of {len(stream)}'}")
+    counted = "positives" if shown.by == "class" and "multilabel" in stream.targets else "samples"
+    console.print(
+        f"\n{counted} of each {shown.by}, session by session{'' if whole else f', {len(shown.sessions)} of {len(stream)}'}"
+    )
     for line in composition_lines(shown.counts, shown.names, shown.by, max(10, min(120, console.width - 24))):
         console.print("  " + line, markup=False)
     if own.out is not None:

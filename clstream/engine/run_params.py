@@ -41,9 +41,10 @@ def built_from(strategy: Strategy, stream: Stream) -> Iterator[object]:
         yield value
         if isinstance(value, HasParams):
             yield from (param for _, param in walk(dict(getattr(value, "params", {}))))
-    parts = [part for task in stream.tasks for part in (task.train, task.test, task.validation) if isinstance(part, Subset)]
+    parts = [part for task in stream.tasks for part in (task.train, task.test, task.validation)]
+    parts += [probe.samples for probe in stream.probes]
     yield stream
-    for held_by_stream in (stream.augment, stream.schedule, *(part.transform for part in parts)):
+    for held_by_stream in (stream.augment, stream.schedule, *(part.transform for part in parts if isinstance(part, Subset))):
         yield from (value for _, value in walk(held_by_stream))
 
 

@@ -89,8 +89,8 @@ def fails(strategy: Strategy, stream: Stream, session: int, device: str | torch.
     with isolated(0, "single", device=device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            tasks = [replace(task, train=cut(task.train, count), test=cut(task.test, 1), validation=None) for task in stream.tasks]
-            short = replace(stream, tasks=tasks, schedule=(stream.task_of(session),), epochs=1, drop_last=False)
+            tasks = [replace(task, train=cut(task.train, count), validation=None) for task in stream.tasks]
+            short = replace(stream, tasks=tasks, schedule=(stream.task_of(session),), epochs=1, drop_last=False, probes=())
             simulation = Simulation(deepcopy(strategy), short, (), 0, device, None, None)
             simulation.start(None)
             session_of_one = short.session(0)

@@ -139,6 +139,7 @@ class References:
         samples, again = session.samples, other.samples
         if isinstance(samples, Subset) and isinstance(again, Subset):
             same = samples.source is again.source and samples.transform is again.transform
+            same = same and samples.class_mask is again.class_mask
             return same and torch.equal(samples.index, again.index)
         return type(samples) is type(again) and torch.equal(samples.x, again.x) and torch.equal(samples.y, again.y)
 
@@ -163,6 +164,8 @@ def tensors_of(stream: Stream) -> Iterator[tuple[list[Any], Tensor]]:
             tensors = {"x": whole.x, "y": whole.y} | {f"extra {name}": rows for name, rows in whole.extra.items()}
             if isinstance(part, Subset):
                 tensors["index"] = part.index
+                if part.class_mask is not None:
+                    tensors["class_mask"] = part.class_mask
             for name, tensor in tensors.items():
                 yield [task.id, kind, name], tensor
 

@@ -85,13 +85,15 @@ class Subset:
 
     `index` is (n,), int64: the rows of the source. `transform` is a deterministic function of a whole tensor of inputs
     whose `repr` names it fully (a frozen dataclass does): it makes a domain. `cached`, if there, is what the subset gives,
-    gathered beforehand: see `cache`.
+    gathered beforehand: see `cache`. `class_mask`, (classes,) bool, is for multi-label targets: those of the classes where it is
+    False are 0. None: all targets are as in the source.
     """
 
     source: Samples
     index: Tensor
     transform: Callable[[Tensor], Tensor] | None = None
     cached: Samples | None = None
+    class_mask: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"Subset({len(self)} of {self.source}{'' if self.transform is None else f', {self.transform}'})"
@@ -103,7 +105,13 @@ class Subset:
         if self.cached is not None:
             return self.cached[index]
         rows = self.source[self.index[index]]
-        return rows if self.transform is None else Samples(self.transform(rows.x), rows.y, rows.extra, rows.target)
+        if self.transform is None and self.class_mask is None:
+            return rows
+        x = rows.x if self.transform is None else self.transform(rows.x)
+        return Samples(x, self._masked(rows.y), rows.extra, rows.target)
+
+    def _masked(self, y: Tensor) -> Tensor:
+        return y if self.class_mask is None else y * self.class_mask
 
     @property
     def x(self) -> Tensor:
@@ -113,7 +121,7 @@ class Subset:
     @property
     def y(self) -> Tensor:
         """The targets, gathered anew at each access."""
-        return rows_of(self.source.y, self.index)
+        return self._masked(rows_of(self.source.y, self.index))
 
     @property
     def target(self) -> str:
@@ -123,7 +131,7 @@ class Subset:
     def take(self, index: Tensor | slice) -> Subset:
         """Return some of these samples, still ungathered."""
         cached = None if self.cached is None else self.cached[index]
-        return Subset(self.source, self.index[index], self.transform, cached)
+        return replace(self, index=self.index[index], cached=cached)
 
     def cache(self) -> Subset:
         """Return this subset with its samples gathered once, now: for a slow transform of what is asked for again and again."""
@@ -132,7 +140,8 @@ class Subset:
     def to(self, device: torch.device | str) -> Subset:
         """Return this subset with its source on `device`."""
         cached = None if self.cached is None else self.cached.to(device)
-        return Subset(self.source.to(device), self.index.to(device), self.transform, cached)
+        mask = None if self.class_mask is None else self.class_mask.to(device)
+        return Subset(self.source.to(device), self.index.to(device), self.transform, cached, mask)
 
 
 def pooled(parts: Sequence[Samples | Subset]) -> Subset | None:
@@ -144,6 +153,7 @@ def pooled(parts: Sequence[Samples | Subset]) -> Subset | None:
         or part.source.y is not first.source.y
         or part.transform is not None
         or part.cached is not None
+        or part.class_mask is not None
         for part in parts
     ):
         return None
@@ -186,7 +196,8 @@ def check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...] | 
     if not isinstance(part, (Samples, Subset)):
         raise TypeError(f"{what} must be Samples or a Subset, not a {type(part).__name__}")
     whole = part.source if isinstance(part, Subset) else part
-    fields = (("inputs", whole.x), ("labels", whole.y), *whole.extra.items())
+    targets = "labels" if whole.target == "label" else "targets"
+    fields = (("inputs", whole.x), (targets, whole.y), *whole.extra.items())
     for name, rows in fields:
         if not isinstance(rows, Tensor):
             raise TypeError(f"{what} need {name} as a tensor, not a {type(rows).__name__}: torch.as_tensor(...) makes one")
@@ -196,7 +207,7 @@ def check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...] | 
         if not rows.dim() or not whole.y.dim():
             raise ValueError(f"{what} need {name} as a tensor of (samples, ...), not a single number")
         if len(rows) != len(whole.y):
-            raise ValueError(f"{what} are {len(rows)} {name} with {len(whole.y)} labels")
+            raise ValueError(f"{what} are {len(rows)} {name} with {len(whole.y)} {targets}")
         if rows.requires_grad:
             raise ValueError(f"{what} have {name} that require a gradient, which would be kept from batch to batch: .detach() them")
     if whole.x.is_complex() or whole.x.is_quantized or whole.x.dtype == torch.bool:
@@ -205,6 +216,11 @@ def check_samples(part: Samples | Subset, what: str, classes: tuple[int, ...] | 
         part.index.dtype != torch.int64 or part.index.dim() != 1 or not 0 <= part.index.min() <= part.index.max() < len(whole)
     ):
         raise ValueError(f"{what}: the index of a Subset must be (n,) int64 row numbers from 0 to {len(whole) - 1}")
+    mask = part.class_mask if isinstance(part, Subset) else None
+    if mask is not None and (
+        part.target != "multilabel" or not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != whole.y.shape[1:]
+    ):
+        raise ValueError(f"{what}: the class_mask of a Subset must be (classes,) bool, for multi-label targets")
     check_targets(part, what, classes, checked)
     if id(whole.x) not in checked and whole.x.is_floating_point():
         _check_finite(whole.x, what, "input")

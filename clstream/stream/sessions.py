@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from clstream.params import check_choice
+from clstream.params import check_choice, check_integer
 from clstream.seeds import derive
 from clstream.stream.samples import TARGETS, Samples, Subset, positives, with_target
 
@@ -69,6 +69,7 @@ class TestSet:
         task: the number of the task that they are of; questions with the task given are asked about these alone. None: of none.
         known: whether their classes are of the stream. False: they are strange for good, and only novelty measures are asked of
             them. "taught": each class is strange until it is taught.
+        note: what was done to them, for the stream's card.
 
     """
 
@@ -78,12 +79,20 @@ class TestSet:
     samples: Samples | Subset
     task: int | None = None
     known: bool | str = True
+    note: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not fullmatch(r"[\w.-]+(/[\w.-]+)*", self.name, ASCII):
-            raise ValueError(f"a test set's name is made of letters, digits, '.', '_', '-' and '/', not {self.name!r}")
-        if self.known not in (True, False, "taught"):
+        if not isinstance(self.name, str) or not fullmatch(r"(?!\.+(/|$))[\w.-]+(/(?!\.+(/|$))[\w.-]+)*", self.name, ASCII):
+            raise ValueError(
+                f"a test set's name is made of letters, digits, '.', '_', '-' and '/', as 'noise/low', not {self.name!r}"
+            )
+        if not isinstance(self.samples, (Samples, Subset)):
+            raise TypeError(f"the test set {self.name} must have Samples or a Subset, not a {type(self.samples).__name__}")
+        check_integer(0, none=True, task=self.task)
+        if not isinstance(self.known, bool) and self.known != "taught":
             raise ValueError(f"known must be True, False or 'taught', not {self.known!r}")
+        if not isinstance(self.note, str):
+            raise TypeError(f"the note of the test set {self.name} must be a string, not {self.note!r}")
 
     def __repr__(self) -> str:
         return f"TestSet({self.name!r}, {len(self.samples)} samples)"
@@ -158,7 +167,9 @@ class Epoch:
         samples, order = session.samples, self.order()
         if session.drop_last:
             order = order[: len(self) * session.batch_size]
-        if isinstance(samples, Subset) and samples.transform is None:  # straight from the source: one gather a batch
+        if (
+            isinstance(samples, Subset) and samples.transform is None and samples.class_mask is None
+        ):  # straight from the source: one gather a batch
             order = samples.index[order.to(samples.index.device)]
             samples = samples.source
         order = order.to(samples.y.device)

@@ -318,6 +318,22 @@ class Stream:
         """Return the stream with a note of the data that its samples were taken from."""
         return self._like(data=data)
 
+    def with_probes(self, *probes: TestSet | Iterable[TestSet]) -> Stream:
+        """Return the stream with further test sets; each argument is one test set, or several.
+
+        Raises ValueError or TypeError for what can't be asked about beside the others.
+        """
+        more: list[TestSet] = []
+        for probe in probes:
+            if not isinstance(probe, TestSet) and not isinstance(probe, Iterable):
+                raise TypeError(f"{self.name}: probes must be TestSet objects, not a {type(probe).__name__}")
+            more += [probe] if isinstance(probe, TestSet) else probe
+        twin = self._like(probes=(*self.probes, *more))
+        vars(twin).pop("fingerprint", None)
+        _check_probes(twin, set())
+        _check_columns(twin)
+        return twin
+
     def for_tuning(self) -> Stream:
         """Return the stream tested on its validation samples, without its test samples and probes: what to tune on.
 
@@ -347,7 +363,8 @@ class Stream:
                 if isinstance(part, Samples):
                     return moved_samples(part)
                 cached = None if part.cached is None else moved_samples(part.cached)
-                return Subset(moved_samples(part.source), part.index.to(device), part.transform, cached)
+                mask = None if part.class_mask is None else moved_tensor(part.class_mask)
+                return Subset(moved_samples(part.source), part.index.to(device), part.transform, cached, mask)
 
             tasks = [
                 replace(task, train=move(task.train), test=move(task.test), validation=task.validation and move(task.validation))
@@ -377,6 +394,7 @@ class Stream:
         for part in parts:
             if isinstance(part, Subset):
                 digest.update(repr(part.transform).encode() + content(part.index))
+                digest.update(b"" if part.class_mask is None else content(part.class_mask))
             whole = part.source if isinstance(part, Subset) else part
             digest.update(b"none" if whole is None else content(whole.x) + content(whole.y))
         return digest.hexdigest()[:16]
@@ -407,10 +425,13 @@ class Stream:
             lines.append(f"  task {task.id:<8}{shown}; {len(task.train):,} to train, {len(task.test):,} to test")
         if len(self.tasks) > 20:
             lines.append(f"  ... and {len(self.tasks) - 20} more tasks")
-        for probe in self.probes:
+        for probe in self.probes[:20]:
             whose = {True: "", False: ", strange", "taught": ", strange until taught"}[probe.known]
             of = "" if probe.task is None else f", of task {probe.task}"
-            lines.append(f"  probe        {probe.name}: {len(probe.samples):,} to test{of}{whose}")
+            note = f"; {probe.note}" if probe.note else ""
+            lines.append(f"  probe        {probe.name}: {len(probe.samples):,} to test{of}{whose}{note}")
+        if len(self.probes) > 20:
+            lines.append(f"  ... and {len(self.probes) - 20} more probes")
         notes = [*self.notes, self.gaps] if self.gaps else self.notes
         return "\n".join(lines + [f"  note: {note}" for note in notes])
 
@@ -486,7 +507,7 @@ def _check(stream: Stream) -> None:
                 continue
             if not len(part):
                 raise ValueError(f"{name}: task {position} has no {kind} samples")
-            any_class = part.target == "multilabel" and kind != "training"
+            any_class = task.target == "multilabel" and kind != "training"
             check_samples(part, f"{name}: the {kind} samples of task {position}", None if any_class else task.classes, checked)
             if stream.marks_tasks and "task" in part[:1].extra:
                 raise ValueError(
@@ -521,8 +542,8 @@ def _check(stream: Stream) -> None:
 
 def _of_target(task: Task, target: str) -> Task:
     """Return a task with the stream's kind of targets, unless it has its own."""
-    part = task.train
-    labels = isinstance(part, (Samples, Subset)) and part[:1].y.dim() == 1
+    part = task.train.source if isinstance(task.train, Subset) else task.train
+    labels = isinstance(part, Samples) and isinstance(part.y, Tensor) and part.y.dim() == 1
     return task if task.target == target or task.target != "label" or labels else replace(task, target=target)
 
 
@@ -551,12 +572,12 @@ def _check_probes(stream: Stream, checked: set[int]) -> None:
         if probe.name in names:
             raise ValueError(f"{what} has the name of another test set: give it another one")
         names.add(probe.name)
-        if probe.task is not None and not 0 <= probe.task < len(stream.tasks):
+        if not len(probe.samples):
+            raise ValueError(f"{what} has no samples")
+        if probe.task is not None and probe.task >= len(stream.tasks):
             raise ValueError(f"{what} is of task {probe.task}, but the tasks are 0 to {len(stream.tasks) - 1}")
         classes = tuple(range(stream.classes)) if probe.task is None else stream.tasks[probe.task].classes
         check_samples(probe.samples, what, None if probe.known is False or probe.samples.target != "label" else classes, checked)
-        if not len(probe.samples):
-            raise ValueError(f"{what} has no samples")
         x = probe.samples[:1].x
         if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
             raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from clstream.streams.arrays import as_samples
 from clstream.streams.avalanche.transforms import (
     Steps,
     as_batched_steps,
@@ -21,7 +22,7 @@ from clstream.streams.avalanche.transforms import (
     is_random,
     remove,
 )
-from clstream.streams.tensors import as_samples, collate, read
+from clstream.streams.tensors import collate, read
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
