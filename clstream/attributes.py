@@ -29,12 +29,12 @@ _SHARED = (str, int, float, bool, type(None), tuple, frozenset)
 CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
-def walk(root: object) -> Iterator[tuple[str, object]]:
+def walk(root: object, leaves: tuple[type, ...] = ()) -> Iterator[tuple[str, object]]:
     """Yield (path, value) for each value that `root` holds, at any depth, each object once.
 
     Attributes, fields of dataclasses and items of containers are followed; what torch keeps together (a module, an
     optimizer, a generator) is one value. What a class names in `not_state` is left out: the constructor's `params`, since
-    they are not what it became, and the run's bus.
+    they are not what it became, and the run's bus. Objects of the types in `leaves` are yielded, and not followed.
     """
     met: set[int] = set()
     stack: list[tuple[str, object]] = [(type(root).__name__, root)]
@@ -45,7 +45,7 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
         if not isinstance(value, _SHARED):
             met.add(id(value))
         yield path, value
-        if not isinstance(value, _LEAVES):
+        if not isinstance(value, (*_LEAVES, *leaves)):
             stack += [(path + name, item) for name, item in reversed([*contents(value)])]
 
 

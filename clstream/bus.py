@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
+from time import perf_counter
 from typing import Any, TypeVar
 
 from clstream.eval_mode import AS_WRITTEN, as_written
@@ -134,12 +136,37 @@ def with_parts(subscriber: object) -> Iterator[object]:
         yield from with_parts(part)
 
 
+class Stopwatch:
+    """Measures what observers take: `seconds`, and whether one of them is called now (`depth` above 0)."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth, self.began = 0.0, 0, 0.0
+
+    @property
+    def total(self) -> float:
+        """The seconds so far, with those since it was started."""
+        return self.seconds + (perf_counter() - self.began if self.depth else 0.0)
+
+    def __enter__(self) -> None:
+        """Start it, unless it goes."""
+        if not self.depth:
+            self.began = perf_counter()
+        self.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        """Stop it, where it was started."""
+        self.depth -= 1
+        if not self.depth:
+            self.seconds += perf_counter() - self.began
+
+
 class Bus:
     """Calls the handlers of an event, in the order in which they subscribed.
 
     Args:
         subscribers: objects with methods marked by `on`.
         learner: the one of them that learns, if any: the strategy.
+        stopwatch: measures what the others take.
 
     Raises:
         TypeError: for a class in place of an object, and for an object that handles nothing.
@@ -147,7 +174,9 @@ class Bus:
 
     """
 
-    def __init__(self, *subscribers: object, learner: object = None) -> None:
+    def __init__(self, *subscribers: object, learner: object = None, stopwatch: Stopwatch | None = None) -> None:
+        self.stopwatch = stopwatch or Stopwatch()
+        self.on_own_event: Callable[[], object] = _nothing  # called when what learns has emitted an event of its own
         self._subscriptions: list[tuple[type[Event], Handler, bool]] = []  # with whether what hears learns
         for subscriber in subscribers:
             handlers = [(event, call, subscriber is learner) for event, call in subscriptions(subscriber)]
@@ -183,8 +212,12 @@ class Bus:
             if AS_WRITTEN.get() is learns:
                 for handler in handlers:
                     handler(event)
+            elif learns:
+                with as_written():
+                    for handler in handlers:
+                        handler(event)
             else:
-                with as_written(learns):
+                with self.stopwatch, as_written(False):
                     for handler in handlers:
                         handler(event)
 
@@ -192,7 +225,7 @@ class Bus:
         """Call every handler, even after one has failed; then raise the first failure."""
         failure: BaseException | None = None
         for learns, handlers in self._groups(type(event)):
-            with as_written(learns):
+            with as_written(learns), nullcontext() if learns else self.stopwatch:
                 for handler in handlers:
                     try:
                         handler(event)
@@ -216,3 +249,8 @@ class Emitter:
         """Have every handler in the run called; outside of a run nothing happens."""
         if self.bus is not None:
             self.bus.emit(event)
+            self.bus.on_own_event()
+
+
+def _nothing() -> None:
+    """Do nothing."""

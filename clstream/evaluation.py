@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clstream.eval_mode import evaluating as evaluating
+from clstream.measures.flops import same_flops
 from clstream.strategy import Strategy
 from clstream.stream import Samples, Stream
 from clstream.stream.samples import pooled
@@ -40,19 +41,24 @@ def evaluate(strategy: Strategy, stream: Stream, questions: Questions | None = N
     once = strategy.scores_ignore_task
     hits = torch.zeros(len(stream.tasks), 2, dtype=torch.int64, device=stream.device)
     unknown = torch.zeros((), dtype=torch.bool, device=stream.device)
+    asked: set[int | None] = set()
     with evaluating(strategy):
         for samples, number in questions:
-            if once or not stream.boundaries:
-                scores = strategy.scores(samples.x)
-                check_scores(scores, samples, stream, strategy)
-                first = scores.argmax(1) if once else strategy.predict(samples.x)
-                answers = first, questions.best_of_task(scores, number)
-                unknown |= scores.amax().isnan()  # NaN is the greatest there is
-            else:
-                task = stream.tasks[int(number[0])]
-                answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
-            check_labels(answers, samples, strategy)
-            hits.index_add_(0, number, torch.stack([answer == samples.y for answer in answers], 1).long())
+            kind = None if once or not stream.boundaries else int(number[0])
+            begun = kind in asked
+            asked.add(kind)
+            with same_flops((len(samples), kind, begun)):
+                if once or not stream.boundaries:
+                    scores = strategy.scores(samples.x)
+                    check_scores(scores, samples, stream, strategy)
+                    first = scores.argmax(1) if once else strategy.predict(samples.x)
+                    answers = first, questions.best_of_task(scores, number)
+                    unknown |= scores.amax().isnan()  # NaN is the greatest there is
+                else:
+                    task = stream.tasks[int(number[0])]
+                    answers = strategy.predict(samples.x), strategy.predict(samples.x, task)
+                check_labels(answers, samples, strategy)
+                hits.index_add_(0, number, torch.stack([answer == samples.y for answer in answers], 1).long())
     if unknown:
         raise FloatingPointError(
             f"{type(strategy).__name__} answers test samples of {stream.name} with NaN: its weights are not finite"

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from clstream.bus import Event as Event
+from clstream.measures.cost import Cost
 from clstream.results import Evaluation
 from clstream.stream import Batch, Epoch, Session, Stream, Task
 
@@ -47,6 +48,10 @@ class RunControl(Protocol):
     @property
     def source_files(self) -> Mapping[str, str]:
         """The source code of the user's own that the run is built from: texts by the names of files."""
+
+    @property
+    def cost(self) -> Cost:
+        """What the run took so far; the last row is of the session that goes on, or was the last."""
 
     def defer(self, call: Callable[[], object]) -> None:
         """Have a function called as soon as no event is being handled: between two batches, or after an evaluation."""

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from clstream.measures.flops import same_flops
 from clstream.params import check_choice, check_integer
 from clstream.seeds import random_state_kept
 from clstream.stream import Samples, Subset
@@ -77,6 +78,7 @@ def diagonal_fisher(
     rest = {name: weight for name, weight in weights.items() if name not in {*closed, *closed.values()}}
     size = sum(weight.numel() for weight in rest.values())
     step = max(1, min(_FEW, _ROOM.get(device.type, _ROOM["cpu"]) // size)) if rest else _MOST
+    counted: dict[int, int] = {}
     for start in range(0, len(samples), step):
         part = samples[start : start + step].to(device)
         x = part.x if augment is None else augment(part.x)
@@ -84,10 +86,11 @@ def diagonal_fisher(
         if kind in ("sampled", "predicted"):
             answers = _answers(model, weights, x, coupled)
             y = _labels(answers if competing is None else competing(answers, y), kind, generator)
-        if closed:
-            _add_closed(totals, model, weights, closed, x, y, losses, kind == "weighted")
-        if rest:
-            _add_rest(totals, model, weights, rest, x, y, losses, kind == "weighted")
+        with same_flops(len(y), counted):
+            if closed:
+                _add_closed(totals, model, weights, closed, x, y, losses, kind == "weighted")
+            if rest:
+                _add_rest(totals, model, weights, rest, x, y, losses, kind == "weighted")
     return {name: total / len(samples) for name, total in totals.items()}
 
 
@@ -122,13 +125,15 @@ def batch_fisher(
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     size = min(batch_size, len(samples))
     order = torch.randperm(len(samples), generator=generator)[: len(samples) // size * size].split(size)
+    counted: dict[int, int] = {}
     for rows in order:
         part = samples[rows.to(samples.y.device)].to(device)
-        outputs = model(part.x if augment is None else augment(part.x))
-        y = part.y
-        if kind != "empirical":
-            y = _labels(outputs.detach() if competing is None else competing(outputs.detach(), y), kind, generator)
-        slopes = torch.autograd.grad(losses(outputs, y).mean(), list(weights.values()), materialize_grads=True)
+        with same_flops(size, counted):
+            outputs = model(part.x if augment is None else augment(part.x))
+            y = part.y
+            if kind != "empirical":
+                y = _labels(outputs.detach() if competing is None else competing(outputs.detach(), y), kind, generator)
+            slopes = torch.autograd.grad(losses(outputs, y).mean(), list(weights.values()), materialize_grads=True)
         for total, slope in zip(totals.values(), slopes, strict=True):
             total += slope.square() * (size / len(order))
     return totals

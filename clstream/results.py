@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clstream import metrics
+from clstream.measures.cost import Cost
 from clstream.metrics import seen_averages
 
 if TYPE_CHECKING:
@@ -165,11 +166,13 @@ class Result(Evaluation):
     Args:
         params: what was run, by name, in plain values.
         seconds: how long it took, evaluation and observers included.
+        cost: what it took, session by session: FLOPs, seconds, parameters, memory.
 
     """
 
     params: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def average_accuracy(self) -> float:
@@ -233,4 +236,5 @@ def _cell(value: object) -> str:
 
 def result_of(state: Mapping[str, Any]) -> Result:
     """Return what a checkpoint has of a run's result: all of it, if the run was over."""
-    return Result(**Evaluation.from_dict(state["evaluation"]).to_dict(), params=dict(state["params"]), seconds=state["seconds"])
+    evaluation, cost = Evaluation.from_dict(state["evaluation"]), Cost.from_dict(state["cost"])
+    return Result(**evaluation.to_dict(), params=dict(state["params"]), seconds=state["seconds"], cost=cost)

@@ -21,9 +21,10 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionStarted
+from clstream.measures.flops import same_flops
 from clstream.params import check_bool
 from clstream.strategy import OptimizerFactory, Strategy
-from clstream.stream import Batch, Samples, Session
+from clstream.stream import Batch, Samples, Session, Subset
 
 
 class Joint(Strategy):
@@ -99,4 +100,12 @@ class Joint(Strategy):
         seen = self.everything()
         first, end = (len(self.steps) * (batch.index + more) // self.batches for more in (0, 1))
         steps = [Batch(seen[rows].to(batch.samples.y.device), None, batch.index, batch.epoch) for rows in self.steps[first:end]]
-        return torch.stack([Strategy.learn(self, step) for step in steps]).mean()
+        losses = []
+        for step in steps:
+            with same_flops(len(step.samples)):
+                losses.append(Strategy.learn(self, step))
+        return torch.stack(losses).mean()
+
+    def kept_samples(self) -> list[Samples | Subset]:
+        """Return the samples of all sessions so far: all data."""
+        return [session.samples for session in self.sessions]

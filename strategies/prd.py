@@ -39,6 +39,7 @@ replay of 500 samples 0.770 ± 0.004 and 0.983 ± 0.001. Nothing published is fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -175,6 +176,11 @@ class PRD(Strategy):
         features: Tensor = self.model.features(x)  # type: ignore[operator]  # it has been looked at
         cosines = F.normalize(features, dim=1) @ F.normalize(self.prototypes.weight, dim=1).T
         return cosines.new_full((len(x), self.prototypes.classes), float("-inf")).index_copy(1, self.prototypes.labels, cosines)
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield the weights and buffers of the model and of the prototypes."""
+        yield from super().answering_weights()
+        yield from (*self.prototypes.parameters(), *self.prototypes.buffers())
 
     @property
     def scores_ignore_task(self) -> bool:

@@ -48,6 +48,7 @@ from clstream.events import (
     TaskEnded,
     TaskStarted,
 )
+from clstream.measures.flops import consolidating
 from clstream.memory import Reservoir
 from clstream.models.ensemble import Ensemble
 from clstream.params import check_integer
@@ -151,7 +152,8 @@ class WithDetectedBoundaries(Wrapper):
                 self.of_session.add(seen)
             event = BatchLearned(self.batch(event.batch), event.loss)
         elif isinstance(event, RunEnded) and event.error is None and self.tasks:
-            self.tell(TaskEnded(self.task(self.of_task.all())))
+            with consolidating():
+                self.tell(TaskEnded(self.task(self.of_task.all())))
         self.tell(event)
 
     def begin_run(self, event: RunStarted) -> RunStarted:
@@ -175,9 +177,11 @@ class WithDetectedBoundaries(Wrapper):
         if shifted and self.session_open:
             self.tell(EpochEnded(self.epoch(batch.epoch)))
             self.cut_epoch, self.was_cut, self.session_open = batch.epoch, True, False
-            self.tell(SessionEnded(self.session()))
+            with consolidating():
+                self.tell(SessionEnded(self.session()))
         if shifted:
-            self.tell(TaskEnded(self.task(self.of_task.all())))
+            with consolidating():
+                self.tell(TaskEnded(self.task(self.of_task.all())))
         if shifted or not self.tasks:
             self.tasks += 1
             self.of_task = Reservoir(self.keep)

@@ -82,8 +82,9 @@ def run(
             simulation.check_same(resume)
         note_used(strategy, warn=resume is None)
         try:
-            simulation.start(resume)
-            play(simulation)
+            with simulation.ledger.running():
+                simulation.start(resume)
+                play(simulation)
         except BaseException as raised:
             error = raised
             raise
@@ -142,19 +143,24 @@ def check_same_run(
 
 def play(simulation: Simulation) -> None:
     """Play the sessions that are left."""
-    emit = simulation.bus.emit
+    emit, ledger = simulation.bus.emit, simulation.ledger
     for delivery in simulation.deliveries():
         session, task = delivery.session, delivery.task
         if simulation.position == Position(session.index):  # else it goes on within the session
-            if delivery.begins_task:
-                emit(events.TaskStarted(task))
-            emit(events.SessionStarted(session))
+            ledger.begin_session(session.index)
+            with ledger.meter.counting("learning"):
+                if delivery.begins_task:
+                    emit(events.TaskStarted(task))
+                emit(events.SessionStarted(session))
             simulation.placement.update()
+            ledger.look()
         learn(simulation, session, task)
-        emit(events.SessionEnded(session))
-        if delivery.ends_task:
-            emit(events.TaskEnded(task))
+        with ledger.consolidating():
+            emit(events.SessionEnded(session))
+            if delivery.ends_task:
+                emit(events.TaskEnded(task))
         simulation.placement.update()
+        ledger.end_session()
         simulation.after_session(delivery)
         simulation.position = Position(session.index + 1)
         simulation.run_deferred()
@@ -163,16 +169,23 @@ def play(simulation: Simulation) -> None:
 def learn(simulation: Simulation, session: Session, task: Task) -> None:
     """Play what is left of a session. `task` is its task or, where it mixes tasks, the one that most of its samples are of."""
     strategy, emit, every = simulation.strategy, simulation.bus.emit, simulation.evaluate_every
-    first = simulation.position
+    first, meter = simulation.position, simulation.ledger.meter
+
+    def step(batch: Batch) -> Tensor:
+        emit(events.BatchReady(batch))
+        loss = strategy.learn(batch)
+        emit(events.BatchLearned(batch, loss))
+        return loss
+
     for epoch in islice(session, first.epoch, None):
         begin = first.batch if epoch.index == first.epoch else 0
         if not begin:
-            emit(events.EpochStarted(epoch))
+            with meter.counting("learning"):
+                emit(events.EpochStarted(epoch))
         losses: list[Tensor] = []
         for batch in epoch.batches(begin):
-            emit(events.BatchReady(batch))
-            loss = strategy.learn(batch)
-            emit(events.BatchLearned(batch, loss))
+            size = len(batch.samples)
+            loss: Tensor = step(batch) if meter.skips(size) else meter.step(size, step, batch)
             losses.append(loss)
             simulation.step += 1
             evaluating = every and simulation.step % every == 0
@@ -185,7 +198,8 @@ def learn(simulation: Simulation, session: Session, task: Task) -> None:
                 simulation.run_deferred()
         if losses:
             check_losses(losses, strategy, task, session, batch)
-        emit(events.EpochEnded(epoch))
+        with meter.counting("learning"):
+            emit(events.EpochEnded(epoch))
 
 
 def check_losses(losses: list[Tensor], strategy: Strategy, task: Task, session: Session, newest: Batch) -> None:

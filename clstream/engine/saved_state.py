@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clstream.measures.cost import Cost
+from clstream.measures.ledger import Ledger
 from clstream.results import Evaluation
 from clstream.serialization.encoding import check_plain
 
@@ -39,6 +41,7 @@ def check_state(state: object) -> None:
     kinds: dict[str, type | tuple[type, ...]] = {
         "identity": dict, "position": list, "sessions": int, "step": int, "random": dict, "placed": list, "observers": list,
         "strategy": dict, "evaluation": dict, "params": dict, "seconds": (int, float), "code": dict, "clstream code": str,
+        "cost": dict, "ledger": dict,
     }  # fmt: skip
     if not isinstance(state, Mapping) or any(name not in state for name in kinds):
         raise ValueError("resume takes a checkpoint as clstream.checkpoint.newest(folder) returns it, and this is none")
@@ -58,6 +61,13 @@ def check_state(state: object) -> None:
             Evaluation.from_dict(state["evaluation"])
         except ValueError:
             wrong = ["evaluation"]
+    if not wrong:
+        try:
+            Cost.from_dict(state["cost"])
+        except ValueError:
+            wrong = ["cost"]
+    if not wrong and not Ledger.is_state(state["ledger"]):
+        wrong = ["ledger"]
     if wrong:
         raise ValueError(f"the checkpoint is no good: its {wrong[0]!r} can't be")
 

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from clstream import events
-from clstream.bus import Bus, with_parts
+from clstream.bus import Bus, Stopwatch, with_parts
 from clstream.engine.placement import Placement
 from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
 from clstream.engine.saved_state import ChangedCodeError, OtherRunError, Position, check_state
 from clstream.eval_mode import as_written
 from clstream.evaluation import Questions, evaluate
+from clstream.measures.cost import Cost
+from clstream.measures.ledger import Ledger
 from clstream.params import describe
 from clstream.results import Evaluation
 from clstream.seeds import random_state, set_random_state
@@ -64,11 +66,14 @@ class Simulation:
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
         self.built_from = list(definitions(*built_from(strategy, stream), *code))
-        self.bus = Bus(strategy, *observers, learner=strategy)
+        self.tracking = Stopwatch()
+        self.bus = Bus(strategy, *observers, learner=strategy, stopwatch=self.tracking)
         # its halves: some events are for one of them only
-        self.strategy_bus, self.observer_bus = Bus(strategy, learner=strategy), Bus(*observers)
+        self.strategy_bus, self.observer_bus = Bus(strategy, learner=strategy), Bus(*observers, stopwatch=self.tracking)
         self.placement = Placement(strategy, device, seed, self.bus)
         self.stream = stream.reseeded(seed).to(device)
+        self.ledger = Ledger(strategy, self.stream, self.device, lambda: self.seconds, self.tracking)
+        self.bus.on_own_event = self.ledger.meter.on_own_event
         self.sessions = min(len(stream), max_sessions or len(stream))
         self.position, self.step = Position(0), 0
         self.deferred: list[Callable[[], object]] = []
@@ -112,7 +117,13 @@ class Simulation:
             return (row := torch.full((len(asked),), torch.nan, dtype=torch.float64)), row.clone()
         if self.questions is None or not torch.equal(self.questions.asked, asked):
             self.questions = Questions(self.strategy, self.stream, asked)
-        return evaluate(self.strategy, self.stream, self.questions)
+        with self.ledger.evaluating():
+            return evaluate(self.strategy, self.stream, self.questions)
+
+    @property
+    def cost(self) -> Cost:
+        """See `RunControl`."""
+        return self.ledger.cost()
 
     @property
     def source_files(self) -> dict[str, str]:
@@ -130,7 +141,7 @@ class Simulation:
     def run_deferred(self) -> None:
         """Make the deferred calls; no event is under way."""
         deferred, self.deferred = self.deferred, []
-        with as_written(False):
+        with self.tracking, as_written(False):
             for call in deferred:
                 call()
 
@@ -142,7 +153,8 @@ class Simulation:
         """Emit `RunStarted`, then evaluate the untrained strategy, or restore a checkpoint."""
         started = events.RunStarted(self.stream, self.strategy, self.seed, resume is not None, self)
         visible: Any = self.stream.visible
-        self.strategy_bus.emit(started if visible is self.stream else replace(started, stream=visible, run=None))
+        with self.ledger.meter.counting("learning"):
+            self.strategy_bus.emit(started if visible is self.stream else replace(started, stream=visible, run=None))
         self.observer_bus.emit(started)
         self.placement.update()
         if self.deferred or resume is not None:
@@ -177,6 +189,7 @@ class Simulation:
             "evaluation": self.evaluation.to_dict(),
             "params": run_params(self.strategy, self.stream, self.seed, self.device),
             "seconds": self.seconds,
+            "cost": self.cost.to_dict(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -197,6 +210,7 @@ class Simulation:
             "position": list(astuple(self.position)),
             "sessions": self.sessions,
             "step": self.step,
+            "ledger": self.ledger.state_dict(),
             "random": {
                 "torch": torch.get_rng_state(),
                 "cuda": cuda,
@@ -215,6 +229,7 @@ class Simulation:
         self.position, self.step = Position(*state["position"]), state["step"]
         self.began = time.perf_counter() - state["seconds"]
         self.evaluation = Evaluation.from_dict(state["evaluation"])
+        self.ledger.load_state_dict(state["ledger"])
         self.restore_observers(state["observers"])
         generators = state["random"]
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from clstream.eval_mode import answers, learns, wrap_methods
 from clstream.events import BatchLearned, RunStarted, SessionStarted
 from clstream.models.heads import grow_heads
 from clstream.params import HasParams, check_choice
-from clstream.stream import Batch, Samples, Task
+from clstream.stream import Batch, Samples, Subset, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -229,6 +229,16 @@ class Strategy(Emitter, HasParams):
     def scores_ignore_task(self) -> bool:
         """Whether `scores` is the same with and without the task given, so that one forward pass serves both."""
         return type(self).scores is Strategy.scores and type(self).predict is Strategy.predict
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield the parameters and buffers that it answers with, here the model's: what else it holds counts as memory."""
+        model = getattr(self, "model", None)
+        if isinstance(model, nn.Module):
+            yield from (*model.parameters(), *model.buffers())
+
+    def kept_samples(self) -> Iterable[Samples | Subset]:
+        """Return samples of the stream that it learns again, though it only refers to them: they count as memory. Here none."""
+        return ()
 
     @on(RunStarted)
     def read_stream(self, event: RunStarted) -> None:

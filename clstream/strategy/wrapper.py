@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from torch import Tensor, nn
 
 from clstream.strategy.strategy import Regulariser, Strategy
-from clstream.stream import Batch, Samples, Task
+from clstream.stream import Batch, Samples, Subset, Task
 
 
 class Wrapper(Strategy):
@@ -68,3 +70,11 @@ class Wrapper(Strategy):
         """Whether the wrapped strategy does, and nothing is answered here."""
         own = type(self).scores is Wrapper.scores and type(self).predict is Wrapper.predict
         return own and self.base.scores_ignore_task
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield what the wrapped strategy answers with."""
+        return self.base.answering_weights()
+
+    def kept_samples(self) -> Iterable[Samples | Subset]:
+        """Return what the wrapped strategy keeps."""
+        return self.base.kept_samples()

@@ -62,6 +62,7 @@ from torch.optim import Optimizer
 from clstream.avalanche.imports import import_avalanche
 from clstream.bus import on
 from clstream.events import EpochEnded, EpochStarted, RunStarted, SessionEnded, SessionStarted
+from clstream.measures.flops import same_flops
 from clstream.strategy import Strategy
 from clstream.stream import Batch, Samples, Session, Task
 
@@ -207,7 +208,8 @@ class AvalancheStrategy(Strategy):
             if self.augment is not None:
                 minibatch[0] = self.augment(minibatch[0])
             self.theirs.dataloader = [minibatch]
-            self.theirs.training_epoch(**self.told)
+            with same_flops(("step", len(minibatch[0]))):
+                self.theirs.training_epoch(**self.told)
             losses.append(self.theirs.loss.detach().mean())
         self.theirs.dataloader = self.loader
         for name, value in vars(self.theirs).items():  # the graph of the step is of no more use

@@ -45,6 +45,7 @@ Measured: see `docs/hypernetworks.md` (anchors `hnet-split-mnist`, `hnet-split-m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -308,6 +309,13 @@ class Hypernetwork(Strategy):
         """Return (tasks, weights): all that the generator makes for some tasks."""
         weights: Tensor = self.generator(*self.inputs(tasks))
         return weights
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield the generator's weights, what is each task's own, and what the network uses as it is."""
+        yield from (*self.generator.parameters(), *self.generator.buffers())
+        for state in self.tasks.values():
+            yield from (*state.parameters(), *state.statistics.values(), *state.copy.values())
+        yield from (weight for weight in self.model.parameters() if not weight.requires_grad)
 
     # Learning
 

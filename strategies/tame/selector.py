@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from clstream.evaluation import CHUNK
+from clstream.measures.flops import same_flops
 from clstream.models import Mlp
 from clstream.params import HasParams
 from clstream.seeds import isolated
@@ -62,14 +63,16 @@ def fit(
 ) -> None:
     """Train a network on all of some samples; with masks, pruned weights stay at zero, and the learning rate falls."""
     model.train()
+    counted: dict[int, int] = {}
     for epoch in range(epochs):
         if masks and epoch and epoch in (epochs // 2, 3 * epochs // 4):
             optimizer.param_groups[0]["lr"] /= 10
         for rows in torch.randperm(len(samples)).to(samples.y.device).split(BATCH):
-            scores = outputs(model, samples.x[rows])
-            optimizer.zero_grad()
-            F.cross_entropy(scores, samples.y[rows]).backward()
-            optimizer.step()
+            with same_flops(len(rows), counted):
+                scores = outputs(model, samples.x[rows])
+                optimizer.zero_grad()
+                F.cross_entropy(scores, samples.y[rows]).backward()
+                optimizer.step()
             if masks:
                 cut(model, masks)
 

@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 
@@ -61,6 +62,7 @@ from clstream.bus import on
 from clstream.drift_detection import LossWindow, ShiftDetected, check_detection, smooth
 from clstream.eval_mode import answers
 from clstream.events import RunEnded, RunStarted, SessionEnded, SessionStarted
+from clstream.measures.flops import same_flops
 from clstream.memory import ClassBalanced, Reservoir
 from clstream.models.ensemble import Ensemble
 from clstream.params import check_bool, check_choice, check_integer, check_positive, check_share
@@ -319,9 +321,11 @@ class TAME(Strategy):
             memory = self.memory.all()
             samples = Samples(memory.x, memory.y // self.classes)
             for attempt in range(TRIES):
-                with torch.enable_grad(), isolated(self.seed, "selector", *source, *range(attempt), device=self.device):
+                seeds = self.seed, "selector", *source, *range(attempt)
+                with same_flops("selector", {}), torch.enable_grad(), isolated(*seeds, device=self.device):
                     selector = self.train_selector(samples)
-                self.selector_collapsed = len(samples.y.unique()) > 1 and is_collapsed(selector[0], samples.x)
+                with same_flops("collapsed", {}):
+                    self.selector_collapsed = len(samples.y.unique()) > 1 and is_collapsed(selector[0], samples.x)
                 if not self.selector_collapsed:
                     break
             self.cached_selector = source, selector
@@ -361,6 +365,11 @@ class TAME(Strategy):
     def training_outputs(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return a model's outputs for inputs out of a memory: augmented, and bounded."""
         return self.bounded(model(x if self.augment is None else self.augment(x)))
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield the weights and buffers of all experts; selector and pruned copies are made of what is kept."""
+        for expert in self.experts:
+            yield from (*expert.model.parameters(), *expert.model.buffers())
 
     @answers
     def parameter_counts(self) -> tuple[int, int]:

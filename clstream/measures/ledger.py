@@ -1,0 +1,140 @@
+"""The ledger of a run's costs, while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from clstream.bus import Stopwatch
+from clstream.measures.cost import ADDED, HELD, Cost
+from clstream.measures.flops import KINDS, METER, FlopMeter
+from clstream.measures.memory import Answering, count_parameters, memory_by_attribute, peak_bytes
+from clstream.stream import Stream
+
+
+class Ledger:
+    """Keeps what each session of a run costs.
+
+    Args:
+        strategy, stream, device: of the run.
+        seconds: returns how long the run took so far.
+        tracking: measures what observers take.
+
+    """
+
+    def __init__(
+        self, strategy: Answering, stream: Stream, device: torch.device, seconds: Callable[[], float], tracking: Stopwatch
+    ) -> None:
+        self.strategy, self.stream, self.device, self.seconds, self.tracking = strategy, stream, device, seconds, tracking
+        self.meter = FlopMeter(strategy, lambda: tracking.depth > 0)
+        self.spent = {"consolidating": 0.0, "evaluating": 0.0}  # seconds
+        self.rows: list[list[float]] = []  # of sessions that are over, in the order of the columns
+        self.before = [0.0] * len(ADDED)  # what had added up before the session that goes on
+        self.held = [float("nan")] * (len(HELD) - 1)
+        self.memory: dict[str, int] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Have blocks of `same_flops` counted here."""
+        token = METER.set(self.meter)
+        try:
+            yield
+        finally:
+            METER.reset(token)
+
+    @contextmanager
+    def consolidating(self) -> Iterator[None]:
+        """Measure what the strategy does when a session ends."""
+        with self.meter.counting("consolidating"), self._timed("consolidating"):
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Measure an evaluation, whose chunks are blocks of `same_flops`."""
+        self.meter.look()
+        with self.meter.counting("evaluating", wholly=False), self._timed("evaluating"):
+            yield
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        begin, tracked = time.perf_counter(), self.tracking.seconds
+        yield
+        self.spent[kind] += time.perf_counter() - begin - (self.tracking.seconds - tracked)
+
+    def begin_session(self, number: int) -> None:
+        """Close the row of the session before, if there is one."""
+        if number:
+            self.meter.flush()
+            self.rows.append(self._row())
+            self.before = self._added()
+            self.held = [float("nan")] * len(self.held)
+
+    def look(self) -> None:
+        """Look at what the strategy holds, when the session has begun."""
+        self.meter.look(steps=True)
+
+    def end_session(self) -> None:
+        """Take down what the strategy holds, when the session is over."""
+        self.memory = memory_by_attribute(self.strategy, self.stream)
+        self.held = [*map(float, count_parameters(self.strategy)), float(sum(self.memory.values()))]
+
+    def _added(self) -> list[float]:
+        """Return what has added up so far, in the order of the columns."""
+        flops = [float(self.meter.totals[kind]) for kind in KINDS]
+        spent = [self.spent["consolidating"], self.spent["evaluating"], self.tracking.total]
+        return [*flops, max(0.0, self.seconds() - sum(spent)), *spent]
+
+    def _row(self) -> list[float]:
+        """Return the row of the session that goes on."""
+        return [
+            *(now - before for now, before in zip(self._added(), self.before, strict=True)),
+            *self.held,
+            peak_bytes(self.device),
+        ]
+
+    def cost(self) -> Cost:
+        """Return the costs so far; the last row is of the session that goes on, or was the last."""
+        table = torch.tensor([*self.rows, self._row()], dtype=torch.float64)
+        skipped = sum(steps.skipped() for steps in self.meter.steps.values())
+        table[-1, 0] += skipped
+        return Cost(**dict(zip((*ADDED, *HELD), table.T.contiguous(), strict=True)), memory=dict(self.memory))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on, as plain values."""
+        return {
+            "meter": self.meter.state_dict(),
+            "spent": dict(self.spent),
+            "tracking": self.tracking.total,
+            "rows": [list(row) for row in self.rows],
+            "before": list(self.before),
+            "held": list(self.held),
+            "memory": dict(self.memory),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.meter.load_state_dict(state["meter"])
+        self.spent, self.tracking.seconds, self.memory = dict(state["spent"]), state["tracking"], dict(state["memory"])
+        self.rows, self.before, self.held = [list(row) for row in state["rows"]], list(state["before"]), list(state["held"])
+
+    @staticmethod
+    def is_state(state: Mapping[str, Any]) -> bool:
+        """Return whether these may be what `state_dict` returns."""
+        kinds = {"meter": dict, "spent": dict, "tracking": float, "rows": list, "before": list, "held": list, "memory": dict}
+        if state.keys() != kinds.keys() or not all(isinstance(state[name], kind) for name, kind in kinds.items()):
+            return False
+        widths = [len(ADDED) + len(HELD)] * len(state["rows"]) + [len(ADDED), len(HELD) - 1]
+        rows = [*state["rows"], state["before"], state["held"]]
+        return (
+            FlopMeter.is_state(state["meter"])
+            and state["spent"].keys() == {"consolidating", "evaluating"}
+            and all(isinstance(row, list) and len(row) == width for row, width in zip(rows, widths, strict=True))
+            and all(type(number) is float for numbers in (*rows, state["spent"].values()) for number in numbers)
+            and all(isinstance(name, str) and type(size) is int for name, size in state["memory"].items())
+        )

@@ -1,0 +1,106 @@
+"""Memory: the bytes that a strategy keeps beside what it answers with.
+
+Counted is what a checkpoint would hold of it: tensors and arrays at any depth, each storage once and whole, so that a memory counts
+with all the room that it took. Left out are the parameters and buffers that it answers with, gradients, and what it derives from
+the rest and could make again (what its class names in `not_state`). Samples of the stream that it only refers to take no room of
+their own. Where it learns them again, as joint training does, it says so by `kept_samples`, and they count as if it had a copy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from clstream.attributes import walk
+from clstream.stream import Samples, Session, Stream, Subset, Task
+
+OF_THE_STREAM = (Stream, Session, Task, Subset)
+"""What refers to the stream's own samples."""
+
+_THROUGH = re.compile(r"\.(?:base|theirs|(?:parts|regularisers)\[\d+\])(?=[.\[])")
+"""What a strategy is made of, in the path of what these hold."""
+
+
+class Answering(Protocol):
+    """What a strategy says of what it holds: see `clstream.Strategy`."""
+
+    def answering_weights(self) -> Iterable[Tensor]:
+        """Return the parameters and buffers that it answers with."""
+
+    def kept_samples(self) -> Iterable[Samples | Subset]:
+        """Return samples of the stream that it learns again, though it only refers to them."""
+
+
+def count_parameters(strategy: Answering) -> tuple[int, int]:
+    """Return the numbers that a strategy answers with, buffers left out: all, and those that require a gradient."""
+    weights = {id(weight): weight for weight in strategy.answering_weights() if isinstance(weight, nn.Parameter)}.values()
+    return sum(weight.numel() for weight in weights), sum(weight.numel() for weight in weights if weight.requires_grad)
+
+
+def memory_by_attribute(strategy: Answering, stream: Stream) -> dict[str, int]:
+    """Return the bytes that a strategy keeps beside what it answers with, by the attribute that holds them."""
+    met = {_storage(tensor) for tensor in (*strategy.answering_weights(), *_tensors_of_stream(stream))}
+    sizes: dict[str, int] = {}
+    for path, value in walk(strategy, leaves=OF_THE_STREAM):
+        size = 0
+        if isinstance(value, np.ndarray):
+            size = value.nbytes if value.base is None else 0
+        for tensor in _tensors(value):
+            if (storage := _storage(tensor)) not in met:
+                met.add(storage)
+                size += tensor.untyped_storage().nbytes()
+        if size:
+            name = re.split(r"[.\[]", _THROUGH.sub("", path), maxsplit=2)[1]
+            sizes[name] = sizes.get(name, 0) + size
+    if kept := sum(map(_bytes_of_samples, strategy.kept_samples())):
+        sizes["kept_samples"] = kept
+    return sizes
+
+
+def peak_bytes(device: torch.device) -> float:
+    """Return the most memory that the process had so far, on a GPU the most that tensors had there; NaN if nothing says so."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return float("nan")
+    match = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return float("nan") if match is None else 1024.0 * int(match[1])
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Yield the tensors of a value that the walk takes for one; gradients are left out."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+        yield from value.buffers()
+    elif isinstance(value, Optimizer):
+        for state in value.state.values():
+            yield from (item for item in state.values() if isinstance(item, Tensor))
+
+
+def _tensors_of_stream(stream: Stream) -> Iterator[Tensor]:
+    for task in stream.tasks:
+        for part in (task.train, task.test, task.validation):
+            if part is not None:
+                sources = [part] if isinstance(part, Samples) else [part.source, *([] if part.cached is None else [part.cached])]
+                for samples in sources:
+                    yield from (samples.x, samples.y, *samples.extra.values())
+
+
+def _storage(tensor: Tensor) -> tuple[str, int]:
+    return str(tensor.device), tensor.untyped_storage().data_ptr()
+
+
+def _bytes_of_samples(samples: Samples | Subset) -> int:
+    row = samples[:1]
+    return len(samples) * sum(tensor.nbytes for tensor in (row.x, row.y, *row.extra.values()))
