@@ -1,9 +1,9 @@
 """Evaluation mode: a strategy that is asked from outside answers in evaluation mode, without gradients, and without a trace.
 
-`scores`, `predict` and `predict_online` of every strategy are wrapped by `answers` where its class is made; `learn`, `loss` and
-`objective` by `learns`. While a strategy learns (in these three, and in its handlers of events), what it asks itself is run as it
-is written: in the mode that its modules are in, with gradients. Every other caller is outside, also an observer whose handler is
-called in the middle of a step.
+`scores`, `predict`, `predict_online` and `novelty` of every strategy are wrapped by `answers` where its class is made; `learn`,
+`loss` and `objective` by `learns`. While a strategy learns (in these three, and in its handlers of events), what it asks itself is
+run as it is written: in the mode that its modules are in, with gradients. Every other caller is outside, also an observer whose
+handler is called in the middle of a step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 """Whether a strategy's methods run as they are written: while it learns, and within `evaluating`."""
 
-ANSWERS = ("scores", "predict", "predict_online")
+ANSWERS = ("scores", "predict", "predict_online", "novelty")
 
 LEARNS = ("learn", "loss", "objective")
 

@@ -1,8 +1,8 @@
 """The diagonal of the Fisher information of a model's parameters, over whole batches, exact sample by sample.
 
-For a parameter w it is the mean over samples of weight * (d log p(label | x) / d w)^2. A linear layer's share has a closed form:
-with inputs a and gradients d of its outputs, one row a sample, it is (weight * d^2)^T (a^2). All other parameters take one
-gradient a sample, by `torch.func.vmap`; where that can't follow a model (recurrent layers), one after the other.
+For a parameter w it is the mean over samples of weight * (d log p(y | x) / d w)^2; log p is minus the loss. A linear layer's share
+has a closed form: with inputs a and gradients d of its outputs, one row a sample, it is (weight * d^2)^T (a^2). All other
+parameters take one gradient a sample, by `torch.func.vmap`; where that can't follow a model (recurrent layers), one by one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from clstream.losses import sample_losses
 from clstream.measures.flops import same_flops
 from clstream.params import check_choice, check_integer
 from clstream.seeds import random_state_kept
@@ -27,7 +28,7 @@ from clstream.stream import Samples, Subset
 
 KINDS = ("empirical", "weighted", "sampled", "predicted")
 Losses = Callable[[Tensor, Tensor], Tensor]
-"""(n, classes) outputs and (n,) labels to (n,) losses: negative log likelihoods."""
+"""(n, outputs) outputs and n targets to (n,) losses: negative log likelihoods."""
 _ROOM = {"cpu": 2**24, "cuda": 2**28}  # numbers in the gradients of the samples that are taken together
 _MOST, _FEW = 1024, 64  # of those samples, where there are closed forms for all, and else
 
@@ -48,14 +49,19 @@ def diagonal_fisher(
 
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits.
-        samples: what the mean is over; moved to the model's device a part at a time.
-        kind: "empirical" (the true labels), "weighted" (the true labels, each square times the probability of its label),
-            "sampled" (labels drawn from the model's own answer: an unbiased estimate of the Fisher itself) or "predicted" (the
-            label that the model finds likeliest).
+        samples: what the mean is over; moved to the model's device a part at a time. Their targets may be of any kind.
+        kind: "empirical" (the true targets), "weighted" (the true targets, each square times their likelihood), "sampled" (targets
+            drawn from the model's own answer: an unbiased estimate of the Fisher itself) or "predicted" (the targets that the
+            model finds likeliest). Multi-label: each column is drawn by its sigmoid, or is 1 where that is above 1/2. Values are
+            drawn from the normal around the outputs whose negative log density is the loss up to a constant: for the mean
+            squared error of k outputs, of variance k / 2. Predicted values have no loss, so "predicted" is refused.
+            The likelihood is exp(-loss): for labels the probability of the label; for a mean over k columns the k-th root of the
+            probability of them all; for values a density, as a share of its greatest. None is ever above 1.
         augment: of the raw inputs, a batch at a time.
-        generator: of the sampled labels, on the CPU. None: torch's global one.
-        losses: each sample's negative log likelihood. None: cross-entropy over all outputs. It is called under `vmap`.
-        competing: outputs and true labels to outputs, -inf for those that don't compete: what labels are sampled or predicted
+        generator: of the sampled targets, on the CPU. None: torch's global one.
+        losses: each sample's negative log likelihood. None: that of the targets' kind over all outputs, see
+            `clstream.losses.sample_losses`. It is called under `vmap`.
+        competing: outputs and true targets to outputs, -inf for those that don't compete: what targets are sampled or predicted
             from. None: all outputs.
 
     Raises:
@@ -63,14 +69,13 @@ def diagonal_fisher(
 
     """
     check_choice(KINDS, kind=kind)
-    if not len(samples):
-        raise ValueError("the Fisher of no samples is not defined")
+    check_kind(kind, samples)
     coupled = any(_is_coupled(module) for module in model.modules())
     model = _parted(model) if coupled else model
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     if not weights:
         raise ValueError(f"{type(model).__name__} has no parameters that require a gradient, so it has no Fisher")
-    losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
+    losses = partial(sample_losses, target=samples.target) if losses is None else losses
     device = next(iter(weights.values())).device
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     first = samples[:1].x.to(device)
@@ -85,7 +90,8 @@ def diagonal_fisher(
         y = part.y
         if kind in ("sampled", "predicted"):
             answers = _answers(model, weights, x, coupled)
-            y = _labels(answers if competing is None else competing(answers, y), kind, generator)
+            answers = answers if competing is None else competing(answers, y)
+            y = _own_targets(answers, y, part.target, kind, generator, losses)
         with same_flops(len(y), counted):
             if closed:
                 _add_closed(totals, model, weights, closed, x, y, losses, kind == "weighted")
@@ -117,9 +123,8 @@ def batch_fisher(
     """
     check_choice(("empirical", "sampled", "predicted"), kind=kind)
     check_integer(1, batch_size=batch_size)
-    if not len(samples):
-        raise ValueError("the Fisher of no samples is not defined")
-    losses = partial(F.cross_entropy, reduction="none") if losses is None else losses
+    check_kind(kind, samples)
+    losses = partial(sample_losses, target=samples.target) if losses is None else losses
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     device = next(iter(weights.values())).device
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -132,7 +137,8 @@ def batch_fisher(
             outputs = model(part.x if augment is None else augment(part.x))
             y = part.y
             if kind != "empirical":
-                y = _labels(outputs.detach() if competing is None else competing(outputs.detach(), y), kind, generator)
+                answers = outputs.detach() if competing is None else competing(outputs.detach(), y)
+                y = _own_targets(answers, y, part.target, kind, generator, losses)
             slopes = torch.autograd.grad(losses(outputs, y).mean(), list(weights.values()), materialize_grads=True)
         for total, slope in zip(totals.values(), slopes, strict=True):
             total += slope.square() * (size / len(order))
@@ -194,11 +200,26 @@ def _answers(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, coupled
         return torch.cat([functional_call(model, {**_buffers(model), **weights}, (part,)) for part in parts])
 
 
-def _labels(answers: Tensor, kind: str, generator: torch.Generator | None) -> Tensor:
-    """Return a label for each answer: the likeliest, or one that is drawn."""
-    if kind == "predicted":
-        return answers.argmax(1)
-    return torch.multinomial(answers.softmax(1).cpu(), 1, generator=generator)[:, 0].to(answers.device)
+def check_kind(kind: str, samples: Samples | Subset) -> None:
+    """Refuse no samples, and a kind of Fisher that their targets don't have. Raises ValueError."""
+    if not len(samples):
+        raise ValueError("the Fisher of no samples is not defined")
+    if kind == "predicted" and samples.target == "value":
+        raise ValueError("a model's own values have no error, so their 'predicted' Fisher is 0: take 'sampled' or 'empirical'")
+
+
+def _own_targets(answers: Tensor, y: Tensor, target: str, kind: str, generator: torch.Generator | None, losses: Losses) -> Tensor:
+    """Return targets like `y` for answers out of these themselves: the likeliest, or drawn ones."""
+    if target == "label":
+        if kind == "predicted":
+            return answers.argmax(1)
+        return torch.multinomial(answers.softmax(1).cpu(), 1, generator=generator)[:, 0].to(answers.device)
+    if target == "multilabel":
+        odds = answers[:, : y.shape[1]].sigmoid()
+        return (odds > (0.5 if kind == "predicted" else torch.rand(odds.shape, generator=generator).to(odds))).to(y)
+    unit = losses(torch.zeros_like(answers), torch.ones_like(answers))  # of an error of 1 in each of k outputs: k / (2 variance)
+    noise = torch.randn(answers.shape, generator=generator).to(answers)
+    return answers + noise * (answers.shape[1] / (2 * unit))[:, None].sqrt()
 
 
 def _closed(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> dict[str, str | None]:

@@ -1,10 +1,47 @@
-"""Losses that several strategies share."""
+"""Losses that several strategies share: of each kind of targets, and the supervised contrastive one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+BCE_MEANS = ("all", "competing")
+"""What the binary cross-entropies of a sample are averaged over: see `sample_losses`."""
+
+
+def sample_losses(outputs: Tensor, y: Tensor, target: str = "label", bce_mean: str = "all") -> Tensor:
+    """Return (n,), the loss of each sample by the kind of its targets. An output of -inf doesn't compete, and has no gradient.
+
+    label       cross-entropy over the outputs that compete
+    multilabel  binary cross-entropy with logits: the sum over the columns that compete, divided by the number of all columns of
+                `y` (`bce_mean="all"`) or of those that compete ("competing"); outputs beyond the columns of `y` are left out
+    value       the mean squared error over outputs
+
+    MULTI-LANE (De Min et al. 2024) puts logits and targets of columns that don't compete to 0, and averages over all columns: each
+    such column then adds log 2 / columns to the loss, and nothing to the gradient. Here, with "all", this constant is left out;
+    the gradient is the same: (competing / all) times that of "competing".
+
+    Args:
+        outputs: (n, outputs), logits or values.
+        y: the targets, as in `Samples`.
+        target: "label", "multilabel" or "value".
+        bce_mean: "all" or "competing".
+
+    """
+    if target == "label":
+        return F.cross_entropy(outputs, y, reduction="none")
+    if target == "value":
+        return (outputs - y).square().mean(1)
+    outputs = outputs[:, : y.shape[1]]
+    masked = outputs == float("-inf")  # and not `isfinite`: a NaN is to show
+    terms = F.binary_cross_entropy_with_logits(outputs.masked_fill(masked, 0), y, reduction="none").masked_fill(masked, 0)
+    return terms.sum(1) / (y.shape[1] if bce_mean == "all" else (~masked).sum(1).clamp(min=1))
+
+
+def mean_loss(outputs: Tensor, y: Tensor, target: str = "label", bce_mean: str = "all") -> Tensor:
+    """Return the mean of the losses of samples, a scalar: see `sample_losses`."""
+    return F.cross_entropy(outputs, y) if target == "label" else sample_losses(outputs, y, target, bce_mean).mean()
 
 
 def supervised_contrastive(features: Tensor, y: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Memories of past samples, kept raw in preallocated tensors.
 
-Each takes whole batches, keeps a sample's input, label and extra fields together, and draws from a generator of its own,
-which a run seeds. Which samples are kept is decided on the CPU, so it is the same on every device.
+Each takes whole batches of one kind of targets, keeps a sample's input, target and extra fields together, and draws from a
+generator of its own, which a run seeds. Which samples are kept is decided on the CPU, so it is the same on every device.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ class Memory:
                 return rows.new_zeros((self.capacity, *rows.shape[1:]))
 
             extra = {name: storage(rows) for name, rows in samples.extra.items()}
-            self.kept = Samples(storage(samples.x), storage(samples.y), extra)
+            self.kept = Samples(storage(samples.x), storage(samples.y), extra, samples.target)
             self._kind = _kind(samples)
+        elif samples.target != self.kept.target:
+            raise ValueError(f"this memory keeps samples with {self.kept.target} targets, not with {samples.target} targets")
         elif _kind(samples) != self._kind:
             raise ValueError(f"this memory keeps {_shown(self._kind)}, not {_shown(_kind(samples))}")
 
@@ -148,7 +150,8 @@ class ClassBalanced(Memory):
     """A uniform sample of each class offered so far, the classes' shares as equal as their numbers allow.
 
     Every sample gets a random key; a class keeps those with its smallest keys. The shares are the fair ones: no class has
-    more than another unless that one has offered no more, and all of the capacity is used.
+    more than another unless that one has offered no more, and all of the capacity is used. With multi-label targets each set of
+    labels that comes together, the empty one too, counts as a class of its own; values have none, and are refused.
 
     Args:
         capacity: the most samples that are kept, at least 1.
@@ -163,11 +166,14 @@ class ClassBalanced(Memory):
         self._keys = np.full(capacity, np.inf)
         self._labels = np.full(capacity, -1, dtype=np.int64)
         self._offered: dict[int, int] = {}
+        self._label_sets: dict[str, int] = {}  # of multi-label targets: the number that stands for each set of labels
 
     def add(self, samples: Samples) -> None:
-        """Offer a batch; each class keeps a uniform sample of what it was offered."""
+        """Offer a batch; each class keeps a uniform sample of what it was offered. Raises ValueError for values."""
+        if samples.target == "value":
+            raise ValueError("a ClassBalanced memory has shares of classes, and values have none: use a Reservoir")
         self._prepare(samples)
-        labels: Ints = samples.y.cpu().numpy()
+        labels: Ints = samples.y.cpu().numpy() if samples.target == "label" else self._number_label_sets(samples.y)
         new, counts = np.unique(labels, return_counts=True)
         for label, count in zip(new.tolist(), counts.tolist(), strict=True):
             self._offered[label] = self._offered.get(label, 0) + count
@@ -185,6 +191,13 @@ class ClassBalanced(Memory):
         self._labels[slots], self._keys[slots] = labels[rows], keys[self.size :][rows]
         self.size = int(stays.sum())
         self._write(samples, slots, rows)
+
+    def _number_label_sets(self, y: Tensor) -> Ints:
+        """Return (n,), the number that stands for the set of labels of each of (n, classes) multi-label targets."""
+        rows, inverse = np.unique(np.packbits(y.cpu().numpy() > 0, axis=1), axis=0, return_inverse=True)
+        names = [row.tobytes().hex() for row in rows]
+        numbers = [self._label_sets.setdefault(name, len(self._label_sets)) for name in names]
+        return np.array(numbers, dtype=np.int64)[inverse.reshape(-1)]
 
     def shares(self) -> dict[int, int]:
         """Return how many samples each class may keep: an even level, or all it was offered, and what is left one by one.
@@ -211,7 +224,7 @@ class Ring(Memory):
 
     Args:
         capacity: the most samples that are kept, at least 1.
-        classes: None for one ring of all samples; else the number of classes, each with a ring of capacity // classes.
+        classes: None for one ring of all samples; else the number of classes, each with a ring of capacity // classes; for labels.
 
     """
 
@@ -227,8 +240,10 @@ class Ring(Memory):
     def add(self, samples: Samples) -> None:
         """Keep a batch, in place of the oldest samples (of each class).
 
-        Raises ValueError for labels that have no ring.
+        Raises ValueError for labels that have no ring, and with `classes` for other targets than labels.
         """
+        if self.classes and samples.target != "label":
+            raise ValueError(f"a Ring of {self.classes} classes takes labels, not {samples.target} targets: leave out `classes`")
         self._prepare(samples)
         room = self._slots.shape[1]
         ring = samples.y.cpu().numpy() if self.classes else np.zeros(len(samples), dtype=np.int64)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clstream.bus import Event, on
+from clstream.bus import Event, ObserverError, on
 from clstream.drift_detection import ShiftDetected
 from clstream.evaluation import evaluating
 from clstream.events import BatchLearned, BatchReady, RunStarted, SessionEnded, SessionStarted
@@ -34,8 +34,8 @@ class Prequential:
     """Measures prequential accuracy (test-then-train): the strategy predicts each batch before it learns it.
 
     Nothing in the run is changed by that. The first epoch of a session counts alone: later ones bring what was learned. It asks
-    `Strategy.predict_online`. Hits stay on the device until they are asked for. When a session ends it emits
-    `PrequentialMeasured`, so the tracker draws it.
+    `Strategy.predict_online`. It is for labels: a stream with other targets is refused where the run starts. Hits stay on the
+    device until they are asked for. When a session ends it emits `PrequentialMeasured`, so the tracker draws it.
 
     Args:
         every: ask at every so many batches.
@@ -55,7 +55,12 @@ class Prequential:
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Forget the run before."""
+        """Forget the run before. Raises ObserverError for a stream with other targets than labels."""
+        stream: Any = event.stream
+        if others := [target for target in stream.targets if target != "label"]:
+            raise ObserverError(
+                f"prequential accuracy is the share of right labels, and {stream.name} has {others[0]} ones: leave Prequential out"
+            )
         self.started = event
         self._begin()
 

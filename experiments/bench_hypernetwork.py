@@ -65,7 +65,7 @@ def numbers_held(strategy: Hypernetwork) -> dict[str, int]:
         "importance": count([strategy.coefficients, *(task.fisher for task in tasks)]),
         "optimizers": count(value for value in states if isinstance(value, Tensor)),
         "cached": count(weight for network in strategy.cached_weights.values() for weight in network.values()),
-        "unused": strategy.target.size,
+        "unused": strategy.network.size,
     }
 
 

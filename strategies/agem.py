@@ -23,7 +23,7 @@ from clstream.events import BatchLearned, TaskEnded, TaskStarted
 from clstream.memory import Reservoir
 from clstream.params import check_integer
 from clstream.strategy import OptimizerFactory, Strategy
-from clstream.stream import Batch, Samples
+from clstream.stream import TARGETS, Batch, Samples
 
 
 class AGEM(Strategy):
@@ -37,6 +37,8 @@ class AGEM(Strategy):
         active_classes: whose outputs compete, "all", "seen" or "task": see `clstream.Strategy`.
 
     """
+
+    learns_targets = TARGETS
 
     def __init__(
         self,

@@ -12,7 +12,8 @@ outputs z of this step's forward pass, from before the step. DER is beta = 0. It
 Unlike `Replay`, each pass over a session is offered, as in the authors' code: the outputs kept are those along the way
 (`offer="first_epoch"`: those of the first pass alone). Deviations: on a task-incremental
 stream the cross-entropies are over the heads of a sample's own task (the squared error is over all outputs); with a growing head,
-outputs that were -inf when they were kept are left out of the squared error.
+outputs that were -inf when they were kept are left out of the squared error. With multi-label targets or values, their loss stands
+in place of the cross-entropies (`clstream.losses`).
 
 Measured, DER++ (anchor `derpp-split-mnist`: class-IL, batch 10 + 10, capacity 500, SGD 0.03, alpha 1, beta 0.5, Mlp 100-100):
 0.912 ± 0.003 over 5 seeds; a loop by hand gives 0.912 ± 0.008 over 10, the code of a Mammoth fork 0.903 ± 0.018 over 3. Anchor
@@ -23,11 +24,11 @@ the same, this one agrees with it (`docs/avalanche.md`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream.bus import on
@@ -35,7 +36,7 @@ from clstream.events import BatchLearned
 from clstream.memory import OFFERS, Reservoir, offered
 from clstream.params import check_choice, check_integer, check_number
 from clstream.strategy import OptimizerFactory, Strategy
-from clstream.stream import Samples
+from clstream.stream import TARGETS, Samples
 
 
 class DER(Strategy):
@@ -56,6 +57,7 @@ class DER(Strategy):
     """
 
     not_state = ("batch_logits",)
+    learns_targets = TARGETS
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class DER(Strategy):
         """Return the sum of the three terms for a batch and the samples drawn for it."""
         outputs = self.outputs(samples)
         self.batch_logits = outputs.detach()
-        loss = F.cross_entropy(self.mask_other_heads(outputs, samples.y, samples.extra.get("task")), samples.y)
+        loss = self.loss_of_outputs(outputs, samples)
         if not len(self.memory):
             return loss
         n = self.replay_batch or len(samples)
@@ -94,7 +96,7 @@ class DER(Strategy):
         if self.draws == 2:
             past = self.memory.sample(n, repeats=False)
             now = self.outputs(past)
-        return loss + self.beta * F.cross_entropy(self.mask_other_heads(now, past.y, past.extra.get("task")), past.y)
+        return loss + self.beta * self.loss_of_outputs(now, past)
 
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:
@@ -103,7 +105,7 @@ class DER(Strategy):
         if self.batch_logits is None or len(self.batch_logits) != len(samples):
             raise RuntimeError(f"{type(self).__name__}.loss was not called on the batch that was learned")
         if offered(self.offer, event.batch.epoch):
-            self.memory.add(Samples(samples.x, samples.y, {**samples.extra, "logits": self.batch_logits}))
+            self.memory.add(replace(samples, extra={**samples.extra, "logits": self.batch_logits}))
         self.batch_logits = None
 
 

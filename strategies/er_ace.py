@@ -12,6 +12,9 @@ Deviations: the first term is masked from the first batch on, by what is in the 
 second term all outputs compete, also those of classes that were never seen. With several epochs a session is offered to the memory
 in its first one only.
 
+With multi-label targets both terms are their binary cross-entropies (`clstream.losses`): the first over the columns with a positive
+in the batch, the second over all that compete. Values have no classes of a batch, so they are refused.
+
 Mammoth's code differs in four things, each an option here; all four together are its ER-ACE, with `replay_batch` its minibatch:
 
 head="cosine" of the model   10 times the cosine of features and a class's weights, no bias (`clstream.models.heads.CosineHead`):
@@ -34,11 +37,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import BatchLearned, RunStarted, TaskEnded
+from clstream.losses import mean_loss
 from clstream.memory import OFFERS, Reservoir, offered
 from clstream.params import check_choice, check_integer
 from clstream.strategy import OptimizerFactory, Strategy
@@ -54,13 +57,15 @@ class ERACE(Strategy):
         capacity: the most samples that are kept.
         replay_batch: how many kept samples are drawn for each batch. None: as many as the batch holds.
         active_classes: whose outputs compete for what is replayed, "all", "seen" or "task": see `clstream.Strategy`.
-        competing: for a batch: "batch" (its own classes) or "batch_and_above" (also those from the highest label seen so far on).
+        competing: for a batch: "batch" (its own classes) or, with labels alone, "batch_and_above" (also those from the highest
+            label seen so far on).
         start: when masking and replay start: with the "first_task" or the "second_task".
         offer: "first_epoch" (a session is offered to the memory in the first pass over it) or "every_epoch" (in each).
 
     """
 
     fixed_classes = "for a batch its own labels"
+    learns_targets = ("label", "multilabel")
 
     def __init__(
         self,
@@ -86,23 +91,29 @@ class ERACE(Strategy):
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
-        """Forget the highest label: none was seen yet."""
+        """Forget the highest label: none was seen yet. Raises ValueError for an option that the stream's targets don't have."""
+        if self.competing == "batch_and_above" and event.stream.target != "label":
+            raise ValueError(
+                f"competing='batch_and_above' goes by the highest label, and {event.stream.name} has {event.stream.target} ones: "
+                "take 'batch'"
+            )
         self.highest = torch.zeros((), dtype=torch.int64, device=event.stream.device or "cpu")
 
     def loss(self, samples: Samples) -> Tensor:
-        """Return the sum of both cross-entropies."""
+        """Return the sum of both losses."""
         logits = self.logits(samples)
         if self.competing == "batch_and_above":
             self.highest = torch.maximum(self.highest, samples.y.max())
         if self.finished is not None and not self.finished.tasks:
-            return F.cross_entropy(logits, samples.y)
-        absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill_(0, samples.y, False)
+            return mean_loss(logits, samples.y, samples.target, self.bce_mean)
+        present = samples.y if samples.target == "label" else samples.y.any(0).nonzero().flatten()
+        absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill_(0, present, False)
         if self.competing == "batch_and_above":
             absent &= torch.arange(logits.shape[1], device=logits.device) < self.highest
-        loss = F.cross_entropy(logits.masked_fill(absent, float("-inf")), samples.y)
+        loss = mean_loss(logits.masked_fill(absent, float("-inf")), samples.y, samples.target, self.bce_mean)
         if len(self.memory):
             past = self.memory.sample(self.replay_batch or len(samples))
-            loss = loss + F.cross_entropy(self.logits(past), past.y)
+            loss = loss + mean_loss(self.logits(past), past.y, past.target, self.bce_mean)
         return loss
 
     @on(BatchLearned)

@@ -10,8 +10,9 @@ one, which is the same sum exactly, in constant memory. No 1/2 as in Kirkpatrick
 
 `fisher` says what F is. What published numbers rest on are very different things, by a factor of a batch size and more:
 
-"predicted"   one sample at a time, the gradient of the likelihood of the label found likeliest: Hsu et al.'s code
-"sampled"     the same with a label drawn from the model's answer: the Fisher itself, without bias
+"predicted"   one sample at a time, the gradient of the likelihood of the label found likeliest: Hsu et al.'s code; the default, but
+              for values, which have no such gradient
+"sampled"     the same with a label drawn from the model's answer: the Fisher itself, without bias; the default for values
 "empirical"   the same with the true label
 fisher_batch  a number: squares of the mean gradient of batches of so many samples, times their number. Smith et al.'s research code
               has it with true labels and batches of the stream's size (and a penalty with 1/2, at 10); Avalanche's EWC without the
@@ -53,7 +54,7 @@ class EWCPenalty(Quadratic):
         strength, parameters: see `Quadratic`.
         online: whether there is one term, at the last weights; if not, there is one for each task.
         decay: how much of the Fisher so far stays when a task ends; online only.
-        fisher: "predicted", "sampled" or "empirical": whose gradients are squared.
+        fisher: "predicted", "sampled" or "empirical": whose gradients are squared. None: "sampled" for values, else "predicted".
         fisher_batch: batch size of the batch-gradient variant. None: one sample at a time, exactly.
 
     """
@@ -64,11 +65,12 @@ class EWCPenalty(Quadratic):
         parameters: str | list[str] = "*",
         online: bool = False,
         decay: float = 1.0,
-        fisher: str = "predicted",
+        fisher: str | None = None,
         fisher_batch: int | None = None,
     ) -> None:
         super().__init__(strength, parameters)
-        check_choice(("predicted", "sampled", "empirical"), fisher=fisher)
+        if fisher is not None:
+            check_choice(("predicted", "sampled", "empirical"), fisher=fisher)
         check_number(0, 1, decay=decay)
         check_bool(online=online)
         check_integer(1, none=True, fisher_batch=fisher_batch)
@@ -83,8 +85,13 @@ class EWCPenalty(Quadratic):
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
-        """Start with no Fisher: nothing was learned yet."""
+        """Start with no Fisher: nothing was learned yet. Raises ValueError for one that the stream's targets don't have."""
         self.start_task()
+        if self.fisher == "predicted" and "value" in getattr(event.stream, "targets", (event.stream.target,)):
+            raise ValueError(
+                f"fisher='predicted' squares the gradient at the model's own answer, which is 0 for the values of "
+                f"{event.stream.name}: take 'sampled' or 'empirical'"
+            )
 
     @on(SessionEnded)
     def estimate_fisher(self, event: SessionEnded) -> None:
@@ -98,7 +105,8 @@ class EWCPenalty(Quadratic):
         if strategy.heads_by_task and (task := event.session.task_if_shown) is not None:
             number = torch.tensor(task.id, device=device)
             losses, competing = partial(losses, task=number), partial(competing, task=number)
-        options = self.fisher, strategy.augment, self.random, losses, competing, self.fisher_batch
+        kind = self.fisher or ("sampled" if samples.target == "value" else "predicted")
+        options = kind, strategy.augment, self.random, losses, competing, self.fisher_batch
         for name, fisher in session_fisher(model, samples, *options).items():
             mean = pad_rows(self.task_fisher.get(name, torch.zeros_like(fisher)), fisher)
             self.task_fisher[name] = running_mean(mean, self.samples, fisher, len(samples))
@@ -128,7 +136,7 @@ class EWC(RehearsalFree):
         parameters: which weights are held: a pattern of their names in the model, or several.
         online: whether there is one term, at the last weights; if not, there is one for each task.
         decay: how much of the Fisher so far stays when a task ends; online only.
-        fisher: "predicted", "sampled" or "empirical": whose gradients are squared.
+        fisher: "predicted", "sampled" or "empirical": whose gradients are squared. None: "sampled" for values, else "predicted".
         fisher_batch: batch size of the batch-gradient variant. None: one sample at a time, exactly.
         form, bce_scale, bn_mode, renew_optimizer, active_classes: see `RehearsalFree`.
 
@@ -142,7 +150,7 @@ class EWC(RehearsalFree):
         parameters: str | list[str] = "*",
         online: bool = False,
         decay: float = 1.0,
-        fisher: str = "predicted",
+        fisher: str | None = None,
         fisher_batch: int | None = None,
         form: str = "softmax",
         bce_scale: float | None = 5.0,

@@ -7,6 +7,7 @@ Measured (anchor `finetune-split-mnist`: class-IL, 5 tasks, 1 epoch, batch 10, S
 from __future__ import annotations
 
 from clstream.strategy import Strategy
+from clstream.stream import TARGETS
 
 
 class Finetune(Strategy):
@@ -20,3 +21,5 @@ class Finetune(Strategy):
     """
 
     rehearsal_free = True
+    learns_targets = TARGETS
+    mixes_targets = True

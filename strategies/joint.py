@@ -24,7 +24,7 @@ from clstream.events import EpochStarted, RunStarted, SessionStarted
 from clstream.measures.flops import same_flops
 from clstream.params import check_bool
 from clstream.strategy import OptimizerFactory, Strategy
-from clstream.stream import Batch, Samples, Session, Subset
+from clstream.stream import TARGETS, Batch, Samples, Session, Subset
 
 
 class Joint(Strategy):
@@ -39,6 +39,7 @@ class Joint(Strategy):
     """
 
     not_state = ("seen",)
+    learns_targets = TARGETS
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class LwF(Distilling):
     """
 
     forms = ("softmax_kd",)
+    learns_targets: tuple[str, ...] = ("label",)
 
     def __init__(
         self,

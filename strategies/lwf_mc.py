@@ -17,6 +17,10 @@ group has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=
 it, so their strengths belong to a scale. Own choice: a class that is old and new (domain-IL, recurring tasks) counts in both parts,
 and K is K_old + K_new. Rebuffi et al. write sums over samples and classes; their weight decay and schedule are the user's choice.
 
+Our own extension: multi-label targets stand in place of the one-hot label. With values all outputs are new, and from the second
+task on old too; squared errors stand in place of BCE, the teacher's outputs are taken without a sigmoid, and bce_balanced, whose
+weights go by the zeros among the targets, is refused.
+
 Measured: see `docs/rehearsal-free.md`.
 """
 
@@ -28,9 +32,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from clstream.bus import on
+from clstream.events import RunStarted
 from clstream.strategy import OptimizerFactory
+from clstream.strategy.answers import mask_logits
 from clstream.strategy.rehearsal_free import FORMS, Distilling, binary_cross_entropy, one_hot
-from clstream.strategy.strategy import mask_logits
 from clstream.stream import Samples
 
 
@@ -60,12 +66,20 @@ class LwFMC(Distilling):
     ) -> None:
         super().__init__(model, optimizer, form, bce_scale, bn_mode, renew_optimizer, active_classes)
 
+    @on(RunStarted)
+    def check_form(self, event: RunStarted) -> None:
+        """Refuse the form that values don't have, before anything is learned."""
+        if self.form == "bce_balanced" and "value" in getattr(event.stream, "targets", (event.stream.target,)):
+            raise ValueError(
+                f"form='bce_balanced' of {type(self).__name__} weighs labels that are absent, and {event.stream.name} has values: "
+                "take form='bce_kd'"
+            )
+
     def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
         """Return (n,), the classification loss by itself, without a teacher: in forms with one that of the new classes."""
         if self.form in FORMS:
             return super().sample_losses(outputs, y, task)
-        terms = binary_cross_entropy(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
-        return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
+        return self.scaled_mean(self.errors(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs)))
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the loss of the form."""
@@ -85,9 +99,13 @@ class LwFMC(Distilling):
 
     def bce_kd_loss(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_kd."""
-        terms = binary_cross_entropy(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
+        terms = self.errors(outputs[:, self.new_classes], one_hot(y, self.new_classes, outputs))
         if before is not None:
-            terms = torch.cat([binary_cross_entropy(outputs[:, self.old_classes], before[:, self.old_classes].sigmoid()), terms], 1)
+            kept = before[:, self.old_classes]
+            kept = kept if self.target == "value" else kept.sigmoid()
+            terms = torch.cat([self.errors(outputs[:, self.old_classes], kept), terms], 1)
+        if not terms.shape[1]:  # multi-label, and no sample so far had a positive
+            return terms.sum()
         return terms.sum(1).mean() if self.bce_scale is None else self.bce_scale * terms.mean()
 
     def bce_balanced_loss(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ over the views, the sum over old tasks. A task of one class adds nothing.
 sum over old prototypes. A batch of other size weighs differently.
 
 An answer is the nearest prototype by cosine, among all seen classes or those of the task that the question names. The model's own
-head is not used. Nothing depends on the number of tasks: a prototype is made when its class first arrives, as a row of a matrix
-that grows, in a parameter group without momentum and weight decay. The optimizer goes on over all tasks.
+head is not used. `novelty` is 1 minus the cosine with the nearest prototype, from 0 to 2: own choice, not measured. Nothing depends
+on the number of tasks: a prototype is made when its class first arrives, as a row of a matrix that grows, in a parameter group
+without momentum and weight decay. The optimizer goes on over all tasks.
 
 Of the code: the teacher stays in training mode, so that teacher and model agree at the first step of a task also with batch norm
 (`teacher_mode="eval"` for the other); a step decay of the learning rate by the epoch of the session (`milestones`). Deviations: the
@@ -85,6 +86,7 @@ class PRD(Strategy):
 
     fixed_classes = "none in the loss; classes with a prototype in an answer"
     rehearsal_free = True
+    scores_are = "ranks"
 
     def __init__(
         self,
@@ -176,6 +178,10 @@ class PRD(Strategy):
         features: Tensor = self.model.features(x)  # type: ignore[operator]  # it has been looked at
         cosines = F.normalize(features, dim=1) @ F.normalize(self.prototypes.weight, dim=1).T
         return cosines.new_full((len(x), self.prototypes.classes), float("-inf")).index_copy(1, self.prototypes.labels, cosines)
+
+    def novelty_of(self, scores: Tensor) -> Tensor:
+        """Return (n,): 1 minus the cosine with the nearest prototype; 2, the most there is, before there is any."""
+        return 1 - scores.amax(1).clamp(min=-1)
 
     def answering_weights(self) -> Iterator[Tensor]:
         """Yield the weights and buffers of the model and of the prototypes."""

@@ -4,7 +4,8 @@ Wang, Li, Shen, Huang 2024, "A Unified and General Framework for Continual Learn
 
 "released" (the default), as the authors' code does. For each batch (x, y), before the base's own step, at the weights w:
 
-    g = d CE(f(x), y) / d w                       the batch alone, all outputs, in training mode; batch norm's statistics stay
+    g = d CE(f(x), y) / d w                       the batch alone, all outputs, in training mode; batch norm's statistics stay; with
+                                                  other targets than labels their own loss (`clstream.losses`)
     n = |w| g / (|g| + 1e-20)                     for each tensor by itself
     w <- w + delta (n + noise xi) / (1 + fisher_weight F),    xi normal
 
@@ -36,20 +37,22 @@ takes as long as a backward pass. The noise is 1e-8 for a weight, so `noise=0` i
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded, SessionStarted
 from clstream.fisher import session_fisher
+from clstream.losses import mean_loss, sample_losses
 from clstream.models.heads import pad_rows
 from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.seeds import random_state_kept
 from clstream.strategy import Strategy, Wrapper
 from clstream.strategy.regulariser import no_step
-from clstream.stream import Batch, Samples
+from clstream.stream import Batch, Samples, Subset
 
 TINY = 1e-20  # of the release: a zero gradient gives no NaN
 
@@ -144,19 +147,25 @@ class Refresh(Wrapper):
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def gradients(self, samples: Samples, weights: list[Tensor]) -> tuple[Tensor, ...]:
-        """Return the gradients of the batch's cross-entropy; neither the buffers nor the run's random numbers are moved."""
+        """Return the gradients of the batch's mean loss; neither the buffers nor the run's random numbers are moved."""
         x = samples.x
         with random_state_kept(x.device):
             x = x if self.augment is None else self.augment(x)
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             logits = functional_call(self.model, buffers, (x,)) if buffers else self.model(x)
-        return torch.autograd.grad(F.cross_entropy(logits, samples.y), weights, materialize_grads=True)
+        loss = mean_loss(logits, samples.y, samples.target, self.bce_mean)
+        return torch.autograd.grad(loss, weights, materialize_grads=True)
 
     def noise_like(self, weights: list[Tensor]) -> list[Tensor]:
         """Return normal numbers of the shapes of the weights, drawn together."""
         drawn = torch.randn(sum(weight.numel() for weight in weights), generator=self.random, device=weights[0].device)
         parts = drawn.split([weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+
+    def fisher_of(self, samples: Samples | Subset) -> dict[str, Tensor]:
+        """Return the Fisher of samples: each square times the likelihood, which is exp(-loss), see `diagonal_fisher`."""
+        losses = partial(sample_losses, target=samples.target, bce_mean=self.bce_mean)
+        return session_fisher(self.model, samples, "weighted", self.augment, losses=losses)
 
     def fisher_of_weights(self) -> list[Tensor]:
         """Return the Fisher of each of `weights()`; rows that a growing head got since are zero."""
@@ -178,14 +187,14 @@ class Refresh(Wrapper):
         """Drop the factors, since a head may have grown; before anything is learned, try whether the Fisher can be taken."""
         self.factors = None
         if not self.fisher and (self.fisher_weight or self.form == "paper"):
-            session_fisher(self.model, event.session.samples[:1], "weighted", self.augment)
+            self.fisher_of(event.session.samples[:1])
 
     @on(SessionEnded)
     def consolidate(self, event: SessionEnded) -> None:
         """Renew the Fisher from the session's samples."""
         if self.fisher_weight == 0 and self.form == "released":
             return
-        new = session_fisher(self.model, event.session.samples, "weighted", self.augment)
+        new = self.fisher_of(event.session.samples)
         old = dict(zip(new, self.fisher_of_weights(), strict=True))
         self.fisher = {name: self.tau * old[name] + fisher for name, fisher in new.items()}
         self.factors = None

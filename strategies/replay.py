@@ -10,7 +10,10 @@ seeds at 20 epochs. The memory keeps raw samples, and what is drawn is augmented
 Options: a class-balanced memory, or one of so many samples of each class; `retrieval="mir"` (maximally interfered retrieval,
 Aljundi et al. 2019): of `candidates` drawn without repeats, those are replayed whose loss would rise most if a plain gradient step
 were taken on the batch alone, with the learning rate of the optimizer's first group, on inputs as they are, without augmentation;
-`mix`: CutMix or ResizeMix of all that a step learns.
+`mix`: CutMix or ResizeMix of all that a step learns, for labels.
+
+With multi-label targets a class-balanced memory keeps as many of each set of labels that comes together, and `per_class` is of each
+such set, with room for `per_class` times the classes in all. Values have no classes: they need the reservoir.
 
 Measured (anchor `er-split-mnist`: class-IL, 5 tasks, 1 epoch, batch 10 + 10, capacity 500, SGD 0.1, Mlp 100-100): average
 accuracy 0.858 ± 0.023 over 40 seeds; a loop by hand gives 0.863 ± 0.018 over 50.
@@ -33,7 +36,7 @@ from clstream.memory import OFFERS, ClassBalanced, Memory, Reservoir, offered
 from clstream.params import check_choice, check_integer
 from clstream.seeds import random_state_kept
 from clstream.strategy import OptimizerFactory, Strategy
-from clstream.stream import Samples
+from clstream.stream import TARGETS, Samples
 
 
 class Replay(Strategy):
@@ -44,16 +47,18 @@ class Replay(Strategy):
         optimizer: makes the optimizer from the model's parameters.
         capacity: the most samples that are kept.
         replay_batch: how many kept samples are drawn for each batch. None: as many as the batch holds.
-        memory: "reservoir" (a uniform sample of everything) or "class_balanced".
+        memory: "reservoir" (a uniform sample of everything) or "class_balanced"; of values the first alone.
         per_class: samples of each class that are kept, in a class-balanced memory with room for all classes of the stream.
             None: `capacity` in all.
         retrieval: "random" or "mir".
         candidates: how many kept samples "mir" chooses from, and replays at most.
-        mix: None, "cutmix" or "resizemix"; for images.
+        mix: None, "cutmix" or "resizemix"; for images with labels.
         active_classes: whose outputs compete, "all", "seen" or "task": see `clstream.Strategy`.
         offer: "first_epoch" (a session is offered to the memory in the first pass over it) or "every_epoch" (in each).
 
     """
+
+    learns_targets = TARGETS
 
     def __init__(
         self,
@@ -85,13 +90,23 @@ class Replay(Strategy):
 
     @on(RunStarted)
     def make_memory(self, event: RunStarted) -> None:
-        """With `per_class`, make the memory anew, with room for so many samples of each class of the stream."""
-        self.classes = event.stream.classes
+        """With `per_class`, make the memory anew, with room for so many samples of each class of the stream.
+
+        Raises ValueError for a memory or a mix that the stream's targets can't have.
+        """
+        stream = event.stream
+        if self.mix is not None and stream.target != "label":
+            raise ValueError(f"Replay mixes labels, and {stream.name} has {stream.target} targets: take mix=None")
+        if stream.target == "value" and isinstance(self.memory, ClassBalanced):
+            raise ValueError(
+                f"a class-balanced memory has shares of classes, and {stream.name} has values: take memory='reservoir'"
+            )
+        self.classes = stream.classes
         if self.per_class is not None:
-            self.memory = ClassBalanced(self.per_class * event.stream.classes, self.per_class)
+            self.memory = ClassBalanced(self.per_class * stream.classes, self.per_class)
 
     def loss(self, samples: Samples) -> Tensor:
-        """Return the mean cross-entropy over the batch and the samples drawn for it."""
+        """Return the mean loss over the batch and the samples drawn for it."""
         if len(self.memory):
             n = self.replay_batch or len(samples)
             samples = samples + (self.memory.sample(n) if self.retrieval == "random" else self.most_interfered(samples, n))

@@ -68,6 +68,8 @@ class WithDetectedBoundaries(Wrapper):
 
     not_state: tuple[str, ...] = ("handlers", "ensemble")
     rehearsal_free = False  # it keeps samples, whatever the base does
+    learns_targets = ("label",)  # the detector goes by their cross-entropy
+    mixes_targets = False
 
     def __init__(
         self,
@@ -238,9 +240,11 @@ class WithDetectedBoundaries(Wrapper):
         return self.base.scores(x, task if self.shows_task else None)
 
     @torch.no_grad()
-    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+    def predict(self, x: Tensor, task: Task | None = None, threshold: float = 0.5) -> Tensor:
         """Answer as the wrapped strategy does; with a task that it is not given, by the highest of its scores among the task's."""
-        return self.base.predict(x, task) if task is None or self.shows_task else Strategy.predict(self, x, task)
+        if task is None or self.shows_task:
+            return super().predict(x, task, threshold)
+        return Strategy.predict(self, x, task, threshold)
 
     @property
     def scores_ignore_task(self) -> bool:

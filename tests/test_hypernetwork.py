@@ -80,7 +80,7 @@ def test_a_step_by_hand(options: dict[str, Any], lookahead: bool) -> None:
         return functional_call(generator, dict(zip(names, weights, strict=True)), (state.embedding[None], chunks))[0]
 
     goals = strategy.target_weights(None)
-    network = twin.target.unflatten(made_weights(now, theta))
+    network = twin.network.unflatten(made_weights(now, theta))
     outputs = functional_call(twin.model, network, (batch.samples.x,))
     task_loss = F.cross_entropy(outputs[:, [4, 5]], batch.samples.y - 4)
     slopes = torch.autograd.grad(task_loss, theta + own, retain_graph=True)
@@ -96,7 +96,7 @@ def test_a_step_by_hand(options: dict[str, Any], lookahead: bool) -> None:
             rows = {"head.weight": torch.zeros(6, 32), "head.bias": torch.zeros(6)}
             for part in rows.values():
                 part[classes] = 1.0
-            rest = {name: torch.ones(shape) for name, shape in twin.target.shapes.items()}
+            rest = {name: torch.ones(shape) for name, shape in twin.network.shapes.items()}
             weights = torch.cat([part.flatten() for part in (rest | rows).values()])
         if "importance" in options:
             weights = state.fisher / (1.0 if options["importance"] == "fisher" else state.fisher.mean())
@@ -274,7 +274,7 @@ def test_batch_norm_has_statistics_for_each_task() -> None:
     assert not torch.equal(kept[0]["norm.running_mean"], kept[1]["norm.running_mean"])
     assert int(model.norm.num_batches_tracked) == 0 and not bool(model.norm.running_mean.any())
     alone, task = deepcopy(model).eval(), stream.tasks[0]
-    alone.load_state_dict(dict(strategy.target.unflatten(strategy.weights([strategy.tasks[0]])[0].detach())) | kept[0])
+    alone.load_state_dict(dict(strategy.network.unflatten(strategy.weights([strategy.tasks[0]])[0].detach())) | kept[0])
     with evaluating(strategy):
         assert torch.allclose(strategy.scores(task.test.x, task)[:, :2], alone(task.test.x)[:, :2], atol=1e-5)
 
@@ -284,7 +284,7 @@ def test_weights_without_gradient_are_used_as_they_are() -> None:
     model.stages.requires_grad_(False)
     strategy = built(model)
     before = deepcopy(model.stages.state_dict())
-    assert strategy.target.size == 32 * 6 + 6
+    assert strategy.network.size == 32 * 6 + 6
     result = run(strategy, example_stream(epochs=10, scenario="task"))
     assert result.average_accuracy > 0.8
     assert all(torch.equal(value, model.stages.state_dict()[name]) for name, value in before.items())

@@ -36,7 +36,7 @@ def test_the_surest_task_answers_each_sample(head: str) -> None:
         for sample in x.split(1):
             candidates = []
             for number, state in strategy.tasks.items():
-                network = strategy.target.unflatten(strategy.weights([state])[0])
+                network = strategy.network.unflatten(strategy.weights([state])[0])
                 outputs = functional_call(strategy.model, network, (sample,))[0]
                 outputs = outputs[[2 * number, 2 * number + 1]] if head == "own" else outputs[:2]
                 p = outputs.double().softmax(0)
@@ -75,7 +75,7 @@ def test_what_is_made_for_answers_is_not_kept_when_something_is_learned() -> Non
     strategy.learn(batch)
     with evaluating(strategy):
         now = strategy.scores(task.test.x, task)
-        network = strategy.target.unflatten(strategy.weights([strategy.tasks[0]])[0])
+        network = strategy.network.unflatten(strategy.weights([strategy.tasks[0]])[0])
         assert torch.allclose(now[:, :2], functional_call(strategy.model, network, (task.test.x,))[:, :2], atol=1e-5)
     assert not torch.equal(before, now)
 
@@ -116,8 +116,8 @@ class OutFirst(nn.Module):
 def test_the_head_is_the_layer_that_gives_the_outputs() -> None:
     strategy = built(OutFirst(), held_heads="own")
     run(strategy, example_stream())
-    assert strategy.target.head == "out"
-    own = strategy.target.unflatten(strategy.target.head_mask(torch.tensor([0, 1])))
+    assert strategy.network.head == "out"
+    own = strategy.network.unflatten(strategy.network.head_mask(torch.tensor([0, 1])))
     assert own["out.weight"].sum(1).tolist() == [16, 16, 0, 0, 0, 0] and own["out.bias"].tolist() == [1, 1, 0, 0, 0, 0]
     assert own["into.weight"].all() and own["into.bias"].all()
 

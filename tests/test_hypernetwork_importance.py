@@ -29,7 +29,7 @@ def test_the_fisher_of_what_was_made(sessions: int) -> None:
         total = torch.zeros(2278)
         for x, y in zip(samples.x.split(1), samples.y.split(1), strict=True):
             row = strategy.weights([strategy.tasks[0]])[0].detach().requires_grad_()
-            outputs = functional_call(strategy.model, strategy.target.unflatten(row), (x,))
+            outputs = functional_call(strategy.model, strategy.network.unflatten(row), (x,))
             F.cross_entropy(outputs[:, :2], y).backward()
             total += row.grad.square()
         return total / len(samples)
@@ -42,7 +42,7 @@ def test_the_fisher_of_what_was_made(sessions: int) -> None:
     run(strategy, stream, AtEnds(), max_sessions=sessions)
     fisher = strategy.tasks[0].fisher
     assert fisher is not None and bool((fisher >= 0).all()) and bool((fisher > 0).any())
-    rows = strategy.target.unflatten(fisher)
+    rows = strategy.network.unflatten(fisher)
     assert not bool(rows["head.weight"][2:].any()) and not bool(rows["head.bias"][2:].any())
     assert bool(rows["head.weight"][:2].any())
     if sessions == 1:
@@ -57,11 +57,11 @@ def test_the_fisher_is_of_the_network_with_the_statistics_of_its_task() -> None:
     stream = example_stream((0,), epochs=3, batch_size=20)
     strategy = built(Normed(), importance="fisher")
     run(strategy, stream)
-    state, samples, total = strategy.tasks[0], stream.tasks[0].train[:], torch.zeros(strategy.target.size)
+    state, samples, total = strategy.tasks[0], stream.tasks[0].train[:], torch.zeros(strategy.network.size)
     with evaluating(strategy), torch.enable_grad():
         for x, y in zip(samples.x.split(1), samples.y.split(1), strict=True):
             row = strategy.weights([state])[0].detach().requires_grad_()
-            outputs = functional_call(strategy.model, {**strategy.target.unflatten(row), **state.statistics}, (x,))
+            outputs = functional_call(strategy.model, {**strategy.network.unflatten(row), **state.statistics}, (x,))
             F.cross_entropy(outputs[:, :2], y).backward()
             total += row.grad.square()
     assert torch.allclose(state.fisher, total / len(samples), rtol=1e-3, atol=1e-8)
@@ -98,7 +98,7 @@ def test_what_is_learned_and_weighed_is_augmented() -> None:
     strategy, batch = at_second_task(stream, importance="fisher")
     outputs = strategy.outputs(batch.samples)
     assert torch.equal(outputs, outputs[:1].expand_as(outputs))
-    fisher = strategy.target.unflatten(strategy.tasks[0].fisher)
+    fisher = strategy.network.unflatten(strategy.tasks[0].fisher)
     first, *_, last = fisher.values()
     assert not first.any() and last.any()  # nothing goes into the first layer
 

@@ -44,7 +44,7 @@ def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int
 
     def make_model(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
         parameters = inspect.signature(cls).parameters
-        offered = {"input_shape": stream.input_shape, "classes": stream.classes}
+        offered = {"input_shape": stream.input_shape, "classes": stream.outputs}
         return cls(*args, **{name: value for name, value in offered.items() if name in parameters}, **kwargs)
 
     def make_strategy(cls: type[Strategy], *args: Any, **kwargs: Any) -> Strategy:

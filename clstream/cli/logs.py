@@ -132,9 +132,11 @@ def list_command(arguments: list[str]) -> int:
         table = Table("name", "what it is", title=f"{kind} (--{kind} NAME)", title_justify="left", box=None, pad_edge=False)
         if kind == "strategy":
             table.add_column("needs")
+            table.add_column("learns")
         for name in known_names(kind):
             thing = getattr(importlib.import_module(place), name)
-            table.add_row(name, escape(first_line(thing)), *([", ".join(needs(thing)) or "nothing"] if kind == "strategy" else []))
+            own = [", ".join(needs(thing)) or "nothing", learned_targets(thing)] if kind == "strategy" else []
+            table.add_row(name, escape(first_line(thing)), *own)
         console.print(table)
         if options.kind is None:
             console.print()
@@ -148,6 +150,12 @@ def list_command(arguments: list[str]) -> int:
             table.add_row(name, escape(load_anchor(name).about))
         console.print(table)
     return 0
+
+
+def learned_targets(strategy: Any) -> str:
+    """Return the kinds of targets that a strategy class learns; of a wrapper they are those of what it wraps."""
+    kinds = strategy.learns_targets
+    return ", ".join(kinds) if isinstance(kinds, tuple) else "as the wrapped one"
 
 
 def first_line(thing: Any) -> str:

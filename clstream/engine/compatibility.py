@@ -18,7 +18,7 @@ from clstream.evaluation import check_labels, evaluating
 from clstream.params import check_choice, check_integer
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
-from clstream.stream import Stream, own_storage
+from clstream.stream import TARGETS, Stream, own_storage
 
 EVALUATE_AT = ("sessions", "tasks", "end")
 
@@ -62,11 +62,40 @@ def check_fits(
                 raise ValueError(f"{name} has a regulariser that is not among its parts: set {name}.parts to (*self.parts, ...)")
     if type(strategy).learn is Strategy.learn and not isinstance(getattr(strategy, "optimizer", None), Optimizer):
         raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
+    check_targets(strategy, stream)
     check_optimizers(strategy)
     check_augment(stream)
     check_lazy(strategy, stream, seed)
     check_answers(strategy, stream)
     check_single_samples(strategy, stream, device, max_sessions)
+
+
+def check_targets(strategy: Strategy, stream: Stream) -> None:
+    """Refuse targets that the strategy, or one of its parts, doesn't learn."""
+    name = type(strategy).__name__
+    kinds = " and ".join(stream.targets)
+    for owner in with_parts(strategy):
+        learns = getattr(owner, "learns_targets", TARGETS)
+        for target in stream.targets:
+            if target not in learns:
+                raise ValueError(
+                    f"{type(owner).__name__} learns {' and '.join(learns)} targets, and {stream.name} has {target} ones: Finetune, "
+                    "Joint, Replay and DERpp, say, learn these"
+                )
+    if len(stream.targets) > 1 and not strategy.mixes_targets:
+        raise ValueError(
+            f"{name} learns streams with targets of one kind, and {stream.name} has {kinds} targets: Finetune learns several kinds"
+        )
+    widths = {task.train[:1].y.shape[1] for task in stream.tasks if task.target == "value"}  # there is one, if any
+    if widths and widths != {stream.outputs}:
+        raise ValueError(
+            f"{stream.name} has tasks of {max(widths)} values, and others of {stream.outputs} outputs: one head must fit all"
+        )
+    for _, learner in find_all(strategy, Strategy):
+        if widths and learner.active_classes != "all":
+            raise ValueError(
+                f"active_classes={learner.active_classes!r} says which classes compete, and {stream.name} has values: take 'all'"
+            )
 
 
 def check_device(device: str | torch.device) -> None:
@@ -173,13 +202,15 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
         except Exception:  # noqa: BLE001  # its own business until the run has started
             return
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] < stream.classes:
+    wanted, values = stream.outputs, "value" in stream.targets
+    width = scores.shape[1] if isinstance(scores, Tensor) and scores.dim() == 2 else -1
+    if width < wanted or (values and width > wanted):
         who = name if plain else f"{type(strategy).__name__}.scores"
+        what = "values" if values else "classes" if stream.targets == ("label",) else "columns of targets"
         raise ValueError(
-            f"{who} answers one sample with {shape}, but {stream.name} has {stream.classes} classes: "
-            f"build it with classes={stream.classes}"
+            f"{who} answers one sample with {shape}, but {stream.name} has {wanted} {what}: build it with classes={wanted}"
         )
-    if type(strategy).predict is not Strategy.predict:
+    if type(strategy).predict is not Strategy.predict and stream.targets == ("label",):  # others need the start of a run
         with isolated(0, "check"), evaluating(strategy):
             check_labels((strategy.predict(samples.x),), samples, strategy)
 

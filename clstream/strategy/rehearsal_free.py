@@ -16,7 +16,7 @@ from clstream.models import GrowingHead
 from clstream.params import check_bool, check_choice, check_positive
 from clstream.strategy.regulariser import frozen
 from clstream.strategy.strategy import OptimizerFactory, Strategy
-from clstream.stream import Samples
+from clstream.stream import TARGETS, Samples
 
 FORMS = ("softmax", "bce")
 
@@ -28,8 +28,9 @@ class RehearsalFree(Strategy):
 
     Forms, over the outputs that compete (`active_classes`):
 
-    softmax  cross-entropy
-    bce      binary cross-entropy of each against the one-hot label, their mean times `bce_scale`; on a task-incremental stream too
+    softmax  cross-entropy; with multi-label targets or values the loss of that kind, as in `clstream.losses`
+    bce      binary cross-entropy of each against the one-hot label, or multi-label targets, their mean times `bce_scale`; on a
+             task-incremental stream too; with values squared errors in place of these
 
     With all defaults and no penalty it is `Finetune`, bit for bit.
 
@@ -46,6 +47,7 @@ class RehearsalFree(Strategy):
     """
 
     rehearsal_free = True
+    learns_targets = TARGETS
     forms: tuple[str, ...] = FORMS
 
     def __init__(
@@ -109,11 +111,18 @@ class RehearsalFree(Strategy):
         if self.form != "bce":
             return super().sample_losses(outputs, y, task)
         if self.active_classes == "all" and not self.grows:  # a growing head has -inf for classes that did not come
-            labels = torch.arange(outputs.shape[1], device=outputs.device)
+            labels = torch.arange(y.shape[1] if y.dim() == 2 else outputs.shape[1], device=outputs.device)
         else:
             labels = self.new_classes if self.active_classes == "task" else self.known_classes
-        terms = binary_cross_entropy(outputs[:, labels], one_hot(y, labels, outputs))
-        return terms.sum(1) if self.bce_scale is None else self.bce_scale * terms.mean(1)
+        return self.scaled_mean(self.errors(outputs[:, labels], one_hot(y, labels, outputs)))
+
+    def errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each output by itself: its binary cross-entropy, or for values its squared error."""
+        return (outputs - targets).square() if self.target == "value" else binary_cross_entropy(outputs, targets)
+
+    def scaled_mean(self, errors: Tensor) -> Tensor:
+        """Return (n,), the losses of samples from (n, outputs) errors, as `bce_scale` has it; 0 where nothing competes."""
+        return errors.sum(1) if self.bce_scale is None or not errors.shape[1] else self.bce_scale * errors.mean(1)
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the mean classification loss."""
@@ -165,8 +174,8 @@ class Distilling(RehearsalFree):
 
 
 def one_hot(y: Tensor, labels: Tensor, like: Tensor) -> Tensor:
-    """Return (n, labels): 1 where a sample has the label."""
-    return (y[:, None] == labels).to(like.dtype)
+    """Return (n, labels): 1 where a sample has the label; of multi-label targets and values, their columns of these numbers."""
+    return (y[:, labels] if y.dim() == 2 else y[:, None] == labels).to(like.dtype)
 
 
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

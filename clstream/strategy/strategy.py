@@ -17,8 +17,17 @@ from clstream.attributes import find_all
 from clstream.bus import Emitter, on
 from clstream.eval_mode import answers, learns, wrap_methods
 from clstream.events import BatchLearned, RunStarted, SessionStarted
+from clstream.losses import mean_loss, sample_losses
 from clstream.models.heads import grow_heads
 from clstream.params import HasParams, check_choice
+from clstream.strategy.answers import (
+    allowed,
+    heads_of_positives,
+    mask_logits,
+    predictions_of,
+    session_outputs,
+    softmax_novelty,
+)
 from clstream.stream import Batch, Samples, Subset, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -30,12 +39,13 @@ class Strategy(Emitter, HasParams):
     """Plain fine-tuning; override `loss`, `learn`, `scores` or `predict`, and subscribe with `on`.
 
     Args:
-        model: (n, *input_shape) raw inputs to (n, classes) logits.
+        model: (n, *input_shape) raw inputs to (n, classes) logits, or to values.
         optimizer: makes the optimizer from the model's parameters.
         active_classes: whose outputs compete, in the loss of a sample and in an answer. "all": all outputs of the head, from the
             start. "seen": those of classes that came so far. "task": in the loss those of the sample's own task, as far as they
             came, in an answer those that came so far; it needs boundaries. On a task-incremental stream only the outputs of the
-            sample's own task compete, whatever this is.
+            sample's own task compete, whatever this is. A sample with several labels has the outputs of all tasks that these came
+            in; one without any has those of the task that goes on. Values don't compete: it must be "all" for them.
 
     Raises:
         ValueError: for other `active_classes`, or a model without parameters.
@@ -63,6 +73,27 @@ class Strategy(Emitter, HasParams):
 
     rehearsal_free: bool = False
     """Whether it says that nothing of a session's inputs is in it when the session is over; then the contract checks it."""
+
+    learns_targets: tuple[str, ...] = ("label",)
+    """The kinds of targets that it learns, of "label", "multilabel" and "value"; a stream of another kind is refused."""
+
+    mixes_targets: bool = False
+    """Whether it learns streams whose tasks have targets of several kinds; a batch has one."""
+
+    scores_are: str = "logits"
+    """What `scores` returns: "logits", "probabilities", or "ranks", which say which class is likelier and no more.
+
+    Logits are what a softmax, with multi-label targets a sigmoid, turns into probabilities.
+    """
+
+    bce_mean: str = "all"
+    """What the binary cross-entropies of multi-label targets are averaged over, "all" or "competing": see `clstream.losses`."""
+
+    target: str = "label"
+    """The kind of targets that is learned and asked for: the stream's from RunStarted on, and that of each session."""
+
+    target_columns: int = 0
+    """How many classes or outputs the stream's targets have; 0 before a run."""
 
     exempt: Mapping[str, str] = MappingProxyType({})
     """Checks of the contract (`clstream.checks`) that this strategy can't meet, by name, each with the reason."""
@@ -95,7 +126,7 @@ class Strategy(Emitter, HasParams):
     """Whether the stream is task-incremental."""
 
     heads_by_task: bool = False
-    """Whether `heads` has a row for each task, not for each label: on a task-incremental stream whose tasks share classes."""
+    """Whether `heads` has a row for each task, not for each label: see `Stream.marks_tasks`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the class's own methods that answer and learn, as `clstream.eval_mode` says."""
@@ -123,18 +154,18 @@ class Strategy(Emitter, HasParams):
         self.active_classes = active_classes
 
     def outputs(self, samples: Samples) -> Tensor:
-        """Return the model's (n, classes) outputs for samples to learn, augmented."""
+        """Return the model's (n, outputs) outputs for samples to learn, augmented."""
         outputs: Tensor = self.model(samples.x if self.augment is None else self.augment(samples.x))
         return outputs
 
     def mask_other_heads(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
-        """Return (n, classes) outputs, with those that don't compete masked with -inf.
+        """Return (n, classes) outputs, with those that don't compete masked with -inf; of values, all as they are.
 
         Args:
             outputs: (n, classes), of samples to learn.
-            y: (n,), their labels.
-            task: (n,) or (), the numbers of their tasks; needed on a task-incremental stream whose tasks share classes, where
-                samples have them as `extra["task"]`.
+            y: their targets: (n,) labels, or what else `Samples` has.
+            task: (n,) or (), the numbers of their tasks; needed where samples have them as `extra["task"]`: on a task-incremental
+                stream whose tasks share classes, or have multi-label targets.
 
         Raises:
             ValueError: if they are needed, and not there.
@@ -142,15 +173,20 @@ class Strategy(Emitter, HasParams):
         """
         if self.heads is None:
             return outputs if self.active_classes == "all" else mask_logits(outputs, self.seen_classes)
+        if self.target == "value":
+            return outputs
         if self.heads.shape[1] < outputs.shape[1]:  # outputs that no class has never compete
             self.heads = F.pad(self.heads, (0, outputs.shape[1] - self.heads.shape[1]))
         if self.heads_by_task:
             if task is None:
                 raise ValueError(
-                    f"the tasks of this stream share classes, so {type(self).__name__}.mask_other_heads needs the task of each "
-                    'sample: pass samples.extra["task"], which batches and memories have'
+                    "on this stream the targets of a sample don't tell its task (tasks share classes, or samples have several), so "
+                    f"{type(self).__name__}.mask_other_heads needs the task of each sample: pass "
+                    'samples.extra["task"], which batches and memories have'
                 )
             y = task
+        elif self.target == "multilabel":
+            return outputs.masked_fill(~heads_of_positives(y, self.heads, self.task_classes), float("-inf"))
         return outputs.masked_fill(~self.heads[y], float("-inf"))
 
     def logits(self, samples: Samples) -> Tensor:
@@ -159,15 +195,23 @@ class Strategy(Emitter, HasParams):
 
     @learns
     def loss(self, samples: Samples) -> Tensor:
-        """Return what one step minimises: a scalar that can be differentiated. Here: mean cross-entropy."""
-        return F.cross_entropy(self.logits(samples), samples.y)
+        """Return what one step minimises: a scalar that can be differentiated.
+
+        Here: the mean loss of the targets' kind: cross-entropy, binary cross-entropy, or squared error: see `clstream.losses`.
+        """
+        return mean_loss(self.logits(samples), samples.y, samples.target, self.bce_mean)
 
     def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
-        """Return (n,), the loss of each sample from its (n, classes) outputs: the negative log likelihood, as a Fisher needs it.
+        """Return (n,), the loss of each sample from its (n, outputs) outputs: the negative log likelihood, as a Fisher needs it.
 
-        `task` is as for `mask_other_heads`.
+        It is that of the targets' kind, which is `self.target`; `task` is as for `mask_other_heads`.
         """
-        return F.cross_entropy(self.mask_other_heads(outputs, y, task), y, reduction="none")
+        return sample_losses(self.mask_other_heads(outputs, y, task), y, self.target, self.bce_mean)
+
+    def loss_of_outputs(self, outputs: Tensor, samples: Samples) -> Tensor:
+        """Return the mean loss of (n, outputs) outputs for samples, over those that compete: a scalar."""
+        logits = self.mask_other_heads(outputs, samples.y, samples.extra.get("task"))
+        return mean_loss(logits, samples.y, samples.target, self.bce_mean)
 
     def add_regularisers(self, *regularisers: Regulariser) -> None:
         """Add regularisers: they hear the run as parts do, and each step minimises their penalties too.
@@ -202,33 +246,66 @@ class Strategy(Emitter, HasParams):
 
     @answers
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Return (n, classes), higher is likelier; `task` is given only where the question names it."""
+        """Return (n, outputs), for classes higher is likelier, or the values; `task` is given only where the question names it."""
         outputs: Tensor = self.model(x)
         return self.mask_answer(outputs)
 
     def mask_answer(self, outputs: Tensor) -> Tensor:
-        """Return (n, classes) outputs for a question, with those that don't compete in an answer masked with -inf."""
+        """Return (n, outputs) outputs for a question, with those that don't compete in an answer masked with -inf."""
+        if self.target == "multilabel" and outputs.shape[1] > self.target_columns:  # outputs that no class has
+            outputs = mask_logits(outputs, torch.arange(self.target_columns, device=outputs.device))
         if self.active_classes == "all" or self.task_given:
             return outputs
         return mask_logits(outputs, self.seen_classes)
 
     @answers
     @torch.no_grad()
-    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Return the predicted labels: (n,), int64; with a task, only its classes compete."""
+    def predict(self, x: Tensor, task: Task | None = None, threshold: float = 0.5) -> Tensor:
+        """Return the predictions, by the kind of targets; with a task, only its classes compete.
+
+        label       (n,), int64
+        multilabel  (n, outputs), float32: 1 for classes whose probability is above the threshold, 0 for others
+        value       (n, outputs): the scores
+        """
         scores = self.scores(x, task)
-        return (scores if task is None else scores.masked_fill(~allowed(task, scores), float("-inf"))).argmax(dim=1)
+        if task is not None and self.target != "value":
+            scores = scores.masked_fill(~allowed(task, scores), float("-inf"))
+        return predictions_of(scores, self.target, self.scores_are, threshold)
 
     @answers
     @torch.no_grad()
     def predict_online(self, x: Tensor) -> Tensor:
-        """Return the labels of the next inputs of the stream, before they are learned: `predict`, unless overridden."""
+        """Return the predictions for the next inputs of the stream, before they are learned: `predict`, unless overridden."""
         return self.predict(x)
+
+    @answers
+    @torch.no_grad()
+    def novelty(self, x: Tensor) -> Tensor:
+        """Return (n,), how strange inputs are, higher is stranger: `novelty_of` their scores, unless overridden.
+
+        Raises TypeError where there is none.
+        """
+        return self.novelty_of(self.scores(x))
+
+    def novelty_of(self, scores: Tensor) -> Tensor:
+        """Return (n,), how strange the inputs of some scores are, higher is stranger.
+
+        Here: 1 minus the greatest probability of a class. Raises TypeError for scores that give none: ranks, and values.
+        """
+        try:
+            return softmax_novelty(scores, self.scores_are, self.target)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__} can't tell how strange inputs are: {error}") from None
 
     @property
     def scores_ignore_task(self) -> bool:
         """Whether `scores` is the same with and without the task given, so that one forward pass serves both."""
         return type(self).scores is Strategy.scores and type(self).predict is Strategy.predict
+
+    @property
+    def novelty_is_of_scores(self) -> bool:
+        """Whether `novelty` is `novelty_of` the scores, so that one forward pass serves both."""
+        return type(self).novelty is Strategy.novelty
 
     def answering_weights(self) -> Iterator[Tensor]:
         """Yield the parameters and buffers that it answers with, here the model's: what else it holds counts as memory."""
@@ -242,11 +319,12 @@ class Strategy(Emitter, HasParams):
 
     @on(RunStarted)
     def read_stream(self, event: RunStarted) -> None:
-        """Take the stream's augmentation and, if it is task-incremental, which classes each task has."""
+        """Take the stream's augmentation, its targets and, if it is task-incremental, which classes each task has."""
         stream, device = event.stream, event.stream.device or "cpu"
         self.augment = stream.augment
+        self.target, self.target_columns = stream.target, stream.outputs
         self.task_given = stream.scenario == "task"
-        self.heads_by_task = self.task_given and stream.shares_classes
+        self.heads_by_task = self.task_given and stream.marks_tasks
         self.heads = None
         if self.task_given:
             self.heads = (stream.task_heads if self.heads_by_task else stream.heads).to(device)
@@ -261,9 +339,14 @@ class Strategy(Emitter, HasParams):
         self.task_number = -1
 
     @on(SessionStarted)
+    def read_target(self, event: SessionStarted) -> None:
+        """Take the session's kind of targets."""
+        self.target = event.session.target
+
+    @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:
-        """Give a growing head an output for each class that is new in this session."""
-        grow_heads(self.model, [optimizer for _, optimizer in find_all(self, Optimizer)], lambda: event.session.classes)
+        """Give a growing head an output for each class that is new in this session; with values, all that there are."""
+        grow_heads(self.model, [optimizer for _, optimizer in find_all(self, Optimizer)], lambda: session_outputs(event.session))
 
     @on(SessionStarted)
     def add_classes(self, event: SessionStarted) -> None:
@@ -273,7 +356,7 @@ class Strategy(Emitter, HasParams):
         task = event.session.task_if_shown
         if task is not None and task.id != self.task_number:
             self.task_number, self.task_classes = task.id, self.task_classes[:0]
-        new = self.seen_classes.new_tensor(event.session.classes)
+        new = self.seen_classes.new_tensor(session_outputs(event.session))
         self.task_classes = torch.cat([self.task_classes, new]).unique()
         self.seen_classes = torch.cat([self.seen_classes, new]).unique()
         if self.heads is not None and not self.task_given:
@@ -309,19 +392,3 @@ class Regulariser(HasParams, ABC):
     @abstractmethod
     def penalty(self, samples: Samples) -> Tensor:
         """Return what is added to the loss of the samples: a scalar that can be differentiated."""
-
-
-def mask_logits(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Return (n, classes) outputs with all but those for some labels masked with -inf; of no labels, as they are."""
-    if labels is None or not len(labels):
-        return outputs
-    masked = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
-    masked[labels] = False
-    return outputs.masked_fill(masked, float("-inf"))
-
-
-def allowed(task: Task, scores: Tensor) -> Tensor:
-    """Return (classes,), bool, on the scores' device: which of their columns are classes of a task."""
-    columns = torch.zeros(scores.shape[1], dtype=torch.bool)
-    columns[list(task.classes)] = True
-    return columns.to(scores.device)

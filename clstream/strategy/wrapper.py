@@ -37,6 +37,26 @@ class Wrapper(Strategy):
         """Whether the wrapped strategy says so."""
         return self.base.rehearsal_free
 
+    @property
+    def learns_targets(self) -> tuple[str, ...]:  # type: ignore[override]  # it is the base's
+        """The kinds of targets that the wrapped strategy learns."""
+        return self.base.learns_targets
+
+    @property
+    def mixes_targets(self) -> bool:  # type: ignore[override]  # it is the base's
+        """Whether the wrapped strategy learns targets of several kinds."""
+        return self.base.mixes_targets
+
+    @property
+    def scores_are(self) -> str:  # type: ignore[override]  # it is the base's
+        """What the wrapped strategy's scores are."""
+        return self.base.scores_are
+
+    @property
+    def bce_mean(self) -> str:  # type: ignore[override]  # it is the base's
+        """What the wrapped strategy averages binary cross-entropies over."""
+        return self.base.bce_mean
+
     def add_regularisers(self, *regularisers: Regulariser) -> None:
         """Add them to the wrapped strategy."""
         self.base.add_regularisers(*regularisers)
@@ -57,13 +77,29 @@ class Wrapper(Strategy):
         """Answer as the wrapped strategy does."""
         return self.base.scores(x, task)
 
-    def predict(self, x: Tensor, task: Task | None = None) -> Tensor:
+    def predict(self, x: Tensor, task: Task | None = None, threshold: float = 0.5) -> Tensor:
         """Answer as the wrapped strategy does."""
-        return self.base.predict(x, task)
+        if threshold == 0.5:  # a `predict` of the user's own may take none
+            return self.base.predict(x, task)
+        return self.base.predict(x, task, threshold)
 
     def predict_online(self, x: Tensor) -> Tensor:
         """Answer as the wrapped strategy does."""
         return self.base.predict_online(x)
+
+    def novelty(self, x: Tensor) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.novelty(x)
+
+    def novelty_of(self, scores: Tensor) -> Tensor:
+        """Answer as the wrapped strategy does."""
+        return self.base.novelty_of(scores)
+
+    @property
+    def novelty_is_of_scores(self) -> bool:
+        """Whether the wrapped strategy's novelty is that of its scores, and nothing is answered here."""
+        own = type(self).scores is Wrapper.scores and type(self).novelty is Wrapper.novelty
+        return own and self.base.novelty_is_of_scores
 
     @property
     def scores_ignore_task(self) -> bool:

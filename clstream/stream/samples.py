@@ -11,7 +11,7 @@ from torch import Tensor
 
 NOTHING: Mapping[str, Tensor] = {}  # the extra fields of samples that have none
 
-TARGETS = ("label", "multilabel", "value")
+TARGETS: tuple[str, ...] = ("label", "multilabel", "value")
 """Kinds of targets: a class for each sample, any number of classes for each, real numbers."""
 
 _CHUNK = 8192  # samples looked at together when all of a data set is checked or hashed

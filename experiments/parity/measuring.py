@@ -29,7 +29,7 @@ from clstream import Evaluated, SessionStarted, Strategy, Stream, TaskEnded, met
 from clstream.avalanche.imports import import_avalanche
 from clstream.models import Mlp
 from clstream.seeds import isolated
-from clstream.strategy.strategy import allowed
+from clstream.strategy.answers import allowed
 from clstream.stream import Task
 
 LEVEL = 0.01

@@ -20,7 +20,8 @@ generator in one batch; where they are many, L_reg comes from their states befor
 task. The number of tasks is not needed beforehand.
 
 Answers: with the task given, its network and its own classes. Without (HNET+ENT), each sample is put to the networks of all tasks
-so far, and the one whose answer has the least entropy answers. A task of one class has no entropy, and takes every sample.
+so far, and the one whose answer has the least entropy answers. A task of one class has no entropy, and takes every sample. That
+entropy is the `novelty` of a sample too, as what the task is chosen by; own choice, not measured.
 
 `lookahead`, `old_embeddings`, `held_heads`, `chunks`, `clip` and `old_tasks` are there for the authors' later code
 (chrhenning/posterior_replay_cl): no look-ahead, of which they found little gain; one Adam over everything, so that old e_j move
@@ -166,8 +167,8 @@ class Hypernetwork(Strategy):
             raise ValueError(f"an LSTM has one state: hidden must be one width, as (64,), not {hidden}")
         if growth and (generator != "lstm" or importance != "none"):
             raise ValueError("growth stores what is around an LSTM's recurrent weights: generator='lstm', importance='none'")
-        self.target = Target(model)
-        size, std = self.target.size, chunk_std if chunks == "shared" else None
+        self.network = Target(model)
+        size, std = self.network.size, chunk_std if chunks == "shared" else None
         self.generator: MlpGenerator | LstmGenerator
         if generator == "lstm":
             self.generator = LstmGenerator(size, chunk, task_size, chunk_size, std, hidden[0])
@@ -201,11 +202,11 @@ class Hypernetwork(Strategy):
         self.reset()
         x = tasks[0].test[:1].x if tasks else torch.zeros(1, *stream.input_shape)
         with isolated(0, "check"), evaluating(self):
-            outputs = self.target.find_head(x.to(next(self.model.parameters()).device))
+            outputs = self.network.find_head(x.to(next(self.model.parameters()).device))
         most, name = max((len(task.classes) for task in tasks), default=0), type(self.model).__name__
         if outputs < most:
             raise ValueError(f"{name} has {outputs} outputs, too few for a task of {most} classes")
-        if self.held_heads == "own" and self.target.head is None:
+        if self.held_heads == "own" and self.network.head is None:
             raise ValueError(
                 f"held_heads='own' is about the rows of a linear layer, and none gives the outputs of {name}: take 'all'"
             )
@@ -241,9 +242,9 @@ class Hypernetwork(Strategy):
         samples = event.session.samples
         if self.fisher_samples is not None:
             samples = samples[torch.randperm(len(samples), generator=self.random)[: self.fisher_samples].to(samples.y.device)]
-        model = self.target.with_weights(self.target.unflatten(self.weights([state])[0]), state.statistics)
+        model = self.network.with_weights(self.network.unflatten(self.weights([state])[0]), state.statistics)
         fisher = session_fisher(model, samples, "empirical", self.augment, losses=partial(task_losses, state))
-        new, n = torch.cat([fisher[name].flatten() for name in self.target.shapes]), len(samples)
+        new, n = torch.cat([fisher[name].flatten() for name in self.network.shapes]), len(samples)
         state.fisher = new if state.fisher is None else running_mean(state.fisher, state.samples, new, n)
         state.samples += n
 
@@ -295,7 +296,7 @@ class Hypernetwork(Strategy):
             rows = [state.fisher for state in self.old if state.fisher is not None]
             rows = [row / row.mean().clamp(min=1e-30) for row in rows] if self.importance == "normalised" else rows
         elif self.held_heads == "own" and self.own_head:
-            rows = [self.target.head_mask(state.columns) for state in self.old]
+            rows = [self.network.head_mask(state.columns) for state in self.old]
         self.coefficients = torch.stack(rows) if rows else None
 
     # Making weights
@@ -323,7 +324,7 @@ class Hypernetwork(Strategy):
         """Return the outputs of the network that is made for the current task: augmented."""
         assert self.current is not None
         x = samples.x if self.augment is None else self.augment(samples.x)
-        return self.target.outputs(self.target.unflatten(self.weights([self.current])[0]), self.current.statistics, x)
+        return self.network.outputs(self.network.unflatten(self.weights([self.current])[0]), self.current.statistics, x)
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the mean cross-entropy of the current task's own classes."""
@@ -363,7 +364,7 @@ class Hypernetwork(Strategy):
         if self.coefficients is None and len(held) * self.generator.n_chunks > 4 * self.targets[0].shape[2]:
             states = functional_call(self.generator, theta, (*self.inputs(held), True))
             now = states, theta["output.weight"], theta["output.bias"]
-            penalty = factor * squared_distance(now, self.targets_of(rows), self.target.size)
+            penalty = factor * squared_distance(now, self.targets_of(rows), self.network.size)
             gradients = torch.autograd.grad(penalty, [*theta.values(), *embeddings])
         else:
             weights: Tensor = functional_call(self.generator, theta, self.inputs(held))
@@ -385,7 +386,7 @@ class Hypernetwork(Strategy):
     def target_weights(self, rows: Tensor | None) -> Tensor:
         """Return (old tasks, weights), or some rows of it: W*."""
         states, weight, bias = self.targets_of(rows)
-        return F.linear(states, weight, bias).flatten(1)[:, : self.target.size]
+        return F.linear(states, weight, bias).flatten(1)[:, : self.network.size]
 
     @torch.no_grad()
     def look_ahead(self) -> dict[str, Tensor]:
@@ -427,17 +428,22 @@ class Hypernetwork(Strategy):
         if task is not None:
             number = task.id if task.id in self.tasks else next(reversed(self.tasks))
             labels = torch.tensor(task.classes, device=x.device)
-            outputs = self.target.outputs(weights[number], self.tasks[number].statistics, x)
+            outputs = self.network.outputs(weights[number], self.tasks[number].statistics, x)
             return self.scatter(outputs, labels, self.columns(task).to(x.device))
         best, least = torch.empty(0), torch.empty(0)
         for number, state in self.tasks.items():
-            outputs = self.target.outputs(weights[number], state.statistics, x)
+            outputs = self.network.outputs(weights[number], state.statistics, x)
             scores, entropies = self.scatter(outputs, state.classes, state.columns), entropy(outputs[:, state.columns])
             if not len(best):
                 best, least = scores, entropies
             surer = entropies < least
             best, least = torch.where(surer[:, None], scores, best), torch.where(surer, entropies, least)
         return best
+
+    def novelty_of(self, scores: Tensor) -> Tensor:
+        """Return (n,), the entropy of the answer: the least one of all tasks' networks, since that one answers."""
+        entropies: Tensor = torch.special.entr(scores.softmax(1)).sum(1)  # 0 where a class doesn't compete
+        return entropies
 
     def scatter(self, outputs: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
         """Return (n, classes) with some outputs as the scores of labels, and -inf for all others."""
@@ -450,7 +456,7 @@ class Hypernetwork(Strategy):
         if self.current is None:
             return self.predict(x)
         number = next(reversed(self.tasks))
-        outputs = self.target.outputs(self.task_weights()[number], self.current.statistics, x)
+        outputs = self.network.outputs(self.task_weights()[number], self.current.statistics, x)
         return self.scatter(outputs, self.current.classes, self.current.columns).argmax(1)
 
     @torch.no_grad()
@@ -461,7 +467,7 @@ class Hypernetwork(Strategy):
                 rows = [self.stored_weights(state) for state in self.tasks.values()]
             else:
                 rows = list(self.weights(list(self.tasks.values())))
-            self.cached_weights = {number: self.target.unflatten(row) for number, row in zip(self.tasks, rows, strict=True)}
+            self.cached_weights = {number: self.network.unflatten(row) for number, row in zip(self.tasks, rows, strict=True)}
         return self.cached_weights
 
     def stored_weights(self, state: TaskState) -> Tensor:

@@ -20,6 +20,9 @@ answer    the selector, a network trained on its memory to name the expert, send
 The selector is trained where answers are asked for: anew, from its memory, as a function of the run's seed and of what the memory
 was offered, so no evaluation leaves a trace. It is kept until there is more to learn from. The same holds for pruned copies.
 
+novelty   1 - max over classes of sum over experts of (the selector's probability of the expert) * (the expert's of the class): the
+          sureness of all experts as one mixture; own choice, not measured
+
 Where paper and code differ: `window` 100 in the paper, 35 in the code for Split MNIST; `selector` "mlp" in the paper (its width is
 not known: 100 here), "expert" (the experts' architecture) in the code, which the published sizes fit; Nesterov's momentum in the
 paper (give it as the optimizer), plain in the code; `pruning` of experts "online" in the paper's first version, "posthoc" in its
@@ -294,6 +297,14 @@ class TAME(Strategy):
         parts = [model(x[own]) for own, (model, _) in zip(rows, self.answering_models(), strict=True) if len(own)]
         scores: Tensor = torch.cat(parts)
         return torch.empty_like(scores).index_copy_(0, torch.cat(rows), scores)
+
+    @torch.no_grad()
+    def novelty(self, x: Tensor) -> Tensor:
+        """Return (n,): 1 minus the greatest probability of a class, by all experts weighed as the selector's probabilities say."""
+        models = self.answering_models()
+        shares = self.trained_selector()[0](x).softmax(1) if len(models) > 1 else torch.ones(len(x), 1, device=x.device)
+        parts = [share[:, None] * model(x).softmax(1) for share, (model, _) in zip(shares.unbind(1), models, strict=True)]
+        return 1 - torch.stack(parts).sum(0).amax(1)
 
     @property
     def scores_ignore_task(self) -> bool:
