@@ -201,6 +201,10 @@ class Bus:
         self._table[kind] = groups
         return groups
 
+    def hears(self, kind: type[Event]) -> bool:
+        """Return whether a handler is for this very kind of event; those of all events don't count."""
+        return any(event is kind for event, _, _ in self._subscriptions)
+
     def emit(self, event: Event) -> None:
         """Call every handler of this type of event; an exception in one ends the run."""
         kind = type(event)

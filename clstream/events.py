@@ -14,7 +14,8 @@ a V is rarer:
     R ( T S..s+ t )* V r                 with "end", on a stream that shows them,
     R S..s+ V r                          with "end", on one that hides them.
 
-With `evaluate_every=N`, a V also follows every N-th l. A run that
+With `evaluate_every=N`, a V also follows every N-th l. Before each V, and at the start, observers that handle `Answered` hear
+what was answered. A run that
 fails or is stopped ends in r wherever it is. One that is resumed begins with an R of its own, and then goes on with what would
 have come after the checkpoint. A strategy or a detector may emit events of its own: subclass `Event`.
 """
@@ -28,9 +29,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from clstream.bus import Event as Event
-from clstream.measures.cost import Cost
+from clstream.measures import Answers, Cost
 from clstream.results import Evaluation
-from clstream.stream import Batch, Epoch, Session, Stream, Task
+from clstream.stream import Batch, Epoch, Session, Stream, Task, TestSet
 
 if TYPE_CHECKING:
     from clstream.strategy import Strategy
@@ -141,6 +142,29 @@ class TaskEnded(Event):
     """A task is over: the next session, if any, draws from another one. Only on streams that show their boundaries."""
 
     task: Task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered(Event):
+    """The strategy answered samples of a test set, in an evaluation: a part of it at a time. For observers that handle it, alone.
+
+    `answers` and `y` are on the run's device; on a task-incremental stream the task was given. Nothing is asked for this: what an
+    observer reads of the answers, that the measures don't, costs a forward pass only where they read no scores at all.
+    """
+
+    test_set: TestSet
+    answers: Answers
+    y: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """(n, outputs), higher is likelier."""
+        return self.answers.scores
+
+    @property
+    def predictions(self) -> Tensor:
+        """Labels (n,), multi-label targets (n, outputs) of 0 and 1, or values (n, outputs)."""
+        return self.answers.predicted
 
 
 @dataclass(frozen=True, slots=True, eq=False)

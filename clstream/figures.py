@@ -20,6 +20,9 @@ from clstream.stream import Stream
 
 BARS = " ▁▂▃▄▅▆▇█"
 
+SHARES = ("accuracy", "map")
+"""Measures whose axes go from 0 to 1."""
+
 
 def forgetting_curves(
     accuracy: Tensor,
@@ -27,6 +30,7 @@ def forgetting_curves(
     title: str = "",
     begun: Tensor | None = None,
     sessions: Sequence[int] | None = None,
+    measure: str = "accuracy",
 ) -> Figure:
     """Draw each task's accuracy over the sessions, from the first that taught it on, and the mean over the tasks seen.
 
@@ -37,6 +41,7 @@ def forgetting_curves(
         title: of the figure.
         begun: like `taught`, bool: which tasks a session had any samples of; the curves start there. None: where it was taught.
         sessions: for each evaluation, the sessions finished by then. None: it came after each.
+        measure: what is drawn, if that isn't the accuracy.
 
     """
     from matplotlib import colormaps
@@ -56,7 +61,7 @@ def forgetting_curves(
         _draw_mean(axes, by_seed[:, :, task], start, sessions, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
     means = torch.stack([seen_averages(*pair) for pair in zip(by_seed, marks, strict=True)])
     _draw_mean(axes, means, 0, sessions, color="black", linewidth=2.5, label="mean of the tasks seen")
-    _sessions_and_accuracy(axes, title)
+    _label_axes(axes, title, measure)
     if tasks > 10:
         bar = figure.colorbar(ScalarMappable(Normalize(0, tasks - 1), "viridis"), ax=axes, label="task")
         bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -65,7 +70,10 @@ def forgetting_curves(
 
 
 def compared_curves(
-    runs: Mapping[str, tuple[Tensor, Tensor | None]], title: str = "", sessions: Mapping[str, Sequence[int]] | None = None
+    runs: Mapping[str, tuple[Tensor, Tensor | None]],
+    title: str = "",
+    sessions: Mapping[str, Sequence[int]] | None = None,
+    measure: str = "accuracy",
 ) -> Figure:
     """Draw runs against each other: the mean accuracy of the tasks seen, and below it single tasks, from when they were taught on.
 
@@ -73,6 +81,7 @@ def compared_curves(
         runs: by name, accuracy and `taught`, as in `forgetting_curves`.
         title: of the figure.
         sessions: by name, as in `forgetting_curves`.
+        measure: what is drawn, if that isn't the accuracy.
 
     """
     from matplotlib import colormaps
@@ -92,9 +101,9 @@ def compared_curves(
         starts = torch.stack([_first(*pair) for pair in zip(by_seed, marks, strict=True)]).amax(0)
         for task in shown:
             _draw_mean(panels[task], by_seed[:, :, task], int(starts[task]), steps, color=colour, linewidth=1.2)
-    _sessions_and_accuracy(panels["mean"], title or "mean of the tasks seen")
+    _label_axes(panels["mean"], title or "mean of the tasks seen", measure)
     for task in shown:
-        _sessions_and_accuracy(panels[task], f"task {task}")
+        _label_axes(panels[task], f"task {task}", measure)
         panels[task].set(xlabel="", ylabel="", xlim=panels["mean"].get_xlim())
         panels[task].title.set_fontsize(9)
         panels[task].tick_params(labelsize=7, labelleft=task == shown[0])
@@ -121,16 +130,16 @@ def _draw_mean(axes: Axes, values: Tensor, start: int, sessions: Sequence[int] |
         axes.fill_between(steps, (mean - half).numpy(), (mean + half).numpy(), color=style["color"], alpha=0.2, linewidth=0)
 
 
-def _sessions_and_accuracy(axes: Axes, title: str) -> None:
+def _label_axes(axes: Axes, title: str, measure: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set(xlabel="sessions finished", ylabel="accuracy", ylim=(-0.02, 1.02), title=title)
+    axes.set(xlabel="sessions finished", ylabel=measure, ylim=(-0.02, 1.02) if measure in SHARES else None, title=title)
     axes.title.set_fontsize(10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
 
-def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] | None = None) -> Figure:
+def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] | None = None, measure: str = "accuracy") -> Figure:
     """Draw the accuracy on each task at each evaluation as a picture of the matrix; where there is none, it is blank.
 
     `sessions` is for each evaluation how many were finished; None: it came after each.
@@ -141,7 +150,8 @@ def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] |
     rows, tasks = accuracy.shape
     figure = Figure(figsize=(max(4.0, 0.55 * min(tasks, 30) + 2), max(3.0, 0.4 * min(rows, 30) + 1.5)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(accuracy.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    low, high = (0.0, 1.0) if measure.removeprefix("task_") in SHARES else (None, None)
+    image = axes.imshow(accuracy.numpy(), vmin=low, vmax=high, cmap="viridis", aspect="auto")
     if rows * tasks <= 400:
         for row in range(rows):
             for task in range(tasks):
@@ -156,7 +166,7 @@ def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] |
         axis.set_major_locator(MaxNLocator(integer=True))
     if sessions is not None and list(sessions) != list(range(1, rows + 1)):
         axes.yaxis.set_major_formatter(lambda row, _: str(sessions[int(row)] - 1) if 0 <= row < rows else "")
-    figure.colorbar(image, label="accuracy")
+    figure.colorbar(image, label=measure)
     return figure
 
 

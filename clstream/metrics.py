@@ -8,6 +8,9 @@ tasks that recur, runs that were cut short, and evaluations within a session.
 A task is *seen* from the first row in which it is taught on. Each function returns a float. What isn't defined (the
 forgetting of a single task) is NaN, and a NaN among the values that a metric uses makes the metric NaN: nothing is averaged away.
 But a NaN before a task is seen says that nobody asked (`run(evaluate_on="seen")`): metrics leave it out.
+
+Any other measure makes such a matrix too. Where less is better (an error), say `higher_is_better=False` to what compares values:
+forgetting is then how much a measure rose, and a transfer below 0 is a harm, as with accuracies.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ def _checked(accuracy: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor, T
     first = torch.full((tasks,), rows).scatter_reduce(0, task, row, "amin")
     last = torch.full((tasks,), -1).scatter_reduce(0, task, row, "amax")
     return accuracy, taught, torch.where(last < 0, -1, first), last
+
+
+def _oriented(matrix: Tensor, higher_is_better: bool) -> Tensor:
+    return matrix if higher_is_better else -matrix
 
 
 def _mean(values: Tensor) -> float:
@@ -76,12 +83,13 @@ def _forgettable(first: Tensor, last: Tensor, rows: int) -> Tensor:
     return ((first >= 0) & (last < rows - 1)).nonzero().flatten()
 
 
-def forgetting_max_earlier_minus_last(accuracy: Tensor, taught: Tensor | None = None) -> Tensor:
+def forgetting_max_earlier_minus_last(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> Tensor:
     """Return each task's best accuracy in any row before the last, minus its last: (tasks,), NaN where it is not defined.
 
     Chaudhry et al. 2018: negative where a task is best at the end. Tasks not seen, or taught in the last row, have none.
     """
     matrix, _, first, last = _checked(accuracy, taught)
+    matrix = _oriented(matrix, higher_is_better)
     lost = torch.full((matrix.shape[1],), math.nan, dtype=torch.float64)
     tasks = _forgettable(first, last, len(matrix))
     if len(tasks):
@@ -100,32 +108,34 @@ def _mean_of_defined(lost: Tensor, accuracy: Tensor, taught: Tensor | None) -> f
     return _mean(lost[_forgettable(first, last, len(matrix))])
 
 
-def forgetting(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def forgetting(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over tasks but the last of max-earlier minus last (F; Chaudhry et al. 2018)."""
-    return _mean_of_defined(forgetting_max_earlier_minus_last(accuracy, taught), accuracy, taught)
+    return _mean_of_defined(forgetting_max_earlier_minus_last(accuracy, taught, higher_is_better), accuracy, taught)
 
 
-def forgetting_first_minus_last(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def forgetting_first_minus_last(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over tasks but the last of the accuracy when just taught, minus the last: Avalanche's definition."""
-    return -backward_transfer(accuracy, taught)
+    return -backward_transfer(accuracy, taught, higher_is_better)
 
 
-def forgetting_max_minus_last(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def forgetting_max_minus_last(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over tasks but the last of the maximum over *all* rows, minus the last; never negative.
 
     The definition of PyCIL and, up to padding, of Mammoth.
     """
     matrix, _, first, last = _checked(accuracy, taught)
+    matrix = _oriented(matrix, higher_is_better)
     tasks = _forgettable(first, last, len(matrix))
     return _mean(_highest(matrix[:, tasks], first[tasks]) - matrix[-1, tasks]) if len(tasks) else math.nan
 
 
-def forgetting_first_minus_later(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def forgetting_first_minus_later(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over rows of what past tasks lost since just taught, summed and divided by the tasks seen by then.
 
     The global forgetting F^G of Smith et al. 2023, as their code has it, for tasks of one size.
     """
     matrix, _, first, last = _checked(accuracy, taught)
+    matrix = _oriented(matrix, higher_is_better)
     values = []
     for row in range(1, len(matrix)):
         seen = (first >= 0) & (first <= row)
@@ -135,12 +145,13 @@ def forgetting_first_minus_later(accuracy: Tensor, taught: Tensor | None = None)
     return _mean(torch.stack(values)) if values else math.nan
 
 
-def forgetting_step_to_step(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def forgetting_step_to_step(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over rows of the mean over past tasks of the accuracy in the row before, minus that in this one.
 
     The definition of CODA-Prompt's code. Rows without past tasks don't count.
     """
     matrix, _, first, last = _checked(accuracy, taught)
+    matrix = _oriented(matrix, higher_is_better)
     values = []
     for row in range(1, len(matrix)):
         past = ((first >= 0) & (last < row)).nonzero().flatten()
@@ -149,17 +160,18 @@ def forgetting_step_to_step(accuracy: Tensor, taught: Tensor | None = None) -> f
     return _mean(torch.stack(values)) if values else math.nan
 
 
-def backward_transfer(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def backward_transfer(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over tasks but the last of the last accuracy minus that when just taught (BWT; Lopez-Paz & Ranzato 2017).
 
     "Just taught" is the row after the last session that taught the task.
     """
     matrix, _, first, last = _checked(accuracy, taught)
+    matrix = _oriented(matrix, higher_is_better)
     tasks = _forgettable(first, last, len(matrix))
     return _mean(matrix[-1, tasks] - matrix[last[tasks], tasks])
 
 
-def forward_transfer(accuracy: Tensor, baseline: Tensor, taught: Tensor | None = None) -> float:
+def forward_transfer(accuracy: Tensor, baseline: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over tasks but the first of the accuracy just before it is taught, minus the untrained model's.
 
     FWT with the random-initialisation baseline of Lopez-Paz & Ranzato (2017). `baseline` is (tasks,). Tasks that are taught
@@ -169,6 +181,7 @@ def forward_transfer(accuracy: Tensor, baseline: Tensor, taught: Tensor | None =
     start = torch.as_tensor(baseline, dtype=torch.float64).cpu()
     if start.shape != matrix.shape[1:]:
         raise ValueError(f"baseline must hold the accuracy of the untrained model on each of {matrix.shape[1]} tasks")
+    matrix, start = _oriented(matrix, higher_is_better), _oriented(start, higher_is_better)
     tasks = (first > 0).nonzero().flatten()
     before = matrix[first[tasks] - 1, tasks]
     asked = ~before.isnan()
@@ -182,7 +195,7 @@ def learning_accuracy(accuracy: Tensor, taught: Tensor | None = None) -> float:
     return _mean(matrix[last[tasks], tasks])
 
 
-def intransigence(accuracy: Tensor, joint: Tensor, taught: Tensor | None = None) -> float:
+def intransigence(accuracy: Tensor, joint: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over the tasks seen of the joint model's accuracy minus that when just taught (I; Chaudhry et al. 2018).
 
     `joint` is (tasks,): for each task, the accuracy of a model trained on all data up to that task.
@@ -191,22 +204,25 @@ def intransigence(accuracy: Tensor, joint: Tensor, taught: Tensor | None = None)
     upper = torch.as_tensor(joint, dtype=torch.float64).cpu()
     if upper.shape != matrix.shape[1:]:
         raise ValueError(f"joint must hold the accuracy of the joint model on each of {matrix.shape[1]} tasks")
+    matrix, upper = _oriented(matrix, higher_is_better), _oriented(upper, higher_is_better)
     tasks = (first >= 0).nonzero().flatten()
     return _mean(upper[tasks] - matrix[last[tasks], tasks])
 
 
-def min_accuracy(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def min_accuracy(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the mean over tasks but the last of the worst accuracy since just taught (min-ACC; De Lange et al. 2023).
 
     Use it on the rows of `evaluate_every`, where the stability gap shows.
     """
     matrix, _, first, last = _checked(accuracy, taught)
+    matrix = _oriented(matrix, higher_is_better)
     tasks = _forgettable(first, last, len(matrix))
     since = torch.arange(len(matrix))[:, None] > last[tasks]
-    return _mean(torch.where(since, matrix[:, tasks], math.inf).amin(0)) if len(tasks) else math.nan
+    worst = torch.where(since, matrix[:, tasks], math.inf).amin(0)
+    return _mean(_oriented(worst, higher_is_better)) if len(tasks) else math.nan
 
 
-def worst_case_accuracy(accuracy: Tensor, taught: Tensor | None = None) -> float:
+def worst_case_accuracy(accuracy: Tensor, taught: Tensor | None = None, higher_is_better: bool = True) -> float:
     """Return the last task's accuracy and the others' `min_accuracy`, weighted by tasks (WC-ACC; De Lange et al. 2023).
 
     With k tasks seen: 1/k times the current task's accuracy in the last row, plus (1 - 1/k) times min-ACC.
@@ -217,4 +233,32 @@ def worst_case_accuracy(accuracy: Tensor, taught: Tensor | None = None) -> float
     if seen == len(current):
         return _mean(current)
     share = len(current) / seen
-    return (share * _mean(current) if len(current) else 0.0) + (1 - share) * min_accuracy(accuracy, taught)
+    return (share * _mean(current) if len(current) else 0.0) + (1 - share) * min_accuracy(accuracy, taught, higher_is_better)
+
+
+def base(accuracy: Tensor, taught: Tensor | None = None, tasks: int = 1) -> float:
+    """Return the mean of the last row over the first tasks: the base session of few-shot class-incremental streams.
+
+    `tasks` is how many count as the base.
+    """
+    matrix, first = _few_shot(accuracy, taught, tasks)
+    return _mean(matrix[-1, :tasks][first[:tasks] >= 0])
+
+
+def novel(accuracy: Tensor, taught: Tensor | None = None, tasks: int = 1) -> float:
+    """Return the mean of the last row over the tasks seen after the first ones: the novel classes. NaN if there are none."""
+    matrix, first = _few_shot(accuracy, taught, tasks)
+    return _mean(matrix[-1, tasks:][first[tasks:] >= 0])
+
+
+def harmonic(accuracy: Tensor, taught: Tensor | None = None, tasks: int = 1) -> float:
+    """Return the harmonic mean of `base` and `novel`, which is low if either is; 0 if either is 0."""
+    old, new = base(accuracy, taught, tasks), novel(accuracy, taught, tasks)
+    return 0.0 if old == 0 or new == 0 else 2 * old * new / (old + new)
+
+
+def _few_shot(accuracy: Tensor, taught: Tensor | None, tasks: int) -> tuple[Tensor, Tensor]:
+    matrix, _, first, _ = _checked(accuracy, taught)
+    if isinstance(tasks, bool) or not isinstance(tasks, int) or not 1 <= tasks <= matrix.shape[1]:
+        raise ValueError(f"tasks must be how many of the {matrix.shape[1]} tasks are the base, from 1 up, not {tasks!r}")
+    return matrix, first

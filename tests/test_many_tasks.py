@@ -32,10 +32,10 @@ def test_each_sample_is_asked_once_and_answered_as_by_itself(kind: str, boundari
     stream = many(kind, boundaries=boundaries)
     strategy = Finetune(Mlp(6, stream.classes, hidden=(16,)))
     questions = Questions(strategy, stream)
-    asked = [(samples, number) for samples, number in questions]
-    assert 1 < len(asked) < 10 and all(len(samples) for samples, _ in asked)
+    asked = list(questions)
+    assert 1 < len(asked) < 10 and all(len(chunk.x) for chunk in asked)
     for task in stream.tasks:
-        x = torch.cat([samples.x[number == task.id] for samples, number in asked])
+        x = torch.cat([chunk.x[chunk.number == task.id] for chunk in asked])
         assert torch.equal(x.sort(0).values, task.test[:].x.sort(0).values)
     row, task_row = evaluate(strategy, stream)
     assert all(torch.equal(*pair) for pair in zip(evaluate(strategy, stream, questions), (row, task_row), strict=True))  # again
@@ -51,7 +51,7 @@ def test_hidden_chunks_that_no_task_has_a_share_of_are_left_out() -> None:
     stream = Stream("thin", [Task(task, (task,), *[Samples(torch.zeros(3, 2), y[3 * task : 3 * task + 3])] * 2) for task in
                              range(CHUNK)], boundaries=False)  # fmt: skip
     asked = list(Questions(Finetune(Mlp(2, CHUNK, hidden=(2,))), stream))
-    assert sum(len(samples) for samples, _ in asked) == len(y) and all(len(samples) for samples, _ in asked)
+    assert sum(len(chunk.x) for chunk in asked) == len(y) and all(len(chunk.x) for chunk in asked)
 
 
 @pytest.mark.parametrize(

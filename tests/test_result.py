@@ -34,7 +34,12 @@ def test_it_prints_as_a_small_table(result: Result) -> None:
 
 def test_a_large_one_is_abridged(result: Result) -> None:
     main = torch.rand(50, 40, dtype=torch.float64)
-    large = Result(main, main, torch.zeros(50, 40, dtype=torch.bool), main[:0], main[:0].bool(), (), main[0], main[0], "class")
+    start = Evaluation(
+        (*(f"task_{task:02d}" for task in range(40)), "seen"), ("label",) * 40, "class", {"accuracy": torch.zeros(41)}
+    )
+    for session, row in enumerate(main):
+        start = start.after({"accuracy": torch.cat([row, row[:1]])}, session % 40, session + 1, False, session + 1)
+    large = Result(**{name: getattr(start, name) for name in ("test_sets", "targets", "scenario", "start", "rows")})
     lines = str(large).splitlines()
     assert len(lines) == 14 and max(map(len, lines)) < 132 and "task_39" in lines[1] and "task_20" not in lines[1]
 
@@ -75,7 +80,7 @@ def test_a_fresh_strategy_and_one_that_is_resumed_are_run_without_a_word(tmp_pat
 
 def test_an_evaluation_goes_to_plain_values_and_back(result: Result) -> None:
     values = result.to_dict()
-    again = Evaluation.from_dict({**values, "probe_steps": list(result.probe_steps)})
+    again = Evaluation.from_dict(values)
     assert torch.equal(again.accuracy, result.accuracy) and again.probe_steps == result.probe_steps
     assert values.keys() == again.to_dict().keys()
 
@@ -83,8 +88,9 @@ def test_an_evaluation_goes_to_plain_values_and_back(result: Result) -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        {"scenario": 3}, {"more": 1}, {"probe_steps": ()}, {"accuracy": torch.zeros(3, 2)}, {"baseline": torch.zeros(())},
-        {"taught": [[True]]},
+        {"scenario": 3}, {"more": 1}, {"batches": []}, {"measured": {"accuracy": torch.zeros(3, 2)}}, {"targets": ["label"]},
+        {"start": {"accuracy": torch.zeros(())}}, {"taught": [[True]]}, {"test_sets": []}, {"sessions": [1, 2, True]},
+        {"taught_since": torch.zeros(2)}, {"within_session": [0, 0, 0]}, {"targets": ["label", "label", "odd"]},
     ],
 )  # fmt: skip
 def test_values_that_are_none_of_an_evaluation_are_refused(result: Result, odd: dict[str, object]) -> None:

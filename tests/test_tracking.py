@@ -120,7 +120,11 @@ def test_of_many_tasks_some_have_curves_and_all_are_in_the_csv(store: str, tmp_p
     names = set(client.get_run(tracker.run_id).data.metrics)
     some = {f"{task:03d}" for task in tasks_with_curves(120)}
     assert {"000", "119"} <= some and {name[-3:] for name in names if name.startswith("anytime/task_")} == some
-    assert {name for name in names if name.startswith("accuracy/")} == {"accuracy/task_000", "accuracy/mean"}  # of those that began
+    assert {name for name in names if name.startswith("accuracy/")} == {
+        "accuracy/task_000",
+        "accuracy/mean",
+        "accuracy/seen",
+    }  # of those that began
     for name, matrix, steps in (("accuracy", result.accuracy, (2,)), ("anytime", result.probes, (1, 2))):
         rows = Path(client.download_artifacts(tracker.run_id, f"{name}.csv", str(tmp_path))).read_text().splitlines()
         values = torch.tensor([[float(value) for value in row.split(",")] for row in rows[1:]], dtype=torch.float64)

@@ -115,7 +115,7 @@ def test_the_view_of_the_charts_begins_with_the_pictures_and_has_one_scale(store
         "System metrics",
     ]
     assert [line["metricKey"] for line in lines] == [
-        f"{place}/{name}" for place in places for name in ("mean", "task_00", "task_01", "task_02")
+        f"{place}/{name}" for place in places for name in ("mean", "seen", "task_00", "task_01", "task_02")
     ]
     assert {(line["range"]["yMin"], line["range"]["yMax"]) for line in lines} == {(-0.02, 1.02)}
     with pytest.raises(LookupError, match="there is no run in another"):

@@ -16,7 +16,7 @@ from clstream.engine.saved_state import check_state
 from clstream.files import FolderError, write_atomically
 from clstream.serialization import torch_files
 
-FORMAT = 4
+FORMAT = 5
 """Number of the format: raised when paths of classes or the form of the state change. Others are refused."""
 
 WHOLE = re.compile(r"(\d{6,})-([0-9a-f]{16})\.pt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import index
 
 import torch
@@ -15,6 +15,7 @@ from clstream.attributes import find_all
 from clstream.bus import subscriptions, with_parts
 from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
+from clstream.measures import Measure, chosen
 from clstream.params import check_choice, check_integer
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
@@ -35,8 +36,9 @@ def check_fits(
     seed: int = 0,
     evaluate_at: str = "sessions",
     evaluate_on: str = "all",
-) -> None:
-    """Refuse, in one sentence, what can't run: see the errors of `run`."""
+    measures: Sequence[str | Measure | type[Measure]] | None = None,
+) -> tuple[Measure, ...]:
+    """Refuse, in one sentence, what can't run (see the errors of `run`); return the measures that will be taken."""
     given: tuple[object, object] = (strategy, stream)  # whatever they are annotated as
     if not isinstance(given[0], Strategy):
         what = f"the class {given[0].__name__}" if isinstance(given[0], type) else f"a {type(strategy).__name__}"
@@ -50,6 +52,7 @@ def check_fits(
     if not stream.boundaries and (evaluate_at == "tasks" or evaluate_on == "seen"):
         option, other = ("evaluate_on='seen'", "'all'") if evaluate_on == "seen" else ("evaluate_at='tasks'", "'sessions' or 'end'")
         raise ValueError(f"{stream.name} hides its boundaries, and {option} would tell of them: take {other}")
+    taken = check_measures(strategy, stream, measures)
     check_device(device)
     list(subscriptions(strategy))  # refuses handlers and parts that can't be
     for need, reason in needs(strategy).items():
@@ -68,6 +71,32 @@ def check_fits(
     check_lazy(strategy, stream, seed)
     check_answers(strategy, stream)
     check_single_samples(strategy, stream, device, max_sessions)
+    return taken
+
+
+def check_measures(
+    strategy: Strategy, stream: Stream, measures: Sequence[str | Measure | type[Measure]] | None
+) -> tuple[Measure, ...]:
+    """Return the measures that are taken of a run; refuse those that the stream or the strategy has nothing for."""
+    taken = chosen(measures, stream.targets, stream.scenario, stream.name)
+    name = type(strategy).__name__
+    for measure in taken:
+        if measure.asks == "novelty" and all(probe.known is True for probe in stream.probes):
+            raise ValueError(
+                f"{measure.name} needs a test set of strange samples, which {stream.name} hasn't: give it a probe, as "
+                "stream.with_probes(unknown('fashion_mnist')), --probes unknown:fashion_mnist"
+            )
+        if measure.asks != "novelty" and strategy.scores_are not in measure.scores_are:
+            raise ValueError(
+                f"{measure.name} needs {' or '.join(measure.scores_are)}, and the scores of {name} are "
+                f"{strategy.scores_are}: leave it out"
+            )
+        if measure.asks == "novelty" and strategy.scores_are == "ranks" and strategy.novelty_is_of_scores:
+            raise ValueError(
+                f"{measure.name} needs how strange a sample is, and the scores of {name} don't say: leave it out, or override "
+                f"{name}.novelty"
+            )
+    return taken
 
 
 def check_targets(strategy: Strategy, stream: Stream) -> None:

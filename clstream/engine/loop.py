@@ -18,6 +18,7 @@ from clstream.engine.compatibility import check_fits
 from clstream.engine.saved_state import Position
 from clstream.engine.simulation import Simulation
 from clstream.eval_mode import as_written
+from clstream.measures import Measure, chosen
 from clstream.params import check_bool
 from clstream.results import Result, result_of
 from clstream.seeds import isolated
@@ -44,6 +45,7 @@ def run(
     code: Sequence[object] = (),
     evaluate_at: str = "sessions",
     evaluate_on: str = "all",
+    measures: Sequence[str | Measure | type[Measure]] | None = None,
 ) -> Result:
     """Play `stream` to `strategy`, evaluate it, and return what was measured.
 
@@ -58,6 +60,8 @@ def run(
             (after the last session of all).
         evaluate_on: "all" (all tasks of the stream) or "seen" (those taught so far; the accuracy on others is NaN, which metrics
             leave out).
+        measures: what is measured beside the main measure of the stream's targets: names, as "top5", "nll", "auroc" (see
+            `clstream.measures.MEASURES`), or measures of your own (`clstream.measures.Measure`). None: nothing.
         max_sessions: stop after so many sessions; the last one ends its task.
         resume: a checkpoint of this very run, as `clstream.checkpoint.newest` returns it: the run goes on from there, and ends
             as it would have without the break, bit for bit. None starts anew.
@@ -71,12 +75,12 @@ def run(
 
     """
     check_bool(accept_changed_code=accept_changed_code)
-    check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on)
+    taken = check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         simulation = Simulation(
             strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
-            evaluate_at, evaluate_on,
+            evaluate_at, evaluate_on, taken,
         )  # fmt: skip
         if resume is not None:
             simulation.check_same(resume)
@@ -123,6 +127,7 @@ def check_same_run(
     code: Sequence[object] = (),
     evaluate_at: str = "sessions",
     evaluate_on: str = "all",
+    measures: Sequence[str | Measure | type[Measure]] | None = None,
 ) -> list[str]:
     """Check that `run` with these arguments would go on from a checkpoint, and return what code of the user's own has changed.
 
@@ -132,7 +137,7 @@ def check_same_run(
     with isolated(index(seed), "run", device=device):
         simulation = Simulation(
             strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
-            evaluate_at, evaluate_on,
+            evaluate_at, evaluate_on, chosen(measures, stream.targets, stream.scenario, stream.name),
         )  # fmt: skip
         try:
             simulation.check_same(resume)

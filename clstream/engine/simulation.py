@@ -20,7 +20,8 @@ from clstream.engine.placement import Placement
 from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
 from clstream.engine.saved_state import ChangedCodeError, OtherRunError, Position, check_state
 from clstream.eval_mode import as_written
-from clstream.evaluation import Questions, evaluate
+from clstream.evaluation import Listener, Questions, measure
+from clstream.measures import Measure, chosen
 from clstream.measures.cost import Cost
 from clstream.measures.ledger import Ledger
 from clstream.params import describe
@@ -42,6 +43,7 @@ class Simulation:
     Args:
         strategy, stream, observers, seed, device, evaluate_every, evaluate_at, evaluate_on, max_sessions, code,
         accept_changed_code: see `run`.
+        measures: that are taken.
 
     """
 
@@ -58,14 +60,16 @@ class Simulation:
         accept_changed_code: bool = False,
         evaluate_at: str = "sessions",
         evaluate_on: str = "all",
+        measures: Sequence[Measure] | None = None,
     ) -> None:
         self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
         self.evaluate_at, self.evaluate_on = evaluate_at, evaluate_on
+        self.measures = chosen(None, stream.targets, stream.scenario) if measures is None else tuple(measures)
         self.questions: Questions | None = None
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
-        self.built_from = list(definitions(*built_from(strategy, stream), *code))
+        self.built_from = list(definitions(*built_from(strategy, stream), *self.measures, *code))
         self.tracking = Stopwatch()
         self.bus = Bus(strategy, *observers, learner=strategy, stopwatch=self.tracking)
         # its halves: some events are for one of them only
@@ -85,6 +89,7 @@ class Simulation:
             "evaluate_every": evaluate_every,
             "evaluate_at": evaluate_at,
             "evaluate_on": evaluate_on,
+            "measures": ", ".join(measure.name for measure in self.measures),
             "max_sessions": max_sessions,
             **({} if stream.shuffle else {"stream.shuffle": False}),
         }
@@ -111,14 +116,20 @@ class Simulation:
         """See `checkout_hash`."""
         return checkout_hash(self.built_from)
 
-    def ask(self, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the accuracy on each task now, NaN where it is not asked about: two (tasks,). `asked` is (tasks,), bool."""
-        if not asked.any():
-            return (row := torch.full((len(asked),), torch.nan, dtype=torch.float64)), row.clone()
+    @cached_property
+    def listener(self) -> Listener | None:
+        """What is told of answers: the observers, if one handles `Answered`."""
+        if not self.observer_bus.hears(events.Answered):
+            return None
+        return lambda *answered: self.observer_bus.emit(events.Answered(*answered))
+
+    def ask(self, seen: Tensor) -> dict[str, Tensor]:
+        """Return the values of the measures now, as `Row` has them. `seen` is (tasks,), bool: the tasks taught so far."""
+        asked = seen if self.evaluate_on == "seen" else torch.ones_like(seen)
         if self.questions is None or not torch.equal(self.questions.asked, asked):
-            self.questions = Questions(self.strategy, self.stream, asked)
+            self.questions = Questions(self.strategy, self.stream, asked, self.measures)
         with self.ledger.evaluating():
-            return evaluate(self.strategy, self.stream, self.questions)
+            return measure(self.strategy, self.questions, seen, self.listener)
 
     @property
     def cost(self) -> Cost:
@@ -160,18 +171,20 @@ class Simulation:
         if self.deferred or resume is not None:
             self.references  # noqa: B018  # before the first question to the untrained strategy, which a resumed run leaves out
         if resume is None:
-            asked = torch.full((len(self.stream.tasks),), self.evaluate_on == "all")
-            self.evaluation = Evaluation.of_untrained(*self.ask(asked), self.stream.scenario)
+            start = self.ask(torch.zeros(len(self.stream.tasks), dtype=torch.bool))
+            names = (*(test_set.name for test_set in self.stream.test_sets), "seen")
+            lower = tuple(measure.name for measure in self.measures if not measure.higher_is_better)
+            targets = tuple(task.target for task in self.stream.tasks)
+            self.evaluation = Evaluation(names, targets, self.stream.scenario, start, lower_is_better=lower)
         else:
             self.restore(resume)
         self.run_deferred()
 
     def evaluate(self, task: Task, within_session: bool) -> None:
         """Evaluate, keep the rows, and emit `Evaluated`; `task` is what is being taught."""
-        seen = self.evaluation.seen(task.id)
-        rows = self.ask(seen if self.evaluate_on == "seen" else torch.ones_like(seen))
+        values = self.ask(self.evaluation.seen(task.id))
         finished = self.position.session + (not within_session)
-        self.evaluation = self.evaluation.after(*rows, task.id, self.step, within_session, finished)
+        self.evaluation = self.evaluation.after(values, task.id, self.step, within_session, finished)
         bus = self.bus if self.stream.boundaries else self.observer_bus  # it says what was taught
         bus.emit(events.Evaluated(self.evaluation))
 

@@ -300,7 +300,12 @@ class Strategy(Emitter, HasParams):
     @property
     def scores_ignore_task(self) -> bool:
         """Whether `scores` is the same with and without the task given, so that one forward pass serves both."""
-        return type(self).scores is Strategy.scores and type(self).predict is Strategy.predict
+        return type(self).scores is Strategy.scores and self.predicts_from_scores
+
+    @property
+    def predicts_from_scores(self) -> bool:
+        """Whether `predict` reads its answer from `scores`, as it does unless overridden."""
+        return type(self).predict is Strategy.predict
 
     @property
     def novelty_is_of_scores(self) -> bool:

@@ -114,3 +114,9 @@ class Wrapper(Strategy):
     def kept_samples(self) -> Iterable[Samples | Subset]:
         """Return what the wrapped strategy keeps."""
         return self.base.kept_samples()
+
+    @property
+    def predicts_from_scores(self) -> bool:
+        """Whether the wrapped strategy does, and nothing is answered here."""
+        own = type(self).scores is Wrapper.scores and type(self).predict is Wrapper.predict
+        return own and self.base.predicts_from_scores

@@ -76,7 +76,7 @@ class EventLog:
     def log(self, event: Event) -> None:
         """Log an event; what a strategy emits before the run is known to be a new one is held back until then."""
         kind = type(event)
-        if kind is events.BatchReady:
+        if kind in (events.BatchReady, events.Answered):
             return
         if isinstance(event, events.RunStarted):
             self._begin(event)
@@ -213,12 +213,17 @@ def _of_evaluation(event: events.Evaluated) -> Entry:
     if evaluation.within_session:
         mean = metrics.average_accuracy(evaluation.probes, evaluation.probe_taught)
         return about | {"mean": to_plain(mean), "accuracy": to_plain(evaluation.probes[-1].tolist())}
-    values = {
+    values: Entry = {
         "mean": metrics.average_accuracy(evaluation.main, evaluation.taught),
         "forgetting": metrics.forgetting(evaluation.main, evaluation.taught),
-        "accuracy": evaluation.accuracy[-1].tolist(),
-        "task_accuracy": evaluation.task_accuracy[-1].tolist(),
+        **({"main": evaluation.main_name} if "accuracy" not in evaluation.measured else {}),
     }
+    tasks, plain = len(evaluation.targets), ("accuracy", "task_accuracy")
+    values |= {name: evaluation.measured[name][-1, :tasks].tolist() for name in plain if name in evaluation.measured}
+    others = {name: matrix[-1] for name, matrix in evaluation.measured.items() if name not in plain}
+    if others or tasks + 1 < len(evaluation.test_sets):
+        others |= {name: evaluation.measured[name][-1] for name in plain if name in evaluation.measured}
+        values["measured"] = {name: dict(zip(evaluation.test_sets, row.tolist(), strict=True)) for name, row in others.items()}
     return about | {name: to_plain(value) for name, value in values.items()}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clstream import metrics
+from clstream.measures import MAIN
 from clstream.results import Evaluation
 from clstream.stream import Stream
 
@@ -23,6 +24,9 @@ SAMPLED = 20
 def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
     """Return the metrics of the last row, by MLflow name; NaN where one is not defined.
 
+    Names begin with that of the measure, with the task given at test with task_il/ before it: accuracy/task_00, map/seen. What
+    compares rows (forgetting/..., transfer/...) is of the main measure; of others there is the mean forgetting, top5/forgetting.
+
     Of more than 100 tasks, some have values of their own: see `tasks_with_curves`. A task's accuracy is left out until it has
     begun: a curve that rises from 0 where nothing was taught looks like learning.
 
@@ -31,22 +35,35 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
         begun: (tasks,), bool: the tasks of which a session has had samples.
 
     """
-    taught = evaluation.taught
-    width = _width(len(evaluation.baseline))
     values: dict[str, float] = {}
-    for prefix, matrix, baseline in (
-        ("", evaluation.accuracy, evaluation.baseline),
-        ("task_il/", evaluation.task_accuracy, evaluation.task_baseline),
-    ):
-        lost = metrics.forgetting_max_earlier_minus_last(matrix, taught)
-        for task in tasks_with_curves(len(baseline)):
-            values[f"{prefix}accuracy/task_{task:0{width}d}"] = float(matrix[-1, task]) if begun[task] else math.nan
-            values[f"{prefix}forgetting/task_{task:0{width}d}"] = float(lost[task])
-        values[f"{prefix}accuracy/mean"] = metrics.average_accuracy(matrix, taught)
-        values[f"{prefix}forgetting/mean"] = metrics.forgetting(matrix, taught)
-        values[f"{prefix}transfer/backward"] = metrics.backward_transfer(matrix, taught)
-        values[f"{prefix}transfer/forward"] = metrics.forward_transfer(matrix, baseline, taught)
+    for name, whole in evaluation.measured.items():
+        prefix, label = ("task_il/", name.removeprefix("task_")) if name.startswith("task_") else ("", name)
+        tasks = _tasks_measured(evaluation, label)
+        matrix, taught, baseline = whole[:, tasks], evaluation.taught[:, tasks], evaluation.start[name][tasks]
+        higher = name not in evaluation.lower_is_better
+        main = label in MAIN.values()
+        lost = metrics.forgetting_max_earlier_minus_last(matrix, taught, higher)
+        curves = tasks_with_curves(len(evaluation.targets))
+        for place, task in enumerate(tasks):
+            if task in curves:
+                column = evaluation.test_sets[task]
+                values[f"{prefix}{label}/{column}"] = float(matrix[-1, place]) if begun[task] else math.nan
+                if main:
+                    values[f"{prefix}forgetting/{column}"] = float(lost[place])
+        for place, column in enumerate(evaluation.test_sets[len(evaluation.targets) :], len(evaluation.targets)):
+            values[f"{prefix}{label}/{column}"] = float(whole[-1, place])
+        values[f"{prefix}{label}/mean"] = metrics.average_accuracy(matrix, taught)
+        values[f"{prefix}forgetting/mean" if main else f"{prefix}{label}/forgetting"] = metrics.forgetting(matrix, taught, higher)
+        if main:
+            values[f"{prefix}transfer/backward"] = metrics.backward_transfer(matrix, taught, higher)
+            values[f"{prefix}transfer/forward"] = metrics.forward_transfer(matrix, baseline, taught, higher)
     return values
+
+
+def _tasks_measured(evaluation: Evaluation, label: str) -> list[int]:
+    """Return the tasks that a measure is of: of a main measure those with its kind of targets."""
+    kinds = [target for target, name in MAIN.items() if name == label]
+    return [task for task, target in enumerate(evaluation.targets) if not kinds or target in kinds]
 
 
 def tasks_with_curves(tasks: int) -> list[int]:
@@ -58,20 +75,20 @@ def tasks_with_curves(tasks: int) -> list[int]:
 
 def final_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Return the metrics of the whole main matrix, by MLflow name."""
-    matrix, taught = evaluation.main, evaluation.taught
+    matrix, taught, name = evaluation.main, evaluation.taught, evaluation.main_name.replace("/", "_")
     values = {
-        "final/average_accuracy": metrics.average_accuracy(matrix, taught),
+        f"final/average_{name}": metrics.average_accuracy(matrix, taught),
         "final/forgetting": metrics.forgetting(matrix, taught),
-        "final/average_incremental_accuracy": metrics.average_incremental_accuracy(matrix, taught),
-        "final/learning_accuracy": metrics.learning_accuracy(matrix, taught),
+        f"final/average_incremental_{name}": metrics.average_incremental_accuracy(matrix, taught),
+        f"final/learning_{name}": metrics.learning_accuracy(matrix, taught),
         "final/forgetting_first_minus_last": metrics.forgetting_first_minus_last(matrix, taught),
         "final/forgetting_max_minus_last": metrics.forgetting_max_minus_last(matrix, taught),
     }
-    if len(evaluation.probes) > len(evaluation.accuracy):
+    if len(evaluation.probes) > len(matrix):
         probes, marks = evaluation.probes, evaluation.probe_taught
-        values["final/anytime_average_accuracy"] = metrics.anytime_average_accuracy(probes, marks)
-        values["final/min_accuracy"] = metrics.min_accuracy(probes, marks)
-        values["final/worst_case_accuracy"] = metrics.worst_case_accuracy(probes, marks)
+        values[f"final/anytime_average_{name}"] = metrics.anytime_average_accuracy(probes, marks)
+        values[f"final/min_{name}"] = metrics.min_accuracy(probes, marks)
+        values[f"final/worst_case_{name}"] = metrics.worst_case_accuracy(probes, marks)
     return values
 
 

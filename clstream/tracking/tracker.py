@@ -290,7 +290,9 @@ class MlflowTracker:
 
     def _picture(self, evaluation: Evaluation) -> bytes:
         """Draw the forgetting curves, for MLflow's charts, and return the picture."""
-        image = as_png(forgetting_curves(evaluation.main, evaluation.taught, self.title, self.tasks_by_row, evaluation.sessions))
+        image = as_png(forgetting_curves(
+            evaluation.main, evaluation.taught, self.title, self.tasks_by_row, evaluation.sessions, evaluation.main_name
+        ))  # fmt: skip
         self.outbox.put("image", key=PICTURE, base64=base64.b64encode(image).decode(), at=_now())
         return image
 
@@ -359,10 +361,16 @@ class MlflowTracker:
     def _artifacts(self, evaluation: Evaluation) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            views = [("accuracy", evaluation.accuracy), ("task_il_accuracy", evaluation.task_accuracy)]
-            for view, matrix in views:
-                write_csv(matrix, evaluation.taught, folder / f"{view}.csv", evaluation.sessions)
-                accuracy_matrix(matrix, f"{self.title}: {view}", evaluation.sessions).savefig(folder / f"{view}.png", dpi=120)
+            tasks = len(evaluation.targets)
+            for name, matrix in evaluation.measured.items():
+                view = f"task_il_{name.removeprefix('task_')}" if name.startswith("task_") else name
+                view = view.replace(":", "_")
+                plain = name in ("accuracy", "task_accuracy") and tasks + 1 == len(evaluation.test_sets)
+                written, names = (matrix[:, :tasks], ()) if plain else (matrix, evaluation.test_sets)
+                write_csv(written, evaluation.taught, folder / f"{view}.csv", evaluation.sessions, names=names)
+                if name in evaluation.main_names or name == "accuracy" or plain:
+                    picture = accuracy_matrix(matrix[:, :tasks], f"{self.title}: {view}", evaluation.sessions, name)
+                    picture.savefig(folder / f"{view}.png", dpi=120)
             if len(evaluation.probes) > len(evaluation.accuracy):
                 steps = evaluation.probe_steps
                 write_csv(evaluation.probes, evaluation.probe_taught, folder / "anytime.csv", steps, "batches_learned")

@@ -1,0 +1,104 @@
+"""Measures of multi-label targets: mean average precision, and F1 by class and overall."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clstream.measures.measure import Answers, Collected
+from clstream.params import check_number
+
+
+class MeanAveragePrecision(Collected):
+    """The mean over classes of the average precision of their scores (macro mAP); classes without a positive are left out.
+
+    It says nothing more of scores than their order, so none is rounded by a sigmoid first: scores become ranks, which torchmetrics
+    takes. NaN if no class that is asked about has a positive.
+    """
+
+    name = "map"
+    targets = ("multilabel",)
+
+    def pick(self, answers: Answers) -> Tensor:
+        """Return the scores."""
+        return answers.scores
+
+    def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
+        """Return the mean."""
+        from torchmetrics.functional.classification import multilabel_average_precision
+
+        columns = with_positives(y, self.columns)
+        if not len(columns):
+            return float("nan")
+        scores = torch.stack([ranks(picked[:, column]) for column in columns.tolist()], 1)
+        return multilabel_average_precision(scores, y[:, columns].long(), num_labels=len(columns), average="macro")
+
+
+class ClassF1(Collected):
+    """CF1: the mean over classes of F1, for probabilities above a threshold; classes without a positive are left out.
+
+    Many papers mean the F1 of mean precision and mean recall by it, which is another number.
+
+    Args:
+        threshold: a class is answered where its probability is above this.
+
+    """
+
+    targets = ("multilabel",)
+    scores_are = ("logits", "probabilities")
+    short = "cf1"
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        super().__init__()
+        check_number(0, 1, threshold=threshold)
+        self.threshold = threshold
+        self.name = self.short if threshold == 0.5 else f"{self.short}:{threshold:g}"
+
+    def pick(self, answers: Answers) -> Tensor:
+        """Return the probabilities."""
+        return answers.probabilities
+
+    def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
+        """Return the mean."""
+        columns = with_positives(y, self.columns)
+        return f1(picked[:, columns], y[:, columns], self.threshold, "macro") if len(columns) else float("nan")
+
+
+class OverallF1(ClassF1):
+    """OF1: F1 of the counts of all classes that are asked about together.
+
+    Args:
+        threshold: a class is answered where its probability is above this.
+
+    """
+
+    short = "of1"
+
+    def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
+        """Return the F1; NaN if there is no positive."""
+        columns = torch.arange(y.shape[1], device=y.device) if self.columns is None else self.columns.nonzero().flatten()
+        return f1(picked[:, columns], y[:, columns], self.threshold, "micro") if y[:, columns].any() else float("nan")
+
+
+def f1(probabilities: Tensor, y: Tensor, threshold: float, average: str) -> Tensor:
+    """Return F1 by torchmetrics."""
+    from torchmetrics.functional.classification import multilabel_f1_score
+
+    kind: Any = average
+    return torch.as_tensor(multilabel_f1_score(probabilities, y.long(), y.shape[1], threshold, kind))
+
+
+def with_positives(y: Tensor, columns: Tensor | None) -> Tensor:
+    """Return the numbers of the columns that are asked about and have a positive."""
+    positive = y.any(0)
+    if columns is not None:
+        positive = positive & columns[: y.shape[1]]
+    return positive.nonzero().flatten()
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Return scores in their order, equal ones equal, as numbers from 0 to 1: (n,), float64."""
+    place: Tensor = scores.unique(return_inverse=True)[1]
+    return place.double() / place.max().clamp(min=1)
