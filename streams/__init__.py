@@ -8,8 +8,10 @@ from clstream.streams.domains import permuted_mnist, rotated_mnist
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
 from clstream.streams.image_folder import image_folder
 from clstream.streams.imbalanced import few_shot_tasks, imbalanced_tasks
+from clstream.streams.multilabel_canvas import multilabel_canvas
 from clstream.streams.omniglot import omniglot
 from clstream.streams.recorded import recorded
+from clstream.streams.split_regression import split_regression
 from clstream.streams.splits import split_cifar10, split_cifar100, split_digits, split_fashion_mnist, split_mnist
 from clstream.streams.task_free import (
     blurry_tasks,
@@ -41,6 +43,7 @@ __all__ = [
     "imbalanced_tasks",
     "label_shift",
     "long_tailed",
+    "multilabel_canvas",
     "omniglot",
     "permuted_mnist",
     "recorded",
@@ -53,5 +56,6 @@ __all__ = [
     "split_digits",
     "split_fashion_mnist",
     "split_mnist",
+    "split_regression",
     "with_test",
 ]

@@ -57,6 +57,17 @@ NAMES = ("digits", *TABLES, *FILES)
 """All data sets that have a name."""
 
 
+def known_name(name: str) -> str:
+    """Return a data set's name as `NAMES` has it: "fashion_mnist" is FashionMNIST. A name that none has stays as it is."""
+    plain = {known.lower().replace("_", ""): known for known in NAMES}
+    return plain.get(name.lower().replace("_", ""), name)
+
+
+def plain_name(name: str) -> str:
+    """Return a data set's name in lower case, as names of test sets and classes have it: "fashion_mnist"."""
+    return "fashion_mnist" if name == "FashionMNIST" else name.lower()
+
+
 def data_root(root: str | Path | None = None) -> Path:
     """Return the folder for data: `root`, else the environment's CLSTREAM_DATA, else clstream's cache folder."""
     return Path(root or os.environ.get("CLSTREAM_DATA") or cache_folder()).expanduser()

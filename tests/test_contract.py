@@ -35,6 +35,10 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "feature_drift": streams.feature_drift,
     "imbalanced_tasks": streams.imbalanced_tasks,
     "few_shot_tasks": streams.few_shot_tasks,
+    "multilabel_canvas": lambda: streams.multilabel_canvas(train=300, test=60, epochs=2, validation=0.1),
+    "multilabel_canvas, task-IL": lambda: streams.multilabel_canvas(train=300, test=60, epochs=1, scenario="task"),
+    "split_regression": lambda: streams.split_regression(epochs=2, validation=0.1),
+    "split_regression, synthetic, hidden": lambda: streams.split_regression("synthetic", epochs=2, boundaries=False),
 }
 REAL: dict[str, Callable[[], Stream]] = {
     "split_mnist": lambda: streams.split_mnist(batch_size=500),

@@ -43,7 +43,7 @@ class Task:
             object.__setattr__(self, "classes", tuple(map(index, self.classes)))
         except TypeError:
             raise TypeError(f"the classes of a task must be whole numbers, not {self.classes!r}") from None
-        if self.target:
+        if self.target != "":
             check_choice(TARGETS, target=self.target)
         target = self.target or getattr(self.train, "target", "label")
         object.__setattr__(self, "target", target)

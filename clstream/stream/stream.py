@@ -454,7 +454,7 @@ def _check_options(stream: Stream) -> None:
         check_integer(1, MOST, epochs=stream.epochs, batch_size=stream.batch_size)
         check_integer(0, seed=stream.seed)
         check_choice(SCENARIOS, scenario=stream.scenario)
-        if stream.target:
+        if stream.target != "":
             check_choice(TARGETS, target=stream.target)
         check_bool(boundaries=stream.boundaries, resident=stream.resident, shuffle=stream.shuffle, drop_last=stream.drop_last)
     except ValueError as error:
