@@ -13,7 +13,8 @@ from conftest import STRATEGIES, make, params
 from torch import Tensor, nn
 
 from clstream import Batch, BatchLearned, Strategy, Stream, TaskEnded, on, streams
-from clstream.checks import Check, check_strategy, check_stream, example_stream
+from clstream.checks import Check, check_strategy, check_stream, example_model, example_stream
+from clstream.stream import TARGETS
 
 STREAMS: dict[str, Callable[[], Stream]] = {
     "blobs": streams.blobs,
@@ -56,6 +57,15 @@ def test_strategy_contract(name: str, check: str) -> None:
     assert check in checks or check in getattr(zoo, name).exempt
     if check in checks:
         checks[check]()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("target", ["multilabel", "value"])
+def test_strategy_contract_of_other_targets(name: str, target: str) -> None:
+    if target in make(name)(example_model()).learns_targets:
+        for body in check_strategy(make(name)):
+            if body.name.endswith(target):
+                body()
 
 
 @pytest.fixture(scope="module", params=params(STREAMS, REAL))
@@ -122,6 +132,18 @@ class Idle(Strategy):
         return self.loss(batch.samples).detach()
 
 
+class IdleWithAll(Idle):
+    """Says that it learns all kinds of targets."""
+
+    learns_targets = TARGETS
+
+
+class Sure(Strategy):
+    """Says that its logits are probabilities."""
+
+    scores_are = "probabilities"
+
+
 class OutOfTask(Strategy):
     """Ignores the task that the question names."""
 
@@ -137,6 +159,8 @@ class OutOfTask(Strategy):
         (Peeker, {"evaluates_without_trace"}),
         (BatchDependent, {"answers"}),
         (Idle, {"learns", "learns_tasks_with_their_heads", "grows", "minimises_penalties"}),
+        (IdleWithAll, {"learns", "learns_multilabel", "learns_value"}),
+        (Sure, {"answers"}),
         (OutOfTask, {"answers"}),
     ],
 )

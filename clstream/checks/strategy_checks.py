@@ -33,9 +33,12 @@ from clstream.results import Result
 from clstream.seeds import isolated
 from clstream.serialization.compare import digest
 from clstream.strategy import Strategy, needs
-from clstream.stream import HiddenTaskError, Stream
+from clstream.stream import TARGETS, HiddenTaskError, Stream
 
 Make = Callable[[nn.Module], Strategy]
+
+OF_EACH_TARGET = ("is_deterministic", "resumes_exactly", "learns", "answers", "leaves_the_data_alone", "takes_any_batch")
+"""The checks that are run with each kind of targets that a strategy learns; all others take labels."""
 
 
 class StrategyChecks:
@@ -43,11 +46,16 @@ class StrategyChecks:
 
     Args:
         make: builds a fresh strategy from a model: the class itself, or a function.
+        target: the kind of targets of the streams that it learns.
 
     """
 
-    def __init__(self, make: Make) -> None:
-        self.make = make
+    def __init__(self, make: Make, target: str = "label") -> None:
+        self.make, self.target = make, target
+
+    def stream(self, schedule: tuple[int, ...] = (0, 1, 2), epochs: int = 1, batch_size: int = 8) -> Stream:
+        """Return the example stream, with targets of the kind."""
+        return example_stream(schedule, epochs, batch_size, target=self.target)
 
     def build(self, head: str = "fixed") -> Strategy:
         """Return a fresh strategy, always the same, around the example model with a head."""
@@ -109,18 +117,20 @@ class StrategyChecks:
 
     def is_deterministic(self) -> None:
         """Two runs with one seed give equal results and states, bit for bit."""
-        (result, strategy), (repeated, other) = (self.play(example_stream(epochs=2)) for _ in range(2))
-        assert torch.equal(result.accuracy, repeated.accuracy), "two runs with one seed differ in accuracy"
+        (result, strategy), (repeated, other) = (self.play(self.stream(epochs=2)) for _ in range(2))
+        assert torch.equal(result.main, repeated.main), "two runs with one seed differ in what is measured"
         assert digest(strategy) == digest(other), "two runs with one seed leave different states"
 
     def resumes_exactly(self) -> None:
         """A run that goes on from any of its checkpoints ends as it would have without the break, bit for bit."""
+        epochs = 2 if self.target == "label" else 1
 
         def go_on(head: str, observer: Checkpoints, state: Mapping[str, Any] | None = None) -> Result:
-            stream = example_stream((0, 1, 0, 2), epochs=2, batch_size=20)
+            stream = self.stream((0, 1, 0, 2), epochs=epochs, batch_size=20)
             return run(self.build(head), stream, observer, evaluate_every=3, resume=state)
 
-        for head, step in (("fixed", 1), ("growing", 3)):  # of a growing one every third: some of each session
+        heads = (("fixed", 1), ("growing", 3)) if self.target == "label" else (("growing", 3),)
+        for head, step in heads:  # of a growing one every third: some of each session
             if head == "growing" and "grows" in self.build().exempt:
                 continue
             whole = Checkpoints()
@@ -132,7 +142,7 @@ class StrategyChecks:
                 result = go_on(head, rest, state)
                 differs = difference(end, rest.load(-1))
                 assert differs is None, f"resumed from {where}, the run ends with another {differs}"
-                assert torch.equal(expected.accuracy, result.accuracy), f"resumed from {where}, the run ends with other results"
+                assert torch.equal(expected.main, result.main), f"resumed from {where}, the run ends with other results"
 
     def leaves_the_caller_alone(self) -> None:
         """A run doesn't move the caller's random generators."""
@@ -142,30 +152,47 @@ class StrategyChecks:
         assert torch.equal(before[0], after[0]) and before[1:] == after[1:], "the caller's random generators were moved"
 
     def learns(self) -> None:
-        """Right after each of three easy tasks it does better than half on it."""
-        result, _ = self.play(example_stream(epochs=10))
+        """Right after each of three easy tasks it does better than half on it; with other targets, better than right before."""
+        result, _ = self.play(self.stream(epochs=10))
+        if self.target != "label":
+            start = result.start[result.main_names[0]][:1]
+            before, after = torch.cat([start, result.main[:-1].diagonal(1)]), result.main.diagonal()
+            assert bool((after > before).all()) and float((after - before).mean()) > 0.1, (
+                f"right before each of three easy tasks {result.main_name} is {before.tolist()} on it, right after {after.tolist()}"
+            )
+            return
         taught = [float(result.accuracy[task, task]) for task in range(3)]
         assert min(taught) > 0.5, f"right after each of three easy tasks of 2 classes among 6 the accuracy is {taught}"
 
     def answers(self) -> None:
         """Scores and labels have the right shapes and types; the answer for a sample doesn't depend on the others."""
-        stream = example_stream()
+        stream = self.stream()
         _, strategy = self.play(stream)
         x = torch.cat([task.test.x for task in stream.tasks])
+        shape, dtype = ((len(x),), torch.int64) if self.target == "label" else ((len(x), 6), torch.float32)
         with evaluating(strategy):
             scores = strategy.scores(x)
             assert scores.shape == (len(x), 6) and scores.is_floating_point(), f"scores are {tuple(scores.shape)} of {scores.dtype}"
             assert not scores.isnan().any(), "scores hold NaN"
+            if strategy.scores_are == "probabilities":
+                assert bool((scores >= 0).all()), "its scores are probabilities, but some are below 0"
+                assert self.target != "label" or bool(((scores.sum(1) - 1).abs() < 1e-3).all()), "its scores don't add up to 1"
             for task in (None, *stream.tasks):
-                labels = strategy.predict(x, task)
-                assert labels.shape == (len(x),) and labels.dtype == torch.int64, (
-                    f"labels are {tuple(labels.shape)} of {labels.dtype}"
-                )
-                allowed = range(6) if task is None else task.classes
-                assert set(labels.tolist()) <= set(allowed), f"with {task} given it answers {sorted(set(labels.tolist()))}"
-                assert torch.equal(strategy.predict(x[:7], task), labels[:7]), (
+                answers = strategy.predict(x, task)
+                assert (answers.shape, answers.dtype) == (shape, dtype), f"it predicts {tuple(answers.shape)} of {answers.dtype}"
+                if self.target == "label":
+                    predicted = set(answers.tolist())
+                else:
+                    predicted = set(answers.any(0).nonzero().flatten().tolist())
+                    assert self.target == "value" or set(answers.unique().tolist()) <= {0, 1}, "it predicts others than 0 and 1"
+                allowed = range(6) if task is None or self.target == "value" else task.classes
+                assert predicted <= set(allowed), f"with {task} given it answers {sorted(predicted)}"
+                assert torch.equal(strategy.predict(x[:7], task), answers[:7]), (
                     "the answer for a sample depends on the others asked with it"
                 )
+            if strategy.tells_novelty((self.target,)):
+                novelty = strategy.novelty(x)
+                assert novelty.shape == (len(x),) and bool(novelty.isfinite().all()), f"its novelty is {novelty}"
 
     def answers_before_learning(self) -> None:
         """It answers before it has learned anything."""
@@ -204,7 +231,7 @@ class StrategyChecks:
 
     def leaves_the_data_alone(self) -> None:
         """It doesn't change the stream's data."""
-        stream = example_stream(epochs=2)
+        stream = self.stream(epochs=2)
         before = stream.fingerprint
         self.play(stream)
         assert Stream(stream.name, stream.tasks, stream.schedule, stream.epochs, stream.batch_size).fingerprint == before, (
@@ -222,8 +249,20 @@ class StrategyChecks:
         """Batches of one sample, a last batch that is not full, and all samples in one batch are learned."""
         for batch_size in (1, 59, 1000):  # one sample, a last batch of one sample, everything at once
             trace = Trace()
-            self.play(example_stream(batch_size=batch_size), trace)
+            self.play(self.stream(batch_size=batch_size), trace)
             assert trace.word.count("l") == 3 * -(-60 // batch_size), "not every batch was learned"
+
+    def refuses_other_targets(self) -> None:
+        """It refuses targets of the kinds that it doesn't learn, before the run starts."""
+        for target in set(TARGETS) - set(self.build().learns_targets):
+            trace = Trace()
+            try:
+                self.play(example_stream(target=target), trace)
+            except ValueError as refusal:
+                assert not trace.word, f"it refused {target} targets, but only after the run had started"
+                assert target in str(refusal), f"it refused {target} targets for another reason: {refusal}"
+            else:
+                raise AssertionError(f"it doesn't say that it learns {target} targets, and was not refused")
 
     def learns_tasks_with_their_heads(self) -> None:
         """On a task-incremental stream, where the task is given, it does well."""
@@ -245,7 +284,7 @@ class StrategyChecks:
 
 
 def check_strategy(make: Make) -> Iterator[Check]:
-    """Yield the checks of a strategy, but for those that its class is exempt from.
+    """Yield the checks of a strategy, but for those that its class is exempt from: all with labels, some with other targets too.
 
     Args:
         make: builds a fresh strategy from a model: the class itself, or a function.
@@ -253,12 +292,15 @@ def check_strategy(make: Make) -> Iterator[Check]:
     Raises ValueError if its class is exempt from what is no check.
 
     """
-    checks = StrategyChecks(make)
-    names = [name for name in vars(StrategyChecks) if name[0] != "_" and name not in ("build", "play")]
-    exempt = checks.build().exempt
-    if unknown := set(exempt) - set(names):
+    names = [name for name in vars(StrategyChecks) if name[0] != "_" and name not in ("stream", "build", "play")]
+    strategy = StrategyChecks(make).build()
+    if unknown := set(strategy.exempt) - set(names):
         raise ValueError(f"it is exempt from {sorted(unknown)}, which are no checks")
-    yield from (Check(name, getattr(checks, name)) for name in names if name not in exempt)
+    for target in strategy.learns_targets:
+        checks = StrategyChecks(make, target)
+        for name in names if target == "label" else OF_EACH_TARGET:
+            if name not in strategy.exempt:
+                yield Check(name if target == "label" else f"{name}_{target}", getattr(checks, name))
 
 
 def check_alike(first: Make, second: Make) -> Iterator[Check]:

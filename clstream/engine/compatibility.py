@@ -91,10 +91,10 @@ def check_measures(
                 f"{measure.name} needs {' or '.join(measure.scores_are)}, and the scores of {name} are "
                 f"{strategy.scores_are}: leave it out"
             )
-        if measure.asks == "novelty" and strategy.scores_are == "ranks" and strategy.novelty_is_of_scores:
+        if measure.asks == "novelty" and not strategy.tells_novelty(stream.targets):
+            whose = f"the scores of {name}" if strategy.scores_are == "ranks" else f"the values that {name} answers"
             raise ValueError(
-                f"{measure.name} needs how strange a sample is, and the scores of {name} don't say: leave it out, or override "
-                f"{name}.novelty"
+                f"{measure.name} needs how strange a sample is, and {whose} don't say: leave it out, or override {name}.novelty"
             )
     return taken
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -20,14 +20,7 @@ from clstream.events import BatchLearned, RunStarted, SessionStarted
 from clstream.losses import mean_loss, sample_losses
 from clstream.models.heads import grow_heads
 from clstream.params import HasParams, check_choice
-from clstream.strategy.answers import (
-    allowed,
-    heads_of_positives,
-    mask_logits,
-    predictions_of,
-    session_outputs,
-    softmax_novelty,
-)
+from clstream.strategy.answers import allowed, heads_of_positives, mask_logits, predictions_of, session_outputs, softmax_novelty
 from clstream.stream import Batch, Samples, Subset, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -311,6 +304,12 @@ class Strategy(Emitter, HasParams):
     def novelty_is_of_scores(self) -> bool:
         """Whether `novelty` is `novelty_of` the scores, so that one forward pass serves both."""
         return type(self).novelty is Strategy.novelty
+
+    def tells_novelty(self, targets: Sequence[str]) -> bool:
+        """Return whether `novelty` has an answer where the targets are of these kinds."""
+        if type(self).novelty is not Strategy.novelty or type(self).novelty_of is not Strategy.novelty_of:
+            return True
+        return self.scores_are != "ranks" and "value" not in targets
 
     def answering_weights(self) -> Iterator[Tensor]:
         """Yield the parameters and buffers that it answers with, here the model's: what else it holds counts as memory."""

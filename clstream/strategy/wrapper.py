@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -106,6 +106,11 @@ class Wrapper(Strategy):
         """Whether the wrapped strategy does, and nothing is answered here."""
         own = type(self).scores is Wrapper.scores and type(self).predict is Wrapper.predict
         return own and self.base.scores_ignore_task
+
+    def tells_novelty(self, targets: Sequence[str]) -> bool:
+        """Return whether the wrapped strategy does, or something is answered here."""
+        own = type(self).novelty is not Wrapper.novelty or type(self).novelty_of is not Wrapper.novelty_of
+        return own or self.base.tells_novelty(targets)
 
     def answering_weights(self) -> Iterator[Tensor]:
         """Yield what the wrapped strategy answers with."""
