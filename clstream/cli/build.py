@@ -10,10 +10,11 @@ from jsonargparse import Namespace
 from torch import nn
 
 from clstream.cli.errors import UsageError
-from clstream.cli.lookup import PLACES, observer_class
+from clstream.cli.lookup import PLACES, measure_of, observer_class
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import split_names
 from clstream.cli.settings import parse_seeds
+from clstream.measures import Measure
 from clstream.pretraining import load_weights
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
@@ -28,6 +29,11 @@ def seeds_of(options: Namespace) -> list[int]:
 def observers_of(options: Namespace) -> list[Callable[[], object]]:
     """Return the classes of the observers that were asked for by name. Raises UsageError for what is none."""
     return [observer_class(name, options.trust) for name in split_names(options.observers)] if options.observers else []
+
+
+def measures_of(options: Namespace) -> list[str | type[Measure]]:
+    """Return the measures that were asked for, as `run` takes them. Raises UsageError for what is none."""
+    return [measure_of(name, options.trust) for name in split_names(options.measures)] if options.measures else []
 
 
 def build_stream(parser: Parser, options: Namespace) -> Stream:

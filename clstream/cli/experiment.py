@@ -16,7 +16,7 @@ from rich.console import Console
 from clstream.bus import ObserverError
 from clstream.checkpoint import Checkpointer, Stopped, newest
 from clstream.cli import run_folders
-from clstream.cli.build import build_strategy, build_stream, observers_of, seeds_of
+from clstream.cli.build import build_strategy, build_stream, measures_of, observers_of, seeds_of
 from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import trust_needed
 from clstream.cli.option_parser import Parser
@@ -80,7 +80,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
         strategy = build_strategy(parser, options, stream, seeds[0])
         check_fits(
             strategy, stream, options.device, options.evaluate_every, options.max_sessions,
-            evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on,
+            evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on, measures=measures_of(options),
         )  # fmt: skip
         title = f"{type(strategy).__name__} on {stream.name}"
         say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -183,7 +183,7 @@ class Experiment:
         code = [getattr(importlib.import_module(module), name, None)]  # what built the stream
         same: dict[str, Any] = {
             "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": code,
-            "evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on,
+            "evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on, "measures": measures_of(options),
             "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
         }  # fmt: skip
         if finished and state is not None and state["position"][0] == state["sessions"]:

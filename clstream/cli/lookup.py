@@ -16,6 +16,7 @@ from torch import nn
 
 from clstream.bus import handlers_of
 from clstream.cli.errors import UsageError, nearest
+from clstream.measures import Measure, measure_named
 from clstream.strategy import Strategy
 from clstream.stream import Stream
 
@@ -190,6 +191,26 @@ def avalanche_path(kind: str, name: str) -> str:
         near = nearest(name, names) or f": there are {', '.join(names)}"
         raise UsageError(f"there is no {kind} {name!r} of Avalanche's that can be had by name{near}")
     return f"{path}.{name}"
+
+
+def measure_of(name: str, trusted: Iterable[str] = ()) -> str | type[Measure]:
+    """Return a name of a measure of ours, or the class of one of the user's own by its dotted name.
+
+    Raises UsageError for what is neither, and for a class that needs arguments.
+    """
+    if not re.fullmatch(r"[^\W\d]\w*(\.\w+)+", name):
+        try:
+            measure_named(name)
+        except ValueError as error:
+            raise UsageError(f"--measures: {error}; one of your own is named by its file: my_file.MyMeasure") from None
+        return name
+    check_may_name(name, trusted)
+    thing = import_object(name, "measure")
+    if not isinstance(thing, type) or not issubclass(thing, Measure) or inspect.isabstract(thing):
+        raise UsageError(f"{name} is no measure: it must be a class derived from clstream.measures.Measure")
+    if missing := required_parameters(thing):
+        raise UsageError(f"{name} can't be made from the command line: its {missing[0]} has no default")
+    return thing
 
 
 def observer_class(name: str, trusted: Iterable[str] = ()) -> Callable[[], object]:

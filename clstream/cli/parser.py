@@ -29,6 +29,7 @@ from clstream.cli.lookup import (
     import_path,
     is_user_module,
     known_names,
+    measure_of,
     observer_class,
     required_parameters,
     resolve,
@@ -83,6 +84,10 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--evaluate_on", type=Literal["all", "seen"], default="all", help="which tasks to ask about: all, or those taught so far"
     )
+    parser.add_argument(
+        "--measures", type=str | list[str], default=[],
+        help="what to measure beside the main measure, with commas between: top5, cf1:0.8, task_top5, my_file.MyMeasure",
+    )  # fmt: skip
     parser.add_argument("--prequential", action="store_true", help="also have each batch labelled before it is learned")
     parser.add_argument(
         "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"
@@ -136,12 +141,15 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
     trusted = _trusted(settings)
     settings = _with_paths([setting for setting in settings if setting.key != ("trust",)], trusted)
     for setting in settings:
-        if setting.key == ("observers",):
+        if setting.key in _NAMES:
             chosen = split_names(setting.value)
             for name in chosen:
-                observer_class(name, trusted)
+                try:
+                    _NAMES[setting.key](name, trusted)
+                except UsageError as error:
+                    raise UsageError(f"{setting.where}{error}") from error.__cause__
                 if chosen.count(name) > 1:
-                    raise UsageError(f"{setting.where}--observers names {name} twice")
+                    raise UsageError(f"{setting.where}{setting.option} names {name} twice")
     settings = _with_defaults(settings, trusted)
     _check_options(settings)
     may = {top for setting in settings for text in strings(setting.value) for top in top_modules(text) if is_user_module(top)}
@@ -164,6 +172,10 @@ def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
         if options[name] is not None and options[name] < 1:
             raise UsageError(f"--{name} takes a whole number from 1 up, not {options[name]}")
     return parser, options
+
+
+_NAMES: dict[tuple[str, ...], Callable[[str, list[str]], object]] = {("observers",): observer_class, ("measures",): measure_of}
+"""The options that take several names, each looked up before anything is built."""
 
 
 def owner_of(option: str) -> str:
