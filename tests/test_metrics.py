@@ -309,3 +309,33 @@ def test_forgetting_of_rehearsal_free_studies():
     A = torch.tensor([[80, 0, 0], [75, 90, 0], [72, 88, 91]], dtype=torch.float64)
     assert metrics.forgetting_first_minus_last(A) == pytest.approx(5.0, abs=1e-9)
     assert math.isnan(metrics.forgetting_first_minus_later(R[:1, :1])) and math.isnan(metrics.forgetting_step_to_step(R[:1, :1]))
+
+
+def test_where_less_is_better_a_rise_is_forgetting() -> None:
+    errors = torch.tensor([[1.0, 9.0, 9.0], [4.0, 2.0, 9.0], [2.0, 3.0, 1.0]], dtype=torch.float64)
+    accuracies, upper = -errors, torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)
+    less = {"higher_is_better": False}
+    assert metrics.forgetting(errors, **less) == pytest.approx((1 + 1) / 2)  # 2 - 1 of task 0, 3 - 2 of task 1
+    assert metrics.backward_transfer(errors, **less) == -1 and metrics.min_accuracy(errors, **less) == pytest.approx((4 + 3) / 2)
+    assert metrics.worst_case_accuracy(errors, **less) == pytest.approx(1 / 3 + 2 / 3 * 3.5)
+    for metric in (
+        metrics.forgetting, metrics.forgetting_first_minus_last, metrics.forgetting_max_minus_last,
+        metrics.forgetting_first_minus_later, metrics.forgetting_step_to_step, metrics.backward_transfer,
+    ):  # fmt: skip
+        assert metric(errors, **less) == metric(accuracies)
+    assert metrics.forward_transfer(errors, upper, **less) == metrics.forward_transfer(accuracies, -upper)
+    assert metrics.intransigence(errors, upper, **less) == metrics.intransigence(accuracies, -upper) == pytest.approx(1.5 / 3)
+    assert metrics.average_accuracy(errors) == 2.0
+
+
+def test_base_novel_and_their_harmonic_mean() -> None:
+    matrix = torch.tensor([[0.9, 0.0, 0.0, 0.0], [0.8, 0.5, 0.0, 0.0], [0.6, 0.2, 0.4, 0.0]], dtype=torch.float64)
+    taught = torch.eye(4, dtype=torch.bool)[:3]
+    assert metrics.base(matrix, taught) == 0.6 and metrics.novel(matrix, taught) == pytest.approx(0.3)  # task 3 was not seen
+    assert metrics.harmonic(matrix, taught) == pytest.approx(2 * 0.6 * 0.3 / 0.9)
+    assert metrics.base(matrix, taught, tasks=2) == pytest.approx(0.4) and metrics.novel(matrix, taught, tasks=2) == 0.4
+    assert math.isnan(metrics.novel(matrix[:1], taught[:1])) and math.isnan(metrics.harmonic(matrix[:1], taught[:1]))
+    assert metrics.harmonic(torch.tensor([[0.5, 0.0], [0.5, 0.0]])) == 0
+    for tasks in (0, 5, True, 1.0):
+        with pytest.raises(ValueError, match="tasks must be how many of the 4 tasks are the base, from 1 up"):
+            metrics.base(matrix, taught, tasks=tasks)

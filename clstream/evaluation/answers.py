@@ -25,7 +25,7 @@ class ChunkAnswers:
     def __init__(self, strategy: Strategy, questions: Questions, chunk: Chunk) -> None:
         self.strategy, self.questions, self.chunk = strategy, questions, chunk
         self.unknown = torch.zeros((), dtype=torch.bool, device=questions.device)
-        self.asks_again = not strategy.scores_ignore_task and questions.stream.boundaries
+        self.asks_again = not strategy.scores_ignore_task and questions.stream.boundaries and self.task is not None
 
     @property
     def task(self) -> Task | None:
@@ -53,7 +53,15 @@ class ChunkAnswers:
         """(n,), higher is stranger."""
         if self.strategy.novelty_is_of_scores:
             return self.strategy.novelty_of(self.scores)
-        return self.strategy.novelty(self.chunk.x)
+        novelty: object = self.strategy.novelty(self.chunk.x)
+        if not isinstance(novelty, Tensor) or novelty.shape != (len(self.chunk.x),):
+            shape = tuple(novelty.shape) if isinstance(novelty, Tensor) else f"a {type(novelty).__name__}"
+            raise ValueError(
+                f"{type(self.strategy).__name__}.novelty answers {len(self.chunk.x)} samples with {shape}, not a tensor of one "
+                "number each"
+            )
+        self.unknown = self.unknown | novelty.isnan().any()
+        return novelty
 
     @cached_property
     def labels(self) -> Tensor:
@@ -64,12 +72,29 @@ class ChunkAnswers:
     @cached_property
     def labels_with_task(self) -> Tensor:
         """(n,), the predicted labels with the task given; of samples of no task they mean nothing."""
+        if len(self.chunk.places) == 1 and self.task is None:
+            return self.labels
         if self.asks_again and not self.strategy.predicts_from_scores:
-            return self._labels(self.labels if self.task is None else self.strategy.predict(self.chunk.x, self.task))
+            return self._labels(self.strategy.predict(self.chunk.x, self.task))
         return self.questions.best_of_task(self.scores_with_task, self.chunk.number)
 
     def _labels(self, answer: Tensor) -> Tensor:
         check_labels((answer,), self.chunk.x, self.strategy)
+        return answer
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """(n, outputs), what a `predict` of the strategy's own answers of multi-label targets and values."""
+        return self._predicted(self.strategy.predict(self.chunk.x))
+
+    @cached_property
+    def predicted_with_task(self) -> Tensor:
+        """(n, outputs), the same with the task given."""
+        return self._predicted(self.strategy.predict(self.chunk.x, self.task)) if self.asks_again else self.predicted
+
+    def _predicted(self, answer: Tensor) -> Tensor:
+        check_scores(answer, len(self.chunk.x), self.questions.stream, self.strategy)
+        self.unknown = self.unknown | answer.amax().isnan()
         return answer
 
     def of(self, rows: Tensor, test_set: TestSet, columns: Tensor | None, with_task: bool) -> Answers:
@@ -87,8 +112,7 @@ class ChunkAnswers:
             if target == "label":
                 return (self.labels_with_task if with_task else self.labels)[rows]
             if not strategy.predicts_from_scores:
-                again = with_task and self.asks_again
-                return (strategy.predict(self.chunk.x, self.task) if again else strategy.predict(self.chunk.x))[rows]
+                return (self.predicted_with_task if with_task else self.predicted)[rows]
             return predictions_of(scores(), target, strategy.scores_are, threshold=0.5)
 
         return Answers(scores, predicted, lambda: self.novelty[rows], columns, strategy.scores_are, target)

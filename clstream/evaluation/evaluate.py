@@ -76,7 +76,7 @@ def measure(
             answered = ChunkAnswers(strategy, questions, chunk)
             place = chunk.places[0] if answered.asks_again else None
             with same_flops((len(chunk.x), place, place in begun)):
-                if questions.labelled:
+                if questions.labelled and (len(chunk.places) > 1 or questions.has_labels(chunk.places[0])):
                     tally.count_hits(chunk, answered)
                 if tally.measures or listener is not None:
                     for number in chunk.places:

@@ -98,14 +98,13 @@ class Tally:
             with_task = measure.asks == "task"
             if measure.asks == "novelty" or test_set.samples.target not in measure.targets or (with_task and task is None):
                 continue
-            asked = _columns(task.classes, stream.outputs, self.columns_seen) if with_task and task and task.classes else columns
             kept = rows if taught is None else rows[taught]
             if len(kept):
                 self.parts[place, measure.name].update(
-                    answered.of(kept, test_set, asked, with_task), y if taught is None else y[taught]
+                    answered.of(kept, test_set, columns, with_task), y if taught is None else y[taught]
                 )
             if counted is not None and counted.any():
-                asked = asked if with_task or columns is None else self.columns_seen
+                asked = None if columns is None else self.columns_seen
                 self.parts[self.sets, measure.name].update(answered.of(rows[counted], test_set, asked, with_task), y[counted])
 
     def values(self) -> dict[str, Tensor]:

@@ -115,6 +115,9 @@ def as_measure(wanted: str | Measure | type[Measure]) -> Measure:
         raise ValueError(
             f"{type(wanted).__name__} needs a name, as 'worst_class', which begins with task_ if asks is 'task', and only then"
         )
+    base = MEASURES.get(wanted.name.removeprefix("task_").partition(":")[0])
+    if base is not None and not isinstance(wanted, base):  # type: ignore[arg-type]  # classes
+        raise ValueError(f"{type(wanted).__name__} is called {wanted.name!r}, as a measure of clstream's is: give it another name")
     if wanted.asks not in ASKS:
         raise ValueError(f"{type(wanted).__name__}.asks must be one of {', '.join(ASKS)}, not {wanted.asks!r}")
     return wanted

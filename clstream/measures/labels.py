@@ -42,7 +42,7 @@ class TopK(Collected):
 
     def pick(self, answers: Answers) -> Tensor:
         """Return the scores."""
-        return answers.scores if answers.columns is None else answers.scores.masked_fill(~answers.columns, float("-inf"))
+        return answers.scores
 
     def value(self, picked: Tensor, y: Tensor) -> Tensor:
         """Return the share. A label that doesn't compete (-inf) is not named."""

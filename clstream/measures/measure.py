@@ -40,7 +40,7 @@ class Answers:
         scores: returns the (n, outputs) scores.
         predicted: returns the predictions: labels (n,), multi-label targets (n, outputs) of 0 and 1, values (n, outputs).
         novelty: returns (n,), higher is stranger.
-        columns: (outputs,), bool: the classes that the question is about. None: all outputs.
+        columns: (classes,), bool: with multi-label targets the classes that are asked about. None: all.
         scores_are: "logits", "probabilities" or "ranks" (numbers that say no more than an order).
         target: the kind of targets: "label", "multilabel" or "value".
 
@@ -75,15 +75,11 @@ class Answers:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """(n, outputs), float64: of labels they add up to 1 over the columns; a multi-label class has its own, from 0 to 1."""
+        """(n, outputs), float64: of labels they add up to 1, of multi-label targets each class has its own from 0 to 1."""
         scores = self.scores.double()
-        others = None if self.columns is None else ~self.columns
         if self.target == "multilabel":
             return scores.sigmoid() if self.scores_are == "logits" else scores
-        if self.scores_are == "logits":
-            return (scores if others is None else scores.masked_fill(others, float("-inf"))).softmax(1)
-        scores = scores if others is None else scores.masked_fill(others, 0.0)
-        return scores / scores.sum(1, keepdim=True)
+        return scores.softmax(1) if self.scores_are == "logits" else scores / scores.sum(1, keepdim=True)
 
 
 class Measure(ABC):

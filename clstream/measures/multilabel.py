@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -27,13 +25,13 @@ class MeanAveragePrecision(Collected):
 
     def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
         """Return the mean."""
-        from torchmetrics.functional.classification import multilabel_average_precision
+        from torchmetrics.functional.classification import binary_average_precision
 
         columns = with_positives(y, self.columns)
         if not len(columns):
             return float("nan")
-        scores = torch.stack([ranks(picked[:, column]) for column in columns.tolist()], 1)
-        return multilabel_average_precision(scores, y[:, columns].long(), num_labels=len(columns), average="macro")
+        scores = [binary_average_precision(ranks(picked[:, column]), y[:, column].long()) for column in columns.tolist()]
+        return torch.stack(scores).mean()
 
 
 class ClassF1(Collected):
@@ -63,7 +61,9 @@ class ClassF1(Collected):
     def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
         """Return the mean."""
         columns = with_positives(y, self.columns)
-        return f1(picked[:, columns], y[:, columns], self.threshold, "macro") if len(columns) else float("nan")
+        if not len(columns):
+            return float("nan")
+        return torch.stack([f1(picked[:, column], y[:, column], self.threshold) for column in columns.tolist()]).mean()
 
 
 class OverallF1(ClassF1):
@@ -79,15 +79,14 @@ class OverallF1(ClassF1):
     def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
         """Return the F1; NaN if there is no positive."""
         columns = torch.arange(y.shape[1], device=y.device) if self.columns is None else self.columns.nonzero().flatten()
-        return f1(picked[:, columns], y[:, columns], self.threshold, "micro") if y[:, columns].any() else float("nan")
+        return f1(picked[:, columns], y[:, columns], self.threshold) if y[:, columns].any() else float("nan")
 
 
-def f1(probabilities: Tensor, y: Tensor, threshold: float, average: str) -> Tensor:
-    """Return F1 by torchmetrics."""
-    from torchmetrics.functional.classification import multilabel_f1_score
+def f1(probabilities: Tensor, y: Tensor, threshold: float) -> Tensor:
+    """Return the F1 of all numbers together, by torchmetrics."""
+    from torchmetrics.functional.classification import binary_f1_score
 
-    kind: Any = average
-    return torch.as_tensor(multilabel_f1_score(probabilities, y.long(), y.shape[1], threshold, kind))
+    return binary_f1_score(probabilities.flatten(), y.flatten().long(), threshold)
 
 
 def with_positives(y: Tensor, columns: Tensor | None) -> Tensor:
