@@ -46,10 +46,10 @@ def split_regression(
     task is a range of one feature, with as many training rows as the others, so the inputs shift from task to task. Within a range
     there is less to explain, so r2, which compares with the mean of the task's own rows, is lower than over all rows.
 
-    "synthetic" draws x around a centre of each task, with standard deviation 1 in each feature, and y = (a x)(b x) + noise, for
-    unit vectors a and b. With drift "inputs" the centres lie along a line, from -2 to 2, and the function stays; with "function"
-    the centres are 0, and b turns by 90 degrees from the first task to the last, so no single function fits all tasks; "both" does
-    both. The card has the r2 of the function without noise, which is the best possible where the task is known.
+    "synthetic" draws x around a centre of each task, with deviation 1 in each feature, and y = tanh(a x) tanh(b x) + noise,
+    for unit vectors a and b. With drift "inputs" the centres lie along a line, from -3 to 3, and the function stays; with
+    "function" the centres are 0, and b turns by 90 degrees from the first task to the last, so no single function fits all tasks;
+    "both" does both. The card has the r2 of the function without noise, which is the best possible where the task is known.
 
     Inputs (diabetes) and targets have mean 0 and standard deviation 1 over the training rows of all tasks: a change of units alone,
     that leaves r2 as it is.
@@ -155,9 +155,9 @@ def synthetic(tasks: int, drift: str, train: int, test: int, features: int, nois
         moment = (group / max(1, tasks - 1)).double()[:, None]
         x = torch.randn(count, features, generator=draw, dtype=torch.float64)
         if drift != "function":
-            x = x + (4 * moment - 2) * line
+            x = x + (6 * moment - 3) * line
         angle = math.pi / 2 * (moment if drift != "inputs" else torch.zeros_like(moment))
-        exact = (x * a).sum(1) * (x * (angle.cos() * b + angle.sin() * turned)).sum(1)
+        exact = (x * a).sum(1).tanh() * (x * (angle.cos() * b + angle.sin() * turned)).sum(1).tanh()
         return group, x, exact, torch.randn(count, generator=draw, dtype=torch.float64)
 
     drawn, drawn_test = rows(train), rows(test)

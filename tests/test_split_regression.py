@@ -33,26 +33,34 @@ def test_inputs_and_targets_have_mean_0_and_deviation_1_over_all_training_rows()
             assert rows.mean(0).abs().max() < 1e-5 and (rows.std(0, correction=0) - 1).abs().max() < 1e-5
 
 
+def r2(predicted: torch.Tensor, y: torch.Tensor) -> float:
+    return 1 - float((predicted - y).square().sum() / (y - y.mean()).square().sum())
+
+
 @pytest.mark.parametrize("drift", ["inputs", "function", "both"])
-def test_the_function_drifts_as_it_says_and_the_card_has_the_best_r2(drift: str) -> None:
-    drawn = synthetic(3, drift, 3000, 3000, 4, 0.3, 0)
+def test_inputs_drift_or_the_function_as_it_says(drift: str) -> None:
+    """The nearest training row of all tasks tells the value where they share the function, and only one of the task where not."""
+    drawn = synthetic(3, drift, 3000, 300, 2, 0.0, 0)
     means = torch.stack([drawn.train.x[drawn.group == number].mean(0) for number in range(3)])
-    apart = float((means[2] - means[0]).norm())
-    assert apart == pytest.approx(0 if drift == "function" else 4, abs=0.2)
-    quadratic, test = (
-        torch.stack([part.x[:, i] * part.x[:, j] for i in range(4) for j in range(i, 4)] + [torch.ones(3000)], 1)
-        for part in (drawn.train, drawn.test)
-    )
-    fits = [torch.linalg.lstsq(quadratic[drawn.group == task], drawn.train.y[drawn.group == task]).solution for task in (0, 2)]
-    same = float((fits[0] - fits[1]).norm() / fits[0].norm())
-    assert same < 0.1 if drift == "inputs" else same > 0.5
-    for task, fit in ((0, fits[0]), (2, fits[1])):
-        own = drawn.test_group == task
-        y = drawn.test.y[own]
-        r2 = 1 - float((test[own] @ fit - y).square().sum() / (y - y.mean()).square().sum())
-        assert r2 == pytest.approx(drawn.best[task], abs=0.02) and r2 < 1
-    shown = ", ".join(f"{value:.3f}" for value in synthetic(3, drift, 1500, 600, 8, 0.2, 0).best)
-    assert f"best possible r2 of each task on its test rows: {shown}" in str(split_regression("synthetic", drift=drift))
+    assert float((means[2] - means[0]).norm()) == pytest.approx(0 if drift == "function" else 6, abs=0.2)
+    far = torch.cdist(drawn.test.x, drawn.train.x)
+    same_task = drawn.group == drawn.test_group[:, None]
+    assert r2(drawn.train.y[far.masked_fill(~same_task, 99).argmin(1)], drawn.test.y) > 0.95
+    assert (r2(drawn.train.y[far.argmin(1)], drawn.test.y) > 0.95) == (drift == "inputs")
+    assert drawn.best == [1.0, 1.0, 1.0]
+
+
+def test_noise_is_as_large_as_it_says_and_the_card_has_the_best_r2() -> None:
+    exact, noisy = synthetic(3, "both", 3000, 3000, 4, 0.0, 0), synthetic(3, "both", 3000, 3000, 4, 0.3, 0)
+    with_mean = torch.cat([exact.train.y, torch.ones(3000, 1)], 1).double()
+    fit = torch.linalg.lstsq(with_mean, noisy.train.y.double()).solution
+    assert r2(with_mean @ fit, noisy.train.y) == pytest.approx(1 / 1.09, abs=0.01)
+    for number in range(3):
+        own = noisy.test_group == number
+        known = exact.test.y[own] * fit[0] + fit[1]
+        assert r2(known, noisy.test.y[own]) == pytest.approx(noisy.best[number], abs=0.01)
+    shown = ", ".join(f"{value:.3f}" for value in synthetic(3, "both", 1500, 600, 8, 0.2, 0).best)
+    assert f"best possible r2 of each task on its test rows: {shown}" in str(split_regression("synthetic", drift="both"))
 
 
 def test_it_is_a_pure_function_of_its_options() -> None:
