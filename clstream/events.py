@@ -148,13 +148,16 @@ class TaskEnded(Event):
 class Answered(Event):
     """The strategy answered samples of a test set, in an evaluation: a part of it at a time. For observers that handle it, alone.
 
-    `answers` and `y` are on the run's device; on a task-incremental stream the task was given. Nothing is asked for this: what an
-    observer reads of the answers, that the measures don't, costs a forward pass only where they read no scores at all.
+    `y` are the targets of the samples, and `rows` their numbers in the test set. All of it is on the run's device. On a
+    task-incremental stream the task was given, if they are of one. Nothing is asked for this: what an observer reads of the
+    answers, that the measures don't, costs a forward pass only where they read no scores at all. Strange samples
+    (`test_set.known` is False) are answered where a measure of novelty is taken; their targets say nothing of the stream's classes.
     """
 
     test_set: TestSet
     answers: Answers
     y: Tensor
+    rows: Tensor
 
     @property
     def scores(self) -> Tensor:

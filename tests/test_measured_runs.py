@@ -330,3 +330,33 @@ def test_the_untrained_strategy_is_measured_by_every_kind_of_target() -> None:
     strategy = Finetune(Mlp(3, 2))
     expected = sklearn_metrics.r2_score((x @ torch.ones(3, 2)).numpy(), strategy.scores(x).numpy())
     assert np.allclose([float(row) for row in evaluate(strategy, values)], expected, atol=1e-6)
+
+
+def test_a_sample_in_the_test_sets_of_two_tasks_counts_once_where_there_are_probes() -> None:
+    plain = multilabel()
+    other = TestSet("other", Samples(torch.randn(9, 8), torch.ones(9, 4), target="multilabel"))
+    results = []
+    for stream in (plain, plain.with_probes(other)):
+        torch.manual_seed(0)
+        results.append(run(Finetune(Mlp(8, 4, hidden=(16,))), stream, measures=["of1"]))
+    for name in ("map", "of1"):
+        assert results[0].measured[name][:, -1].equal(results[1].measured[name][:, -1])
+
+
+def test_observers_hear_which_samples_were_answered() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.rows: dict[str, list[Tensor]] = {}
+
+        @on(Answered)
+        def hear(self, event: Answered) -> None:
+            assert event.y.equal(event.test_set.samples.y[event.rows]) and len(event.scores) == len(event.rows)
+            self.rows.setdefault(event.test_set.name, []).append(event.rows)
+
+    for stream in (with_probes(), with_probes(boundaries=False)):
+        heard = Heard()
+        result = run(Finetune(example_model()), stream, heard, measures=["auroc"], max_sessions=1)
+        assert set(heard.rows) == set(result.test_sets) - {"seen"}
+        for test_set in stream.test_sets:
+            rows = torch.cat(heard.rows[test_set.name])
+            assert rows.bincount().tolist() == [2] * len(test_set.samples)  # before the run, and after the session

@@ -100,3 +100,52 @@ def test_what_is_no_measure_is_said_before_anything_is_learned(
     (folder / "refused.yaml").write_text(yaml.safe_dump({"measures": measures.split(",")}))
     assert main(["run", "--config", "refused.yaml", *SHORT]) == status
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+DIGITS = ["--strategy", "Finetune", "--stream", "split_digits", "--stream.tasks", "2", "--stream.epochs", "1", *SHORT[6:]]
+
+
+def test_probes_are_asked_about_beside_the_tasks(folder: Path) -> None:
+    wanted = ["--probes", "held_out_classes:1+9,corrupted:blur:3", "--measures", "auroc"]
+    result = run_experiment([*DIGITS, "--stream.validation", "0.2", "--tune", *wanted]).results[0]
+    copies = ("corrupted/blur_3/task_00", "corrupted/blur_3/task_01")
+    assert result.test_sets == ("task_00", "task_01", "held_out_classes/1_9", *copies, "seen")
+    assert result.measured["auroc"][0, 2].isfinite() and result.measured["accuracy"][-1].isfinite().all()
+    (folder / "probed.yaml").write_text("probes: [held_out_classes:1+9, corrupted:blur:3]\nmeasures: [auroc]\n")
+    again = run_experiment(["--config", "probed.yaml", *DIGITS, "--stream.validation", "0.2", "--tune"]).results[0]
+    assert again.measured["auroc"].nan_to_num(-1).equal(result.measured["auroc"].nan_to_num(-1))
+
+
+@pytest.mark.parametrize(
+    ("probes", "sentence"),
+    [
+        ("strange:mnist", "--probes must be one of unknown, corrupted, held_out_classes, not 'strange'"),
+        ("corrupted:blurr", "--probes: corrupted:blurr: kind must be one of noise, blur, occlusion, contrast, not 'blurr'"),
+        ("corrupted:blur:3,corrupted:blur:3", "corrupted/blur_3/task_00"),
+        ("held_out_classes:77", "has no classes [77]"),
+    ],
+)
+def test_what_is_no_probe_is_said_before_anything_is_learned(
+    folder: Path, capsys: pytest.CaptureFixture[str], probes: str, sentence: str
+) -> None:
+    assert main(["run", *DIGITS, "--probes", probes]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert sentence in error and error.count("clstream: error") == 1
+
+
+def test_a_run_is_resumed_with_its_own_measures_and_probes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ["--probes", "corrupted:blur:1", "--measures", "top5", "--checkpoint_every", "1e-9", "--checkpoint_share", "1"]
+    options = ["run", *(word for word in DIGITS if word not in ("--checkpoint_every", "0")), *kept]
+    assert main([*options, "--max_sessions", "1"]) == 0
+    (config,) = folder.glob("runs/*/config.yaml")
+    loaded = yaml.safe_load(config.read_text())
+    assert (loaded["probes"], loaded["measures"]) == ("corrupted:blur:1", "top5")
+    capsys.readouterr()
+    assert main(["resume", str(config.parent)]) == 0 and "was measured then" in capsys.readouterr().err
+    for changed, sentence in (
+        ({"measures": "nll"}, "measures was 'accuracy, task_accuracy, top5'"),
+        ({"probes": []}, "probes was"),
+    ):
+        config.write_text(yaml.safe_dump(loaded | changed))
+        assert main(["resume", str(config.parent)]) == 1
+        assert sentence in " ".join(capsys.readouterr().err.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +38,19 @@ def measures_of(options: Namespace) -> list[str | type[Measure]]:
 
 
 def build_stream(parser: Parser, options: Namespace) -> Stream:
-    """Return the stream that was asked for."""
+    """Return the stream that was asked for, with its probes. Raises UsageError for options that it can't have."""
     chosen = options.stream
     if options.data_root and "root" in chosen.init_args and chosen.init_args.root is None:
         chosen.init_args.root = options.data_root
     stream: Stream = _instantiate(parser, "stream", chosen)
-    return stream.for_tuning() if options.tune else stream
+    stream = stream.for_tuning() if options.tune else stream
+    if not options.probes:
+        return stream
+    probes_from = importlib.import_module(f"{PLACES['stream']}.probes").probes_from
+    try:
+        return stream.with_probes(probes_from(stream, split_names(options.probes), options.data_root))
+    except ValueError as error:
+        raise UsageError(f"--{error}" if str(error).startswith("probes") else f"--probes: {error}") from error
 
 
 def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int) -> Strategy:

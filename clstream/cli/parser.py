@@ -85,6 +85,10 @@ def run_parser() -> Parser:
         "--evaluate_on", type=Literal["all", "seen"], default="all", help="which tasks to ask about: all, or those taught so far"
     )
     parser.add_argument(
+        "--probes", type=str | list[str], default=[],
+        help="test sets beside the tasks' own, with commas between: unknown:fashion_mnist, corrupted:blur:3, held_out_classes",
+    )  # fmt: skip
+    parser.add_argument(
         "--measures", type=str | list[str], default=[],
         help="what to measure beside the main measure, with commas between: top5, cf1:0.8, task_top5, my_file.MyMeasure",
     )  # fmt: skip

@@ -90,6 +90,7 @@ class Simulation:
             "evaluate_at": evaluate_at,
             "evaluate_on": evaluate_on,
             "measures": ", ".join(measure.name for measure in self.measures),
+            "probes": ", ".join(probe.name for probe in stream.probes),
             "max_sessions": max_sessions,
             **({} if stream.shuffle else {"stream.shuffle": False}),
         }

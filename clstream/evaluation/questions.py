@@ -12,7 +12,7 @@ from torch import Tensor
 from clstream.measures import Measure, chosen
 from clstream.strategy import Strategy
 from clstream.stream import Stream, TestSet
-from clstream.stream.samples import pooled
+from clstream.stream.samples import pooled, repeated_samples
 
 CHUNK = 2048
 """Test samples that are answered together."""
@@ -111,10 +111,12 @@ class Questions:
     @cached_property
     def repeated(self) -> Tensor | None:
         """(samples,), int64: equal numbers for the same sample in test sets of several tasks; None if there is no such sample."""
-        if self.pool is None or len(self.pool.index.unique()) == len(self.pool):
+        own = [test for place, test in zip(self.places, self.tests, strict=True) if place < len(self.stream.tasks)]
+        numbers = repeated_samples(own)
+        if numbers is None:
             return None
-        number: Tensor = self.pool.index.unique(return_inverse=True)[1]
-        return number.to(self.number.device)
+        probes = torch.arange(len(numbers), len(self.number), device=numbers.device)  # after the tasks' own
+        return torch.cat([numbers, probes]).to(self.number.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from clstream.evaluation.questions import BUILT_IN, Chunk, Questions
 from clstream.measures import Answers
 from clstream.stream import TestSet
 
-Listener = Callable[[TestSet, Answers, Tensor], None]
-"""What is told of answers: the test set, the answers about some of its samples, and their targets."""
+Listener = Callable[[TestSet, Answers, Tensor, Tensor], None]
+"""What is told of answers: the test set, the answers about some of its samples, their targets, and their numbers in it."""
 
 
 class Tally:
@@ -86,8 +86,9 @@ class Tally:
         columns = None
         if test_set.samples.target == "multilabel":
             columns = self.columns_seen if task is None else _columns(task.classes, stream.outputs, self.columns_seen)
-        if listener is not None and test_set.known is not False:
-            listener(test_set, answered.of(rows, test_set, columns, with_task=stream.scenario == "task"), y)
+        if listener is not None:
+            given = stream.scenario == "task" and task is not None
+            listener(test_set, answered.of(rows, test_set, columns, with_task=given), y, local)
         if self.questions.asks_novelty:
             self.novelty.setdefault(place, []).append((local, answered.novelty[rows]))
         if test_set.known is False:

@@ -25,13 +25,8 @@ class MeanAveragePrecision(Collected):
 
     def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
         """Return the mean."""
-        from torchmetrics.functional.classification import binary_average_precision
-
         columns = with_positives(y, self.columns)
-        if not len(columns):
-            return float("nan")
-        scores = [binary_average_precision(ranks(picked[:, column]), y[:, column].long()) for column in columns.tolist()]
-        return torch.stack(scores).mean()
+        return average_precisions(picked[:, columns], y[:, columns]).mean() if len(columns) else float("nan")
 
 
 class ClassF1(Collected):
@@ -80,6 +75,14 @@ class OverallF1(ClassF1):
         """Return the F1; NaN if there is no positive."""
         columns = torch.arange(y.shape[1], device=y.device) if self.columns is None else self.columns.nonzero().flatten()
         return f1(picked[:, columns], y[:, columns], self.threshold) if y[:, columns].any() else float("nan")
+
+
+def average_precisions(scores: Tensor, y: Tensor) -> Tensor:
+    """Return the average precision of each class by torchmetrics: (classes,); each has a positive."""
+    from torchmetrics.functional.classification import binary_average_precision
+
+    pairs = zip(scores.unbind(1), y.unbind(1), strict=True)
+    return torch.stack([binary_average_precision(ranks(column), own.long()) for column, own in pairs])
 
 
 def f1(probabilities: Tensor, y: Tensor, threshold: float) -> Tensor:

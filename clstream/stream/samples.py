@@ -160,6 +160,15 @@ def pooled(parts: Sequence[Samples | Subset]) -> Subset | None:
     return Subset(first.source, torch.cat([part.index for part in parts if isinstance(part, Subset)]))
 
 
+def repeated_samples(parts: Sequence[Samples | Subset]) -> Tensor | None:
+    """Return numbers of the samples of all parts, equal for the same one in several: (samples,), int64; None if there is none."""
+    pool = pooled(parts) if parts else None
+    if pool is None or len(pool.index.unique()) == len(pool):
+        return None
+    numbers: Tensor = pool.index.unique(return_inverse=True)[1]
+    return numbers
+
+
 def own_storage(samples: Samples) -> Samples:
     """Return samples in tensors of their own: a view would lead to all that it is a view of."""
 

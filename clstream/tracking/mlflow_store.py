@@ -203,11 +203,11 @@ class Sender:
             self.client.log_image(run_id, picture, key=item["key"], step=0, timestamp=item["at"])
 
     def file(self, run_id: str, item: Item) -> None:
-        """Write an artifact that is a file, named from the journal's folder on."""
+        """Write an artifact that is a file, named from the journal's folder on, to a folder of artifacts if the item names one."""
         journal = self.outbox.journal
         file = Path(item["path"]) if journal is None else journal.file.parent / item["path"]
         if file.is_file():
-            self.client.log_artifact(run_id, str(file))
+            self.client.log_artifact(run_id, str(file), item.get("folder"))
         else:
             warnings.warn(f"the artifact {file} is gone, so MLflow doesn't get it", RuntimeWarning, stacklevel=2)
 

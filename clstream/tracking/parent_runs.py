@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from clstream.results import Evaluation
 from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import connect, make_uploader, tracking_uri
 from clstream.tracking.outbox import FILE, Outbox
+from clstream.tracking.picture_timer import PictureTimer
 from clstream.tracking.runs import PICTURE, _clean, _now, as_png, begin_run
 from clstream.tracking.uploader import Uploader
 
@@ -77,24 +77,6 @@ def parent_run(
         uploader.upload(last=True)
         if status == "FINISHED":
             parent.warn_of_missing_seeds()
-
-
-class PictureTimer:
-    """Says when a picture is due: at most every 30 seconds, and not before a twentieth of the time since the start has passed.
-
-    So a run of a day has 130 of them, not 2,880.
-    """
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-
-    def due(self) -> bool:
-        """Return whether a picture is due now; the next one is due later."""
-        now = time.monotonic()
-        if now - self.last < max(30.0, (now - self.start) / 20):
-            return False
-        self.last = now
-        return True
 
 
 class ParentRun:

@@ -32,7 +32,8 @@ from clstream.files import check_writable
 from clstream.results import Evaluation, write_csv
 from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
-from clstream.tracking.parent_runs import ParentRun, PictureTimer
+from clstream.tracking.parent_runs import ParentRun
+from clstream.tracking.picture_timer import PictureTimer
 from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_row, tasks_with_curves
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
 from clstream.tracking.uploader import Uploader, default_journal, reason_of
@@ -56,7 +57,8 @@ class MlflowTracker:
         tags: more tags.
         folder: of the run. All that is written lies in its file tracking.jsonl before it is sent, so that a killed process
             loses nothing. None: nothing is on disk until something can't be sent, then it is in runs/<MLflow run id>.
-        files: become artifacts at the end, those that are there; they have to stay where they are until they are sent.
+        files: become artifacts at the end, those that are there; of a folder all files in it, in a folder of its name. They have
+            to stay where they are until they are sent.
         allow_offline: whether a server that is away at the start is no error: for a run that is resumed, or follows another one.
 
     Raises:
@@ -351,9 +353,11 @@ class MlflowTracker:
                     self._log({name: [(0, value)] for name, value in final.items()})  # step 0: MLflow draws bars
                 self._artifacts(evaluation)
         finally:
-            for file in self.files:
-                if file.is_file():
-                    outbox.put("file", path=_seen_from(file, self.file))
+            for place in self.files:
+                files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+                for file in files:
+                    folder = {} if file == place else {"folder": file.parent.relative_to(place.parent).as_posix()}
+                    outbox.put("file", path=_seen_from(file, self.file), **folder)
             outbox.put("end", status=status, at=_now())
             self._reset()
             self.uploader.upload(last=True)
