@@ -58,9 +58,7 @@ class Prequential:
         """Forget the run before. Raises ObserverError for a stream with other targets than labels."""
         stream: Any = event.stream
         if others := [target for target in stream.targets if target != "label"]:
-            raise ObserverError(
-                f"prequential accuracy is the share of right labels, and {stream.name} has {others[0]} ones: leave Prequential out"
-            )
+            raise ObserverError(f"prequential accuracy is of labels, and {stream.name} has {others[0]} ones: leave Prequential out")
         self.started = event
         self._begin()
 

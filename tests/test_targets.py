@@ -1,239 +1,374 @@
-"""Streams whose targets are several labels or values: what tasks have, what is refused, and what a stream with probes is."""
+"""Strategies on streams of multi-label targets and values: what is refused, what competes, what is answered."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from clstream.streams import blobs, drifting, few_shot, from_dataset, from_tensors
-from clstream.streams.schedules import Transitions
-from torch import Tensor
-from torch.utils.data import TensorDataset
+from clstream.strategies import (
+    DER,
+    ERACE,
+    EWC,
+    L2,
+    PRD,
+    DERpp,
+    Finetune,
+    Joint,
+    LwF,
+    LwFMC,
+    Refresh,
+    Regularised,
+    Replay,
+    WithDetectedBoundaries,
+)
+from conftest import STRATEGIES, make
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
 
-from clstream.checks import check_stream
-from clstream.figures import composition
-from clstream.pretraining import join_tasks
-from clstream.stream import Samples, Stream, Subset, Task, TestSet
+from clstream import BatchLearned, BatchReady, RunStarted, SessionStarted, Strategy, Stream, Task, on, run
+from clstream.bus import ObserverError
+from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Trace
+from clstream.cli import main
+from clstream.losses import sample_losses
+from clstream.models import GrowingHead, Mlp
+from clstream.online_metrics import Prequential
+from clstream.strategy import Regulariser
+from clstream.stream import TARGETS, Samples
 
-DRAW = torch.Generator().manual_seed(0)
-X, X_TEST = torch.rand(60, 5, generator=DRAW), torch.rand(30, 5, generator=DRAW)
-SEVERAL = (torch.rand(60, 6, generator=DRAW) < 0.3).int()
-SEVERAL_TEST = (torch.rand(30, 6, generator=DRAW) < 0.3).int()
-VALUES, VALUES_TEST = torch.randn(60, 2, generator=DRAW), torch.randn(30, 2, generator=DRAW)
-
-
-def several(y: object = SEVERAL, y_test: object = SEVERAL_TEST, **options: object) -> Stream:
-    return from_tensors(X, y, X_TEST, y_test, **{"tasks": 3, "batch_size": 8, "target": "multilabel", **options})  # type: ignore[arg-type]
-
-
-def values(y: object = VALUES, y_test: object = VALUES_TEST, **options: object) -> Stream:
-    return from_tensors(X, y, X_TEST, y_test, **{"tasks": 3, "batch_size": 8, "target": "value", **options})  # type: ignore[arg-type]
-
-
-def test_a_multi_label_task_has_the_samples_of_its_classes_and_hides_others_in_training() -> None:
-    stream = several(class_order=[5, 0, 3, 1, 2, 4], validation=0.2)
-    assert [task.classes for task in stream.tasks] == [(5, 0), (3, 1), (2, 4)]
-    assert stream.targets == ("multilabel",) and stream.classes == stream.outputs == 6
-    for task in stream.tasks:
-        own = torch.tensor(task.classes)
-        assert task.train.y.dtype == torch.float32 and task.validation is not None
-        rows = SEVERAL[:, own].any(1).nonzero().flatten()
-        assert isinstance(task.train, Subset) and isinstance(task.validation, Subset)
-        assert torch.equal(torch.cat([task.train.index, task.validation.index]).sort().values, rows)
-        expected = torch.zeros(len(task.train), 6)
-        expected[:, own] = SEVERAL[task.train.index][:, own].float()
-        assert torch.equal(task.train.y, expected) and torch.equal(task.train[:].y, expected)
-        assert torch.equal(task.train.take(slice(3)).y, expected[:3])
-        assert torch.equal(task.validation.y, SEVERAL[task.validation.index].float()), "it stands for the test"
-        assert torch.equal(task.test.y, SEVERAL_TEST[SEVERAL_TEST[:, own].any(1)].float())
-    assert all(set(session.classes) <= set(task.classes) for session, task in zip(stream, stream.tasks, strict=True))
-    batch = next(iter(next(iter(stream.session(1)))))
-    assert batch.samples.target == "multilabel" and not batch.samples.y[:, [0, 2, 4, 5]].any()
-    assert "training samples come in more than one task" in str(stream)
-    assert "have no positive of any task's classes, and are left out" in str(several(tasks=[[0], [1]]))
+ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "L2", "EWC", "SI", "LwFMC", "Refresh", "Regularised"}
 
 
-def test_multi_label_tasks_share_the_inputs_and_the_targets() -> None:
-    stream = several()
-    sources = [task.train.source for task in stream.tasks if isinstance(task.train, Subset)]
-    assert {source.x.data_ptr() for source in sources} == {X.data_ptr()} and len({source.y.data_ptr() for source in sources}) == 1
+def mixed(*targets: str) -> Stream:
+    """Return a stream of one task of each of some kinds, in this order."""
+    tasks = [replace(example_stream(target=target).tasks[number], id=number) for number, target in enumerate(targets)]
+    return Stream("mixed", tasks, epochs=10, batch_size=8)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
-def test_zeros_and_ones_may_be_of_any_dtype(dtype: torch.dtype) -> None:
-    assert several(SEVERAL.to(dtype), SEVERAL_TEST.to(dtype).numpy()).fingerprint == several().fingerprint
+# What is refused ------------------------------------------------------------------------------------------------------
 
 
-def test_values_are_dealt_out_evenly_and_each_row_comes_once() -> None:
-    stream = values()
-    assert [len(task.train) for task in stream.tasks] == [20] * 3 and [len(task.test) for task in stream.tasks] == [10] * 3
-    for kind, count in (("train", 60), ("test", 30)):
-        parts = [getattr(task, kind) for task in stream.tasks]
-        assert torch.equal(torch.cat([part.index for part in parts]).sort().values, torch.arange(count))
-    assert (stream.scenario, stream.classes, stream.outputs, stream.targets) == ("domain", 0, 2, ("value",))
-    assert stream.tasks[0].classes == () and stream.session(0).classes == [] and stream.session(0).target == "value"
-    assert stream.heads.shape == (0, 0) and stream.task_heads.shape == (3, 0)
-    assert "dealt out to 3 tasks at random, evenly" in str(stream) and "targets      value; 2 outputs" in str(stream)
-    assert values(seed=1).fingerprint != stream.fingerprint == values().fingerprint
-    assert values(VALUES[:, 0], VALUES_TEST[:, 0]).outputs == 1, "a column may be left out"
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_each_strategy_says_what_it_learns(name: str) -> None:
+    expected = TARGETS if name in ALL else ("label", "multilabel") if name == "ERACE" else ("label",)
+    assert make(name)(example_model()).learns_targets == expected
 
 
-@pytest.mark.parametrize("make", [several, values])
-def test_the_contract_holds(make: object) -> None:
-    hidden = make(boundaries=False, sessions_per_task=2, validation=0.1)  # type: ignore[operator]
-    for stream in (make(), hidden, drifting(make(), Transitions(0.5), 6), several(scenario="task")):  # type: ignore[operator]
-        for check in check_stream(stream):
-            check()
+@pytest.mark.parametrize("target", ["multilabel", "value"])
+def test_other_targets_are_refused_before_anything_is_learned(target: str) -> None:
+    stream, trace = example_stream(target=target), Trace()
+    for strategy in (LwF(example_model()), Strategy(example_model()), PRD(example_model())):
+        match = (
+            f"{type(strategy).__name__} learns label targets, and example has {target} ones: Finetune, Joint, Replay and DERpp, say"
+        )
+        with pytest.raises(ValueError, match=match):
+            run(strategy, stream, trace)
+    with pytest.raises(ValueError, match=f"Refresh learns label targets, and example has {target} ones"):
+        run(Refresh(LwF(example_model())), stream, trace)
+    with pytest.raises(ValueError, match=f"WithDetectedBoundaries learns label targets, and example has {target} ones"):
+        run(WithDetectedBoundaries(Finetune(example_model())), stream, trace)
+    assert not trace.word
+    for cls in (Finetune, Joint, Replay, DERpp):  # whom the sentence names
+        run(cls(example_model()), stream, max_sessions=1)
+    with pytest.raises(ValueError, match="ERACE learns label and multilabel targets, and example has value ones"):
+        run(ERACE(example_model()), example_stream(target="value"))
 
 
-def test_a_data_set_of_rows_equals_the_tensors() -> None:
-    for make, y, y_test in (
-        (several, SEVERAL, SEVERAL_TEST),
-        (values, VALUES, VALUES_TEST),
-        (values, VALUES[:, 0], VALUES_TEST[:, 0]),
+def test_a_part_may_learn_less() -> None:
+    class OfLabels(Regulariser):
+        learns_targets = ("label",)
+
+        def penalty(self, samples: Samples) -> Tensor:
+            return torch.zeros(())
+
+    with pytest.raises(ValueError, match="OfLabels learns label targets, and example has multilabel ones"):
+        run(Regularised(Finetune(example_model()), [OfLabels()]), example_stream(target="multilabel"))
+
+
+def test_values_leave_nothing_to_compete() -> None:
+    for active in ("seen", "task"):
+        for strategy in (Finetune(example_model(), active_classes=active), Refresh(Replay(example_model(), active_classes=active))):
+            with pytest.raises(
+                ValueError, match=f"active_classes='{active}' says which classes compete, and example has values: take"
+            ):
+                run(strategy, example_stream(target="value"))
+
+
+def test_outputs_must_be_as_many_as_there_are_columns() -> None:
+    for outputs in (5, 7):
+        with pytest.raises(ValueError, match=rf"answers one sample with \(1, {outputs}\), but example has 6 values: build it with"):
+            run(Finetune(Mlp((1, 8, 8), outputs)), example_stream(target="value"))
+    with pytest.raises(ValueError, match=r"answers one sample with \(1, 5\), but example has 6 columns of targets: build it with"):
+        run(Finetune(Mlp((1, 8, 8), 5)), example_stream(target="multilabel"))
+    run(Finetune(Mlp((1, 8, 8), 7)), example_stream(target="multilabel"), max_sessions=1)
+
+
+def test_options_that_other_targets_dont_have_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="form='bce_balanced' of LwFMC weighs labels that are absent, and example has values: take"
     ):
-        target = "value" if make is values else "multilabel"
-        train, test = TensorDataset(X, y), TensorDataset(X_TEST, y_test)
-        stream = from_dataset(train, test, tasks=3, target=target, progress=False)
-        assert stream.fingerprint == make(y, y_test).fingerprint
-    with pytest.raises(ValueError, match=r"dataset: train targets must be rows of one length, not of \[1, 2\]"):
-        from_dataset([(X[0], [1]), (X[1], [1, 0])], [(X[0], [1])], target="multilabel", progress=False)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="value targets must be numbers, not 'high'"):
-        from_dataset([(X[0], "high")], [(X[0], "low")], target="value", progress=False)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="several labels of a sample need target='multilabel', real numbers target='value'"):
-        from_dataset(TensorDataset(X, SEVERAL), TensorDataset(X_TEST, SEVERAL_TEST), progress=False)
+        run(LwFMC(example_model(), form="bce_balanced"), example_stream(target="value"))
+    with pytest.raises(ValueError, match="goes by the highest label, and example has multilabel ones: take 'batch'"):
+        run(ERACE(example_model(), competing="batch_and_above"), example_stream(target="multilabel"))
+    for target in ("multilabel", "value"):
+        with pytest.raises(ObserverError, match=f"prequential accuracy is of labels, and example has {target} ones"):
+            run(Finetune(example_model()), example_stream(target=target), Prequential())
 
 
-def changed(y: Tensor, row: int, value: float) -> Tensor:
-    y = y.clone().float()
-    y[row, 1] = value
-    return y
+def test_list_shows_what_strategies_learn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["list", "strategies"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines["Replay"].rstrip().endswith("label, multilabel, value") and lines["LwF"].rstrip().endswith("label")
+    assert lines["ERACE"].rstrip().endswith("label, multilabel") and lines["Refresh"].rstrip().endswith("as the wrapped one")
 
 
-NO_POSITIVE = SEVERAL.clone()
-NO_POSITIVE[:, 4] = 0
+# Streams of several kinds ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("make", "y", "options", "message"),
-    [
-        (several, SEVERAL, {"target": "label"}, "several labels of a sample need target='multilabel', real numbers target="),
-        (values, VALUES[:, 0], {"target": "label"}, r"y.long\(\) makes whole numbers, and real ones need target='value'"),
-        (several, changed(SEVERAL, 7, 2), {}, "must be 0 or 1 for each class, and row 7 has 2 for class 1"),
-        (several, changed(SEVERAL, 7, float("nan")), {}, "row 7 has nan for class 1"),
-        (several, NO_POSITIVE, {}, r"no training sample has a positive of the classes \[4\]"),
-        (several, SEVERAL[:, :5], {}, "training targets have 5 columns, test targets 6"),
-        (several, SEVERAL[:50], {}, "inputs are 60, targets 50: there must be one row for each"),
-        (several, SEVERAL[:, 0], {}, r"targets must be \(samples, classes\), 0 or 1 for each class, not \(60,\) of torch.int32"),
-        (several, ["cat"] * 60, {}, r"targets are strings, and multilabel targets are numbers: \(samples, classes\)"),
-        (several, np.array([[1, 0]] * 60, dtype=object), {}, "targets must be a tensor, an array or a list of numbers"),
-        (several, SEVERAL, {"relabel": True}, "relabel numbers labels anew, and multilabel targets are none"),
-        (several, SEVERAL, {"scenario": "domain"}, "scenario must be class or task, not domain"),
-        (several, SEVERAL, {"tasks": 7}, "6 classes make 1 to 6 tasks, not 7"),
-        (several, SEVERAL, {"tasks": [[0, 1], [1]]}, "tasks 0 and 1 both have the label 1"),
-        (several, SEVERAL, {"target": "labels"}, "target must be one of label, multilabel, value, not 'labels'"),
-        (values, changed(VALUES, 3, float("nan")), {}, "targets must be finite, and row 3 is not"),
-        (values, changed(VALUES, 3, float("inf")), {}, "targets must be finite, and row 3 is not"),
-        (values, VALUES[None], {}, r"targets must be \(samples,\) or \(samples, outputs\), real numbers, not \(1, 60, 2\)"),
-        (values, VALUES.to(torch.complex64), {}, "real numbers, not"),
-        (values, VALUES, {"tasks": [2, 1]}, "of values tasks is a number"),
-        (values, VALUES, {"tasks": 31}, "60 training and 30 test samples are too few for 31 tasks"),
-        (values, VALUES, {"class_order": 0}, "values have no classes: class_order must be None"),
-        (values, VALUES, {"scenario": "task"}, "values have no classes"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_one_sentence(make, y, options, message) -> None:
-    with pytest.raises((ValueError, TypeError), match=message) as refused:
-        make(y, **options)
-    assert "\n" not in str(refused.value) and "torch.nn" not in str(refused.value)
+def test_fine_tuning_learns_a_stream_of_all_kinds() -> None:
+    strategy = Finetune(example_model())
+    result = run(strategy, mixed("label", "multilabel", "value"))
+    assert result.main_name == "accuracy/map/r2"
+    assert result.main[0, 0] > 0.9 and result.main[1, 1] > 0.9 and result.main[2, 2] > result.main[1, 2] + 1
+    assert strategy.target == "value"
 
 
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (torch.ones(5, dtype=torch.bool), "class_mask"),
-        (torch.ones(6), "class_mask"),
-        (None, r"have positives of the classes \[2, 3"),
-    ],
-)
-def test_a_stream_refuses_a_mask_that_is_none(mask: Tensor | None, message: str) -> None:
-    stream = several()
-    train = stream.tasks[0].train
-    assert isinstance(train, Subset)
-    with pytest.raises(ValueError, match=message):
-        replace(stream, tasks=[replace(stream.tasks[0], train=replace(train, class_mask=mask)), *stream.tasks[1:]])
+def test_a_growing_head_grows_by_what_each_kind_brings() -> None:
+    strategy, sizes = Finetune(example_model(head="growing")), []
+
+    class Sizes:
+        @on(SessionStarted)
+        def see(self, event: SessionStarted) -> None:
+            sizes.append(len(strategy.model.head.weight))
+
+    run(strategy, mixed("label", "multilabel", "value"), Sizes())
+    assert sizes == [2, 4, 6]
 
 
-def test_the_fingerprint_changes_with_target_mask_and_probe() -> None:
-    stream = several()
-    train = stream.tasks[0].train
-    probe = TestSet("more", Samples(X_TEST, SEVERAL_TEST.float(), target="multilabel"))
-    assert isinstance(train, Subset)
-    narrower = replace(train, class_mask=torch.tensor([1, 0, 0, 0, 0, 0]).bool())
-    y = torch.randint(0, 2, (60, 1)).float()
-    kinds = [
-        Stream("same", [Task(0, classes, Samples(X, y, target=target), Samples(X, y, target=target))])
-        for target, classes in (("multilabel", (0,)), ("value", ()))
-    ]
-    others = [
-        several(tasks=2), replace(stream, tasks=[replace(stream.tasks[0], train=narrower), *stream.tasks[1:]]), *kinds,
-        *(stream.with_probes(replace(probe, **change)) for change in ({}, {"name": "others"}, {"known": False}, {"task": 1})),
-        stream.with_probes(replace(probe, samples=Samples(X_TEST + 1, SEVERAL_TEST.float(), target="multilabel"))),
-        stream.with_probes(replace(probe, samples=Samples(X_TEST, 1 - SEVERAL_TEST.float(), target="multilabel"))),
-    ]  # fmt: skip
-    assert len({stream.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
-    assert stream.with_probes(replace(probe, note="as they are")).fingerprint == stream.with_probes(probe).fingerprint
+def test_all_others_refuse_streams_of_several_kinds() -> None:
+    for strategy in (Replay(example_model()), Refresh(EWC(example_model())), Joint(example_model())):
+        match = f"{type(strategy).__name__} learns streams with targets of one kind, and mixed has label and multilabel targets"
+        with pytest.raises(ValueError, match=match):
+            run(strategy, mixed("label", "multilabel"))
+    run(Refresh(Finetune(example_model())), replace(mixed("label", "multilabel"), epochs=1))
+    narrow = mixed("label", "value")
+    cut = Samples(narrow.tasks[1].train.x, narrow.tasks[1].train.y[:, :3], target="value")
+    with pytest.raises(ValueError, match="mixed has tasks of 3 values, and others of 6 outputs: one head must fit all"):
+        run(Finetune(example_model()), Stream("mixed", [replace(example_stream().tasks[2], id=0), Task(1, (), cut, cut)]))
 
 
-def test_a_stream_moves_and_tunes_and_reseeds_with_its_mask_and_probes() -> None:
-    probe = TestSet("more", Samples(X_TEST, SEVERAL_TEST.float(), target="multilabel"), note="30 more")
-    stream = several(validation=0.2).with_probes([probe], replace(probe, name="again", known=False))
-    assert [named.name for named in stream.test_sets] == ["task_00", "task_01", "task_02", "more", "again"]
-    assert "probe        more: 30 to test; 30 more" in str(stream) and "again: 30 to test, strange; 30 more" in str(stream)
-    moved = stream.to("meta")
-    assert moved.tasks[0].train[:1].y.device.type == moved.probes[0].samples.x.device.type == "meta"
-    assert stream.for_tuning().probes == () and stream.reseeded(3).probes == stream.probes
+# What competes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("probe", "error", "message"),
-    [
-        (lambda: TestSet("..", Samples(X, VALUES)), ValueError, "a test set's name is made of letters"),
-        (lambda: TestSet("noise/../low", Samples(X, VALUES)), ValueError, "a test set's name is made of letters"),
-        (lambda: TestSet("more", X), TypeError, "the test set more must have Samples or a Subset, not a Tensor"),
-        (lambda: TestSet("more", Samples(X, VALUES), task="0"), ValueError, "task must be a whole number of at least 0 or None"),
-        (lambda: TestSet("more", Samples(X, VALUES), known=1), ValueError, "known must be True, False or 'taught', not 1"),
-        (lambda: 3, TypeError, "probes must be TestSet objects, not a int"),
-        (lambda: [3], TypeError, "probes must be a list of TestSet objects, and one of them is a int"),
-        (lambda: TestSet("task_00", Samples(X, VALUES, target="value")), ValueError, "has the name of another test set"),
-        (lambda: TestSet("more", Samples(X[:, :4], VALUES, target="value")), ValueError, r"has inputs of \(4,\) torch.float32"),
-        (lambda: TestSet("more", Samples(X, VALUES[:, :1], target="value")), ValueError, "one number of columns, not"),
-        (lambda: TestSet("more", Samples(X[:0], VALUES[:0], target="value")), ValueError, "the probe more has no samples"),
-        (lambda: TestSet("more", Subset(Samples(X, VALUES, target="value"), torch.arange(0))), ValueError, "has no samples"),
-        (lambda: TestSet("more", Samples(X, VALUES, target="value"), 7), ValueError, "is of task 7, but the tasks are 0 to 2"),
-    ],
-)
-def test_probes_that_do_not_fit_are_one_sentence(probe, error, message) -> None:
-    with pytest.raises(error, match=message):
-        values().with_probes(probe())
+def overlapping(scenario: str = "class") -> Stream:
+    """Return multi-label tasks that bring the columns 0 and 1, 1 and 2, 3 and 4: each sample has none, one or both of them."""
+    tasks, draw = [], torch.Generator().manual_seed(0)
+    for number, classes in enumerate([(0, 1), (1, 2), (3, 4)]):
+        y = torch.zeros(8, 5)
+        y[:, list(classes)] = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])[:, : len(classes)].repeat(2, 1)
+        x = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8, generator=draw)
+        samples = Samples(x, y, target="multilabel")
+        tasks.append(Task(number, classes, samples, samples))
+    return Stream("overlapping", tasks, batch_size=4, scenario=scenario)
 
 
-def test_what_counts_by_class_counts_positives_and_values_by_task() -> None:
-    shown = composition(several())
-    assert shown.by == "class" and shown.names == tuple(range(6)) and torch.equal(shown.counts.sum(0), SEVERAL.sum(0))
-    assert composition(values()).by == "task" and composition(values()).counts.diag().tolist() == [20] * 3
-    with pytest.raises(ValueError, match="has values for targets, and values have no classes"):
-        composition(values(), "class")
+def competing_for(strategy: Strategy, rows: list[list[int]], task: int | None = None) -> list[list[int]]:
+    y = torch.zeros(len(rows), 5)
+    for place, labels in enumerate(rows):
+        y[place, labels] = 1
+    numbers = None if task is None else torch.full((len(rows),), task)
+    return [row.nonzero().flatten().tolist() for row in strategy.mask_other_heads(torch.zeros(len(rows), 6), y, numbers).isfinite()]
 
 
-@pytest.mark.parametrize("stream", [several(), values()])
-def test_what_needs_labels_says_so(stream: Stream) -> None:
-    with pytest.raises(ValueError, match="tasks are joined for training on labels only"):
-        join_tasks(stream)
-    with pytest.raises(ValueError, match="samples are left out by label only"):
-        few_shot(stream)
-    label = replace(blobs(features=5).tasks[0], id=3)
-    with pytest.raises(ValueError, match="a stream that drifts has one kind"):
-        drifting(replace(stream, tasks=[*stream.tasks, label], schedule=None), Transitions())
+@pytest.mark.parametrize("head", ["fixed", "growing"])
+def test_columns_compete_as_the_option_says(head: str) -> None:
+    model = partial(Mlp, (1, 8, 8), 6, hidden=(8,), head=head)
+    expected = {"all": [[0, 1, 2, 3, 4, 5]] * 4, "seen": [[0, 1, 2]] * 4, "task": [[0, 1], [1, 2], [0, 1, 2], [1, 2]]}
+    for active, columns in expected.items():
+        strategy = Finetune(model(), active_classes=active)
+        run(strategy, overlapping(), max_sessions=2)
+        assert competing_for(strategy, [[0], [2], [0, 2], []]) == columns  # one without any has those of the task that goes on
+        answers = strategy.scores(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))[0].isfinite().nonzero().flatten().tolist()
+        assert answers == ([0, 1, 2, 3, 4] if active == "all" and head == "fixed" else [0, 1, 2])  # none has column 5
+
+
+def test_on_a_task_incremental_stream_the_tasks_columns_compete() -> None:
+    stream = overlapping("task")
+
+    class Watch:
+        @on(RunStarted)
+        def meet(self, event: RunStarted) -> None:
+            self.strategy = event.strategy
+
+        @on(BatchReady)
+        def see(self, event: BatchReady) -> None:
+            samples, task = event.batch.samples, event.batch.task
+            logits = self.strategy.logits(samples)
+            assert self.strategy.heads_by_task and samples.extra["task"].tolist() == [task.id] * len(samples)
+            assert logits.isfinite().all(0).nonzero().flatten().tolist() == list(task.classes)
+            assert logits.isfinite().any(0).nonzero().flatten().tolist() == list(task.classes)
+
+    strategy = Replay(Mlp((1, 8, 8), 5, hidden=(8,)), capacity=100)
+    run(strategy, stream, Watch())
+    kept = strategy.memory.all()
+    competing = strategy.logits(kept).isfinite()
+    for task, row in zip(kept.extra["task"].tolist(), competing, strict=True):
+        assert row.nonzero().flatten().tolist() == list(stream.tasks[task].classes)
+    with pytest.raises(ValueError, match=r"Replay\.mask_other_heads needs the task of each sample"):
+        strategy.mask_other_heads(torch.zeros(1, 5), torch.zeros(1, 5))
+    ewc = EWC(Mlp((1, 8, 8), 5, hidden=(8,)))
+    run(ewc, stream)
+    assert all(bool(value.isfinite().all()) for value in ewc.regularisers[0].importance.values())
+
+
+def test_a_session_without_positives_is_learned() -> None:
+    for cls in (Finetune, partial(Finetune, active_classes="seen"), partial(Finetune, active_classes="task"), LwFMC, ERACE, EWC):
+        for head in ("fixed", "growing"):
+            stream = overlapping()
+            stream.tasks[0].train.y.zero_()
+            strategy = cls(Mlp((1, 8, 8), 5, hidden=(8,), head=head))
+            run(strategy, stream)
+            assert all(bool(weight.isfinite().all()) for weight in strategy.model.parameters())
+
+
+# What is answered -----------------------------------------------------------------------------------------------------
+
+
+def test_predictions_by_kind_of_target() -> None:
+    stream = example_stream(epochs=5, target="multilabel")
+    strategy, x = Finetune(Mlp((1, 8, 8), 8, hidden=(32,)), active_classes="seen"), stream.tasks[0].test.x
+    run(strategy, stream, max_sessions=2)
+    odds = strategy.scores(x).sigmoid()
+    assert not odds[:, 4:].any() and strategy.scores(x).shape == (20, 8)
+    for threshold in (0.5, 0.2):
+        assert torch.equal(strategy.predict(x, threshold=threshold), (odds > threshold).float())
+    of_task = strategy.predict(x, stream.tasks[1], threshold=0.0)
+    assert of_task[:, 2:4].all() and not of_task[:, [0, 1, 4, 5, 6, 7]].any()
+    wrapped = Refresh(strategy)
+    assert torch.equal(wrapped.predict(x, threshold=0.2), strategy.predict(x, threshold=0.2))
+    values = Finetune(example_model())
+    run(values, stream := example_stream(target="value"), max_sessions=1)
+    for task in (None, stream.tasks[1]):
+        assert torch.equal(values.predict(x, task), values.scores(x))
+
+
+# Methods --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["multilabel", "value"])
+def test_der_holds_outputs_and_learns_by_the_loss_of_the_targets(target: str) -> None:
+    stream = example_stream(target=target)
+    strategy = DERpp(example_model(), alpha=2.0, beta=0.5, draws=1)
+    run(strategy, stream, max_sessions=1)
+    kept = strategy.memory.all()
+    assert kept.target == target and kept.extra["logits"].shape == (60, 6)
+    samples = stream.tasks[1].train[:8]
+    strategy.memory.random.manual_seed(1)
+    loss = strategy.loss(samples)
+    strategy.memory.random.manual_seed(1)
+    past = strategy.memory.sample(8, repeats=False)
+    now = strategy.model(past.x)
+    expected = sample_losses(strategy.model(samples.x), samples.y, target).mean()
+    expected = expected + 2 * (now - past.extra["logits"]).square().mean() + 0.5 * sample_losses(now, past.y, target).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("head", ["fixed", "growing"])
+def test_der_with_a_growing_head_learns_label_sets(head: str) -> None:
+    strategy = DER(example_model(head=head))
+    run(strategy, example_stream(target="multilabel"))
+    assert all(bool(weight.isfinite().all()) for weight in strategy.model.parameters())
+
+
+def test_er_ace_lets_the_columns_with_a_positive_in_the_batch_compete() -> None:
+    stream = overlapping()
+    strategy = ERACE(Mlp((1, 8, 8), 5, hidden=(8,)), capacity=100)
+    run(strategy, stream, max_sessions=1)
+    samples, past = stream.tasks[1].train[:3], strategy.memory.all()  # rows of none, of 1 and of 2
+    strategy.memory.sample = lambda n: past
+    outputs, y = strategy.model(samples.x), samples.y
+    first = F.binary_cross_entropy_with_logits(outputs[:, 1:3], y[:, 1:3], reduction="none").sum(1).mean() / 5
+    second = F.binary_cross_entropy_with_logits(strategy.model(past.x), past.y)
+    torch.testing.assert_close(strategy.loss(samples), first + second)
+
+
+@pytest.mark.parametrize("target", ["multilabel", "value"])
+def test_lwf_mc_holds_the_old_outputs(target: str) -> None:
+    for scale in (5.0, None):
+        stream, strategy = example_stream(target=target), LwFMC(example_model(), bce_scale=scale)
+        seen: list[Tensor] = []
+
+        class Watch:
+            @on(BatchLearned)
+            def see(self, event: BatchLearned, seen: list[Tensor] = seen, strategy: LwFMC = strategy) -> None:
+                seen[:] = [event.loss, event.batch.samples.x, event.batch.samples.y]
+                samples = event.batch.samples
+                outputs = strategy.model(samples.x)
+                new = strategy.new_classes.tolist()
+                old = strategy.old_classes.tolist()
+                y = samples.y
+                if target == "value":
+                    assert new == list(range(6)) and old in ([], new)
+                    errors = (outputs - y).square()
+                else:
+                    errors = F.binary_cross_entropy_with_logits(outputs[:, new], y[:, new], reduction="none")
+                if strategy.teacher is not None:
+                    before = strategy.teacher(samples.x)
+                    if target == "value":
+                        errors = torch.cat([(outputs - before).square(), errors], 1)
+                    else:
+                        kept = F.binary_cross_entropy_with_logits(outputs[:, old], before[:, old].sigmoid(), reduction="none")
+                        errors = torch.cat([kept, errors], 1)
+                expected = errors.sum(1).mean() if strategy.bce_scale is None else 5 * errors.mean()
+                torch.testing.assert_close(strategy.loss(samples), expected)
+
+        run(strategy, stream, Watch())
+        assert seen
+
+
+def test_lwf_mc_balances_label_sets() -> None:
+    strategy = LwFMC(example_model(), form="bce_balanced")
+    run(strategy, stream := example_stream(target="multilabel"), max_sessions=1)
+    samples = stream.tasks[0].train[:]
+    terms = F.binary_cross_entropy_with_logits(strategy.model(samples.x)[:, :2], samples.y[:, :2], reduction="none")
+    weights = torch.where(samples.y[:, :2] > 0, 1.0, 0.5)
+    strategy.teacher = None
+    torch.testing.assert_close(strategy.loss(samples), (weights * terms).mean() * 2 * 2 / 1.5)
+
+
+@pytest.mark.parametrize("target", ["multilabel", "value"])
+def test_the_form_of_sigmoids_takes_other_targets(target: str) -> None:
+    strategy = L2(Mlp((1, 8, 8), 6 if target == "value" else 8, hidden=(8,)), strength=0.0, form="bce")
+    run(strategy, stream := example_stream(target=target), max_sessions=1)
+    samples = stream.tasks[0].train[:]
+    outputs = strategy.model(samples.x)[:, :6]
+    errors = (outputs - samples.y).square() if target == "value" else F.softplus(outputs) - outputs * samples.y
+    torch.testing.assert_close(strategy.loss(samples), 5 * errors.mean())
+    torch.testing.assert_close(strategy.sample_losses(strategy.model(samples.x), samples.y), 5 * errors.mean(1))
+
+
+@pytest.mark.parametrize("target", ["multilabel", "value"])
+def test_refresh_unlearns_by_the_loss_of_the_targets(target: str) -> None:
+    class Competing(Finetune):
+        bce_mean = "competing"
+
+    for base in (Finetune(example_model()), Competing(example_model(head="growing"))):
+        strategy = Refresh(base, fisher_weight=0.0)
+        run(strategy, stream := example_stream(target=target), max_sessions=1)
+        samples, weights = stream.tasks[0].train[:5], strategy.weights()
+        loss = sample_losses(base.model(samples.x), samples.y, target, base.bce_mean).mean()
+        expected = torch.autograd.grad(loss, weights)
+        for slope, other in zip(strategy.gradients(samples, weights), expected, strict=True):
+            torch.testing.assert_close(slope, other)
+
+
+def test_a_growing_head_has_all_outputs_of_values_from_the_first_session() -> None:
+    strategy = Finetune(example_model(head="growing"), partial(SGD, lr=0.1))
+    run(strategy, example_stream(target="value"), max_sessions=1)
+    head = strategy.model.head
+    assert isinstance(head, GrowingHead) and head.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert isinstance(strategy.model, nn.Module) and strategy.scores(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).isfinite().all()
