@@ -23,6 +23,10 @@ MOST_SIDE = 4096
 """Pixels of a side at most: a recording may name any number."""
 
 
+MOST_NUMBERS = 1 << 28
+"""Of all images that are brought to another size together, at most."""
+
+
 @dataclass(frozen=True)
 class Corrupt:
     """Images with noise, blurred, partly hidden or with less contrast; severities 1 to 5 are `SEVERITIES`.
@@ -110,7 +114,11 @@ class Fit:
             raise ValueError("channels must be 1 or 3, not 2")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return (n, channels, height, width)."""
+        """Return (n, channels, height, width). Raises ValueError for more numbers than `MOST_NUMBERS`."""
+        if len(x) * self.channels * self.height * self.width > MOST_NUMBERS:
+            raise ValueError(
+                f"{len(x):,} images of {self.height} x {self.width} are more than {MOST_NUMBERS:,} numbers: take fewer"
+            )
         from torchvision.transforms.v2 import functional as images
 
         if x.shape[1] != self.channels:

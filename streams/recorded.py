@@ -8,18 +8,21 @@ from typing import Any
 
 from clstream.streams.augmentations import CropFlipJitter, crop_and_flip
 from clstream.streams.blobs import points
-from clstream.streams.data import FILES, TABLES, data_root, digits, load, table
+from clstream.streams.corruptions import Corrupt, Fit
+from clstream.streams.data import FILES, NAMES, TABLES, data_root, digits, known_name, load, source, table
 from clstream.streams.domains import Pad, Permute, Rotate
 from clstream.streams.image_folder import check_images, load_images
+from clstream.streams.multilabel_canvas import canvases, check_canvases
 from clstream.streams.omniglot import check_drawings, load_omniglot
 from clstream.streams.options import check_options
+from clstream.streams.split_regression import diabetes, synthetic
 
 from clstream.recording import Recording, read
 from clstream.stream import Samples, Stream
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Pad": Pad, "Permute": Permute, "Rotate": Rotate, "crop_and_flip": crop_and_flip,
-    "CropFlipJitter": CropFlipJitter,
+    "CropFlipJitter": CropFlipJitter, "Corrupt": Corrupt, "Fit": Fit,
 }  # fmt: skip
 """The transforms and augmentations of ours: all that a recording can name by itself."""
 
@@ -50,6 +53,10 @@ def recorded(
         parts, where = recording.find_parts(data), f"the data of {data.name}"
     else:
         parts, where = _loaded(recording, root)
+    for name in recording.about["parts"]:  # data of probes that has a name
+        kind, _, other = name.partition("/")
+        if kind == "unknown" and known_name(other) in NAMES:
+            parts[name] = source(known_name(other), root)[1]
     return recording.replay(parts, where, {**FUNCTIONS, **(functions or {})})
 
 
@@ -64,6 +71,10 @@ def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Sa
         (train, test), where = table(loader), f"scikit-learn's {loader}, as it is here,"
     elif loader == "blobs":
         (train, test), where = _points(recording), "blobs, as this torch draws them,"
+    elif loader == "multilabel_canvas":
+        (train, test), where = _canvases(recording, root), "canvases, as this torch draws them,"
+    elif loader == "split_regression":
+        (train, test), where = _regression(recording), "split_regression's data, as it is here,"
     elif loader == "image_folder":
         (train, test), where = _images(recording, root), f"the images in {root}"
     elif loader == "omniglot":
@@ -92,6 +103,41 @@ def _points(recording: Recording) -> tuple[Samples, Samples]:
     if classes * features * (train + test) > MOST_POINTS:
         raise ValueError(f"{recording.file} asks for blobs of more than {MOST_POINTS:,} numbers: give a stream over them, data=...")
     return points(**options)
+
+
+MOST_CANVASES = 1 << 17
+"""Canvases that are drawn for a recording at most: it is a small file that asks for them."""
+
+
+def _canvases(recording: Recording, root: str | Path | None) -> tuple[Samples, Samples]:
+    """Return the canvases that a recording asks for. Raises ValueError for what can't be, and for too many."""
+    options = dict(recording.about["options"])
+    try:
+        data, train, test, seed = (options.pop(name) for name in ("data", "train", "test", "seed"))
+        check_canvases(data, train, test, seed)
+        if train + test > MOST_CANVASES:
+            raise ValueError(f"{train + test:,} are more than {MOST_CANVASES:,}: give a stream over them, data=...")
+        return canvases(data, train, test, seed, root)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{recording.file} asks for canvases that can't be: {error}") from None
+
+
+def _regression(recording: Recording) -> tuple[Samples, Samples]:
+    """Return the rows that a recording of split_regression asks for. Raises ValueError for what can't be, and for too many."""
+    options = dict(recording.about["options"])
+    if options == {"data": "diabetes"}:
+        return diabetes()
+    try:
+        data, *others = (options.pop(name) for name in ("data", *_SYNTHETIC))
+        if data != "synthetic":
+            raise ValueError(f"there is no data {data!r:.50}")
+        drawn = synthetic(*others)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{recording.file} asks for rows that can't be: {error}") from None
+    return drawn.train, drawn.test
+
+
+_SYNTHETIC = ("tasks", "drift", "train", "test", "features", "noise", "seed")
 
 
 def _images(recording: Recording, root: str | Path | None) -> tuple[Samples, Samples]:

@@ -19,7 +19,7 @@ FEATURES = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
 
 DRIFTS = ("inputs", "function", "both")
 
-MOST_NUMBERS = 1 << 27
+MOST_NUMBERS = 1 << 25
 """Numbers that are drawn at most."""
 
 

@@ -10,11 +10,14 @@ import torch
 from clstream.streams import (
     blobs,
     from_tensors,
+    multilabel_canvas,
     permuted_mnist,
     rotated_mnist,
     split_digits,
     split_mnist,
+    split_regression,
 )
+from clstream.streams.probes import corrupted, held_out_classes, unknown
 from torch import Tensor
 
 from clstream import Samples, Stream, Subset, Task
@@ -57,6 +60,14 @@ def by_hand(transform: Callable[[Tensor], Tensor] | None = None, **options) -> S
     return Stream("by hand", tasks, scenario="domain", **{"batch_size": 9, **options})
 
 
+def probed(stream: Stream) -> Stream:
+    """Return a stream with probes of all makes that are for it."""
+    images = len(stream.input_shape) == 3
+    kinds = ("noise", "blur", "occlusion", "contrast") if images else ("noise",)
+    left = [held_out_classes(stream)] if images else []
+    return stream.with_probes(*(corrupted(stream, kind, 2, 10) for kind in kinds), *left)
+
+
 def digest(stream: Stream, seed: int = 0) -> str:
     """Return a digest of all that a run is given: every batch of every pass, its task, and what is tested."""
     found = hashlib.sha256()
@@ -67,9 +78,11 @@ def digest(stream: Stream, seed: int = 0) -> str:
                 task = None if batch.task_hidden else (batch.task.id, batch.task.classes)
                 found.update(repr((batch.index, task)).encode())
                 found.update(content_hash(batch.samples.x) + content_hash(batch.samples.y))
-    for task in stream.tasks:
-        for part in (task.train, task.test, task.validation):
-            found.update(b"none" if part is None else content_hash(part.x) + content_hash(part.y))
+    for part in (part for task in stream.tasks for part in (task.train, task.test, task.validation)):
+        found.update(b"none" if part is None else content_hash(part.x) + content_hash(part.y) + part.target.encode())
+    for probe in stream.probes:
+        found.update(repr((probe.name, probe.task, probe.known, probe.samples.target)).encode())
+        found.update(content_hash(probe.samples.x) + content_hash(probe.samples.y))
     return found.hexdigest()
 
 
@@ -105,6 +118,11 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "blobs, for tuning": lambda: blobs(tasks=2, validation=0.2).for_tuning(),
     "blobs, reseeded": lambda: blobs(tasks=2).reseeded(11),
     "digits": lambda: split_digits(tasks=3, sessions_per_task=2, epochs=2),
+    "digits, probes": lambda: probed(split_digits(tasks=[4, 4])),
+    "canvases": lambda: multilabel_canvas(train=200, test=50, epochs=1, class_order=1, validation=0.2),
+    "canvases, task-IL, probes": lambda: probed(multilabel_canvas(tasks=[3, 3], train=100, test=50, epochs=1, scenario="task")),
+    "regression": lambda: split_regression(epochs=1, validation=0.2, sessions_per_task=2),
+    "regression, synthetic, probes": lambda: probed(split_regression("synthetic", train=90, test=60, epochs=1)),
 }
 REAL: dict[str, Callable[[], Stream]] = {
     "split_mnist": lambda: split_mnist(validation=0.1, batch_size=500),
@@ -112,5 +130,8 @@ REAL: dict[str, Callable[[], Stream]] = {
     "split_mnist, padded": lambda: split_mnist(batch_size=2000, pad=2, validation=0.5),
     "permuted_mnist": lambda: permuted_mnist(tasks=2, batch_size=2000, pad=2),
     "permuted_mnist, class-IL": lambda: permuted_mnist(tasks=2, batch_size=2000, scenario="class", validation=0.5),
+    "split_mnist, probes": lambda: (stream := split_mnist(batch_size=2000)).with_probes(
+        unknown(stream, "fashion_mnist", 50), corrupted(stream, "blur", 2, 20)
+    ),
     "rotated_mnist": lambda: rotated_mnist(tasks=2, batch_size=2000, sessions_per_task=2, validation=0.9),
 }

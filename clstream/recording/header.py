@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 """Number of the newest format; files of a greater one are refused. What an older one can say is written in that."""
 
 STREAM = "stream.json"
@@ -28,7 +28,7 @@ _SCALAR = (int, float, bool, str, None)
 
 _NAMED = {"name": str, "fields?": {str: _SCALAR}}
 
-_SAMPLES = {"source": int, "rows": (str, None), "transform?": _NAMED, "probe?": str, "made?": bool}
+_SAMPLES = {"source": int, "rows": (str, None), "transform?": _NAMED, "probe?": str, "made?": bool, "columns?": [int]}
 
 HEADER: dict[Any, Any] = {
     "format": int, "clstream": str, "torch": str, "name": str, "scenario": str, "epochs": int, "batch_size": int, "seed": int,
@@ -37,7 +37,8 @@ HEADER: dict[Any, Any] = {
     "notes": [str], "fingerprint": str, "order": str, "augment": (_NAMED, None), "loader": (str, None),
     "options": {str: _SCALAR}, "parts": {str: {str: {"shape": [int], "dtype": str, "sha256": str}}},
     "sources": [{"part": str, "labels": ([[int]], str, None)}],
-    "tasks": [{"classes": [int], "train": _SAMPLES, "test": _SAMPLES, "validation": (_SAMPLES, None)}],
+    "tasks": [{"classes": [int], "target?": str, "train": _SAMPLES, "test": _SAMPLES, "validation": (_SAMPLES, None)}],
+    "probes?": [{"name": str, "task": (int, None), "known": (bool, str), "target?": str, "note": str, "samples": _SAMPLES}],
     "sessions": [{"task": int, "start?": int, "step?": int, "count?": int, "positions?": str}],
 }  # fmt: skip
 """What stands in `stream.json`: a type for a value, a list or dict for what is in one, a tuple for a choice, ? for an option."""

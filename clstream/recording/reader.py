@@ -31,7 +31,8 @@ from clstream.recording.header import (
     refuse_constant,
 )
 from clstream.recording.streams import RecordedMixture, RecordedStream
-from clstream.stream import DataSource, Samples, Stream, Subset, Task
+from clstream.stream import TARGETS, DataSource, Samples, Stream, Subset, Task, TestSet
+from clstream.stream.samples import with_target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +58,8 @@ class Recording:
             for part in (task.train, task.test, task.validation):
                 if part is not None:
                     candidates.append(("", part.source if isinstance(part, Subset) else part))
+        for probe in stream.probes:
+            candidates.append((probe.name, probe.samples.source if isinstance(probe.samples, Subset) else probe.samples))
 
         def nearest(name: str, wanted: Mapping[str, Any]) -> Samples:
             def likeness(candidate: tuple[str, Samples]) -> tuple[bool, bool, bool]:
@@ -83,8 +86,23 @@ class Recording:
                 batches in another order.
 
         """
-        about, functions = self.about, functions or {}
         self._compare(parts, where)
+        try:
+            stream = self._stream(parts, functions or {})
+        except TypeError as error:  # its tasks or probes are not of the data that is at hand
+            raise self._wrong(str(error)) from None
+        if order_hash(stream) != self.about["order"]:
+            raise ValueError(
+                f"{self.file} can't be replayed here: torch {package_version('torch')} deals the batches in another order than "
+                f"torch {self.about['torch']}, with which it was recorded; install that one"
+            )
+        # all that it is made of was compared: it is the recorded stream, also for a version that would count otherwise
+        object.__setattr__(stream, "fingerprint", self.about["fingerprint"])
+        return stream
+
+    def _stream(self, parts: Mapping[str, Samples], functions: Mapping[str, Callable[..., Any]]) -> RecordedStream:
+        """Return the recorded stream over data that was compared."""
+        about = self.about
         if strange := [source["part"] for source in about["sources"] if source["part"] not in about["parts"]]:
             raise self._wrong(f"it has no part {strange[0]!r}")
         sources = [self._source(source, parts[source["part"]]) for source in about["sources"]]
@@ -92,10 +110,17 @@ class Recording:
         for number, task in enumerate(about["tasks"]):
             train, test = (self._samples(task[kind], sources, functions) for kind in ("train", "test"))
             held = self._samples(task["validation"], sources, functions) if task["validation"] else None
-            tasks.append(Task(number, tuple(task["classes"]), train, test, held))
+            tasks.append(Task(number, tuple(task["classes"]), train, test, held, self._target(task)))
+        probes = [
+            TestSet(
+                probe["name"], with_target(self._samples(probe["samples"], sources, functions), self._target(probe)),
+                probe["task"], probe["known"], probe["note"],
+            )
+            for probe in about.get("probes", ())
+        ]  # fmt: skip
         dealt = [self._dealt(session, tasks) for session in about["sessions"]]
         mixture = RecordedMixture(**about["drift"], drawn=dealt) if "drift" in about else None
-        stream = RecordedStream(
+        return RecordedStream(
             **{name: about[name] for name in ("name", "epochs", "batch_size", "scenario", "seed", "boundaries", "resident")},
             tasks=tasks,
             schedule=mixture or [session["task"] for session in about["sessions"]],
@@ -105,16 +130,9 @@ class Recording:
             shuffle=about.get("shuffle", True),
             drop_last=about.get("drop_last", False),
             class_names=tuple(about.get("class_names", ())),
+            probes=probes,
             dealt=dealt,
         )
-        if order_hash(stream) != about["order"]:
-            raise ValueError(
-                f"{self.file} can't be replayed here: torch {package_version('torch')} deals the batches in another order than "
-                f"torch {about['torch']}, with which it was recorded; install that one"
-            )
-        # all that it is made of was compared: it is the recorded stream, also for a version that would count otherwise
-        object.__setattr__(stream, "fingerprint", about["fingerprint"])
-        return stream
 
     def _compare(self, parts: Mapping[str, Samples], where: str) -> None:
         """Refuse data that is not what was recorded, naming what differs."""
@@ -166,16 +184,34 @@ class Recording:
         rows = torch.arange(len(source)) if part["rows"] == "all" else self.arrays[part["rows"]]
         if int(rows.max()) >= len(source):
             raise self._wrong(f"{part['rows']} names row {int(rows.max()):,} of {len(source):,}")
+        mask = None if "columns" not in part else self._class_mask(part["columns"], source)
         if "transform" not in part:
-            subset = Subset(source, rows)
+            subset = Subset(source, rows, class_mask=mask)
         else:
-            subset = Subset(source, rows, self._function(part["transform"], functions))
+            subset = Subset(source, rows, self._function(part["transform"], functions), None, mask)
             if probe_hash(subset) != part.get("probe"):
                 raise ValueError(
                     f"{self.file} can't be replayed here: its transform {part['transform']['name']} gives other values than "
                     f"when it was recorded, with torch {self.about['torch']} and clstream {self.about['clstream']}"
                 )
         return subset.cache() if part.get("made") else subset
+
+    def _class_mask(self, columns: Sequence[int], source: Samples) -> Tensor:
+        """Return which columns of multi-label targets are kept."""
+        if source.target != "multilabel" or source.y.dim() != 2:
+            raise self._wrong("it names columns of targets that have none")
+        if len(set(columns)) < len(columns) or not all(0 <= column < source.y.shape[1] for column in columns):
+            raise self._wrong(f"it names columns that are not distinct ones from 0 to {source.y.shape[1] - 1}")
+        mask = torch.zeros(source.y.shape[1], dtype=torch.bool)
+        mask[list(columns)] = True
+        return mask
+
+    def _target(self, named: Mapping[str, Any]) -> str:
+        """Return the kind of targets of a task or probe."""
+        target: str = named.get("target", "label")
+        if target not in TARGETS:
+            raise self._wrong(f"it has targets of the kind {target[:50]!r}")
+        return target
 
     def _dealt(self, session: Mapping[str, Any], tasks: Sequence[Task]) -> slice | Tensor:
         """Return the positions of a session's samples among its task's, or among those of all tasks where it mixes them."""
@@ -354,6 +390,7 @@ def _arrays_of(about: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of the arrays that `stream.json` names."""
     yield from (source["labels"] for source in about["sources"] if isinstance(source["labels"], str))
     yield from (session["positions"] for session in about["sessions"] if "positions" in session)
-    for task in about["tasks"]:
-        parts = [task[kind] for kind in ("train", "test", "validation") if task[kind] is not None]
+    probes = [probe["samples"] for probe in about.get("probes", ())]
+    tasks = [task[kind] for task in about["tasks"] for kind in ("train", "test", "validation") if task[kind] is not None]
+    for parts in (tasks, probes):
         yield from (part["rows"] for part in parts if part["rows"] not in (None, "all"))

@@ -34,7 +34,7 @@ from clstream.files import write_atomically
 from clstream.recording.hashes import ContentHashes, dtype_name, numbered, order_hash, package_version, probe_hash, tensors_of
 from clstream.recording.header import HASH_LENGTH, MAX_MEMBERS, MAX_TEXT, STREAM, is_possible_size
 from clstream.recording.streams import RecordedStream
-from clstream.stream import DataSource, MixedSchedule, Samples, Stream, Subset, Task
+from clstream.stream import DataSource, MixedSchedule, Samples, Stream, Subset, Task, TestSet
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time is recorded: the same stream gives the same bytes
 
@@ -101,9 +101,13 @@ def contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]
     description = _Description(stream)
     tasks = [
         {"classes": list(task.classes)}
-        | {kind: description.samples(getattr(task, kind), kind, task) for kind in ("train", "test", "validation")}
+        | ({} if task.target == "label" else {"target": task.target})
+        | {kind: description.task_samples(getattr(task, kind), kind, task) for kind in ("train", "test", "validation")}
         for task in stream.tasks
     ]
+    used_by_tasks = set(description.used)
+    probes = [description.probe(number, probe) for number, probe in enumerate(stream.probes)]
+    of_format_4 = probes or stream.targets != ("label",)
     sessions = [
         {"task": int(stream.task_of(number)), **description.dealt(positions, f"session_{number}")}
         for number, positions in enumerate(_positions(stream))
@@ -112,7 +116,7 @@ def contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]
     mixture = stream.schedule if isinstance(stream.schedule, MixedSchedule) else None
     drift = {"drift": {"what": repr(mixture), "once": mixture.once}} if mixture else {}
     about = {
-        "format": 3 if stream.drop_last or stream.class_names else 2 if drift or not stream.shuffle else 1,
+        "format": 4 if of_format_4 else 3 if stream.drop_last or stream.class_names else 2 if drift or not stream.shuffle else 1,
         "clstream": package_version("clstream"),
         "torch": package_version("torch"),
         "name": stream.name,
@@ -130,11 +134,12 @@ def contents(stream: Stream) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]
         "fingerprint": stream.fingerprint,
         "order": order_hash(stream),
         "augment": None if stream.augment is None else _named(stream, stream.augment, "augmentation"),
-        "loader": data.loader if set(description.used) <= set(data.parts) else None,
+        "loader": data.loader if used_by_tasks <= set(data.parts) else None,
         "options": dict(data.options),
         "parts": {name: description.described(description.parts[name]) for name in description.parts if name in description.used},
         "sources": description.sources,
         "tasks": tasks,
+        **({"probes": probes} if probes else {}),
         "sessions": sessions,
     }
     return about, description.arrays
@@ -160,35 +165,54 @@ class _Description:
             for name, rows in tensors_of(samples).items()
         }
 
-    def samples(self, part: Samples | Subset | None, kind: str, task: Task) -> dict[str, Any] | None:
-        """Return the samples of a task as rows of a source; "all" is a subset of every row, and None the source itself."""
-        if part is None:
-            return None
+    def task_samples(self, part: Samples | Subset | None, kind: str, task: Task) -> dict[str, Any] | None:
+        """Return samples of a task: see `samples`."""
+        what = f"the {'training' if kind == 'train' else kind} samples of task {task.id}"
+        return None if part is None else self.samples(part, f"task_{task.id}_{kind}", what)
+
+    def probe(self, number: int, probe: TestSet) -> dict[str, Any]:
+        """Return what a probe is; data that is of no task is called as the probe is."""
+        target = {} if probe.samples.target == "label" else {"target": probe.samples.target}
+        samples = self.samples(probe.samples, f"probe_{number}", f"the probe {probe.name}", probe.name)
+        return {"name": probe.name, "task": probe.task, "known": probe.known, **target, "note": probe.note, "samples": samples}
+
+    def samples(self, part: Samples | Subset, name: str, what: str, data: str | None = None) -> dict[str, Any]:
+        """Return samples as rows of a source; "all" is a subset of every row, and None the source itself.
+
+        Args:
+            part: the samples.
+            name: of the array of rows, if one is needed.
+            what: to call them in errors.
+            data: the name of their data, where it is not among the parts. None: by number.
+
+        """
         if isinstance(part, Samples):
-            return {"source": self.source(part), "rows": None}
-        number, rows = self.source(part.source), part.index.cpu()
+            return {"source": self.source(part, data), "rows": None}
+        number, rows = self.source(part.source, data), part.index.cpu()
         every = torch.equal(rows, torch.arange(len(part.source)))
-        rows_of: dict[str, Any] = {"source": number, "rows": "all" if every else self.array(f"task_{task.id}_{kind}", rows)}
+        rows_of: dict[str, Any] = {"source": number, "rows": "all" if every else self.array(name, rows)}
+        if part.class_mask is not None:
+            rows_of["columns"] = part.class_mask.cpu().nonzero().flatten().tolist()
         if part.transform is not None:
-            what = f"transform of the {'training' if kind == 'train' else kind} samples of task {task.id}"
-            rows_of["transform"] = _named(self.stream, part.transform, what)
+            rows_of["transform"] = _named(self.stream, part.transform, f"transform of {what}")
             rows_of["probe"] = probe_hash(part)
         if part.cached is not None:
             rows_of["made"] = True
         return rows_of
 
-    def source(self, whole: Samples) -> int:
-        """Return the number of the source that has the tensors of some samples."""
+    def source(self, whole: Samples, data: str | None = None) -> int:
+        """Return the number of the source that has the tensors of some samples; `data` is what to call them as a new part."""
         tensors = {name: self.hashes.of(rows) for name, rows in tensors_of(whole).items()}
         key = repr(tensors)
         if key not in self.numbers_of_sources:
             same = {}
             for name, part in self.parts.items():
                 others = {field: self.hashes.of(rows) for field, rows in tensors_of(part).items()}
-                if {**others, "y": ""} == {**tensors, "y": ""}:
+                mapped = part.y.dim() == whole.y.dim() == 1  # other targets are no function of what the data has
+                if {**others, "y": ""} == {**tensors, "y": ""} and (mapped or others["y"] == tensors["y"]):
                     same[name] = others["y"] == tensors["y"]
             if not same:
-                name = f"source_{len(self.sources)}"
+                name = f"source_{len(self.sources)}" if data is None or data in self.parts else data
                 self.parts[name], same[name] = whole, True
             chosen = max(same, key=lambda name: same[name])  # the first with the same labels, if there is one
             self.used.add(chosen)
