@@ -111,7 +111,7 @@ class Steps:
 
     def count(self, flops: int) -> int:
         """Take up a step that was counted, and return its FLOPs with those of the ones that were skipped before it."""
-        gap, same = self.gap, flops == self.flops
+        gap, same = self.gap - self.left, flops == self.flops
         between = gap * (self.flops + flops) // 2
         self.number += gap + 1
         self.gap = 0 if self.number == 1 else 3 * self.number if same else self.number // 8
