@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clstream.measures.cost import pareto_front
 from clstream.metrics import seen_averages
 
 if TYPE_CHECKING:
@@ -108,6 +109,41 @@ def compared_curves(
         panels[task].title.set_fontsize(9)
         panels[task].tick_params(labelsize=7, labelleft=task == shown[0])
     figure.legend(loc="outside lower center", frameon=False, ncols=2 if max(map(len, curves)) > 16 else 3)
+    return figure
+
+
+def accuracy_against_cost(runs: Mapping[str, tuple[Tensor, Tensor]], title: str = "", cost: str = "training FLOPs") -> Figure:
+    """Draw what accuracy runs reached against what they cost, with the Pareto front: the runs that no other one beats in both.
+
+    Of several seeds the means are drawn, with a standard deviation to each side.
+
+    Args:
+        runs: by name, accuracies and costs of the seeds: two of (seeds,).
+        title: of the figure.
+        cost: what costs are counted in.
+
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    accuracies, costs = (torch.stack([pair[part].double().mean() for pair in runs.values()]) for part in (0, 1))
+    front = pareto_front(costs, accuracies)
+    axes.step(costs[front].numpy(), accuracies[front].numpy(), where="post", color="grey", linewidth=1, label="Pareto front")
+    for number, (name, (values, spent)) in enumerate(runs.items()):
+        colour = colormaps["tab10"](number) if len(runs) <= 10 else colormaps["turbo"](number / (len(runs) - 1))
+        high, wide = (float(part.double().std()) if len(part) > 1 else 0.0 for part in (values, spent))
+        axes.errorbar(
+            float(costs[number]), float(accuracies[number]), high or None, wide or None, fmt="o", color=colour, label=name
+        )
+    axes.set(xlabel=cost, ylabel="average accuracy", ylim=(-0.02, 1.02), title=title)
+    axes.title.set_fontsize(10)
+    positive = costs[costs > 0]
+    if len(positive) and float(positive.amax()) > 10 * float(positive.amin()) and len(positive) == len(costs):
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", frameon=False, ncols=2 if max(map(len, runs)) > 16 else 3)
     return figure
 
 

@@ -81,11 +81,11 @@ def stream(sessions: int = 6):
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Return every point of every metric, in order: one that was written twice is there twice. Clock readings are left out."""
+    """Return every point of every metric, in order: one that was written twice is there twice. Clock readings are 0."""
     points_of = {}
     for name in client.get_run(run_id).data.metrics:
         points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
-        points_of[name] = [(step, 0.0) for step, _ in points] if "second" in name else points
+        points_of[name] = [(step, 0.0) for step, _ in points] if "second" in name or "peak" in name else points
     return points_of
 
 
@@ -146,7 +146,7 @@ class Resumes:
     def hear(self, event: Event) -> None:
         self.heard += 1
         if isinstance(event, RunStarted):
-            self.bus.emit(RunStarted(event.stream, event.strategy, event.seed, True))
+            self.bus.emit(RunStarted(event.stream, event.strategy, event.seed, True, event.run))
             self.observer.load_state_dict(torch.load(self.file, weights_only=True))
         if self.heard > self.after:
             self.bus.emit(event)

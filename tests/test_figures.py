@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from clstream.figures import compared_curves, forgetting_curves
+from clstream.figures import accuracy_against_cost, compared_curves, forgetting_curves
 
 ONE = torch.tensor([[0.9, 0.0, 0.0], [0.5, 0.8, 0.1], [0.3, 0.4, 0.7]], dtype=torch.float64)
 TWO = ONE - 0.1 * torch.tril(torch.ones(3, 3, dtype=torch.float64))
@@ -65,3 +65,19 @@ def test_runs_against_each_other_share_their_scales() -> None:
     assert [axes.get_title() for axes in tasks] == ["task 0", "task 1"]  # the last one has a single point
     assert len({axes.get_xlim() for axes in figure.axes}) == 1 and {axes.get_ylim() for axes in figure.axes} == {(-0.02, 1.02)}
     compared_curves({"one": (torch.rand(1, 1, dtype=torch.float64), None), "two": (torch.rand(1, 1, dtype=torch.float64), None)})
+
+
+def test_accuracy_against_cost_with_the_pareto_front() -> None:
+    runs = {
+        "a": (torch.tensor([0.5, 0.7]), torch.tensor([1e9, 1e9])),
+        "b": (torch.tensor([0.5, 0.6]), torch.tensor([2e9, 3e9])),
+        "c": (torch.tensor([0.9, 0.9]), torch.tensor([5e10, 5e10], dtype=torch.float64)),
+    }
+    axes = accuracy_against_cost(runs).axes[0]
+    front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+    assert list(front.get_xdata()) == [1e9, 5e10] and list(front.get_ydata()) == pytest.approx([0.6, 0.9])  # b costs more than a
+    assert axes.get_xscale() == "log"
+    points = {container.get_label(): container[0].get_xydata()[0].tolist() for container in axes.containers}
+    assert points == {"a": pytest.approx([1e9, 0.6]), "b": pytest.approx([2.5e9, 0.55]), "c": pytest.approx([5e10, 0.9])}
+    alone = accuracy_against_cost({"a": (torch.tensor([0.5]), torch.tensor([0.0]))}).axes[0]
+    assert alone.get_xscale() == "linear"

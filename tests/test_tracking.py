@@ -276,3 +276,16 @@ def test_two_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
     said = [process.communicate(timeout=600)[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1] != ""
+
+
+def test_costs_are_curves_of_what_was_spent_so_far(store: str) -> None:
+    tracker = MlflowTracker(uri=store)
+    cost = run(Replay(example_model(), capacity=20), example_stream(), tracker).cost
+    client = MlflowClient(store)
+    for name in ("learning_flops", "evaluating_flops", "flops"):
+        assert list(curve(client, tracker.run_id, f"cost/{name}").values()) == getattr(cost, name).cumsum(0).tolist()
+    assert list(curve(client, tracker.run_id, "cost/memory_bytes").values()) == cost.memory_bytes.tolist()
+    assert list(curve(client, tracker.run_id, "cost/parameters").values()) == cost.parameters.tolist()
+    assert list(curve(client, tracker.run_id, "cost/learning_seconds")) == [1, 2, 3]
+    final = client.get_run(tracker.run_id).data.metrics
+    assert final["final/flops"] == cost.total["flops"] and final["final/memory_bytes"] == cost.total["memory_bytes"]

@@ -96,6 +96,8 @@ def test_a_comparison_is_a_run_with_a_picture_and_no_params(store: str) -> None:
     assert tracked.info.run_name == "comparison of Finetune, Replay" and tracked.info.status == "FINISHED"
     assert not tracked.data.params and not tracked.data.metrics
     assert len(pictures(MlflowClient(store), tracked.info.run_id)) == 1
+    names = {artifact.path for artifact in MlflowClient(store).list_artifacts(tracked.info.run_id)}
+    assert names == {"images", "comparison.png", "accuracy_against_cost.png"}
 
 
 def test_the_view_of_the_charts_begins_with_the_pictures_and_has_one_scale(store: str) -> None:

@@ -13,15 +13,18 @@ from clstream.serialization.compare import first_difference
 def difference(checkpoint: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """Return the first of what two checkpoints differ in: an attribute, a metric, a generator; None if no bit differs.
 
-    Clock readings and what observers keep are left out.
+    Clock readings, the memory of the process and what observers keep are left out.
     """
     for name in ("position", "step"):
         if checkpoint[name] != other[name]:
             return f"{name}: {checkpoint[name]} and {other[name]}"
     if path := first_difference(checkpoint["strategy"], other["strategy"]):
         return path
-    for name in ("random", "evaluation"):
-        ours, theirs = ({key: repr(_bits(value)) for key, value in state[name].items()} for state in (checkpoint, other))
+    for name in ("random", "evaluation", "cost"):
+        ours, theirs = (
+            {key: repr(_bits(value)) for key, value in state[name].items() if not key.endswith(("_seconds", "peak_bytes"))}
+            for state in (checkpoint, other)
+        )
         if keys := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
             return f"{name}.{keys[0]}"
     return None

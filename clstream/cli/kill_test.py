@@ -31,6 +31,9 @@ from clstream.tracking.event_log import read
 CLOCK = ("time", "seconds", "samples_per_second", "error")
 """Fields of log lines and names of metrics that are readings of a clock."""
 
+CLOCK_ENDS = ("_seconds", "peak_bytes")
+"""What names of metrics end in that are such readings too, or depend on the process."""
+
 OWN_OPTIONS = ("tracking_uri", "runs", "resume", "checkpoint_every", "checkpoint_share")
 """Options that the kill test sets itself."""
 
@@ -244,7 +247,7 @@ class _ChildRun:
 
 def _points(curves: dict[str, list[tuple[int, float]]]) -> Iterator[str]:
     for name, curve in sorted(curves.items()):
-        if name not in CLOCK:
+        if name not in CLOCK and not name.endswith(CLOCK_ENDS):
             yield from (f"{name} {step} {value!r}" for step, value in sorted(curve))
 
 

@@ -75,7 +75,8 @@ def measure(
         for chunk in questions:
             answered = ChunkAnswers(strategy, questions, chunk)
             place = chunk.places[0] if answered.asks_again else None
-            with same_flops((len(chunk.x), place, place in begun)):
+            strange = all(questions.stream.test_sets[number].known is False for number in chunk.places)
+            with same_flops((len(chunk.x), place, place in begun, strange)):
                 if questions.labelled and (len(chunk.places) > 1 or questions.has_labels(chunk.places[0])):
                     tally.count_hits(chunk, answered)
                 if tally.measures or listener is not None:

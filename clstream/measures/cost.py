@@ -108,3 +108,17 @@ class Cost:
 
         columns = {name: getattr(self, name).numpy() for name in (*ADDED, *HELD)}
         return DataFrame(columns, index=RangeIndex(1, len(self) + 1, name="sessions_finished"))
+
+
+def pareto_front(costs: Tensor, values: Tensor) -> Tensor:
+    """Return the points that no other one beats, by number, cheapest first: (points,) costs, less is better, and values, more is.
+
+    Of two that cost the same the better one is there, of two that are as good the cheaper one; one that is not a number is not.
+    """
+    front: list[int] = []
+    best = -float("inf")
+    for number in sorted(range(len(costs)), key=lambda number: (float(costs[number]), -float(values[number]))):
+        if float(costs[number]) < float("inf") and float(values[number]) > best:
+            best = float(values[number])
+            front.append(number)
+    return torch.tensor(front, dtype=torch.int64)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clstream.figures import compared_curves, forgetting_curves
+from clstream.figures import accuracy_against_cost, compared_curves, forgetting_curves
 from clstream.files import check_writable
-from clstream.results import Evaluation
+from clstream.results import Evaluation, Result
 from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import connect, make_uploader, tracking_uri
 from clstream.tracking.outbox import FILE, Outbox
@@ -204,7 +204,9 @@ def track_comparison(
     uri: str | None = None,
     began: float | None = None,
 ) -> str | None:
-    """Write an MLflow run with a picture of some runs against each other, and return its id; None if the server is away.
+    """Write an MLflow run with pictures of some runs against each other, and return its id; None if the server is away.
+
+    One shows their accuracies over the sessions, the other one, where costs are known, accuracy against cost.
 
     Args:
         results: by name, what each seed of a run measured.
@@ -222,6 +224,20 @@ def track_comparison(
     uploader = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"}, began)
     uploader.outbox.put("image", key=PICTURE, base64=picture, at=_now())
     uploader.outbox.put("artifact", name="comparison.png", base64=picture)
+    spent = {
+        run_name: [
+            (seed.average_accuracy, float(seed.cost.training_flops.sum()))
+            for seed in seeds
+            if isinstance(seed, Result) and len(seed.cost) and len(seed.main)
+        ]
+        for run_name, seeds in results.items()
+    }
+    if all(spent.values()):
+        points = {run_name: tuple(torch.tensor(pairs, dtype=torch.float64).T) for run_name, pairs in spent.items()}
+        picture = base64.b64encode(
+            as_png(accuracy_against_cost({name: (pair[0], pair[1]) for name, pair in points.items()}))
+        ).decode()
+        uploader.outbox.put("artifact", name="accuracy_against_cost.png", base64=picture)
     uploader.outbox.put("end", status="FINISHED", at=_now())
     uploader.upload(last=True)
     return uploader.outbox.run_id

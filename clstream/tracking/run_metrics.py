@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clstream import metrics
 from clstream.measures import MAIN
+from clstream.measures.cost import Cost
 from clstream.results import Evaluation
 from clstream.stream import Stream
 
@@ -64,6 +65,12 @@ def _tasks_measured(evaluation: Evaluation, label: str) -> list[int]:
     """Return the tasks that a measure is of: of a main measure those with its kind of targets."""
     kinds = [target for target, name in MAIN.items() if name == label]
     return [task for task, target in enumerate(evaluation.targets) if not kinds or target in kinds]
+
+
+def cost_metrics(cost: Cost) -> dict[str, float]:
+    """Return what a run took so far, by MLflow name: sums over the sessions; parameters, memory and peak as they are now."""
+    values = cost.total | {"memory_bytes": float(cost.memory_bytes[-1])}
+    return {f"cost/{name}": value for name, value in values.items()}
 
 
 def tasks_with_curves(tasks: int) -> list[int]:

@@ -34,7 +34,7 @@ from clstream.tracking.mlflow_store import connect, has_run, make_uploader, trac
 from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun
 from clstream.tracking.picture_timer import PictureTimer
-from clstream.tracking.run_metrics import _width, final_metrics, session_metrics, tasks_by_row, tasks_with_curves
+from clstream.tracking.run_metrics import _width, cost_metrics, final_metrics, session_metrics, tasks_by_row, tasks_with_curves
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
 from clstream.tracking.uploader import Uploader, default_journal, reason_of
 
@@ -276,6 +276,8 @@ class MlflowTracker:
         self.tasks_by_row = tasks_by_row(self.started.stream, event.evaluation.sessions, self.tasks_by_row)
         values = session_metrics(event.evaluation, self.tasks_by_row.any(0))
         values["seconds"] = time.perf_counter() - self.start
+        if self.started.run is not None:
+            values |= cost_metrics(self.started.run.cost)
         losses = self._losses()
         if losses is not None:
             values["loss"] = float(losses.mean())
@@ -350,6 +352,9 @@ class MlflowTracker:
             if evaluation is not None and len(evaluation.accuracy):
                 if error is None:  # else it may be resumed, and these have one value
                     final = final_metrics(evaluation)
+                    if self.started is not None and self.started.run is not None:
+                        total = self.started.run.cost.total
+                        final |= {f"final/{name}": total[name] for name in ("flops", "memory_bytes")}
                     self._log({name: [(0, value)] for name, value in final.items()})  # step 0: MLflow draws bars
                 self._artifacts(evaluation)
         finally:
