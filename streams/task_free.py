@@ -315,7 +315,9 @@ def sorted_by(
     group = (rank * tasks / len(values)).long()
     bounds = torch.stack([values[group == number].max() for number in range(tasks - 1)]) if tasks > 1 else values[:0]
     test_group = torch.bucketize(test_values, bounds)
-    classes, built, rows = tuple(train.y.unique().tolist()), [], []
+    if train.target == "multilabel":
+        raise ValueError(f"{name}: a range of a feature is a domain of all classes, which multi-label targets can't have")
+    classes, built, rows = tuple(train.y.unique().tolist()) if train.target == "label" else (), [], []
     for number in range(tasks):
         rows.append((group == number).nonzero().flatten())
         test_rows = (test_group == number).nonzero().flatten()

@@ -293,12 +293,12 @@ def _label(y: Any) -> Any:
         size = f"of shape {shape}" if shape else f"a {type(y).__name__}"
         raise TypeError(
             f"labels must be one whole number each, not {size}: of a one-hot row take y.argmax(); several labels of a sample need "
-            "target='multilabel', real numbers target='value'"
+            "from_dataset(..., target='multilabel'), real numbers target='value'"
         )
     if isinstance(y, (Tensor, np.ndarray, np.generic)):
         y = y.item()
     if isinstance(y, bool) or not isinstance(y, (int, str)):
-        hint = ": real numbers need target='value'" if isinstance(y, float) else ""
+        hint = ": real numbers need from_dataset(..., target='value')" if isinstance(y, float) else ""
         raise TypeError(f"labels must be whole numbers, not {y!r}{hint}")
     return y
 

@@ -84,7 +84,7 @@ def check_measures(
         if measure.asks == "novelty" and all(probe.known is True for probe in stream.probes):
             raise ValueError(
                 f"{measure.name} needs a test set of strange samples, which {stream.name} hasn't: give it a probe, as "
-                "stream.with_probes(unknown('fashion_mnist')), --probes unknown:fashion_mnist"
+                "stream.with_probes(unknown(stream, 'fashion_mnist')), --probes unknown:fashion_mnist"
             )
         if measure.asks != "novelty" and strategy.scores_are not in measure.scores_are:
             raise ValueError(
