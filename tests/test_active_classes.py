@@ -321,7 +321,7 @@ def test_streams_whose_tasks_share_nothing_carry_nothing() -> None:
         assert not stream.session(0).samples[:].extra
     train, test = parts((0, 1))
     odd = Samples(train.x, train.y, {"task": train.y})
-    with pytest.raises(ValueError, match="its tasks share classes, so the extra field 'task' is the stream's"):
+    with pytest.raises(ValueError, match="the task is given to its samples as the extra field 'task': give your own"):
         Stream("odd", [Task(0, (0, 1), odd, test), Task(1, (0, 1), odd, test)], scenario="task")
     Stream("even", [Task(0, (0, 1), odd, test)], scenario="task")
 

@@ -126,6 +126,28 @@ def test_list_shows_what_strategies_learn(capsys: pytest.CaptureFixture[str], mo
     assert lines["ERACE"].rstrip().endswith("label, multilabel") and lines["Refresh"].rstrip().endswith("as the wrapped one")
 
 
+def test_what_a_class_says_must_be_something_there_is() -> None:
+    class Odd(Finetune):
+        scores_are = "logit"
+
+    class Sums(Finetune):
+        bce_mean = "sum"
+
+    with pytest.raises(ValueError, match="scores_are must be one of logits, probabilities, ranks, not 'logit'"):
+        run(Odd(example_model()), example_stream())
+    with pytest.raises(ValueError, match="bce_mean must be one of all, competing, not 'sum'"):
+        run(Sums(example_model()), example_stream())
+
+
+@pytest.mark.parametrize("target", ["multilabel", "value"])
+def test_they_are_learned_where_boundaries_are_hidden(target: str) -> None:
+    stream = example_stream(epochs=5, target=target, boundaries=False)
+    for strategy in (Replay(example_model()), ERACE(example_model(), active_classes="seen"), Refresh(DERpp(example_model()))):
+        if target in strategy.learns_targets:
+            result = run(strategy, stream)
+            assert result.main[2, 2] > result.main[1, 2]
+
+
 # Streams of several kinds ---------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from clstream.attributes import find_all
 from clstream.bus import subscriptions, with_parts
 from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
+from clstream.losses import BCE_MEANS
 from clstream.measures import Measure, chosen
 from clstream.params import check_choice, check_integer
 from clstream.seeds import isolated
@@ -25,6 +26,8 @@ EVALUATE_AT = ("sessions", "tasks", "end")
 
 
 EVALUATE_ON = ("all", "seen")
+
+SCORES = ("logits", "probabilities", "ranks")
 
 
 def check_fits(
@@ -52,6 +55,7 @@ def check_fits(
     if not stream.boundaries and (evaluate_at == "tasks" or evaluate_on == "seen"):
         option, other = ("evaluate_on='seen'", "'all'") if evaluate_on == "seen" else ("evaluate_at='tasks'", "'sessions' or 'end'")
         raise ValueError(f"{stream.name} hides its boundaries, and {option} would tell of them: take {other}")
+    check_targets(strategy, stream)
     taken = check_measures(strategy, stream, measures)
     check_device(device)
     list(subscriptions(strategy))  # refuses handlers and parts that can't be
@@ -65,7 +69,6 @@ def check_fits(
                 raise ValueError(f"{name} has a regulariser that is not among its parts: set {name}.parts to (*self.parts, ...)")
     if type(strategy).learn is Strategy.learn and not isinstance(getattr(strategy, "optimizer", None), Optimizer):
         raise TypeError(f"{type(strategy).__name__} has no optimizer: call super().__init__(model, optimizer) in its constructor")
-    check_targets(strategy, stream)
     check_optimizers(strategy)
     check_augment(stream)
     check_lazy(strategy, stream, seed)
@@ -100,8 +103,10 @@ def check_measures(
 
 
 def check_targets(strategy: Strategy, stream: Stream) -> None:
-    """Refuse targets that the strategy, or one of its parts, doesn't learn."""
+    """Refuse targets that the strategy, or one of its parts, doesn't learn, and what its class says if that is nothing there is."""
     name = type(strategy).__name__
+    check_choice(SCORES, scores_are=strategy.scores_are)
+    check_choice(BCE_MEANS, bce_mean=strategy.bce_mean)
     kinds = " and ".join(stream.targets)
     for owner in with_parts(strategy):
         learns = getattr(owner, "learns_targets", TARGETS)
