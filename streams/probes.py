@@ -108,16 +108,18 @@ def held_out_classes(stream: Stream, classes: Sequence[int] | None = None) -> Te
     Raises ValueError for classes that the stream hasn't, or if its tasks have all of its data.
     """
     if classes is None:
-        data = None if stream.data is None else stream.data.parts.get("test")
-        if data is None:
-            raise ValueError(f"{stream.name} doesn't say what data its samples are of, so there is none that no task has")
+        rows_of = [part for task in stream.tasks for part in (task.train, task.test, task.validation) if isinstance(part, Subset)]
+        tested = {id(task.test.source.x) for task in stream.tasks if isinstance(task.test, Subset)}
+        known = [] if stream.data is None else list(stream.data.parts.values())
+        data = next((part for part in known if tested == {id(part.x)}), None)
+        if data is None or not all(isinstance(task.test, Subset) for task in stream.tasks):
+            raise ValueError(
+                f"{stream.name} doesn't say which data its test samples are rows of: no class is known that no task has"
+            )
         free = torch.ones(len(data), dtype=torch.bool)
-        for task in stream.tasks:
-            if not isinstance(task.test, Subset) or task.test.source.x is not data.x:
-                raise ValueError(
-                    f"{stream.name}: the test samples of task {task.id} are no rows of its data, so what is left is not known"
-                )
-            free[task.test.index.cpu()] = False
+        for part in rows_of:
+            if part.source.x is data.x:
+                free[part.index.cpu()] = False
         if data.target == "multilabel":
             free &= data.y.any(1)  # one without any object has no class that is held out
         if not bool(free.any()) or data.target == "value":

@@ -107,6 +107,8 @@ def test_held_out_classes_are_those_of_the_data_that_no_task_has() -> None:
     )
     assert len(probe.samples) + sum(len(task.test) for task in stream.tasks) == len(source("digits")[1])
     assert stream.with_probes(probe).test_sets[-1] is probe
+    tuned = held_out_classes(split_digits(tasks=[5, 1], validation=0.2).for_tuning())
+    assert set(tuned.samples.y.tolist()) == {6, 7, 8, 9} and len(tuned.samples) > len(probe.samples), "of the training set"
     canvas = multilabel_canvas(tasks=[4, 4], train=300, test=200)
     left = held_out_classes(canvas).samples.y
     assert left[:, 8:].any(1).all() and not left[:, :8].any()
@@ -171,7 +173,7 @@ def test_text_that_names_no_probe_is_one_sentence(text: object, message: str) ->
         (lambda: held_out_classes(split_regression()), "its tasks have all classes of its data"),
         (lambda: held_out_classes(split_regression(), [0]), "only classes of labels are strange until taught"),
         (lambda: held_out_classes(DIGITS, []), "has no classes"),
-        (lambda: held_out_classes(Stream("mine", DIGITS.tasks)), "doesn't say what data its samples are of"),
+        (lambda: held_out_classes(Stream("mine", DIGITS.tasks)), "doesn't say which data its test samples are rows of"),
         (lambda: Corrupt("blur", True), "severity must be a whole number"),
         (lambda: Fit(2, 8, 8, "uint8"), "channels must be 1 or 3"),
         (lambda: Fit(1, 10**6, 8, "uint8"), "height must be a whole number from 1 to 4096"),
