@@ -126,10 +126,12 @@ def counted_run(strategy, stream, monkeypatch, **options):
     return costs
 
 
+@pytest.mark.parametrize("sessions", [3, 45])
 @pytest.mark.parametrize("options", [{"replay_batch": 64}, {"retrieval": "mir"}, {"capacity": 16, "memory": "class_balanced"}])
-def test_a_memory_that_fills_up(options, monkeypatch):
+def test_a_memory_that_fills_up(options, sessions, monkeypatch):
     strategy = lambda: Replay(example_model(), **options)  # noqa: E731
-    cost, each = counted_run(strategy, example_stream(batch_size=1), monkeypatch)
+    stream = example_stream(tuple(number % 3 for number in range(sessions)), batch_size=1)
+    cost, each = counted_run(strategy, stream, monkeypatch)
     assert torch.allclose(cost, each, rtol=0.01)
 
 

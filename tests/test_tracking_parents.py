@@ -52,7 +52,7 @@ class Clock:
 def test_the_picture_is_renewed_every_thirty_seconds_at_most_and_at_the_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client, drawn = MlflowClient(store), []
     clock = Clock([29, 2, 29])
-    monkeypatch.setattr("clstream.tracking.parent_runs.time", clock)
+    monkeypatch.setattr("clstream.tracking.picture_timer.time", clock)
 
     class Looks:
         @on(Evaluated)
@@ -69,7 +69,7 @@ def test_the_picture_is_renewed_every_thirty_seconds_at_most_and_at_the_end(stor
 def test_a_parent_has_the_picture_of_its_seeds_so_far_and_of_all_at_the_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client, titles = MlflowClient(store), []
     clock = Clock([40.0] * 6)
-    monkeypatch.setattr("clstream.tracking.parent_runs.time", clock)
+    monkeypatch.setattr("clstream.tracking.picture_timer.time", clock)
 
     def draw(accuracy: Tensor, taught: Tensor, title: str, begun: Tensor, sessions: tuple[int, ...]) -> Figure:
         titles.append((title, tuple(accuracy.shape)))

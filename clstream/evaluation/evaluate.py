@@ -76,8 +76,9 @@ def measure(
             answered = ChunkAnswers(strategy, questions, chunk)
             place = chunk.places[0] if answered.asks_again else None
             strange = all(questions.stream.test_sets[number].known is False for number in chunk.places)
-            with same_flops((len(chunk.x), place, place in begun, strange)):
-                if questions.labelled and (len(chunk.places) > 1 or questions.has_labels(chunk.places[0])):
+            counts = questions.labelled and (len(chunk.places) > 1 or questions.has_labels(chunk.places[0]))
+            with same_flops((len(chunk.x), place, place in begun, strange, counts)):
+                if counts:
                     tally.count_hits(chunk, answered)
                 if tally.measures or listener is not None:
                     for number in chunk.places:

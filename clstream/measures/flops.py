@@ -310,5 +310,5 @@ def structure(strategy: object) -> str:
             parts.append((path, [(tuple(weight.shape), weight.requires_grad) for weight in value.parameters()]))
             parts.append([(type(module).__qualname__, module.training) for module in value.modules()])
         elif isinstance(value, (Mapping, *CONTAINERS)) or (isinstance(value, Sized) and hasattr(value, "sample")):  # or a memory
-            parts.append((path, len(value)))
+            parts.append((path, len(value).bit_length()))  # while a memory fills up, `Steps` follows
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

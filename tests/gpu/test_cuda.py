@@ -54,6 +54,13 @@ def test_a_strategy_does_what_it_does_on_the_cpu(name: str) -> None:
     assert float((there.task_accuracy - here.task_accuracy).abs().mean()) <= 0.1
 
 
+@pytest.mark.parametrize("name", ["Finetune", "Replay", "EWC", "Joint"])
+def test_costs_are_those_of_the_cpu(name: str) -> None:
+    (there, _), (here, _) = played(name, DEVICE), played(name, "cpu")
+    assert torch.equal(there.cost.flops, here.cost.flops) and there.cost.memory == here.cost.memory
+    assert (there.cost.peak_bytes > 0).all()
+
+
 @pytest.mark.parametrize("name", ["Finetune", "Replay", "DERpp", "AGEM", "EWC", "SI", "LwF", "L2"])
 def test_weights_are_those_of_the_cpu(name: str) -> None:
     """Which samples are replayed is drawn on the CPU, so only the order of additions differs."""
