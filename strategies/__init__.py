@@ -2,47 +2,59 @@
 
 from clstream.strategies.agem import AGEM
 from clstream.strategies.avalanche import AvalancheStrategy
+from clstream.strategies.class_means import ClassMeans
 from clstream.strategies.der import DER, DERpp
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
 from clstream.strategies.ewc import EWCPenalty as EWCPenalty
 from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
+from clstream.strategies.fecam import FeCAM
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.hypernetwork import Hypernetwork
 from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
+from clstream.strategies.linear_probe import LinearProbe
 from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
+from clstream.strategies.ncm import NCM
 from clstream.strategies.prd import PRD
+from clstream.strategies.ranpac import RanPAC
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.regularised import Regularised
 from clstream.strategies.replay import Replay
 from clstream.strategies.sharp import SHARP
 from clstream.strategies.si import SI
 from clstream.strategies.si import SIPenalty as SIPenalty
+from clstream.strategies.slda import SLDA
 from clstream.strategies.tame import TAME
 from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
 __all__ = [
     "AGEM",
     "AvalancheStrategy",
+    "ClassMeans",
     "DER",
     "DERpp",
     "ERACE",
     "EWC",
+    "FeCAM",
     "Finetune",
     "Hypernetwork",
     "Joint",
     "L2",
+    "LinearProbe",
     "LwF",
     "LwFMC",
+    "NCM",
     "PRD",
+    "RanPAC",
     "Refresh",
     "Regularised",
     "Replay",
     "SHARP",
     "SI",
+    "SLDA",
     "TAME",
     "WithDetectedBoundaries",
 ]

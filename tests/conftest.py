@@ -87,6 +87,10 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
     if name == "TAME":  # the examples are short: with the defaults the selector would take the time, and no expert be added
         short = {"window": 10, "selector_epochs": 20, "retrain_epochs": 10, "selector_sparsity": 0.2}
         return lambda model: zoo.TAME(model, partial(SGD, lr=0.1), **short)  # with momentum, batches of 8 saturate the sigmoid
+    if name == "ClassMeans":
+        return lambda model: zoo.ClassMeans(zoo.Replay(model))
+    if name == "RanPAC":  # of the paper's width, its statistics are 800 MB
+        return lambda model: zoo.RanPAC(model, projection=100)
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     return getattr(zoo, name)

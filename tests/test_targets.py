@@ -39,7 +39,8 @@ from clstream.online_metrics import Prequential
 from clstream.strategy import Regulariser
 from clstream.stream import TARGETS, Samples
 
-ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "L2", "EWC", "SI", "LwFMC", "Refresh", "Regularised"}
+ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "L2", "EWC", "SI", "LwFMC", "LinearProbe", "Refresh",
+       "Regularised"}  # fmt: skip
 
 
 def mixed(*targets: str) -> Stream:

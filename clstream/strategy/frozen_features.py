@@ -1,0 +1,165 @@
+"""Frozen features: what NCM, SLDA, RanPAC and FeCAM share. The network stays as it is, and statistics of its features answer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clstream.bus import on
+from clstream.events import RunStarted, SessionEnded
+from clstream.measures.flops import consolidating, same_flops
+from clstream.params import check_choice
+from clstream.strategy.strategy import Strategy
+from clstream.stream import Batch, Task
+
+TOGETHER = 1024
+"""Samples whose features are taken up together: few large products in place of many small ones."""
+
+
+class FrozenFeatures(Strategy):
+    """Take up statistics of features, each sample once, and answer from them; no step changes the network.
+
+    A subclass says which statistics those are (`start`, `take_up`), and what they answer (`solve`, `answer`). They are sums over
+    samples, so those of several learners add up: `merge`. Inputs are taken as they are, without the stream's augmentation; later
+    passes over a session bring nothing new. The loss of a step is 0: nothing is minimised.
+
+    Args:
+        model: has `features`: (n, *input_shape) raw inputs to (n, features). It is put in evaluation mode, and its parameters
+            require no gradient any more. Its head is not used.
+        dtype: of the statistics, "float64" or "float32".
+
+    """
+
+    takes_regularisers = False
+    rehearsal_free = True
+    fixed_classes = "classes that came, in all of it"
+    not_state = ("solved",)
+
+    def __init__(self, model: nn.Module, dtype: str = "float64") -> None:
+        name = type(self).__name__
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name} takes a torch module as its model, not {model!r}")
+        if not callable(getattr(model, "features", None)):
+            raise TypeError(
+                f"{name} needs a model with a method `features` that returns (n, features), which {type(model).__name__} hasn't"
+            )
+        check_choice(("float32", "float64"), dtype=dtype)
+        self.model, self.dtype, self.classes = model, dtype, 0
+        self.statistics: dict[str, Tensor] = {}
+        self.waiting: list[tuple[Tensor, Tensor]] = []  # features and labels that were not taken up yet
+        self.solved: tuple[Any, Tensor] | None = None  # what `solve` made, with what waits, and which classes did not come
+
+    @on(RunStarted)
+    def freeze(self, event: RunStarted) -> None:
+        """Freeze the network, and start with no statistics."""
+        self.model.eval().requires_grad_(False)
+        self.classes, self.statistics, self.waiting, self.solved = event.stream.classes, {}, [], None
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """Return the network's (n, features) for raw inputs, in the dtype of the statistics."""
+        features: Tensor = self.model.features(x)  # type: ignore[operator]  # the constructor has asked for it
+        if features.dim() != 2:
+            raise ValueError(f"{type(self.model).__name__}.features must return (n, features), not {tuple(features.shape)}")
+        return features.to(getattr(torch, self.dtype))
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Take up the features of a batch, in the first pass over its session."""
+        if batch.epoch == 0:
+            with same_flops(len(batch.samples)):  # later passes cost nothing
+                features = self.features(batch.samples.x)
+            self.receive(features, batch.samples.y)
+        return torch.zeros((), device=batch.samples.y.device)
+
+    def receive(self, features: Tensor, y: Tensor) -> None:
+        """Have (n, features) with their labels wait, until there are many."""
+        self.waiting.append((features, y))
+        self.solved = None
+        if sum(len(labels) for _, labels in self.waiting) >= TOGETHER:
+            self.take_up_waiting()
+
+    @on(SessionEnded)
+    def end_session(self, event: SessionEnded) -> None:
+        """Take up what is left of the session."""
+        self.take_up_waiting()
+
+    def take_up_waiting(self) -> None:
+        """Add the features that wait to the statistics."""
+        with consolidating():
+            self.statistics, self.waiting = self.with_waiting(copy=False), []
+
+    @torch.no_grad()
+    def with_waiting(self, copy: bool = True) -> dict[str, Tensor]:
+        """Return the statistics with those of the features that wait; an answer must not change them, so it takes a copy."""
+        statistics = {name: tensor.clone() for name, tensor in self.statistics.items()} if copy else self.statistics
+        if self.waiting:
+            features, y = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+            statistics = statistics or self.start(features)
+            self.take_up(statistics, features, y)
+        return statistics
+
+    def start(self, features: Tensor) -> dict[str, Tensor]:
+        """Return statistics of no samples: here their number by class (classes,), and sums of features (classes, features)."""
+        return {
+            "counts": features.new_zeros(self.classes),
+            "sums": features.new_zeros(self.classes, features.shape[1]),
+        }
+
+    def take_up(self, statistics: dict[str, Tensor], features: Tensor, y: Tensor) -> None:
+        """Add (n, features) with their (n,) labels to statistics, in place."""
+        statistics["counts"].index_add_(0, y, torch.ones_like(features[:, 0]))
+        statistics["sums"].index_add_(0, y, features)
+
+    @abstractmethod
+    def solve(self, statistics: Mapping[str, Tensor]) -> object:
+        """Return what answers are computed from."""
+
+    @abstractmethod
+    def answer(self, solved: Any, features: Tensor) -> Tensor:
+        """Return (n, classes), higher is likelier, for (n, features); of classes that did not come it may be anything."""
+
+    def export(self) -> dict[str, Tensor]:
+        """Return the statistics of all samples so far: sums, as `merge` takes them. Empty before the first sample."""
+        return self.with_waiting()
+
+    def merge(self, statistics: Mapping[str, Tensor]) -> None:
+        """Add what another learner around the same network exported: as if its samples had come here.
+
+        Raises ValueError for statistics of other names or shapes.
+        """
+        own = self.with_waiting()
+        if own and statistics:
+            shapes = [{name: tuple(tensor.shape) for name, tensor in part.items()} for part in (own, statistics)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{type(self).__name__} has statistics of the shapes {shapes[0]}, and these are of {shapes[1]}")
+        self.statistics, self.waiting, self.solved = (
+            {name: own[name] + tensor.to(own[name]) if own else tensor.clone() for name, tensor in statistics.items()} or own,
+            [],
+            None,
+        )
+
+    @torch.no_grad()
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return (n, classes) scores; -inf for classes that did not come."""
+        if not self.statistics and not self.waiting:
+            width = self.classes or self.model(x).shape[1]
+            return torch.full((len(x), width), float("-inf"), device=x.device)
+        if self.solved is None:
+            statistics = self.with_waiting()
+            self.solved = self.solve(statistics), statistics["counts"] == 0
+        solved, absent = self.solved
+        return self.answer(solved, self.features(x)).masked_fill(absent, float("-inf")).float()
+
+    @property
+    def scores_ignore_task(self) -> bool:
+        """Whether `scores` is the same with and without the task given: it is."""
+        return self.predicts_from_scores
+
+
+def class_means(statistics: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean of each class: (classes, features); 0 of those that did not come."""
+    return statistics["sums"] / statistics["counts"].clamp(min=1)[:, None]
