@@ -206,6 +206,40 @@ def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] |
     return figure
 
 
+def confusion_matrix(counts: Tensor, names: Sequence[str], title: str = "") -> Figure:
+    """Draw a confusion matrix: for each right label, in a row, the share of its samples that were given each answer.
+
+    Args:
+        counts: (labels, labels), int64: rows are the right ones, columns the answers.
+        names: of the labels.
+        title: of the figure.
+
+    """
+    from matplotlib.figure import Figure
+
+    labels = len(names)
+    side = min(0.42 * labels, 9.0) + 2.2
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="equal")
+    if labels <= 12:
+        for row, column in counts.nonzero().tolist():
+            colour = "black" if float(shares[row, column]) > 0.6 else "white"
+            text = f"{int(counts[row, column])}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    step = -(-labels // 30)
+    places = list(range(0, labels, step))
+    shown = [str(names[place])[:20].replace("$", r"\$") for place in places]
+    turned = any(len(name) > 3 for name in shown)
+    axes.set_xticks(places, shown, rotation=90 if turned else 0, fontsize=8)
+    axes.set_yticks(places, shown, fontsize=8)
+    axes.set(xlabel="answer", ylabel="right label", title=title)
+    axes.title.set_fontsize(10)
+    figure.colorbar(image, label="share of the right label's samples")
+    return figure
+
+
 def sparklines(accuracy: Tensor, taught: Tensor | None = None, width: int = 60) -> list[str]:
     """Return a line of text for each task: a bar for its accuracy after each session from the first that taught it on.
 

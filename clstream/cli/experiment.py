@@ -30,7 +30,7 @@ from clstream.results import Result, result_of
 from clstream.serialization import CaptureError
 from clstream.strategy import Strategy
 from clstream.stream import Stream
-from clstream.tracking import EventLog
+from clstream.tracking import Details, EventLog
 from clstream.tracking.run_metrics import tasks_by_row
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
         raise UsageError(f"--checkpoint_share must be above 0 and at most 1, not {options.checkpoint_share:g}")
     if options.checkpoint_every < 0:
         raise UsageError(f"--checkpoint_every must be seconds, or 0 for no checkpoints, not {options.checkpoint_every:g}")
-    if not options.checkpoint_every and (options.resume == "auto" or options.log_batches):
-        option = "--resume auto" if options.resume == "auto" else "--log_batches"
+    if not options.checkpoint_every and (options.resume == "auto" or options.log_batches or options.details):
+        option = "--resume auto" if options.resume == "auto" else "--log_batches" if options.log_batches else "--details"
         raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")
     with as_failure(ValueError, TypeError, OSError, ImportError):  # all that can be wrong shows here, before anything is learned
         stream = build_stream(parser, options)
@@ -223,11 +223,12 @@ class Experiment:
         measures += [observer() for observer in observers_of(options)]
         bar = ProgressBar(f"{self.title}, seed {seed}")
         log = [] if folder is None else [EventLog(folder, options.log_batches)]
+        details = [] if folder is None or not options.details else [Details(folder / "details", options.details)]
         checkpointer = (
             [] if folder is None else [Checkpointer(folder, every_seconds=options.checkpoint_every, share=options.checkpoint_share)]
         )
         if not options.track:
-            return [*log, *measures, bar, *checkpointer]
+            return [*log, *details, *measures, bar, *checkpointer]
         from clstream.tracking import MlflowTracker
 
         own = options.clone()
@@ -239,7 +240,7 @@ class Experiment:
                 parent=parent,
                 config=as_yaml(self.parser, own),
                 folder=folder,
-                files=[event_log.file for event_log in log],
+                files=[*(event_log.file for event_log in log), *(observer.folder for observer in details)],
                 allow_offline=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
             )
-        return [*log, *measures, tracker, bar, *checkpointer]
+        return [*log, *details, *measures, tracker, bar, *checkpointer]

@@ -92,6 +92,10 @@ def run_parser() -> Parser:
         "--measures", type=str | list[str], default=[],
         help="what to measure beside the main measure, with commas between: top5, cf1:0.8, task_top5, my_file.MyMeasure",
     )  # fmt: skip
+    parser.add_argument(
+        "--details", type=Literal["last", "all"],
+        help="write predictions, rows by class and confusion matrices, of the last evaluation or of all, to the run folder",
+    )  # fmt: skip
     parser.add_argument("--prequential", action="store_true", help="also have each batch labelled before it is learned")
     parser.add_argument(
         "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"

@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clstream.tracking.details import Details as Details
     from clstream.tracking.event_log import EventLog as EventLog
     from clstream.tracking.parent_runs import ParentRun as ParentRun
     from clstream.tracking.parent_runs import parent_run as parent_run
     from clstream.tracking.tracker import MlflowTracker as MlflowTracker
 
 _PLACES = {
+    "Details": "clstream.tracking.details",
     "EventLog": "clstream.tracking.event_log",
     "ParentRun": "clstream.tracking.parent_runs",
     "parent_run": "clstream.tracking.parent_runs",
