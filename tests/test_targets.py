@@ -158,6 +158,10 @@ def test_fine_tuning_learns_a_stream_of_all_kinds() -> None:
     assert result.main_name == "accuracy/map/r2"
     assert result.main[0, 0] > 0.9 and result.main[1, 1] > 0.9 and result.main[2, 2] > result.main[1, 2] + 1
     assert strategy.target == "value"
+    tasks = mixed("label", "multilabel", "value").tasks
+    for task, shape in zip(tasks, ((20,), (20, 6), (20, 6)), strict=True):
+        assert strategy.predict(task.test.x, task).shape == shape
+    assert strategy.predict(tasks[0].test.x, tasks[0]).unique().tolist() == [0, 1]
 
 
 def test_a_growing_head_grows_by_what_each_kind_brings() -> None:

@@ -254,16 +254,16 @@ class Strategy(Emitter, HasParams):
     @answers
     @torch.no_grad()
     def predict(self, x: Tensor, task: Task | None = None, threshold: float = 0.5) -> Tensor:
-        """Return the predictions, by the kind of targets; with a task, only its classes compete.
+        """Return the predictions, by the kind of targets, the task's if it is given; then only its classes compete.
 
         label       (n,), int64
         multilabel  (n, outputs), float32: 1 for classes whose probability is above the threshold, 0 for others
         value       (n, outputs): the scores
         """
-        scores = self.scores(x, task)
-        if task is not None and self.target != "value":
+        scores, target = self.scores(x, task), self.target if task is None else task.target
+        if task is not None and target != "value":
             scores = scores.masked_fill(~allowed(task, scores), float("-inf"))
-        return predictions_of(scores, self.target, self.scores_are, threshold)
+        return predictions_of(scores, target, self.scores_are, threshold)
 
     @answers
     @torch.no_grad()
