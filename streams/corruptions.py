@@ -19,7 +19,7 @@ SEVERITIES = {
 }
 """What severities 1 to 5 are: see `Corrupt`."""
 
-MOST_SIDE = 4096
+MOST_SIDE = 1024
 """Pixels of a side at most: a recording may name any number."""
 
 
@@ -57,7 +57,7 @@ class Corrupt:
         number = SEVERITIES[self.kind][self.severity - 1]
         draw = torch.Generator().manual_seed(self.seed)
         if self.kind == "noise":
-            noise = number * torch.randn(x.shape, generator=draw)
+            noise = number * torch.randn(x.shape, generator=draw).to(x.device)
             if x.dim() == 2:
                 return x + noise
             white = 255 if x.dtype == torch.uint8 else 1
@@ -78,7 +78,7 @@ class Corrupt:
             )
             rows, columns = torch.arange(height), torch.arange(width)
             hidden = ((rows >= top) & (rows < top + down))[:, :, None] & ((columns >= left) & (columns < left + across))[:, None]
-            changed = x.masked_fill(hidden[:, None], 0)
+            changed = x.masked_fill(hidden[:, None].to(x.device), 0)
         return changed
 
 

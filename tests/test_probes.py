@@ -9,6 +9,7 @@ from clstream.streams.corruptions import KINDS, SEVERITIES, Corrupt, Fit
 from clstream.streams.data import source
 from clstream.streams.probes import corrupted, held_out_classes, probes_from, unknown
 
+from clstream.pretraining import join_tasks
 from clstream.stream import Samples, Stream, Subset, TestSet
 
 DIGITS = split_digits()
@@ -176,13 +177,19 @@ def test_text_that_names_no_probe_is_one_sentence(text: object, message: str) ->
         (lambda: held_out_classes(Stream("mine", DIGITS.tasks)), "doesn't say which data its test samples are rows of"),
         (lambda: Corrupt("blur", True), "severity must be a whole number"),
         (lambda: Fit(2, 8, 8, "uint8"), "channels must be 1 or 3"),
-        (lambda: Fit(1, 10**6, 8, "uint8"), "height must be a whole number from 1 to 4096"),
+        (lambda: Fit(1, 10**6, 8, "uint8"), "height must be a whole number from 1 to 1024"),
+        (lambda: Fit(3, 1024, 1024, "uint8")(grey(100)), "100 images of 1024 x 1024 are more than 268,435,456 numbers"),
         (lambda: Fit(1, 8, 8, "float64"), "dtype must be one of uint8, float32"),
     ],
 )
 def test_what_can_not_be_is_one_sentence(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_stream_with_probes_can_be_joined_for_training_and_tuned() -> None:
+    stream = split_digits(validation=0.2).with_probes(corrupted(DIGITS, "noise", 1, 5))
+    assert join_tasks(stream).probes == stream.for_tuning().probes == ()
 
 
 def test_probes_of_other_makes_go_with_them() -> None:

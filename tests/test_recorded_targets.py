@@ -130,7 +130,7 @@ def change(about: dict[str, Any], path: str, value: object) -> None:
         (probed, "probes.0.samples.transform.name", "eval", "uses 'eval', which does not come with clstream"),
         (probed, "probes.0.samples.transform.fields.severity", 9, "Corrupt does not take the recorded"),
         (probed, "probes.0.samples.transform.fields.seed", 1, "gives other values than when it was recorded"),
-        (probed, "probes.0.samples.transform", HUGE, "have more than 268,435,456 numbers"),
+        (probed, "probes.0.samples.transform", HUGE, "Fit does not take the recorded .* from 1 to 1024"),
         (probed, "probes.0.more", 1, "doesn't belong there"),
         (probed, "probes", [{}], "lacks 'name'"),
     ],

@@ -225,6 +225,20 @@ def test_probes_that_do_not_fit_are_one_sentence(probe, error, message) -> None:
         values().with_probes(probe())
 
 
+def test_a_stream_is_of_the_kind_of_its_tasks() -> None:
+    stream = several()
+    assert (
+        replace(stream, tasks=values().tasks).target
+        == "value"
+        == replace(blobs(features=5), tasks=values().tasks, schedule=None).target
+    )
+    mixed = Stream("mixed", [*stream.tasks, replace(blobs(features=5).tasks[0], id=3)], target="label")
+    assert mixed.target == "label" and mixed.targets == ("multilabel", "label") and mixed.outputs == 6
+    assert several(tasks=[[3], [5]]).gaps == "" and "relabel" not in str(several(tasks=[[3], [5]])), "columns have no other numbers"
+    whole = Samples(X, SEVERAL.float())
+    assert Stream("mine", [Task(0, tuple(range(6)), whole, whole)], target="multilabel").tasks[0].train.target == "multilabel"
+
+
 def test_values_can_be_sorted_by_a_feature() -> None:
     train, test = Samples(X, VALUES, target="value"), Samples(X_TEST, VALUES_TEST, target="value")
     stream = sorted_by(train, test, tasks=2, sessions=4)

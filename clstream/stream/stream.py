@@ -110,7 +110,7 @@ class Stream:
         object.__setattr__(self, "probes", tuple(self.probes))
         if self.target and all(isinstance(task, Task) for task in self.tasks):
             object.__setattr__(self, "tasks", tuple(_of_target(task, self.target) for task in self.tasks))
-        elif self.tasks:
+        if self.tasks and self.target not in [getattr(task, "target", "label") for task in self.tasks]:
             object.__setattr__(self, "target", getattr(self.tasks[0], "target", "label"))
         if not isinstance(self.schedule, MixedSchedule):
             object.__setattr__(self, "schedule", tuple(range(len(self.tasks)) if self.schedule is None else self.schedule))
@@ -262,7 +262,7 @@ class Stream:
     def gaps(self) -> str:
         """A sentence on labels below the greatest one that no task has; empty if there are none."""
         used = len({label for task in self.tasks for label in task.classes})
-        if used == self.classes:
+        if used == self.classes or "label" not in self.targets:
             return ""
         return (
             f"its {used} labels have gaps: models get {self.classes} outputs, and {self.classes - used} of them are never right; "
