@@ -59,7 +59,7 @@ NAMES = ("digits", *TABLES, *FILES)
 
 def known_name(name: str) -> str:
     """Return a data set's name as `NAMES` has it: "fashion_mnist" is FashionMNIST. A name that none has stays as it is."""
-    plain = {known.lower().replace("_", ""): known for known in NAMES}
+    plain = {ours.lower().replace("_", ""): ours for ours in NAMES}
     return plain.get(name.lower().replace("_", ""), name)
 
 

@@ -64,11 +64,11 @@ def multilabel_canvas(
     """
     check_options({name: value for name, value in locals().items() if name not in ("data", "test")})
     names = check_canvases(data, train, test, seed)
-    made, tested = canvases(data, train, test, seed, root)
+    train_set, test_set = canvases(data, train, test, seed, root)
+    name = f"multilabel_canvas_{'_'.join(map(plain_name, names))}"
     stream = from_tensors(
-        made.x, made.y, tested.x, tested.y, f"multilabel_canvas_{'_'.join(map(plain_name, names))}", tasks, scenario, epochs,
-        batch_size, class_order, sessions_per_task, validation, seed, boundaries=boundaries, drop_last=drop_last,
-        target="multilabel",
+        train_set.x, train_set.y, test_set.x, test_set.y, name, tasks, scenario, epochs, batch_size, class_order, sessions_per_task,
+        validation, seed, boundaries=boundaries, drop_last=drop_last, target="multilabel",
     )  # fmt: skip
     note = f"1 to 4 objects of {' and '.join(names)} on a canvas of 2 x 2"
     options: dict[str, int | float | str | None] = {
@@ -77,9 +77,9 @@ def multilabel_canvas(
         "test": int(test),
         "seed": int(seed),
     }
-    called = [f"{plain_name(name)}_{label}" for name in names for label in range(CLASSES.get(name, 10))] if len(names) > 1 else []
+    called = [f"{plain_name(data)}_{label}" for data in names for label in range(CLASSES.get(data, 10))] if len(names) > 1 else []
     return replace(stream, notes=(note, *stream.notes), class_names=tuple(called[: stream.classes])).with_source(
-        DataSource({"train": made, "test": tested}, "multilabel_canvas", options)
+        DataSource({"train": train_set, "test": test_set}, "multilabel_canvas", options)
     )
 
 

@@ -110,8 +110,8 @@ def held_out_classes(stream: Stream, classes: Sequence[int] | None = None) -> Te
     if classes is None:
         rows_of = [part for task in stream.tasks for part in (task.train, task.test, task.validation) if isinstance(part, Subset)]
         tested = {id(task.test.source.x) for task in stream.tasks if isinstance(task.test, Subset)}
-        known = [] if stream.data is None else list(stream.data.parts.values())
-        data = next((part for part in known if tested == {id(part.x)}), None)
+        data_sets = [] if stream.data is None else list(stream.data.parts.values())
+        data = next((part for part in data_sets if tested == {id(part.x)}), None)
         if data is None or not all(isinstance(task.test, Subset) for task in stream.tasks):
             raise ValueError(
                 f"{stream.name} doesn't say which data its test samples are rows of: no class is known that no task has"
@@ -132,9 +132,9 @@ def held_out_classes(stream: Stream, classes: Sequence[int] | None = None) -> Te
         raise ValueError(
             f"{stream.name} has {' and '.join(stream.targets)} targets: only classes of labels are strange until taught"
         )
-    there = {label for task in stream.tasks for label in task.classes}
-    if not classes or not set(classes) <= there:
-        raise ValueError(f"{stream.name} has no classes {sorted(set(classes) - there)}: it has {_listed(sorted(there))}")
+    labels = {label for task in stream.tasks for label in task.classes}
+    if not classes or not set(classes) <= labels:
+        raise ValueError(f"{stream.name} has no classes {sorted(set(classes) - labels)}: it has {_listed(sorted(labels))}")
     own = torch.tensor(sorted(set(classes)))
     parts = [task.test[torch.isin(task.test.y, own.to(task.test[:1].y.device)).nonzero().flatten()] for task in stream.tasks]
     whole, *others = [part for part in parts if len(part)]
@@ -181,12 +181,12 @@ def probes_from(stream: Stream, text: str | Iterable[str], root: str | Path | No
         kind, *options = name.split(":")
         check_choice(FORMS, probes=kind)
         try:
-            made = _READ[kind](stream, options, root)
+            named = _READ[kind](stream, options, root)
         except _FormError:
             raise ValueError(f"probes: {name!r} is not written as {FORMS[kind]}") from None
         except ValueError as error:
             raise ValueError(f"probes: {name}: {error}") from None
-        probes += [made] if isinstance(made, TestSet) else made
+        probes += [named] if isinstance(named, TestSet) else named
     return tuple(probes)
 
 
