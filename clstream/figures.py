@@ -25,6 +25,11 @@ SHARES = ("accuracy", "map")
 """Measures whose axes go from 0 to 1."""
 
 
+def _is_share(measure: str) -> bool:
+    """Return whether values of a measure, or of several joined by a slash, go from 0 to 1."""
+    return all(part.removeprefix("task_") in SHARES for part in measure.split("/"))
+
+
 def forgetting_curves(
     accuracy: Tensor,
     taught: Tensor | None = None,
@@ -112,7 +117,9 @@ def compared_curves(
     return figure
 
 
-def accuracy_against_cost(runs: Mapping[str, tuple[Tensor, Tensor]], title: str = "", cost: str = "training FLOPs") -> Figure:
+def accuracy_against_cost(
+    runs: Mapping[str, tuple[Tensor, Tensor]], title: str = "", cost: str = "training FLOPs", measure: str = "accuracy"
+) -> Figure:
     """Draw what accuracy runs reached against what they cost, with the Pareto front: the runs that no other one beats in both.
 
     Of several seeds the means are drawn, with a standard deviation to each side.
@@ -121,6 +128,7 @@ def accuracy_against_cost(runs: Mapping[str, tuple[Tensor, Tensor]], title: str 
         runs: by name, accuracies and costs of the seeds: two of (seeds,).
         title: of the figure.
         cost: what costs are counted in.
+        measure: what was reached, if that isn't accuracy.
 
     """
     from matplotlib import colormaps
@@ -137,7 +145,7 @@ def accuracy_against_cost(runs: Mapping[str, tuple[Tensor, Tensor]], title: str 
         axes.errorbar(
             float(costs[number]), float(accuracies[number]), high or None, wide or None, fmt="o", color=colour, label=name
         )
-    axes.set(xlabel=cost, ylabel="average accuracy", ylim=(-0.02, 1.02), title=title)
+    axes.set(xlabel=cost, ylabel=f"average {measure}", ylim=(-0.02, 1.02) if _is_share(measure) else None, title=title)
     axes.title.set_fontsize(10)
     positive = costs[costs > 0]
     if len(positive) and float(positive.amax()) > 10 * float(positive.amin()) and len(positive) == len(costs):
@@ -169,7 +177,7 @@ def _draw_mean(axes: Axes, values: Tensor, start: int, sessions: Sequence[int] |
 def _label_axes(axes: Axes, title: str, measure: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set(xlabel="sessions finished", ylabel=measure, ylim=(-0.02, 1.02) if measure in SHARES else None, title=title)
+    axes.set(xlabel="sessions finished", ylabel=measure, ylim=(-0.02, 1.02) if _is_share(measure) else None, title=title)
     axes.title.set_fontsize(10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -186,7 +194,7 @@ def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] |
     rows, tasks = accuracy.shape
     figure = Figure(figsize=(max(4.0, 0.55 * min(tasks, 30) + 2), max(3.0, 0.4 * min(rows, 30) + 1.5)), layout="constrained")
     axes = figure.subplots()
-    low, high = (0.0, 1.0) if measure.removeprefix("task_") in SHARES else (None, None)
+    low, high = (0.0, 1.0) if _is_share(measure) else (None, None)
     image = axes.imshow(accuracy.numpy(), vmin=low, vmax=high, cmap="viridis", aspect="auto")
     if rows * tasks <= 400:
         for row in range(rows):
@@ -244,8 +252,11 @@ def sparklines(accuracy: Tensor, taught: Tensor | None = None, width: int = 60) 
     """Return a line of text for each task: a bar for its accuracy after each session from the first that taught it on.
 
     More sessions than `width` are shown by every so many of them. Each line ends in the accuracy when just taught and the last.
+    Bars go from 0 to 1 or, where values of another measure are outside, as far as these do; "?" stands for one that is not defined.
     """
     rows, tasks = accuracy.shape
+    finite = accuracy[accuracy.isfinite()].tolist()
+    low, high = min([0.0, *finite]), max([1.0, *finite])
     first = _first(accuracy, taught)
     shown = torch.linspace(0, rows - 1, min(rows, width)).round().long().tolist()
     lines = []
@@ -253,7 +264,9 @@ def sparklines(accuracy: Tensor, taught: Tensor | None = None, width: int = 60) 
         start = int(first[task])
         if start >= rows:
             continue
-        bars = "".join(" " if row < start else BARS[1 + round(float(accuracy[row, task]) * 7)] for row in shown)
+        values = [float(accuracy[row, task]) for row in shown]
+        heights = [BARS[1 + round((value - low) / (high - low) * 7)] if math.isfinite(value) else "?" for value in values]
+        bars = "".join(" " if row < start else height for row, height in zip(shown, heights, strict=True))
         lines.append(f"task {task:<3}{bars}  {float(accuracy[start, task]):.2f} -> {float(accuracy[-1, task]):.2f}")
     return lines
 

@@ -97,11 +97,12 @@ class ProgressBar:
 
     @on(Evaluated)
     def note(self, event: Evaluated) -> None:
-        """Show the accuracy so far."""
+        """Show the main measure so far."""
         self.evaluation = evaluation = event.evaluation
         if len(evaluation.accuracy):
             mean = average_accuracy(evaluation.main, evaluation.taught)
-            self.progress.update(self.bar, note=f"accuracy {mean:.3f} after {evaluation.sessions[-1]} of {self.sessions} sessions")
+            done = f"after {evaluation.sessions[-1]} of {self.sessions} sessions"
+            self.progress.update(self.bar, note=f"{evaluation.main_name} {mean:.3f} {done}")
 
     @on(RunEnded)
     def stop(self, event: RunEnded) -> None:
@@ -110,4 +111,4 @@ class ProgressBar:
         evaluation = self.evaluation
         if event.error is None and evaluation is not None and len(evaluation.accuracy):
             mean, lost = average_accuracy(evaluation.main, evaluation.taught), forgetting(evaluation.main, evaluation.taught)
-            self.say(f"accuracy {mean:.3f}, forgetting {lost:.3f}, {time.monotonic() - self.began:.1f} s")
+            self.say(f"{evaluation.main_name} {mean:.3f}, forgetting {lost:.3f}, {time.monotonic() - self.began:.1f} s")

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,9 +72,9 @@ def test_a_parent_has_the_picture_of_its_seeds_so_far_and_of_all_at_the_end(stor
     clock = Clock([40.0] * 6)
     monkeypatch.setattr("clstream.tracking.picture_timer.time", clock)
 
-    def draw(accuracy: Tensor, taught: Tensor, title: str, begun: Tensor, sessions: tuple[int, ...]) -> Figure:
+    def draw(accuracy: Tensor, taught: Tensor, title: str, *rest: Any) -> Figure:
         titles.append((title, tuple(accuracy.shape)))
-        return forgetting_curves(accuracy, taught, title, begun, sessions)
+        return forgetting_curves(accuracy, taught, title, *rest)
 
     monkeypatch.setattr("clstream.tracking.parent_runs.forgetting_curves", draw)
     with parent_run("two", [0, 1], uri=store) as parent:

@@ -10,9 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from clstream import metrics
 from clstream.cli.errors import UsageError, nearest
 from clstream.cli.yaml_files import dump_yaml, parse_yaml, read_yaml
+from clstream.measures import measure_named
 from clstream.params import check_bool, check_choice, check_integer, check_integers, check_number
 from clstream.results import Result
 
@@ -22,12 +25,17 @@ KINDS = ("published", "reference run", "own")
 
 BOUNDS = ("both", "below")
 
-METRICS: dict[str, Callable[[Result], float]] = {
-    "average_accuracy": lambda result: result.average_accuracy,
-    "forgetting": lambda result: result.forgetting,
-    "task_average_accuracy": lambda result: metrics.average_accuracy(result.task_accuracy, result.taught),
-    "average_incremental_accuracy": lambda result: metrics.average_incremental_accuracy(result.main, result.taught),
+METRICS: dict[str, Callable[[Tensor, Tensor, bool], float]] = {
+    "average": lambda matrix, taught, _: metrics.average_accuracy(matrix, taught),
+    "average_accuracy": lambda matrix, taught, _: metrics.average_accuracy(matrix, taught),
+    "forgetting": metrics.forgetting,
+    "average_incremental": lambda matrix, taught, _: metrics.average_incremental_accuracy(matrix, taught),
+    "average_incremental_accuracy": lambda matrix, taught, _: metrics.average_incremental_accuracy(matrix, taught),
 }
+"""Metrics of a measure: of (evaluations, tasks), which rows taught which tasks, and whether higher is better."""
+
+OTHER_METRICS = ("task_average_accuracy", "seen")
+"""Of accuracy with the task given; and the measure of all test samples seen together, after the last session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class Anchor:
         about: one line on what it shows.
         config: what to run, as `clstream run --config` takes it.
         seeds: how many runs, with which seeds.
-        metric: one of METRICS.
+        metric: one of METRICS, or of OTHER_METRICS.
         expected: the mean that the source reports.
         spread: the standard deviation of a run that the source reports.
         runs: how many runs the source's mean is over.
@@ -50,6 +58,7 @@ class Anchor:
         spread_assumed: whether the source gives no spread, as one of a single run can't, and the one here is assumed.
         bound: "both", or "below" where the source calls anything good that is not below what it reports.
         seeded: options that take the seed of each run, such as stream.class_order: what the source draws anew for each run.
+        measure: what the metrics are of, as `clstream run --measures` names it, of clstream's own. "": the stream's main measure.
         unknown: what the source doesn't say of its protocol. A mean outside the interval is then no failure.
 
     """
@@ -70,6 +79,7 @@ class Anchor:
     bound: str = "both"
     seeded: list[str] = field(default_factory=list)
     unknown: str = ""
+    measure: str = ""
 
     def __iter__(self) -> Iterator[Anchor]:
         """Yield the anchor by each of its metrics, its own first."""
@@ -91,12 +101,17 @@ class Anchor:
         width = factor * self.spread * math.sqrt(1 / n + 1 / self.runs)
         return self.expected - width, self.expected + width if self.bound == "both" else math.inf
 
+    @property
+    def title(self) -> str:
+        """The metric, with the measure that it is of, if that is named."""
+        return f"{self.measure} {self.metric}".strip()
+
     def expectation(self) -> str:
         """Return what is expected, in words."""
         assumed = ", spread assumed" if self.spread_assumed else ""
         least = "at least " if self.bound == "below" else ""
         runs = f"{self.runs} run{'s' * (self.runs != 1)}"
-        return f"{self.metric} {least}{self.expected:g} ± {self.spread:g}{assumed} ({self.kind}, {runs})"
+        return f"{self.title} {least}{self.expected:g} ± {self.spread:g}{assumed} ({self.kind}, {runs})"
 
     def verdict(self, mean: float, n: int) -> tuple[bool, str]:
         """Return whether the mean of `n` runs is as it should be, and the sentence that says so."""
@@ -109,14 +124,23 @@ class Anchor:
             return True, f"PROTOCOL UNKNOWN, {self.unknown}: outside {where}"
         return False, f"OUTSIDE {where}"
 
-    def measure(self, result: Result) -> float:
+    def value(self, result: Result) -> float:
         """Return the anchor's metric of a run."""
-        return METRICS[self.metric](result)
+        if self.metric == "task_average_accuracy":
+            return metrics.average_accuracy(result.task_accuracy, result.taught)
+        name = measure_named(self.measure).name if self.measure else result.main_names[0]
+        if self.metric == "seen":
+            return float(result.measured[name][-1, -1])
+        matrix = result.measured[name][:, : len(result.targets)] if self.measure else result.main
+        return METRICS[self.metric](matrix, result.taught, name not in result.lower_is_better)
 
     def config_file(self) -> Path:
-        """Write the config to a temporary file that `clstream run --config` takes, and return its path."""
+        """Write the config, with the measure, to a temporary file that `clstream run --config` takes, and return its path."""
         file = Path(tempfile.mkdtemp(prefix="clstream-")) / f"{self.name}.yaml"
-        file.write_text(dump_yaml(self.config), encoding="utf-8")
+        asked = self.config.get("measures", [])
+        names = asked if isinstance(asked, list) else str(asked).split(",")
+        more = {"measures": [*names, self.measure]} if self.measure and self.measure not in names else {}
+        file.write_text(dump_yaml(self.config | more), encoding="utf-8")
         return file
 
 
@@ -152,15 +176,24 @@ def _anchor(name: str, loaded: dict[str, Any]) -> Anchor:
         check_integer(1, runs=loaded["runs"])
         check_integers(0, seeds=loaded["seeds"])
         check_choice(KINDS, kind=loaded["kind"])
-        check_choice(METRICS, metric=loaded["metric"])
+        check_choice((*METRICS, *OTHER_METRICS), metric=loaded["metric"])
+        measure = loaded.get("measure", "")
+        if not isinstance(measure, str):
+            raise TypeError(f"measure must be a name, as map, not {measure!r:.60}")
         check_choice(BOUNDS, bound=loaded.get("bound", "both"))
         check_bool(spread_assumed=loaded.get("spread_assumed", False))
         for metric, pair in also.items():
-            check_choice(METRICS, also=metric)
+            check_choice((*METRICS, *OTHER_METRICS), also=metric)
             expected, spread = pair
             check_number(**{f"{metric}, expected": expected, f"{metric}, spread": spread})
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"the anchor {name}: {error}") from None
+    try:
+        asks = measure_named(measure).asks if measure else "class"
+    except ValueError as error:
+        raise UsageError(f"the anchor {name}: {error}") from None
+    if asks == "novelty":
+        raise UsageError(f"the anchor {name}: {measure} is of strange samples, and metrics are of the tasks' own")
     if not loaded["seeds"] or len(set(loaded["seeds"])) < len(loaded["seeds"]):
         raise UsageError(f"the anchor {name}: seeds must be distinct, and at least one")
     if not isinstance(loaded["config"], dict):

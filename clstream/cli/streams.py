@@ -63,11 +63,11 @@ def pretrain_command(arguments: list[str]) -> int:
     with as_failure(FloatingPointError):
         result = run(strategy, stream, ProgressBar(f"training on {stream.name}"), seed=options.seed, device=options.device)
     about: dict[str, Any] = {"labels": list(stream.tasks[0].classes), "data": whole.fingerprint}
-    about |= {"accuracy": result.average_accuracy}
+    about |= {result.main_name: result.average}
     about |= {name: result.params[name] for name in ("stream", "stream.epochs", "stream.batch_size", "strategy.optimizer", "seed")}
     with as_failure(OSError):
         save_weights(strategy.model, out, about)
-    print(f"{type(strategy.model).__name__} on {stream.name}: accuracy {result.average_accuracy:.3f}, {result.seconds:.0f} s")
+    print(f"{type(strategy.model).__name__} on {stream.name}: {result.main_name} {result.average:.3f}, {result.seconds:.0f} s")
     print(f"weights in {out}: clstream run --weights {out} starts from them")
     return 0
 

@@ -59,9 +59,9 @@ def report(console: Console, anchor: Anchor, results: list[Result]) -> int:
     """Print what an anchor measured, by each of its metrics; return 0 if all are inside, else 1."""
     outside = 0
     for figure in anchor:
-        values = [figure.measure(result) for result in results]
+        values = [figure.value(result) for result in results]
         seeds = ", ".join(str(result.params["seed"]) for result in results)
-        console.print(f"{anchor.name}: {figure.metric} {mean_and_std(values, 4)} over seeds {seeds}")
+        console.print(f"{anchor.name}: {figure.title} {mean_and_std(values, 4)} over seeds {seeds}")
         console.print(f"  each      {', '.join(f'{value:.4f}' for value in values)}")
         console.print(f"  expected  {figure.expectation()}", markup=False)
         console.print(f"  source    {anchor.kind}: {anchor.source}", markup=False)

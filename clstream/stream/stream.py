@@ -569,6 +569,8 @@ def _check_probes(stream: Stream, checked: set[int]) -> None:
         if not isinstance(probe, TestSet):
             raise TypeError(f"{stream.name}: probes must be a list of TestSet objects, and one of them is a {type(probe).__name__}")
         what = f"{stream.name}: the probe {probe.name}"
+        if probe.name in ("mean", "forgetting", "sessions_finished"):
+            raise ValueError(f"{what} is called as a column of tables is: give it another name")
         if probe.name in names:
             raise ValueError(f"{what} has the name of another test set: give it another one")
         names.add(probe.name)

@@ -210,13 +210,15 @@ def _of_evaluation(event: events.Evaluated) -> Entry:
         "batches": evaluation.probe_steps[-1],
         "within_session": evaluation.within_session,
     }
+    if evaluation.main_name != "accuracy":
+        newest = evaluation.probes[-1] if evaluation.within_session else evaluation.main[-1]
+        about |= {"main": evaluation.main_name, "values": to_plain(newest.tolist())}
     if evaluation.within_session:
         mean = metrics.average_accuracy(evaluation.probes, evaluation.probe_taught)
         return about | {"mean": to_plain(mean), "accuracy": to_plain(evaluation.probes[-1].tolist())}
     values: Entry = {
         "mean": metrics.average_accuracy(evaluation.main, evaluation.taught),
         "forgetting": metrics.forgetting(evaluation.main, evaluation.taught),
-        **({"main": evaluation.main_name} if "accuracy" not in evaluation.measured else {}),
     }
     tasks, plain = len(evaluation.targets), ("accuracy", "task_accuracy")
     values |= {name: evaluation.measured[name][-1, :tasks].tolist() for name in plain if name in evaluation.measured}

@@ -40,11 +40,12 @@ def _digits(value: object) -> str:
 
 
 def _evaluation(entry: Entry) -> str:
-    accuracies = " ".join(f"{float(value):.3f}" for value in entry["accuracy"])
+    name, values = (entry["main"], entry["values"]) if "main" in entry else ("accuracy", entry["accuracy"])
+    each = " ".join(f"{float(value):.3f}" for value in values)
     if entry["within_session"]:
-        return f"accuracy {float(entry['mean']):.3f} after {entry['batches']} batches: {accuracies}"
+        return f"{name} {float(entry['mean']):.3f} after {entry['batches']} batches: {each}"
     lost = float(entry["forgetting"])
-    return f"accuracy {float(entry['mean']):.3f}{'' if math.isnan(lost) else f', forgetting {lost:.3f}'}: {accuracies}"
+    return f"{name} {float(entry['mean']):.3f}{'' if math.isnan(lost) else f', forgetting {lost:.3f}'}: {each}"
 
 
 TEXT: dict[str, Callable[[Entry], str]] = {

@@ -25,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
+from clstream.measures import MAIN
 from clstream.tracking.outbox import Item, Outbox, is_plain_name
 from clstream.tracking.uploader import Uploader, reason_of
 
@@ -273,7 +274,7 @@ def charts_page(uri: str, picture: str, experiment: str | None = None) -> str:
     """Return where the UI shows the charts of an experiment: the part of the address from the # on.
 
     MLflow draws them in sections by name, each chart on a scale of its own. The experiment gets a view, which is what its UI
-    calls "shared", that begins with the runs' pictures, and has accuracies from 0 to 1; all other charts follow.
+    calls "shared", that begins with the runs' pictures and the main measures, accuracies from 0 to 1; all other charts follow.
 
     Args:
         uri: the store.
@@ -308,14 +309,18 @@ def charts_view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
     images = {"type": "IMAGE", "uuid": picture, "metricSectionId": first, "imageKeys": [picture], "step": 0, "showRunParams": False}
     sections: list[dict[str, Any]] = [{"uuid": first, "name": first, "columns": 1, "cardHeight": 420}]
     charts: list[dict[str, Any]] = [images]
-    for name in sorted(metrics):
+    names = sorted(metrics)
+    unbounded = {"r2", *(["anytime"] if "r2/mean" in names or "task_il/r2/mean" in names else [])}
+    for name in names:
         section, _, short = name.rpartition("/")
-        if section in ("accuracy", "anytime", "task_il/accuracy"):
+        measure = section.removeprefix("task_il/")
+        if measure in MAIN.values() or section == "anytime":
             if section not in [drawn["name"] for drawn in sections]:
                 sections.append({"uuid": section, "name": section})
-            charts.append({
+            scale = {} if measure in unbounded else {"range": {"yMin": -0.02, "yMax": 1.02}}
+            charts.append(scale | {
                 "type": "LINE", "uuid": name, "metricSectionId": section, "metricKey": name, "displayName": short,
-                "range": {"yMin": -0.02, "yMax": 1.02}, "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear",
+                "xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear",
                 "lineSmoothness": 0, "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
                 "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
             })  # fmt: skip

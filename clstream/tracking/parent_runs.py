@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clstream.figures import accuracy_against_cost, compared_curves, forgetting_curves
 from clstream.files import check_writable
+from clstream.measures import MAIN
 from clstream.results import Evaluation, Result
 from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import connect, make_uploader, tracking_uri
@@ -90,6 +91,7 @@ class ParentRun:
         self.uploader, self.name, self.seeds = uploader, name, tuple(seeds)
         self.incomplete: dict[tuple[str, int], dict[int, float]] = {}
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.measure = "accuracy"  # the main one
         self.sessions: tuple[int, ...] = ()  # finished by each evaluation of the seed that came farthest
         self.drawn: tuple[int, ...] = ()
         self.picture = ""
@@ -163,7 +165,7 @@ class ParentRun:
 
     def update(self, seed: int, evaluation: Evaluation, begun: Tensor) -> None:
         """Keep what a seed has measured so far, for the picture; see `tasks_by_row` for `begun`."""
-        self.seen[seed] = evaluation.main, evaluation.taught, begun
+        self.seen[seed], self.measure = (evaluation.main, evaluation.taught, begun), evaluation.main_name
         self.sessions = evaluation.sessions if len(evaluation.sessions) >= len(self.sessions) else self.sessions
         self.draw()
 
@@ -182,13 +184,16 @@ class ParentRun:
     def _draw(self, latest: Sequence[int]) -> None:
         title = self.name if len(latest) == len(self.seeds) else f"{self.name}: {len(latest)} so far"
         accuracy, taught, begun = (torch.stack([self.seen[seed][part] for seed in latest]) for part in range(3))
-        self.picture = base64.b64encode(as_png(forgetting_curves(accuracy, taught, title, begun, self.sessions))).decode()
+        figure = forgetting_curves(accuracy, taught, title, begun, self.sessions, self.measure)
+        self.picture = base64.b64encode(as_png(figure)).decode()
         self.uploader.outbox.put("image", key=PICTURE, base64=self.picture, at=_now())
 
     def warn_of_missing_seeds(self) -> None:
         """Warn if the parent ended well, but not all of its seeds did."""
-        absent = [seed for (name, _), values in self.incomplete.items() if name == "accuracy/mean" for seed in self.seeds
-                  if seed not in values]  # fmt: skip
+        means = {f"{measure}/mean" for measure in MAIN.values()}
+        absent = [
+            seed for (name, _), values in self.incomplete.items() if name in means for seed in self.seeds if seed not in values
+        ]
         if absent:
             warnings.warn(
                 f"the curves of {self.name!r} end before those of some of its seeds: a mean needs all of {self.seed_list}, and "
@@ -206,10 +211,10 @@ def track_comparison(
 ) -> str | None:
     """Write an MLflow run with pictures of some runs against each other, and return its id; None if the server is away.
 
-    One shows their accuracies over the sessions, the other one, where costs are known, accuracy against cost.
+    One shows their main measure over the sessions, the other one, where costs are known, it against cost.
 
     Args:
-        results: by name, what each seed of a run measured.
+        results: by name, what each seed of a run measured; all have the same main measure.
         experiment, uri: as for `MlflowTracker`.
         began: when, in seconds since 1970; MLflow shows the pictures of earlier runs first. None: now.
 
@@ -220,7 +225,8 @@ def track_comparison(
         for run_name, seeds in results.items()
     }
     finished = {run_name: seeds[0].sessions for run_name, seeds in results.items()}
-    picture = base64.b64encode(as_png(compared_curves(pairs, sessions=finished))).decode()
+    measure = next(iter(results.values()))[0].main_name
+    picture = base64.b64encode(as_png(compared_curves(pairs, sessions=finished, measure=measure))).decode()
     uploader = begin_run(tracking_uri(uri), experiment, None, None, name, {"mlflow.source.name": "clstream"}, began)
     uploader.outbox.put("image", key=PICTURE, base64=picture, at=_now())
     uploader.outbox.put("artifact", name="comparison.png", base64=picture)
@@ -234,10 +240,9 @@ def track_comparison(
     }
     if all(spent.values()):
         points = {run_name: tuple(torch.tensor(pairs, dtype=torch.float64).T) for run_name, pairs in spent.items()}
-        picture = base64.b64encode(
-            as_png(accuracy_against_cost({name: (pair[0], pair[1]) for name, pair in points.items()}))
-        ).decode()
-        uploader.outbox.put("artifact", name="accuracy_against_cost.png", base64=picture)
+        figure = accuracy_against_cost({name: (pair[0], pair[1]) for name, pair in points.items()}, measure=measure)
+        picture = base64.b64encode(as_png(figure)).decode()
+        uploader.outbox.put("artifact", name=f"{measure.replace('/', '_')}_against_cost.png", base64=picture)
     uploader.outbox.put("end", status="FINISHED", at=_now())
     uploader.upload(last=True)
     return uploader.outbox.run_id

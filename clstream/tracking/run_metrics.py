@@ -54,11 +54,25 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
         for place, column in enumerate(evaluation.test_sets[len(evaluation.targets) :], len(evaluation.targets)):
             values[f"{prefix}{label}/{column}"] = float(whole[-1, place])
         values[f"{prefix}{label}/mean"] = metrics.average_accuracy(matrix, taught)
-        values[f"{prefix}forgetting/mean" if main else f"{prefix}{label}/forgetting"] = metrics.forgetting(matrix, taught, higher)
-        if main:
-            values[f"{prefix}transfer/backward"] = metrics.backward_transfer(matrix, taught, higher)
-            values[f"{prefix}transfer/forward"] = metrics.forward_transfer(matrix, baseline, taught, higher)
+        if not main:
+            values[f"{prefix}{label}/forgetting"] = metrics.forgetting(matrix, taught, higher)
+        else:
+            values |= _compared(matrix, taught, baseline, prefix)
+    if len(set(evaluation.main_names)) > 1:  # tasks with targets of several kinds
+        start = [evaluation.start[name][task] for task, name in enumerate(evaluation.main_names)]
+        values |= _compared(
+            evaluation.main, evaluation.taught, torch.stack(start), prefix="task_il/" * (evaluation.scenario == "task")
+        )
     return values
+
+
+def _compared(matrix: Tensor, taught: Tensor, baseline: Tensor, prefix: str) -> dict[str, float]:
+    """Return what compares the rows of a matrix of a main measure, of which all are better the higher they are."""
+    return {
+        f"{prefix}forgetting/mean": metrics.forgetting(matrix, taught),
+        f"{prefix}transfer/backward": metrics.backward_transfer(matrix, taught),
+        f"{prefix}transfer/forward": metrics.forward_transfer(matrix, baseline, taught),
+    }
 
 
 def _tasks_measured(evaluation: Evaluation, label: str) -> list[int]:
