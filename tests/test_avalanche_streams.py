@@ -210,6 +210,23 @@ def test_an_online_stream_of_some_experiences_goes_with_their_own_tests(avalanch
         from_avalanche(benchmarks.CLScenario([benchmarks.split_online_stream(two, 50, seed=0), given.test_stream]))
 
 
+@pytest.mark.parametrize(("target", "what"), [(torch.tensor([0.0, 1.0]), "a row of numbers"), (torch.tensor(1.5), "1.5")])
+def test_other_targets_than_labels_are_refused(target: Tensor, what: str, avalanche: Import) -> None:
+    class Others(torch.utils.data.Dataset[Any]):
+        targets = (0, 0, 1, 1)
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            return torch.zeros(3), target
+
+    dataset = avalanche("benchmarks.utils").as_classification_dataset(Others())
+    benchmark = avalanche("benchmarks").benchmark_from_datasets(train=[dataset], test=[dataset])
+    with pytest.raises(TypeError, match=f"are read for labels, one whole number each, not {what}: from_dataset"):
+        from_avalanche(benchmark, progress=False)
+
+
 def test_experiences_that_cannot_be_told_apart_are_refused(avalanche: Import) -> None:
     wrap = avalanche("benchmarks.utils").as_classification_dataset
     train, test = digits()

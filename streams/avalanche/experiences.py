@@ -41,7 +41,19 @@ class Pairs(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         sample = self.dataset[index]
-        return sample[0], int(sample[1])
+        return sample[0], _label(sample[1])
+
+
+def _label(target: Any) -> int:
+    """Return a label as a plain number. Raises TypeError for other targets."""
+    several = getattr(target, "shape", ()) not in ((), (1,)) or isinstance(target, (list, tuple))
+    if several or float(target) != int(target):
+        what = "a row of numbers" if several else f"{float(target):g}"
+        raise TypeError(
+            f"Avalanche's benchmarks are read for labels, one whole number each, not {what}: from_dataset(target='multilabel') "
+            "takes several labels of a sample, and target='value' real numbers"
+        )
+    return int(target)
 
 
 @dataclass(eq=False)
