@@ -24,7 +24,7 @@ from clstream import drift_detection, memory, models, online_metrics, run
 from clstream.augmentations import CropFlipJitter
 from clstream.bus import Event
 from clstream.checkpoint import checkpointer
-from clstream.checks import example_model, retention
+from clstream.checks import example_model, example_stream, retention
 from clstream.fisher import batch_fisher, diagonal_fisher
 from clstream.pretraining import join_tasks
 from clstream.stream import Samples, Stream, Task
@@ -92,6 +92,8 @@ NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "Refresh": lambda: {"base": strategies.DERpp(example_model())},
     "Regularised": lambda: {"base": strategies.Finetune(example_model()), "penalties": [strategies.EWCPenalty(0.1)]},
     "WithDetectedBoundaries": lambda: {"base": strategies.EWC(example_model())},
+    "ClassMeans": lambda: {"base": strategies.Replay(example_model())},
+    "features": lambda: {"stream": example_stream(), "backbone": example_model()},
     "Checkpointer": lambda: {"folder": "checkpoints"},
     "MlpGenerator": lambda: {"size": 10, "chunk": 5, "task_size": 2, "chunk_size": 2},
     "LstmGenerator": lambda: {"size": 10, "chunk": 5, "task_size": 2, "chunk_size": 2},
