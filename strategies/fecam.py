@@ -4,13 +4,17 @@ Goswami, Liu, Twardowski, van de Weijer 2023, "FeCAM: Exploiting the Heterogenei
 Learning". Form implemented, under a frozen network, in the steps of the authors' code, with t(f) = f^tukey:
 
     S_c = covariance of t(f) over the samples of class c (divided by their number less 1)
-    S_c <- S_c + shrink_diagonal v I + shrink_off_diagonal o (1 - I),    v the mean of its diagonal, o of its other entries but 0
+    S_c <- S_c + shrink_diagonal v I + shrink_off_diagonal o (1 - I),    v the mean of its diagonal, o of its other entries
     R_c = S_c as correlations: divided by the roots of its diagonal on both sides
     d = t(f) / |t(f)| - t(m_c) / |t(m_c)|,    score_c = -d' R_c^+ d,    m_c the mean of f, R^+ the pseudo-inverse
 
 With `tukey=None` t is the identity, and f is divided by its length first, in the covariance and the mean too, as the authors have
 it for vision transformers (shrink_diagonal 1, shrink_off_diagonal 0 there; 1 and 1 on features of ResNets, with tukey 0.5: the
 defaults). Tukey's power is of features from 0 up: others are refused. A class of one sample has no covariance: its R is I.
+
+The authors' code takes o over the entries that are not 0. Then, where most features of a class are 0, o can exceed v, and distances
+get below 0: on sparse features one class wins everything. With the mean over all entries, as the paper says it, R has no negative
+eigenvalue; without zeros both are the same.
 
 Deviation: the authors' code answers by plain distances in the first task; here each task is alike. What comes when does not matter.
 A class keeps features x features numbers: 13 MB in float64 for 1,280 features. `novelty` is the distance to the nearest class.
@@ -103,8 +107,7 @@ class FeCAM(FrozenFeatures):
         """Return a covariance (features, features) shrunk, as correlations; what never varies is correlated with itself alone."""
         covariance = (covariance + covariance.T) / 2
         one = torch.eye(len(covariance)).to(covariance)
-        others = covariance * (1 - one)
-        mean = others.sum() / (others != 0).sum().clamp(min=1)
+        mean = (covariance * (1 - one)).sum() / max(1, len(one) * (len(one) - 1))
         covariance = covariance + self.shrink_diagonal * covariance.diagonal().mean() * one
         covariance = covariance + self.shrink_off_diagonal * mean * (1 - one)
         deviations = covariance.diagonal().clamp(min=0).sqrt()

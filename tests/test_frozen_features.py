@@ -211,6 +211,18 @@ def test_a_covariance_of_fewer_samples_than_features_is_no_obstacle(name: str) -
     assert strategy.scores(test)[:, [0, 2, 4]].isfinite().all() and strategy.scores(test)[:, [1, 3, 5]].max() == -torch.inf
 
 
+def test_fecam_s_distances_are_never_below_zero_where_most_features_are_zero() -> None:
+    stream = gaussian()
+    silent = torch.rand(6, 12, generator=torch.Generator().manual_seed(1)) < 0.7  # of each class
+
+    def hush(part: Samples) -> Samples:
+        return Samples(part.x.masked_fill(silent[part.y], 0), part.y)
+
+    tasks = [replace(task, train=hush(task.train[:]), test=hush(task.test[:])) for task in stream.tasks]
+    result = run(strategy := FeCAM(Identity()), replace(stream, tasks=tasks))
+    assert strategy.scores(torch.cat([task.test[:].x for task in tasks])).max() <= 0 and result.average > 0.9
+
+
 def test_within_a_session_answers_have_what_came_and_nothing_is_moved_by_them() -> None:
     stream = replace(gaussian(), tasks=gaussian().tasks[:1], schedule=None)
     whole = Checkpoints()
