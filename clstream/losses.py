@@ -72,3 +72,19 @@ def supervised_contrastive(features: Tensor, y: Tensor, temperature: float, coun
     every = similar.masked_fill(itself, torch.finfo(z.dtype).min).logsumexp(1)  # it subtracts the greatest of each row first
     paired = positives > 0 if counted is None else (positives > 0) & counted
     return ((every - near) * paired).sum() / paired.sum().clamp(min=1)
+
+
+def nt_xent(projections: Tensor, temperature: float) -> Tensor:
+    """Return NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020): each row is to find the other view of its sample.
+
+    With z the rows at unit length, i and p(i) the two views of a sample, and s = z z' / T, the mean over all 2n rows of
+
+        -log( exp(s_i,p(i)) / sum over a other than i of exp(s_ia) )
+
+    Args:
+        projections: (2n, d): the first views of n samples, then the second ones, in the same order.
+        temperature: T.
+
+    """
+    samples = torch.arange(len(projections) // 2, device=projections.device)
+    return supervised_contrastive(projections, samples.repeat(2), temperature)

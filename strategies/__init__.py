@@ -26,6 +26,7 @@ from clstream.strategies.replay import Replay
 from clstream.strategies.sharp import SHARP
 from clstream.strategies.si import SI
 from clstream.strategies.si import SIPenalty as SIPenalty
+from clstream.strategies.simclr import SimCLR
 from clstream.strategies.slda import SLDA
 from clstream.strategies.tame import TAME
 from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
@@ -55,6 +56,7 @@ __all__ = [
     "SHARP",
     "SI",
     "SLDA",
+    "SimCLR",
     "TAME",
     "WithDetectedBoundaries",
 ]

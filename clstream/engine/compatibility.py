@@ -63,6 +63,11 @@ def check_fits(
         if not stream.boundaries:
             raise ValueError(f"{type(strategy).__name__} needs {need}, which {stream.name} hides ({reason})")
     for owner in with_parts(strategy):
+        if getattr(owner, "needs_images", False) and len(stream.input_shape) != 3:
+            raise ValueError(
+                f"{type(owner).__name__} learns from images (channels, height, width), and {stream.name} has inputs of the shape "
+                f"{stream.input_shape}"
+            )
         for regulariser in getattr(owner, "regularisers", ()):
             if not any(regulariser is part for part in getattr(owner, "parts", ())):
                 name = type(owner).__name__

@@ -61,6 +61,9 @@ class Strategy(Emitter, HasParams):
     needs_task: bool = False
     """Whether it reads the `task` of batches or sessions; then it is refused on a stream that hides its boundaries."""
 
+    needs_images: bool = False
+    """Whether its inputs must be images (channels, height, width); a stream of others is refused."""
+
     takes_regularisers: bool = True
     """Whether its steps minimise `self.objective(samples)`, so that penalties can be added: see `add_regularisers`."""
 
