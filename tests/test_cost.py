@@ -37,14 +37,14 @@ def counted(call):
     return everything.flops, result
 
 
-@pytest.mark.parametrize(("batch_size", "epochs"), [(8, 1), (2, 2)])
+@pytest.mark.parametrize(("batch_size", "epochs", "every"), [(8, 1, None), (2, 2, None), (3, 3, 7)])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_flops_of_a_run_are_those_of_every_step(name, batch_size, epochs):
+def test_the_flops_of_a_run_are_those_of_every_step(name, batch_size, epochs, every):
     with isolated(0, "strategy"):
         strategy = example(name)
     stream = example_stream(batch_size=batch_size, epochs=epochs)
     before, _ = counted(lambda: check_fits(strategy, stream))
-    everything, result = counted(lambda: run(strategy, stream))
+    everything, result = counted(lambda: run(strategy, stream, evaluate_every=every))
     assert result.cost.total["flops"] == everything - before
 
 

@@ -193,6 +193,19 @@ class FlopMeter:
         self.totals[self.kind] += flops
 
     @contextmanager
+    def once(self, key: Hashable) -> Iterator[None]:
+        """See `counted_once`."""
+        name, totals, before = f"once {key!r}", dict(self.totals), self.mode.flops
+        again = name in self.known
+        with self._mode(not again):
+            yield
+        flops, self.mode.flops, self.known[name] = self.mode.flops - before, before, 0
+        if again:
+            self.totals = totals
+        else:
+            self.totals[self.kind] += flops
+
+    @contextmanager
     def _mode(self, on: bool) -> Iterator[None]:
         """Have the mode entered, or left, within."""
         if on == self.is_on:
@@ -286,6 +299,17 @@ def same_flops(key: Hashable, known: dict[Any, int] | None = None) -> Iterator[N
         yield
     else:
         with meter.block(key, known):
+            yield
+
+
+@contextmanager
+def counted_once(key: Hashable) -> Iterator[None]:
+    """Count the FLOPs of this block, but not again for the same key: for what is kept for later, and lost when a run is resumed."""
+    meter = METER.get()
+    if meter is None or meter.paused():
+        yield
+    else:
+        with meter.once(key):
             yield
 
 

@@ -46,16 +46,18 @@ def count_parameters(strategy: Answering) -> tuple[int, int]:
 
 def memory_by_attribute(strategy: Answering, stream: Stream) -> dict[str, int]:
     """Return the bytes that a strategy keeps beside what it answers with, by the attribute that holds them."""
-    met = {_storage(tensor) for tensor in (*strategy.answering_weights(), *_tensors_of_stream(stream))}
+    met: set[tuple[str, int]] = set()
+    for tensor in (*strategy.answering_weights(), *_tensors_of_stream(stream)):
+        met.update(_storages(tensor))
     sizes: dict[str, int] = {}
     for path, value in walk(strategy, leaves=OF_THE_STREAM):
         size = 0
         if isinstance(value, np.ndarray):
             size = value.nbytes if value.base is None else 0
         for tensor in _tensors(value):
-            if (storage := _storage(tensor)) not in met:
-                met.add(storage)
-                size += tensor.untyped_storage().nbytes()
+            storages = _storages(tensor)
+            size += sum(storages[key] for key in storages.keys() - met)
+            met.update(storages)
         if size:
             name = re.split(r"[.\[]", _THROUGH.sub("", path), maxsplit=2)[1]
             sizes[name] = sizes.get(name, 0) + size
@@ -97,8 +99,21 @@ def _tensors_of_stream(stream: Stream) -> Iterator[Tensor]:
                     yield from (samples.x, samples.y, *samples.extra.values())
 
 
-def _storage(tensor: Tensor) -> tuple[str, int]:
-    return str(tensor.device), tensor.untyped_storage().data_ptr()
+def _storages(tensor: Tensor) -> dict[tuple[str, int], int]:
+    """Return the bytes of what a tensor is stored in, by where that is; a sparse one is stored in several."""
+    try:
+        if tensor.layout == torch.sparse_coo:
+            parts = [tensor._indices(), tensor._values()]
+        elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+            parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+        elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+            parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+        else:
+            parts = [tensor]
+        stored = [part.untyped_storage() for part in parts]
+        return {(str(tensor.device), storage.data_ptr()): storage.nbytes() for storage in stored}
+    except (NotImplementedError, RuntimeError):  # a layout that has no storage to show
+        return {("object", id(tensor)): tensor.numel() * tensor.element_size()}
 
 
 def _bytes_of_samples(samples: Samples | Subset) -> int:

@@ -65,7 +65,7 @@ from clstream.bus import on
 from clstream.drift_detection import LossWindow, ShiftDetected, check_detection, smooth
 from clstream.eval_mode import answers
 from clstream.events import RunEnded, RunStarted, SessionEnded, SessionStarted
-from clstream.measures.flops import same_flops
+from clstream.measures.flops import counted_once
 from clstream.memory import ClassBalanced, Reservoir
 from clstream.models.ensemble import Ensemble
 from clstream.params import check_bool, check_choice, check_integer, check_positive, check_share
@@ -331,14 +331,14 @@ class TAME(Strategy):
         if self.cached_selector is None or self.cached_selector[0] != source:
             memory = self.memory.all()
             samples = Samples(memory.x, memory.y // self.classes)
-            for attempt in range(TRIES):
-                seeds = self.seed, "selector", *source, *range(attempt)
-                with same_flops("selector", {}), torch.enable_grad(), isolated(*seeds, device=self.device):
-                    selector = self.train_selector(samples)
-                with same_flops("collapsed", {}):
+            with counted_once(("selector", source)):
+                for attempt in range(TRIES):
+                    seeds = self.seed, "selector", *source, *range(attempt)
+                    with torch.enable_grad(), isolated(*seeds, device=self.device):
+                        selector = self.train_selector(samples)
                     self.selector_collapsed = len(samples.y.unique()) > 1 and is_collapsed(selector[0], samples.x)
-                if not self.selector_collapsed:
-                    break
+                    if not self.selector_collapsed:
+                        break
             self.cached_selector = source, selector
         return self.cached_selector[1]
 
@@ -363,7 +363,8 @@ class TAME(Strategy):
             source = expert.steps, expert.memory.seen
             if len(expert.memory) and (number not in self.cached_copies or self.cached_copies[number][0] != source):
                 model = deepcopy(expert.model)
-                with torch.enable_grad(), isolated(self.seed, "pruning", number, *source, device=self.device):
+                seeds = self.seed, "pruning", number, *source
+                with counted_once(seeds), torch.enable_grad(), isolated(*seeds, device=self.device):
                     masks = self.prune(model, expert.memory.all())
                 self.cached_copies[number] = source, (model.eval(), masks)
         copies = {number: copy for number, (_, copy) in self.cached_copies.items()}
