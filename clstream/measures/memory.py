@@ -1,9 +1,9 @@
 """Memory: the bytes that a strategy keeps beside what it answers with.
 
-Counted is what a checkpoint would hold of it: tensors and arrays at any depth, each storage once and whole, so that a memory counts
-with all the room that it took. Left out are the parameters and buffers that it answers with, gradients, and what it derives from
-the rest and could make again (what its class names in `not_state`). Samples of the stream that it only refers to take no room of
-their own. Where it learns them again, as joint training does, it says so by `kept_samples`, and they count as if it had a copy.
+Counted is what a checkpoint would hold of it: tensors and arrays at any depth, each storage once, as far as it is used: a memory
+counts with all the room that it took. Left out are the parameters and buffers that it answers with, gradients, and what it derives
+from the rest and could make again (what its class names in `not_state`). Samples of the stream that it only refers to take no room
+of their own. Where it learns them again, as joint training does, it says so by `kept_samples`, and they count as if it had a copy.
 """
 
 from __future__ import annotations
@@ -46,21 +46,20 @@ def count_parameters(strategy: Answering) -> tuple[int, int]:
 
 def memory_by_attribute(strategy: Answering, stream: Stream) -> dict[str, int]:
     """Return the bytes that a strategy keeps beside what it answers with, by the attribute that holds them."""
-    met: set[tuple[str, int]] = set()
-    for tensor in (*strategy.answering_weights(), *_tensors_of_stream(stream)):
-        met.update(_storages(tensor))
-    sizes: dict[str, int] = {}
+    left_out = {key for tensor in (*strategy.answering_weights(), *_tensors_of_stream(stream)) for key, _, _ in _extents(tensor)}
+    stored: dict[tuple[str, int], tuple[str, int, int]] = {}  # where it is held first, and how far it is used
     for path, value in walk(strategy, leaves=OF_THE_STREAM):
-        size = 0
         if isinstance(value, np.ndarray):
-            size = value.nbytes if value.base is None else 0
+            stored["array", id(value)] = path, 0, value.nbytes
         for tensor in _tensors(value):
-            storages = _storages(tensor)
-            size += sum(storages[key] for key in storages.keys() - met)
-            met.update(storages)
-        if size:
+            for key, low, high in _extents(tensor):
+                first, lowest, highest = stored.get(key, (path, low, high))
+                stored[key] = first, min(low, lowest), max(high, highest)
+    sizes: dict[str, int] = {}
+    for key, (path, low, high) in stored.items():
+        if key not in left_out and high > low:
             name = re.split(r"[.\[]", _THROUGH.sub("", path), maxsplit=2)[1]
-            sizes[name] = sizes.get(name, 0) + size
+            sizes[name] = sizes.get(name, 0) + high - low
     if kept := sum(map(_bytes_of_samples, strategy.kept_samples())):
         sizes["kept_samples"] = kept
     return sizes
@@ -99,8 +98,8 @@ def _tensors_of_stream(stream: Stream) -> Iterator[Tensor]:
                     yield from (samples.x, samples.y, *samples.extra.values())
 
 
-def _storages(tensor: Tensor) -> dict[tuple[str, int], int]:
-    """Return the bytes of what a tensor is stored in, by where that is; a sparse one is stored in several."""
+def _extents(tensor: Tensor) -> Iterator[tuple[tuple[str, int], int, int]]:
+    """Yield for each storage of a tensor, of which a sparse one has several, where that is, and its first and last byte there."""
     try:
         if tensor.layout == torch.sparse_coo:
             parts = [tensor._indices(), tensor._values()]
@@ -110,10 +109,14 @@ def _storages(tensor: Tensor) -> dict[tuple[str, int], int]:
             parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
         else:
             parts = [tensor]
-        stored = [part.untyped_storage() for part in parts]
-        return {(str(tensor.device), storage.data_ptr()): storage.nbytes() for storage in stored}
+        for part in parts:
+            span = (
+                1 + sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True)) if part.numel() else 0
+            )
+            low, size = part.storage_offset(), part.element_size()
+            yield (str(part.device), part.untyped_storage().data_ptr()), low * size, (low + span) * size
     except (NotImplementedError, RuntimeError):  # a layout that has no storage to show
-        return {("object", id(tensor)): tensor.numel() * tensor.element_size()}
+        yield ("tensor", id(tensor)), 0, tensor.numel() * tensor.element_size()
 
 
 def _bytes_of_samples(samples: Samples | Subset) -> int:
