@@ -110,10 +110,8 @@ def _extents(tensor: Tensor) -> Iterator[tuple[tuple[str, int], int, int]]:
         else:
             parts = [tensor]
         for part in parts:
-            span = (
-                1 + sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True)) if part.numel() else 0
-            )
-            low, size = part.storage_offset(), part.element_size()
+            reach = sum((length - 1) * stride for length, stride in zip(part.shape, part.stride(), strict=True))
+            low, size, span = int(part.storage_offset()), part.element_size(), int(reach) + 1 if part.numel() else 0
             yield (str(part.device), part.untyped_storage().data_ptr()), low * size, (low + span) * size
     except (NotImplementedError, RuntimeError):  # a layout that has no storage to show
         yield ("tensor", id(tensor)), 0, tensor.numel() * tensor.element_size()
