@@ -133,12 +133,13 @@ def test_what_else_was_measured_has_a_table() -> None:
 def test_charts_begin_with_the_main_measures() -> None:
     names = ["map/task_00", "map/mean", "task_il/map/mean", "r2/mean", "anytime/task_00", "loss", "top5/mean", "accuracy/dark/a"]
     view = charts_view(names, "a first look/curves")
-    assert [section["name"] for section in view["compareRunSections"][1:-2]] == ["anytime", "map", "r2", "task_il/map"]
+    assert [section["name"] for section in view["compareRunSections"][1:-2]] == ["map", "r2", "task_il/map", "anytime"]
+    assert view["isAccordionReordered"]
     charts = {chart["metricKey"]: chart.get("range") for chart in view["compareRunCharts"][1:]}
     assert charts["map/mean"] == charts["task_il/map/mean"] == {"yMin": -0.02, "yMax": 1.02}
     assert charts["r2/mean"] is None and charts["anytime/task_00"] is None and "top5/mean" not in charts
     plain = charts_view(["accuracy/mean", "anytime/task_00"], "a first look/curves")
-    assert all("range" in chart for chart in plain["compareRunCharts"][1:])
+    assert all("range" in chart for chart in plain["compareRunCharts"][1:]) and "isAccordionReordered" not in plain
 
 
 def test_metrics_of_tasks_of_several_kinds_are_of_the_main_matrix() -> None:

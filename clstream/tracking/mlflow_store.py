@@ -310,6 +310,9 @@ def charts_view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
     sections: list[dict[str, Any]] = [{"uuid": first, "name": first, "columns": 1, "cardHeight": 420}]
     charts: list[dict[str, Any]] = [images]
     names = sorted(metrics)
+    others = any(name.removeprefix("task_il/").startswith(("map/", "r2/")) for name in names)
+    if others:  # the page sorts sections by name, unless told that they are in order: accuracy comes first in any case
+        names.sort(key=lambda name: name.startswith("anytime/"))
     unbounded = {"r2", *(["anytime"] if "r2/mean" in names or "task_il/r2/mean" in names else [])}
     for name in names:
         section, _, short = name.rpartition("/")
@@ -326,6 +329,7 @@ def charts_view(metrics: Iterable[str], picture: str) -> dict[str, Any]:
             })  # fmt: skip
     sections += [{"uuid": name, "name": name} for name in ("Model metrics", "System metrics")]
     return {
+        **({"isAccordionReordered": True} if others else {}),
         "compareRunCharts": [chart | {"runsCountToCompare": 10, "deleted": False, "isGenerated": True} for chart in charts],
         "compareRunSections": [
             section | {"display": True, "isReordered": False, "deleted": False, "isGenerated": True} for section in sections

@@ -377,7 +377,7 @@ class MlflowTracker:
                 plain = name in ("accuracy", "task_accuracy") and tasks + 1 == len(evaluation.test_sets)
                 written, names = (matrix[:, :tasks], ()) if plain else (matrix, evaluation.test_sets)
                 write_csv(written, evaluation.taught, folder / f"{view}.csv", evaluation.sessions, names=names)
-                if name in evaluation.main_names or name == "accuracy" or plain:
+                if name in evaluation.main_names or (name in ("accuracy", "task_accuracy") and "label" in evaluation.targets):
                     picture = accuracy_matrix(matrix[:, :tasks], f"{self.title}: {view}", evaluation.sessions, name)
                     picture.savefig(folder / f"{view}.png", dpi=120)
             if len(evaluation.probes) > len(evaluation.accuracy):
