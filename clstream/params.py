@@ -113,6 +113,14 @@ def check_choice(choices: Iterable[str], /, *, none: bool = False, **options: ob
             raise ValueError(f"{name} must be one of {', '.join(allowed)}{' or None' * none}, not {_shown(value)}{meant}")
 
 
+def check_choices(choices: Iterable[str], /, **options: object) -> None:
+    """Raise ValueError for an option that is not a list or tuple of some of the choices."""
+    allowed = list(choices)
+    for name, value in options.items():
+        if not isinstance(value, (list, tuple)) or not value or any(item not in allowed for item in value):
+            raise ValueError(f"{name} must be a tuple of some of {', '.join(allowed)}, not {_shown(value)}")
+
+
 def check_bool(*, none: bool = False, **options: object) -> None:
     """Raise ValueError for an option that is not True or False; `none`: whether None is taken too."""
     for name, value in options.items():

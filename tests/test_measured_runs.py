@@ -278,6 +278,60 @@ def test_a_measure_of_ones_own_starts_anew_for_each_test_set_and_evaluation() ->
         result.to_frame("top5")
 
 
+class Share(Measure):
+    """A measure that says nothing of no samples."""
+
+    name = "share"
+    compute_as: Any = float
+
+    def __init__(self) -> None:
+        self.hits = self.samples = 0
+
+    def update(self, answers: Answers, y: Tensor) -> None:
+        """Count."""
+        self.hits += int((answers.predicted == y).sum())
+        self.samples += len(y)
+
+    def compute(self) -> float:
+        """Return the share."""
+        return self.compute_as(self.hits / self.samples)  # type: ignore[no-any-return]  # on purpose
+
+
+@pytest.mark.parametrize("about", ["all", "seen"])
+def test_a_measure_is_asked_for_no_value_of_no_samples(about: str) -> None:
+    result = run(Finetune(example_model()), with_probes(), measures=[Share()], evaluate_on=about)
+    assert torch.equal(result.measured["share"].nan_to_num(-1), result.measured["accuracy"].nan_to_num(-1))
+    assert result.measured["share"][:, result.test_sets.index("unknown/noise")].isnan().all()
+
+
+@pytest.mark.parametrize("number", [float, int, torch.tensor, np.float32, lambda share: torch.tensor([share])])
+def test_the_value_of_a_measure_is_any_number(number: Any) -> None:
+    measure = Share()
+    measure.compute_as = number
+    expected = run(Finetune(example_model()), example_stream(epochs=1)).accuracy
+    result = run(Finetune(example_model()), example_stream(epochs=1), measures=[measure])
+    expected = expected.long().double() if number is int else expected
+    torch.testing.assert_close(result.measured["share"][:, :3], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"), [(None, "None"), ("high", "'high'"), (torch.zeros(2), r"a tensor of \(2,\)"), ([], r"\[\]")]
+)
+def test_a_value_that_is_no_number_is_refused_by_the_name_of_its_measure(answer: object, words: str) -> None:
+    measure = Share()
+    measure.compute_as = lambda share: answer  # whatever it is
+    with pytest.raises(TypeError, match=f"Share.compute must return a number, and returned {words}"):
+        run(Finetune(example_model()), example_stream(), measures=[measure])
+
+
+@pytest.mark.parametrize("learns", ["label", ("labels",), (), None])
+def test_a_strategy_that_names_no_targets_is_refused(learns: object) -> None:
+    strategy = Finetune(example_model())
+    strategy.learns_targets = learns  # type: ignore[assignment]  # on purpose
+    with pytest.raises(ValueError, match=r"Finetune\.learns_targets must be a tuple of some of label, multilabel, value"):
+        run(strategy, example_stream())
+
+
 @pytest.mark.parametrize(
     ("measures", "words"),
     [

@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from clstream.measures import MEASURES, Answers, Measure, chosen, measure_named
-from clstream.measures.labels import TopK
+from clstream.measures.labels import Accuracy, TopK
 
 NAN = math.nan
 
@@ -45,6 +45,14 @@ def test_labels_by_hand() -> None:
         assert value("ece", scores, LABELS, kind) == pytest.approx((0.3 + 0.6 + 0.4 + 0.5) / 4)
     for parts in (1, 3, 4):
         assert value("nll", logits, LABELS, parts=parts) == pytest.approx(-np.log([0.7, 0.3, 0.4, 0.5]).mean())
+
+
+def test_calibration_of_one_class_and_of_samples_that_no_class_competes_for() -> None:
+    assert value("ece", torch.rand(4, 1), torch.zeros(4, dtype=torch.int64)) == 0
+    nowhere = torch.tensor([[0.0, 1.0], [-math.inf, -math.inf]])
+    for name in ("ece", "nll", "brier"):
+        assert math.isnan(value(name, nowhere, torch.tensor([1, 1])))
+        assert math.isnan(value(name, torch.zeros(2, 2), torch.tensor([1, 1]), "probabilities"))
 
 
 def test_top_k_counts_ties_as_argmax_does_and_no_class_that_does_not_compete() -> None:
@@ -117,6 +125,10 @@ def test_values_by_hand() -> None:
     assert value("mse", answers, y) == pytest.approx((0 + 1 + 0 + 0 + 1 + 1) / 6)
     assert value("r2", answers, y) == pytest.approx(((1 - 1 / 2) + (1 - 2 / 6)) / 2)
     assert value("r2", answers, torch.tensor([[1.0, 5], [2, 5], [3, 5]])) == pytest.approx(0.5)  # what is constant is left out
+    for scale, offset in ((1e-6, 0), (1e-3, 1e3), (1e6, -1e9)):  # whatever the unit
+        assert value("r2", answers.double() * scale + offset, y.double() * scale + offset) == pytest.approx(
+            ((1 - 1 / 2) + (1 - 2 / 6)) / 2, rel=1e-6
+        )
     assert math.isnan(value("r2", answers[:1], y[:1])) and math.isnan(value("r2", answers, torch.ones(3, 2)))
 
 
@@ -145,6 +157,24 @@ def named(name: str, asks: str = "class") -> Measure:
     return measure
 
 
+def saying(**attributes: object) -> Measure:
+    """Return a measure that says something else of itself."""
+    measure = Odd()
+    vars(measure).update(attributes)
+    return measure
+
+
+class Plainer(Accuracy):
+    """Another arithmetic under the name of ours."""
+
+
+class Needy(Odd):
+    """A measure with an argument."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+
 @pytest.mark.parametrize(
     ("measures", "error", "words"),
     [
@@ -162,6 +192,15 @@ def named(name: str, asks: str = "class") -> Measure:
         ([named("odd", "task")], ValueError, "begins with task_ if asks is 'task', and only then"),
         ([named("odd", "colour")], ValueError, "Odd.asks must be one of class, task, novelty, not 'colour'"),
         ([named("")], ValueError, "needs a name"),
+        ([named("a/b")], ValueError, "Odd is called 'a/b': files and curves are called so"),
+        ([named("a, b")], ValueError, "Odd is called 'a, b'"),
+        ([named("forgetting")], ValueError, "is none of anytime, cost, events, final, forgetting, transfer"),
+        ([Plainer()], ValueError, "Plainer is called 'accuracy', as a measure of clstream's is: give it another name"),
+        ([Needy], TypeError, "Needy can't be made without arguments"),
+        ([saying(targets="label")], ValueError, "Odd.targets must be a tuple of some of label, multilabel, value, not 'label'"),
+        ([saying(targets=("labels",))], ValueError, "Odd.targets must be a tuple"),
+        ([saying(scores_are="logits")], ValueError, "Odd.scores_are must be a tuple of some of logits, probabilities, ranks"),
+        ([saying(higher_is_better=None)], ValueError, "Odd.higher_is_better must be True or False"),
     ],
 )
 def test_what_is_no_measure_is_refused(measures: object, error: type[Exception], words: str) -> None:

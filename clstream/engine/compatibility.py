@@ -16,18 +16,15 @@ from clstream.bus import subscriptions, with_parts
 from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
 from clstream.losses import BCE_MEANS
-from clstream.measures import Measure, chosen
-from clstream.params import check_choice, check_integer
+from clstream.measures import SCORES, Measure, chosen
+from clstream.params import check_choice, check_choices, check_integer
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
 from clstream.stream import TARGETS, Stream, own_storage
 
 EVALUATE_AT = ("sessions", "tasks", "end")
 
-
 EVALUATE_ON = ("all", "seen")
-
-SCORES = ("logits", "probabilities", "ranks")
 
 
 def check_fits(
@@ -115,6 +112,7 @@ def check_targets(strategy: Strategy, stream: Stream) -> None:
     kinds = " and ".join(stream.targets)
     for owner in with_parts(strategy):
         learns = getattr(owner, "learns_targets", TARGETS)
+        check_choices(TARGETS, **{f"{type(owner).__name__}.learns_targets": learns})
         for target in stream.targets:
             if target not in learns:
                 raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clstream.evaluation.answers import ChunkAnswers
 from clstream.evaluation.questions import BUILT_IN, Chunk, Questions
-from clstream.measures import Answers
+from clstream.measures import Answers, Measure
 from clstream.stream import TestSet
 
 Listener = Callable[[TestSet, Answers, Tensor, Tensor], None]
@@ -49,9 +49,7 @@ class Tally:
         for place, taught in self.taught.items() if questions.labelled else ():
             self.labels = self.labels.clone()  # those of classes that were not taught are never right
             self.labels[int(questions.starts[place]) :][: len(taught)].masked_fill_(~taught, -1)
-        self.parts = {
-            (place, measure.name): deepcopy(measure) for place in [*questions.places, self.sets] for measure in self.measures
-        }
+        self.parts: dict[tuple[int, str], Measure] = {}  # by test set and name, of those that were given something
         self.novelty: dict[int, list[tuple[Tensor, Tensor]]] = {}  # with the places of the samples in the test set
 
     @cached_property
@@ -63,6 +61,13 @@ class Tally:
             first = torch.full_like(self.questions.repeated, len(counted)).scatter_reduce(0, same, rows, "amin")
             counted = torch.zeros_like(counted).index_fill_(0, first[same], True)
         return counted
+
+    def part(self, place: int, measure: Measure) -> Measure:
+        """Return the copy of a measure that takes up the answers about a test set."""
+        key = place, measure.name
+        if key not in self.parts:
+            self.parts[key] = deepcopy(measure)
+        return self.parts[key]
 
     def count_hits(self, chunk: Chunk, answered: ChunkAnswers) -> None:
         """Count the right labels of each test set, without and with the task given."""
@@ -101,12 +106,11 @@ class Tally:
                 continue
             kept = rows if taught is None else rows[taught]
             if len(kept):
-                self.parts[place, measure.name].update(
-                    answered.of(kept, test_set, columns, with_task), y if taught is None else y[taught]
-                )
+                answers = answered.of(kept, test_set, columns, with_task)
+                self.part(place, measure).update(answers, y if taught is None else y[taught])
             if counted is not None and counted.any():
                 asked = None if columns is None else self.columns_seen
-                self.parts[self.sets, measure.name].update(answered.of(rows[counted], test_set, asked, with_task), y[counted])
+                self.part(self.sets, measure).update(answered.of(rows[counted], test_set, asked, with_task), y[counted])
 
     def values(self) -> dict[str, Tensor]:
         """Return the values by measure: (test sets + 1,), float64, on the CPU."""
@@ -118,9 +122,9 @@ class Tally:
         }
         for measure in self.measures:
             if measure.asks == "novelty":
-                self._compare_with_known(measure.name)
-            for place in [*self.questions.places, self.sets]:
-                values[measure.name][place] = self.parts[place, measure.name].compute()
+                self._compare_with_known(measure)
+        for (place, name), part in self.parts.items():
+            values[name][place] = _number(part)
         return values
 
     def _accuracies(self, with_task: bool) -> Tensor:
@@ -139,7 +143,7 @@ class Tally:
             seen = self.hits_seen[column].cpu().double() / labels.sum().cpu()
         return torch.cat([torch.where(sizes > 0, hits / sizes, torch.nan), seen[None]])
 
-    def _compare_with_known(self, name: str) -> None:
+    def _compare_with_known(self, measure: Measure) -> None:
         """Give a measure of novelty, for each test set with strange samples, these and all known samples seen so far."""
         questions = self.questions
         novelty = {}
@@ -158,7 +162,17 @@ class Tally:
                 together = torch.cat([*known, strange])
                 y = torch.ones(len(together), dtype=torch.int64, device=together.device)
                 y[: len(together) - len(strange)] = 0
-                self.parts[place, name].update(Answers(_unasked, _unasked, partial(_same, together)), y)
+                self.part(place, measure).update(Answers(_unasked, _unasked, partial(_same, together)), y)
+
+
+def _number(measure: Measure) -> float:
+    """Return the value of a measure. Raises TypeError for what is no number."""
+    value: object = measure.compute()
+    try:
+        return float(value)  # type: ignore[arg-type]  # that is asked
+    except (TypeError, ValueError, RuntimeError):
+        what = f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+        raise TypeError(f"{type(measure).__name__}.compute must return a number, and returned {what}") from None
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from difflib import get_close_matches
 
 from clstream.measures.labels import Accuracy, BalancedAccuracy, Brier, CalibrationError, NegativeLogLikelihood, TopK
-from clstream.measures.measure import ASKS, Measure
+from clstream.measures.measure import ASKS, SCORES, Measure
 from clstream.measures.multilabel import ClassF1, MeanAveragePrecision, OverallF1
 from clstream.measures.novelty import Auroc, Fpr95
 from clstream.measures.values import R2, MeanSquaredError
+from clstream.params import check_bool, check_choices
+from clstream.stream import TARGETS
 
 MEASURES: dict[str, Callable[..., Measure]] = {
     "accuracy": Accuracy, "top5": TopK, "balanced_accuracy": BalancedAccuracy, "nll": NegativeLogLikelihood, "brier": Brier,
@@ -24,6 +27,9 @@ MAIN = {"label": "accuracy", "multilabel": "map", "value": "r2"}
 """The main measure, that tables and curves are of, by the kind of targets; on task-incremental streams with task_ before it."""
 
 WITH_THRESHOLD = ("cf1", "of1")
+
+OTHER_CURVES = ("anytime", "cost", "events", "final", "forgetting", "transfer")
+"""What else MLflow's curves are called, up to a slash: no measure of the user's own is."""
 
 
 def measure_named(name: str) -> Measure:
@@ -104,20 +110,32 @@ def as_measure(wanted: str | Measure | type[Measure]) -> Measure:
     if isinstance(wanted, str):
         return measure_named(wanted)
     if isinstance(wanted, type) and issubclass(wanted, Measure) and not inspect.isabstract(wanted):
-        wanted = wanted()
+        name = wanted.__name__
+        try:
+            wanted = wanted()
+        except TypeError as error:
+            raise TypeError(f"{name} can't be made without arguments ({error}): give an object of it") from error
     if not isinstance(wanted, Measure):
         raise TypeError(f"a measure is a name, or an object of a class that derives from clstream.measures.Measure, not {wanted!r}")
-    if (
-        not isinstance(getattr(wanted, "name", None), str)
-        or not wanted.name
-        or wanted.name.startswith("task_") != (wanted.asks == "task")
-    ):
-        raise ValueError(
-            f"{type(wanted).__name__} needs a name, as 'worst_class', which begins with task_ if asks is 'task', and only then"
-        )
-    base = MEASURES.get(wanted.name.removeprefix("task_").partition(":")[0])
-    if base is not None and not isinstance(wanted, base):  # type: ignore[arg-type]  # classes
-        raise ValueError(f"{type(wanted).__name__} is called {wanted.name!r}, as a measure of clstream's is: give it another name")
-    if wanted.asks not in ASKS:
-        raise ValueError(f"{type(wanted).__name__}.asks must be one of {', '.join(ASKS)}, not {wanted.asks!r}")
+    check_measure(wanted)
     return wanted
+
+
+def check_measure(measure: Measure) -> None:
+    """Refuse a measure whose class says what can't be of its name, its question, its targets or its scores."""
+    kind, name = type(measure).__name__, getattr(measure, "name", None)
+    if not isinstance(name, str) or not name or name.startswith("task_") != (measure.asks == "task"):
+        raise ValueError(f"{kind} needs a name, as 'worst_class', which begins with task_ if asks is 'task', and only then")
+    if not re.fullmatch(r"\w[\w.:-]*", name, re.ASCII) or name in OTHER_CURVES:
+        raise ValueError(
+            f"{kind} is called {name!r}: files and curves are called so, so a name has letters, digits, and . : _ - alone, and is "
+            f"none of {', '.join(OTHER_CURVES)}"
+        )
+    own = MEASURES.get(name.removeprefix("task_").partition(":")[0])
+    if own is not None and type(measure) is not own:
+        raise ValueError(f"{kind} is called {name!r}, as a measure of clstream's is: give it another name")
+    if measure.asks not in ASKS:
+        raise ValueError(f"{kind}.asks must be one of {', '.join(ASKS)}, not {measure.asks!r}")
+    check_choices(TARGETS, **{f"{kind}.targets": measure.targets})
+    check_choices(SCORES, **{f"{kind}.scores_are": measure.scores_are})
+    check_bool(**{f"{kind}.higher_is_better": measure.higher_is_better})

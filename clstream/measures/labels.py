@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clstream.measures.measure import Answers, Collected, Measure
 from clstream.params import check_integer
@@ -112,7 +113,10 @@ class CalibrationError(Collected):
         return answers.probabilities
 
     def value(self, picked: Tensor, y: Tensor) -> Tensor:
-        """Return the weighted mean of the bins' gaps, by torchmetrics."""
+        """Return the weighted mean of the bins' gaps, by torchmetrics; NaN if a probability is."""
         from torchmetrics.functional.classification import multiclass_calibration_error
 
-        return multiclass_calibration_error(picked, y, num_classes=max(2, picked.shape[1]), n_bins=15, norm="l1")
+        if picked.isnan().any():
+            return y.new_full((), torch.nan, dtype=torch.float64)
+        several = F.pad(picked, (0, 1))  # torchmetrics takes two classes or more: one that is never answered changes nothing
+        return multiclass_calibration_error(several, y, num_classes=several.shape[1], n_bins=15, norm="l1")

@@ -32,6 +32,9 @@ from torch import Tensor
 
 ASKS = ("class", "task", "novelty")
 
+SCORES = ("logits", "probabilities", "ranks")
+"""What scores may be: see `clstream.Strategy.scores_are`."""
+
 
 class Answers:
     """What a strategy answers about some samples of a test set; it is asked for what is read here, and for nothing else.
@@ -99,7 +102,7 @@ class Measure(ABC):
     targets: tuple[str, ...] = ("label",)
     """The kinds of targets that it can be asked about."""
 
-    scores_are: tuple[str, ...] = ("logits", "probabilities", "ranks")
+    scores_are: tuple[str, ...] = SCORES
     """The kinds of scores that it can make something of."""
 
     @abstractmethod
@@ -108,7 +111,10 @@ class Measure(ABC):
 
     @abstractmethod
     def compute(self) -> float:
-        """Return the value over all samples that were taken up; NaN where it is not defined."""
+        """Return the value over all samples that were taken up, a number; NaN where it is not defined.
+
+        It is asked for only where some samples were.
+        """
 
 
 class Collected(Measure):
