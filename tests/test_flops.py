@@ -48,6 +48,24 @@ def test_a_convolution():
     assert flops(lambda: layer(x.requires_grad_()).sum().backward()) == 3 * forward
 
 
+@pytest.mark.parametrize(
+    ("layer", "multiplications"),
+    [
+        (nn.Conv2d(4, 8, 3, padding=1, groups=2), 8 * 81 * 2 * 9),
+        (nn.Conv2d(4, 8, 3, stride=2, groups=4), 8 * 16 * 1 * 9),
+        (nn.ConvTranspose2d(4, 8, 3), 4 * 81 * 8 * 9),  # each input goes to every output near it
+        (nn.ConvTranspose2d(4, 8, 3, stride=2, groups=2), 4 * 81 * 4 * 9),
+    ],
+    ids=["groups", "depthwise", "transposed", "transposed groups"],
+)
+def test_convolutions_of_other_kinds(layer, multiplications):
+    x = torch.rand(5, 4, 9, 9)
+    forward = 2 * 5 * multiplications
+    assert flops(lambda: layer(x)) == forward
+    assert flops(lambda: layer(x).sum().backward()) == 2 * forward
+    assert flops(lambda: layer(x.requires_grad_()).sum().backward()) == 3 * forward
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_attention(fused):
     n, heads, length, width = 2, 4, 16, 8

@@ -41,6 +41,16 @@ def _attention_backward(slope: Tensor, query: Tensor, key: Tensor, value: Tensor
     return int(sdpa_backward_flop_count(slope.shape, query.shape, key.shape, value.shape))
 
 
+def _convolution_backward(slope: Tensor, x: Tensor, weight: Tensor, *options: Any, **_: Any) -> int:
+    """Return the FLOPs of the gradients of a convolution's inputs and weights: for each as many as for its outputs.
+
+    torch's own formula has those of grouped weights as often as there are groups.
+    """
+    transposed, asked = options[4], options[7]
+    places = (x if transposed else slope).shape[2:].numel()
+    return int(2 * len(x) * places * weight.numel() * sum(asked[:2]))
+
+
 def _rnn(x: Tensor, inputs: Tensor, states: Tensor, *_: Any, **__: Any) -> int:
     """Return the FLOPs of a recurrent layer over (steps, n, width) inputs."""
     return int(2 * x.shape[0] * x.shape[1] * (inputs.numel() + states.numel()))
@@ -61,6 +71,7 @@ def _transformer_layer(x: Tensor, *others: Any, **_: Any) -> int:
 OWN_FORMULAS: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "convolution_backward": _convolution_backward,
     "mkldnn_rnn_layer": _rnn,
     "mkldnn_rnn_layer_backward": lambda *args, **kwargs: 2 * _rnn(*args, **kwargs),
     "_native_multi_head_attention": _self_attention,
@@ -68,7 +79,7 @@ OWN_FORMULAS: dict[str, Callable[..., int]] = {
     "mv": lambda matrix, *_, **__: 2 * matrix.numel(),
     "addmv": lambda _, matrix, *__, **___: 2 * matrix.numel(),
 }
-"""Operations that torch's formulas leave out, by name."""
+"""Operations that torch's formulas leave out or get wrong, by name."""
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
