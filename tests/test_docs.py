@@ -21,6 +21,7 @@ from conftest import HAS_AVALANCHE
 from clstream.cli import main
 from clstream.cli.anchors import load_anchor
 from clstream.cli.parser import as_yaml, parse_run, run_parser
+from clstream.cli.pretrain import options_of_run, pretrain_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
@@ -28,7 +29,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
 OURS = ("strategies/", "streams/", "clstream/")
 FOLDERS = ("clstream", "strategies", "streams", "experiments")
-BESIDE_RUN = {"prove-resume": ("--kills", "--kill_seed", "--out"), "pretrain": ("--out", "--classes", "--epochs")}
+BESIDE_RUN = {"prove-resume": ("--kills", "--kill_seed", "--out")}
 """The options, each with a value, of commands that take those of `clstream run` too."""
 READERS_FILES = {"my_file.py": "from clstream import Strategy\n\n\nclass MyStrategy(Strategy): ...\n"}
 
@@ -155,6 +156,8 @@ def check_command(words: list[str]) -> None:
         for file in arguments[:first]:
             assert Path(file).is_file(), f"there is no {file}"
             parse_run(["--config", file, *arguments[first:]])
+    elif command == "pretrain":
+        parse_run(options_of_run(*pretrain_parser().parse_known_args(arguments)))
     elif command == "show":
         parse_run(
             [
@@ -171,7 +174,7 @@ def check_command(words: list[str]) -> None:
         if command in BESIDE_RUN:
             own = [position for position, word in enumerate(arguments) if word in BESIDE_RUN[command]]
             rest = [word for position, word in enumerate(arguments) if {position, position - 1}.isdisjoint(own)]
-            parse_run([re.sub("^--optimizer", "--strategy.optimizer", word) for word in rest])
+            parse_run(rest)
             arguments = [arguments[position] for position in own]
         options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         assert all(re.search(rf"{option}\b", known) for option in options), f"{command} knows only {known}"

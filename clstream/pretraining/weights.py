@@ -1,7 +1,7 @@
-"""Pre-training: a stream's classes as one task, and a model's weights in a file that runs can start from.
+"""Files of weights that runs can start from.
 
-A file of weights is read by `torch.load(weights_only=True)`, which runs no code. It has a header, JSON text that says what was
-trained, and the state dict of the model.
+A file is read by `torch.load(weights_only=True)`, which runs no code. It has a header, JSON text that says what was trained, and
+the state dict of the model.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,43 +19,13 @@ from torch import Tensor, nn
 
 import clstream
 from clstream.files import write_atomically
-from clstream.params import HasParams, check_integer, describe
+from clstream.params import HasParams, describe
 from clstream.serialization import torch_files
-from clstream.stream import Samples, Stream, Subset, Task
 
 FORMAT = "clstream weights 1"
 
-
-def join_tasks(stream: Stream, classes: Sequence[int] | None = None, epochs: int | None = None) -> Stream:
-    """Return a stream with all classes of another one, or some, in one task and one session: ordinary supervised training.
-
-    Args:
-        stream: where the samples come from; they are gathered in memory.
-        classes: the labels that are kept. None: all.
-        epochs: passes over the session. None: as many as over those of the stream.
-
-    Raises ValueError for labels that the stream doesn't have, and for a stream of other targets than labels.
-    """
-    if stream.targets != ("label",):
-        raise ValueError(f"{stream.name} has {' and '.join(stream.targets)} targets: tasks are joined for training on labels only")
-    check_integer(1, none=True, epochs=epochs)
-    labels = {label for task in stream.tasks for label in task.classes}
-    kept = sorted(labels if classes is None else set(classes))
-    if strange := [label for label in kept if label not in labels]:
-        raise ValueError(f"{stream.name} has no classes {strange}: it has {sorted(labels)}")
-    if not kept:
-        raise ValueError("there are no classes to train on")
-    wanted = torch.tensor(kept)
-
-    def gather(parts: Sequence[Samples | Subset]) -> Samples:
-        first, *others = [part[torch.isin(part.y, wanted).nonzero().flatten()] for part in parts]
-        for other in others:
-            first = first + other
-        return first
-
-    joined = Task(0, tuple(kept), gather([task.train for task in stream.tasks]), gather([task.test for task in stream.tasks]))
-    name, epochs = f"{stream.name}, joined", stream.epochs if epochs is None else epochs
-    return replace(stream, name=name, tasks=[joined], schedule=None, scenario="class", epochs=epochs, data=None, probes=())
+SHOWN = ("objective", "stream", "data", "labels", "epochs", "linear_probe", "seed")
+"""What a run that starts from a file has of its header among its params, as `model.pretrained.objective`."""
 
 
 def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -> Path:
@@ -88,7 +57,8 @@ def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -
 def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
     """Give a model the weights of a file, all but those of its `head`, which stays as it is; return the file's header.
 
-    A model of ours has it among its params from then on, as `pretrained`: what the file is called, and a hash of it.
+    A model of ours has it among its params from then on, as `pretrained`: what the file is called, and a hash of it; and as
+    `pretrained.objective` and so on what its header says of `SHOWN`.
 
     Raises:
         OSError: if the file can't be read.
@@ -124,7 +94,26 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
     model.load_state_dict(theirs, strict=False)
     if isinstance(model, HasParams):
         model.params["pretrained"] = f"{file.name} {digest}"
+        model.params |= {f"pretrained.{name}": _line(header[name]) for name in SHOWN if name in header}
     return header
+
+
+def _line(value: object) -> str | int | float | None:
+    """Return what a header says as params show it: in a line of bounded length."""
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return ranges(value)[:200]
+    return value if value is None or isinstance(value, (int, float)) else str(value)[:200]
+
+
+def ranges(labels: Iterable[int]) -> str:
+    """Return labels as a line, those that follow each other by the first and the last: "0-4, 7"."""
+    runs: list[list[int]] = []
+    for label in sorted(labels):
+        if runs and label == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], label]
+        else:
+            runs.append([label])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _is_weight(named: tuple[object, object]) -> bool:
