@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from clstream.strategies import Finetune, Replay
-from clstream.streams import multilabel_canvas
 from mlflow.tracking import MlflowClient
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
@@ -21,7 +20,6 @@ from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints
 from clstream.cli import main
 from clstream.events import BatchLearned
-from clstream.models import Mlp
 from clstream.results import Result
 from clstream.stream import Samples, Stream, TestSet
 from clstream.tracking import Details
@@ -79,42 +77,14 @@ def test_labels_have_predictions_rows_by_class_and_a_confusion_matrix(tmp_path: 
         assert np.nan_to_num(column(tmp_path / "classes.csv", name)).tolist() == pytest.approx(np.nan_to_num(expected).tolist())
 
 
-@pytest.mark.parametrize("scenario", ["class", "task"])
-def test_several_labels_have_rows_by_class(tmp_path: Path, scenario: str) -> None:
-    stream = multilabel_canvas(tasks=2, train=200, test=60, epochs=4, scenario=scenario)
-    strategy = Finetune(Mlp(stream.input_shape, stream.outputs, hidden=(32,)))
-    result = detailed(tmp_path, stream, strategy=strategy, measures=["of1"])
-    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "predictions.npz"}
-    kept = np.load(tmp_path / "predictions.npz", allow_pickle=False)
-    assert len(kept["row"]) > 60  # a canvas may be in the test sets of both tasks
-    assert set(column(tmp_path / "classes.csv", "samples")) == {60}
-    if scenario == "class":
-        average = np.mean(column(tmp_path / "classes.csv", "average_precision"))
-        assert average == pytest.approx(float(result.measured["map"][-1, -1]), abs=1e-6)
-        positives = column(tmp_path / "classes.csv", "positives")
-        right = sum(np.nan_to_num(column(tmp_path / "classes.csv", "recall")) * positives)
-        overall = 2 * right / (sum(positives) + sum(column(tmp_path / "classes.csv", "answered")))
-        assert overall == pytest.approx(float(result.measured["of1"][-1, -1]), abs=1e-6)
-
-
-def test_values_have_rows_by_output(tmp_path: Path) -> None:
-    result = detailed(tmp_path, example_stream(target="value", epochs=3), measures=["mse"])
-    assert {path.name for path in tmp_path.iterdir()} == {"outputs.csv", "predictions.npz"}
-    assert np.mean(column(tmp_path / "outputs.csv", "mse")) == pytest.approx(float(result.measured["mse"][-1, -1]))
-    assert np.mean(column(tmp_path / "outputs.csv", "r2")) == pytest.approx(float(result.measured["r2"][-1, -1]))
-
-
-def test_tasks_of_several_kinds_have_files_of_their_own(tmp_path: Path) -> None:
-    kinds = ("label", "multilabel", "value")
-    tasks = [replace(example_stream(target=kind).tasks[number], id=number) for number, kind in enumerate(kinds)]
-    detailed(tmp_path, Stream("mixed", tasks, batch_size=8), strategy=Finetune(example_model()))
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "classes_label.csv", "classes_multilabel.csv", "outputs_value.csv", "confusion_label.csv", "confusion.png",
-        *(f"predictions_{kind}.npz" for kind in kinds),
-    }  # fmt: skip
-
-
-def test_details_cost_no_forward_pass(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"boundaries": False}, {"target": "multilabel"}, {"target": "multilabel", "scenario": "task"},
+        {"target": "multilabel", "boundaries": False}, {"target": "value"},
+    ],
+)  # fmt: skip
+def test_details_cost_no_forward_pass(tmp_path: Path, options: dict[str, Any]) -> None:
     calls = []
 
     class Counts(Finetune):
@@ -122,10 +92,10 @@ def test_details_cost_no_forward_pass(tmp_path: Path) -> None:
             calls.append(len(x))
             return super().scores(x, task)
 
-    plain = run(Counts(example_model()), example_stream())
+    plain = run(Counts(example_model()), example_stream(**options))
     without, calls = list(calls), []
-    with_details = detailed(tmp_path, example_stream(), strategy=Counts(example_model()))
-    assert calls == without and torch.equal(plain.accuracy, with_details.accuracy)
+    with_details = detailed(tmp_path, example_stream(**options), strategy=Counts(example_model()))
+    assert calls == without and torch.equal(plain.main, with_details.main) and with_details.cost.evaluating_flops.min() > 0
     assert torch.equal(plain.cost.evaluating_flops, with_details.cost.evaluating_flops)
 
 

@@ -78,7 +78,7 @@ class Tally:
             self.hits_seen += hits[self.counted[chunk.rows]].sum(0)
 
     def update(self, chunk: Chunk, answered: ChunkAnswers, place: int, listener: Listener | None) -> None:
-        """Give the measures what was answered about the samples of a test set."""
+        """Give the measures, then the listener, what was answered about the samples of a test set."""
         stream, test_set = self.questions.stream, self.questions.stream.test_sets[place]
         rows = (chunk.number == place).nonzero().flatten()
         numbers = (
@@ -91,18 +91,24 @@ class Tally:
         columns = None
         if test_set.samples.target == "multilabel":
             columns = self.columns_seen if task is None else _columns(task.classes, stream.outputs, self.columns_seen)
-        if listener is not None:
-            given = stream.scenario == "task" and task is not None
-            listener(test_set, answered.of(rows, test_set, columns, with_task=given), y, local)
         if self.questions.asks_novelty:
             self.novelty.setdefault(place, []).append((local, answered.novelty[rows]))
-        if test_set.known is False:
-            return
+        if test_set.known is not False:
+            self._update_measures(answered, place, rows, numbers, columns)
+        if listener is not None:  # last: what an observer asks for first is nobody's cost
+            given = stream.scenario == "task" and task is not None
+            listener(test_set, answered.of(rows, test_set, columns, with_task=given), y, local)
+
+    def _update_measures(self, answered: ChunkAnswers, place: int, rows: Tensor, numbers: Tensor, columns: Tensor | None) -> None:
+        """Give the measures what was answered about known samples: by their rows in the chunk, their numbers among all."""
+        test_set = self.questions.stream.test_sets[place]
+        local = numbers - int(self.questions.starts[place])
+        y = self.questions.targets[place][local]
         counted = self.counted[numbers] if bool(self.own[place]) else None
         taught = self.taught[place][local] if place in self.taught else None
         for measure in self.measures:
             with_task = measure.asks == "task"
-            if measure.asks == "novelty" or test_set.samples.target not in measure.targets or (with_task and task is None):
+            if measure.asks == "novelty" or test_set.samples.target not in measure.targets or (with_task and test_set.task is None):
                 continue
             kept = rows if taught is None else rows[taught]
             if len(kept):

@@ -189,8 +189,10 @@ class Details:
         try:
             folder.mkdir(exist_ok=True)
             for kind, part in newest.kinds.items():
-                suffix = f"_{kind}" if len(newest.kinds) > 1 else ""
+                suffix = f"_{kind}" if self.stream.targets != (kind,) else ""
                 write_atomically(folder / f"predictions{suffix}.npz", partial(self._save, part=part))
+                if kind not in self.stream.targets:  # of strange samples
+                    continue
                 name = "outputs" if kind == "value" else "classes"
                 seen = part.take(self._seen(part, newest.seen))
                 rows = self._rows(kind, seen, newest.seen)
