@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clstream.strategies import Finetune, Replay
+from clstream.streams import multilabel_canvas
 from mlflow.tracking import MlflowClient
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
@@ -20,6 +21,7 @@ from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints
 from clstream.cli import main
 from clstream.events import BatchLearned
+from clstream.models import Mlp
 from clstream.results import Result
 from clstream.stream import Samples, Stream, TestSet
 from clstream.tracking import Details
@@ -75,6 +77,61 @@ def test_labels_have_predictions_rows_by_class_and_a_confusion_matrix(tmp_path: 
         if name == "f1":
             expected = np.nan_to_num(expected)  # scikit-learn's is NaN where precision is
         assert np.nan_to_num(column(tmp_path / "classes.csv", name)).tolist() == pytest.approx(np.nan_to_num(expected).tolist())
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_several_labels_have_rows_by_class(tmp_path: Path, scenario: str) -> None:
+    stream = multilabel_canvas(tasks=2, train=200, test=60, epochs=4, scenario=scenario)
+    strategy = Finetune(Mlp(stream.input_shape, stream.outputs, hidden=(32,)))
+    result = detailed(tmp_path, stream, strategy=strategy, measures=["of1"])
+    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "predictions.npz"}
+    kept = np.load(tmp_path / "predictions.npz", allow_pickle=False)
+    assert len(kept["row"]) > 60  # a canvas may be in the test sets of both tasks
+    assert set(column(tmp_path / "classes.csv", "samples")) == {60}
+    if scenario == "class":
+        average = np.mean(column(tmp_path / "classes.csv", "average_precision"))
+        assert average == pytest.approx(float(result.measured["map"][-1, -1]), abs=1e-6)
+        positives = column(tmp_path / "classes.csv", "positives")
+        right = sum(np.nan_to_num(column(tmp_path / "classes.csv", "recall")) * positives)
+        overall = 2 * right / (sum(positives) + sum(column(tmp_path / "classes.csv", "answered")))
+        assert overall == pytest.approx(float(result.measured["of1"][-1, -1]), abs=1e-6)
+
+
+def test_values_have_rows_by_output(tmp_path: Path) -> None:
+    result = detailed(tmp_path, example_stream(target="value", epochs=3), measures=["mse"])
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs.csv", "predictions.npz"}
+    assert np.mean(column(tmp_path / "outputs.csv", "mse")) == pytest.approx(float(result.measured["mse"][-1, -1]))
+    assert np.mean(column(tmp_path / "outputs.csv", "r2")) == pytest.approx(float(result.measured["r2"][-1, -1]))
+
+
+def test_tasks_of_several_kinds_have_files_of_their_own(tmp_path: Path) -> None:
+    kinds = ("label", "multilabel", "value")
+    tasks = [replace(example_stream(target=kind).tasks[number], id=number) for number, kind in enumerate(kinds)]
+    detailed(tmp_path, Stream("mixed", tasks, batch_size=8), strategy=Finetune(example_model()))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "classes_label.csv", "classes_multilabel.csv", "outputs_value.csv", "confusion_label.csv", "confusion.png",
+        *(f"predictions_{kind}.npz" for kind in kinds),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["label", "multilabel"])
+def test_strange_samples_with_targets_of_another_kind_have_a_file_of_their_own(tmp_path: Path, target: str) -> None:
+    other = {"label": "multilabel", "multilabel": "label"}[target]
+    strange = TestSet("strange", example_stream(target=other).tasks[0].test, known=False)
+    detailed(tmp_path / "plain", example_stream(target=target))
+    detailed(tmp_path / "probed", example_stream(target=target).with_probes(strange), measures=["auroc"])
+    plain, probed = contents(tmp_path / "plain"), contents(tmp_path / "probed")
+    assert probed.keys() - plain.keys() == {f"predictions_{other}.npz"} and plain["classes.csv"] == probed["classes.csv"]
+    kept = np.load(tmp_path / "probed" / f"predictions_{other}.npz")
+    assert set(kept["test_sets"][kept["test_set"]]) == {"strange"} and len(kept["scores"]) == len(strange.samples)
+
+
+def test_files_are_called_by_the_streams_kinds_however_few_were_asked_about(tmp_path: Path) -> None:
+    tasks = [replace(example_stream(target=kind).tasks[number], id=number) for number, kind in enumerate(("label", "value"))]
+    stream = Stream("mixed", tasks, batch_size=8)
+    detailed(tmp_path, stream, "all", Finetune(example_model()), evaluate_on="seen")
+    first, second = (set(contents(tmp_path / f"sessions_000{number}")) for number in (1, 2))
+    assert first == {"predictions_label.npz", "classes_label.csv", "confusion_label.csv"} < second
 
 
 @pytest.mark.parametrize(
