@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from clstream.cli.errors import UsageError
 from clstream.cli.tables import show_measured
 from clstream.figures import accuracy_against_cost, accuracy_matrix, forgetting_curves, sparklines
 from clstream.progress import ProgressBar
-from clstream.results import Result
+from clstream.results import Evaluation, Result
 from clstream.stream import Stream, TestSet
 from clstream.tracking import EventLog, event_log, event_log_text
 from clstream.tracking.mlflow_store import charts_view
-from clstream.tracking.run_metrics import session_metrics
+from clstream.tracking.run_metrics import session_metrics, tasks_with_curves
 
 CANVAS = {"class_path": "multilabel_canvas", "init_args": {"train": 100, "test": 40, "tasks": 2, "epochs": 1}}
 VALUES = {"class_path": "split_regression", "init_args": {"epochs": 1}}
@@ -149,6 +150,21 @@ def test_metrics_of_tasks_of_several_kinds_are_of_the_main_matrix() -> None:
     assert values["transfer/backward"] == metrics.backward_transfer(result.main, result.taught)
     for task, name in enumerate(("accuracy", "map", "r2")):
         assert values[f"{name}/task_0{task}"] == values[f"{name}/mean"] == float(result.main[-1, task])
+
+
+@pytest.mark.parametrize("tasks", [3, 150])
+def test_copies_of_a_tasks_test_set_have_curves_as_the_task_has(tasks: int) -> None:
+    own = [f"task_{task:03d}" for task in range(tasks)]
+    names = (*own, "dark", *(f"dark/{name}" for name in own), "seen")
+    values = {"accuracy": torch.arange(len(names)).double()}
+    evaluation = Evaluation(names, ("label",) * tasks, "class", values).after(values, 0, 10, False, 1)
+    metrics_of = session_metrics(evaluation, torch.arange(tasks) < 2)
+    shown = [0, 1, 2] if tasks == 3 else tasks_with_curves(150)
+    for prefix, first in (("accuracy", 0), ("accuracy/dark", tasks + 1)):
+        expected = {f"{prefix}/{own[task]}": float(first + task) if task < 2 else math.nan for task in shown}
+        found = {name: metrics_of[name] for name in metrics_of if name.rpartition("/")[0] == prefix and "task" in name}
+        assert found == pytest.approx(expected, nan_ok=True)
+    assert metrics_of["accuracy/dark"] == tasks
 
 
 ANCHOR: dict[str, Any] = {

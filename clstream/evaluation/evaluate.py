@@ -87,6 +87,7 @@ def measure(
             unknown |= answered.unknown
         if unknown:
             raise FloatingPointError(
-                f"{type(strategy).__name__} answers test samples of {questions.stream.name} with NaN: its weights are not finite"
+                f"{type(strategy).__name__} answers test samples of {questions.stream.name} with NaN: its weights are not finite, "
+                "or a scores, predict or novelty of its own divides by 0"
             )
         return tally.values()

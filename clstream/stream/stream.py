@@ -579,7 +579,12 @@ def _check_probes(stream: Stream, checked: set[int]) -> None:
         if probe.task is not None and probe.task >= len(stream.tasks):
             raise ValueError(f"{what} is of task {probe.task}, but the tasks are 0 to {len(stream.tasks) - 1}")
         classes = tuple(range(stream.classes)) if probe.task is None else stream.tasks[probe.task].classes
-        check_samples(probe.samples, what, None if probe.known is False or probe.samples.target != "label" else classes, checked)
+        check_samples(
+            probe.samples,
+            f"{stream.name}: the samples of the probe {probe.name}",
+            None if probe.known is False or probe.samples.target != "label" else classes,
+            checked,
+        )
         x = probe.samples[:1].x
         if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
             raise ValueError(

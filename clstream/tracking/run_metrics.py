@@ -29,7 +29,7 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
     compares rows (forgetting/..., transfer/...) is of the main measure; of others there is the mean forgetting, top5/forgetting.
 
     Of more than 100 tasks, some have values of their own: see `tasks_with_curves`. A task's accuracy is left out until it has
-    begun: a curve that rises from 0 where nothing was taught looks like learning.
+    begun: a curve that rises from 0 where nothing was taught looks like learning. So it is with copies of a task's test set.
 
     Args:
         evaluation: what was measured.
@@ -37,6 +37,8 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
 
     """
     values: dict[str, float] = {}
+    curves = tasks_with_curves(len(evaluation.targets))
+    own_tasks = {name: task for task, name in enumerate(evaluation.test_sets[: len(evaluation.targets)])}
     for name, whole in evaluation.measured.items():
         prefix, label = ("task_il/", name.removeprefix("task_")) if name.startswith("task_") else ("", name)
         tasks = _tasks_measured(evaluation, label)
@@ -44,7 +46,6 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
         higher = name not in evaluation.lower_is_better
         main = label in MAIN.values()
         lost = metrics.forgetting_max_earlier_minus_last(matrix, taught, higher)
-        curves = tasks_with_curves(len(evaluation.targets))
         for place, task in enumerate(tasks):
             if task in curves:
                 column = evaluation.test_sets[task]
@@ -52,7 +53,9 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
                 if main:
                     values[f"{prefix}forgetting/{column}"] = float(lost[place])
         for place, column in enumerate(evaluation.test_sets[len(evaluation.targets) :], len(evaluation.targets)):
-            values[f"{prefix}{label}/{column}"] = float(whole[-1, place])
+            own = own_tasks.get(column.rpartition("/")[2])  # a copy of a task's test set has its name at the end
+            if own is None or own in curves:
+                values[f"{prefix}{label}/{column}"] = float(whole[-1, place]) if own is None or begun[own] else math.nan
         values[f"{prefix}{label}/mean"] = metrics.average_accuracy(matrix, taught)
         if not main:
             values[f"{prefix}{label}/forgetting"] = metrics.forgetting(matrix, taught, higher)
