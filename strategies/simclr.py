@@ -12,8 +12,13 @@ that the authors' code trains beside the network (`lineareval_while_pretraining`
 It is there to pre-train. As a continual learner it has nothing against forgetting: the head forgets as that of a linear probe.
 
 Deviations: any optimizer of torch's (paper: LARS); no batch norm in the projection (the authors' code has it; the paper has none in
-its formula); the views' are in `ContrastiveViews`. The stream's own augmentation is left out. The other samples of a batch are what
-is told apart, so a batch should be large (paper: 4096, or 256 at a loss of a few points); a batch of one sample has no contrast.
+its formula); those of the views are in `ContrastiveViews`. The stream's own augmentation is left out. The other samples of a batch
+are what is told apart, so a batch should be large (paper: 4096); a batch of one sample has no contrast.
+
+Measured, own numbers (`experiments/pretrained_features.py`: ConvNet, 136 characters of Omniglot, 40 epochs, batches of 128,
+temperature 0.2, crops from 0.4 of the image on, no jitter, no blur; 3 seeds): a linear probe on held-out drawings 0.676 ± 0.006
+(random weights 0.360 ± 0.076, supervised 0.643 ± 0.097); SLDA on the features of 106 other characters, in ten tasks, 0.749 ± 0.050
+(0.473 ± 0.055, 0.667 ± 0.078). Nothing published is for this.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam
 
 from clstream import BatchLearned, Samples, Strategy, Stream, on, run
 from clstream.checkpoint import Checkpointer, newest
+from clstream.checks import example_model, example_stream
 from clstream.cli import main
 from clstream.engine import OtherRunError
 from clstream.models import ConvNet, Mlp
@@ -37,6 +38,13 @@ DIGITS = (
     "--classes",
     "0-4",
 )
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def said(capsys: pytest.CaptureFixture[str], status: int, *arguments: str) -> str:
@@ -123,7 +131,7 @@ def test_the_linear_probe_is_ridge_regression_in_closed_form() -> None:
 # The card, and what a run has of it ---------------------------------------------------------------------------------------
 
 
-def test_the_card_tells_the_training_and_a_run_shows_it(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_tells_the_training_and_a_run_shows_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, 0, "pretrain", *DIGITS, "--epochs", "2", "--validation", "0.2", "--warmup", "0.5", "--out", "w.pt")
     header = json.loads(torch.load("w.pt", weights_only=True)["header"])
     assert (header["objective"], header["stream"], header["labels"]) == ("supervised", "split_digits", [0, 1, 2, 3, 4])
@@ -186,7 +194,7 @@ class Interrupt:
 
 @pytest.mark.parametrize("objective", ["supervised", "simclr"])
 def test_a_stopped_training_goes_on_bit_for_bit(
-    objective: str, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    objective: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["pretrain", *DIGITS, "--objective", objective, "--epochs", "2", "--warmup", "0.5", "--out"]
     said(capsys, 0, *command, "whole.pt")
@@ -255,7 +263,7 @@ def test_pretraining_on_other_classes_helps(objective: Callable[..., Strategy]) 
     ],
 )
 def test_what_pretrain_refuses(
-    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int, arguments: list[str], sentence: str
+    place: Path, capsys: pytest.CaptureFixture[str], status: int, arguments: list[str], sentence: str
 ) -> None:
     tiny = (
         "--stream",
@@ -271,10 +279,12 @@ def test_what_pretrain_refuses(
     )
     text = said(capsys, status, "pretrain", *tiny, "--out", "w.pt", *arguments)
     assert text.startswith("clstream: error: ") and sentence in text and text.count("clstream: error: ") == 1
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["mlflow.db"]
+    assert not list(place.iterdir())
 
 
-def test_a_stream_of_several_sessions_is_refused() -> None:
+def test_a_stream_of_several_sessions_or_of_other_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match="example has value targets: pre-training is on labels"):
+        pretrain(Finetune(example_model()), example_stream(target="value"))
     with pytest.raises(ValueError, match="blobs has 5 sessions: pre-training is on one, as join_tasks makes it"):
         pretrain(Finetune(Mlp(20, 10)), blobs())
 

@@ -89,6 +89,8 @@ def check_pretraining(
     check_number(0, warmup=warmup)
     if warmup >= stream.epochs:
         raise ValueError(f"warmup must be less than the epochs that there are, {stream.epochs}, not {warmup:g}")
+    if stream.targets != ("label",):
+        raise ValueError(f"{stream.name} has {' and '.join(stream.targets)} targets: pre-training is on labels")
     if len(stream) != 1:
         raise ValueError(f"{stream.name} has {len(stream)} sessions: pre-training is on one, as join_tasks makes it")
     check_fits(strategy, stream, device)
