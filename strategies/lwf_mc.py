@@ -17,9 +17,9 @@ group has bce_kd at scale 5 (2022), summed over classes (early 2022: `bce_scale=
 it, so their strengths belong to a scale. Own choice: a class that is old and new (domain-IL, recurring tasks) counts in both parts,
 and K is K_old + K_new. Rebuffi et al. write sums over samples and classes; their weight decay and schedule are the user's choice.
 
-Our own extension: multi-label targets stand in place of the one-hot label. With values all outputs are new, and from the second
-task on old too; squared errors stand in place of BCE, the teacher's outputs are taken without a sigmoid, and bce_balanced, whose
-weights go by the zeros among the targets, is refused.
+Our own extension: multi-label targets stand in place of the one-hot label. With values all outputs are new, and from the
+second task on old too; squared errors, which bce_scale leaves as they are, stand in place of BCE, the teacher's outputs are
+taken without a sigmoid, and bce_balanced, whose weights go by the zeros among the targets, is refused.
 
 Measured: see `docs/rehearsal-free.md`.
 """
@@ -106,7 +106,7 @@ class LwFMC(Distilling):
             terms = torch.cat([self.errors(outputs[:, self.old_classes], kept), terms], 1)
         if not terms.shape[1]:  # multi-label, and no sample so far had a positive
             return terms.sum()
-        return terms.sum(1).mean() if self.bce_scale is None else self.bce_scale * terms.mean()
+        return terms.sum(1).mean() if self.mean_scale is None else self.mean_scale * terms.mean()
 
     def bce_balanced_loss(self, outputs: Tensor, before: Tensor | None, y: Tensor) -> Tensor:
         """Return form bce_balanced."""

@@ -140,7 +140,7 @@ def test_ewc_refuses_the_fisher_that_values_dont_have() -> None:
 
 @pytest.mark.parametrize("target", ["multilabel", "value"])
 def test_ewc_weighs_by_the_loss_that_the_strategy_learns_with(target: str) -> None:
-    """With LwFMC's scale of 5 and the sum's, over the samples of the first task, sample by sample."""
+    """With LwFMC's scale of 5, which is 1 with values, and the sum's, over the samples of the first task, sample by sample."""
     for scale in (5.0, None):
         base = LwFMC(example_model(), bce_scale=scale)
         penalty = EWCPenalty(fisher="empirical")
@@ -151,7 +151,7 @@ def test_ewc_weighs_by_the_loss_that_the_strategy_learns_with(target: str) -> No
         def losses(outputs: Tensor, y: Tensor, own: range = own, scale: float | None = scale) -> Tensor:
             outputs, y = outputs[:, list(own)], y[:, list(own)]
             terms = (outputs - y).square() if target == "value" else nn.functional.softplus(outputs) - outputs * y
-            return terms.sum(1) if scale is None else scale * terms.mean(1)
+            return terms.sum(1) if scale is None else (scale if target == "multilabel" else 1) * terms.mean(1)
 
         expected = by_hand(model, samples.x, samples.y, losses, False)
         for value, other in zip(penalty.importance.values(), expected, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from clstream.strategies import (
     Replay,
     WithDetectedBoundaries,
 )
+from clstream.streams import split_regression
 from conftest import STRATEGIES, make
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -331,7 +333,9 @@ def test_lwf_mc_holds_the_old_outputs(target: str) -> None:
 
         class Watch:
             @on(BatchLearned)
-            def see(self, event: BatchLearned, seen: list[Tensor] = seen, strategy: LwFMC = strategy) -> None:
+            def see(
+                self, event: BatchLearned, seen: list[Tensor] = seen, strategy: LwFMC = strategy, scale: float | None = scale
+            ) -> None:
                 seen[:] = [event.loss, event.batch.samples.x, event.batch.samples.y]
                 samples = event.batch.samples
                 outputs = strategy.model(samples.x)
@@ -350,11 +354,22 @@ def test_lwf_mc_holds_the_old_outputs(target: str) -> None:
                     else:
                         kept = F.binary_cross_entropy_with_logits(outputs[:, old], before[:, old].sigmoid(), reduction="none")
                         errors = torch.cat([kept, errors], 1)
-                expected = errors.sum(1).mean() if strategy.bce_scale is None else 5 * errors.mean()
+                expected = errors.sum(1).mean() if scale is None else errors.mean() * (5 if target == "multilabel" else 1)
                 torch.testing.assert_close(strategy.loss(samples), expected)
 
         run(strategy, stream, Watch())
         assert seen
+
+
+@pytest.mark.parametrize(("method", "form"), [(L2, "bce"), (EWC, "bce"), (LwFMC, "bce"), (LwFMC, "bce_kd")])
+def test_the_scale_of_binary_cross_entropies_is_not_of_squared_errors(method: Any, form: str) -> None:
+    five, one = (run(method(example_model(), form=form, bce_scale=scale), example_stream(target="value")) for scale in (5.0, 1.0))
+    assert torch.equal(five.main, one.main)
+
+
+def test_lwf_mc_learns_values_with_all_defaults() -> None:
+    result = run(LwFMC(Mlp(10, 1)), split_regression(epochs=2))
+    assert result.average > -1
 
 
 def test_lwf_mc_balances_label_sets() -> None:
@@ -374,7 +389,7 @@ def test_the_form_of_sigmoids_takes_other_targets(target: str) -> None:
     samples = stream.tasks[0].train[:]
     outputs = strategy.model(samples.x)[:, :6]
     errors = (outputs - samples.y).square() if target == "value" else F.softplus(outputs) - outputs * samples.y
-    torch.testing.assert_close(strategy.loss(samples), 5 * errors.mean())
+    torch.testing.assert_close(strategy.loss(samples), errors.mean() * (5 if target == "multilabel" else 1))
     torch.testing.assert_close(strategy.sample_losses(strategy.model(samples.x), samples.y), 5 * errors.mean(1))
 
 

@@ -38,7 +38,7 @@ class RehearsalFree(Strategy):
         model: (n, *input_shape) raw inputs to (n, classes) logits.
         optimizer: makes the optimizer from the model's parameters.
         form: of the classification loss, "softmax" or "bce".
-        bce_scale: of binary cross-entropies, of their mean over outputs. None: their sum.
+        bce_scale: of binary cross-entropies, of their mean over outputs; the mean of squared errors is as it is. None: their sum.
         bn_mode: "train" (batch norm as in any training), or "eval": its statistics stay as they are, in training too. That is for a
             pre-trained start, as Smith et al. 2023 have it: a new network's are 0 and 1, and with these it hardly learns.
         renew_optimizer: whether each task has an optimizer of its own.
@@ -122,7 +122,12 @@ class RehearsalFree(Strategy):
 
     def scaled_mean(self, errors: Tensor) -> Tensor:
         """Return (n,), the losses of samples from (n, outputs) errors, as `bce_scale` has it; 0 where nothing competes."""
-        return errors.sum(1) if self.bce_scale is None or not errors.shape[1] else self.bce_scale * errors.mean(1)
+        return errors.sum(1) if self.mean_scale is None or not errors.shape[1] else self.mean_scale * errors.mean(1)
+
+    @property
+    def mean_scale(self) -> float | None:
+        """What the mean over outputs is multiplied by; None: it is the sum."""
+        return 1.0 if self.target == "value" and self.bce_scale is not None else self.bce_scale
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the mean classification loss."""
