@@ -225,6 +225,12 @@ def test_probes_that_do_not_fit_are_one_sentence(probe, error, message) -> None:
         values().with_probes(probe())
 
 
+@pytest.mark.parametrize("target", ["regression", "labels", None])
+def test_samples_of_a_kind_that_there_is_not_are_refused_by_its_name(target) -> None:
+    with pytest.raises(ValueError, match=f"target must be one of label, multilabel, value, not {target!r}"):
+        Task(0, (), *[Samples(X, VALUES, target=target)] * 2)
+
+
 def test_a_stream_is_of_the_kind_of_its_tasks() -> None:
     stream = several()
     assert (

@@ -43,9 +43,8 @@ class Task:
             object.__setattr__(self, "classes", tuple(map(index, self.classes)))
         except TypeError:
             raise TypeError(f"the classes of a task must be whole numbers, not {self.classes!r}") from None
-        if self.target != "":
-            check_choice(TARGETS, target=self.target)
         target = self.target or getattr(self.train, "target", "label")
+        check_choice(TARGETS, target=target)
         object.__setattr__(self, "target", target)
         for name in ("train", "test", "validation"):
             part = getattr(self, name)
