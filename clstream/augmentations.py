@@ -109,7 +109,7 @@ class ContrastiveViews:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return a view of each of (n, channels, height, width) images."""
-        x = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
+        x = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
         x = self.cropped(x)
         if self.jitter and self.jittered:
             x = torch.where(_uniform(x) < self.jittered, self.coloured(x), x)
