@@ -5,6 +5,7 @@ each training sample beside the network's, and the seconds of a run. Features ar
 
 cifar10-jpeg   a folder or archive of images, train/CLASS/NNNN.jpg and test/CLASS/NNNN.jpg; EfficientNet-Lite0 at 128 pixels
 fashion_mnist  Fashion-MNIST of the data folder; EfficientNet-Lite0 at 64 pixels
+digits         scikit-learn's digits; EfficientNet-Lite0 at 64 pixels
 omniglot       the 106 characters of Omniglot's second small set that the first one lacks; a ConvNet trained on the 136 of the first
 """
 
@@ -17,7 +18,7 @@ from functools import partial
 
 import torch
 from clstream.strategies import NCM, SLDA, FeCAM, Finetune, LinearProbe, RanPAC
-from clstream.streams import features, image_folder, omniglot, split_fashion_mnist
+from clstream.streams import features, image_folder, omniglot, split_digits, split_fashion_mnist
 from torch import nn
 from torch.optim import SGD
 
@@ -41,10 +42,11 @@ def build(name: str, root: str | None, order: int) -> tuple[Stream, Callable[[St
     """Return a stream with its classes in the order of a seed, and what builds the backbone."""
     if name == "cifar10-jpeg":
         stream = image_folder(root or "cifar10-jpeg.zip", tasks=5, class_order=order, batch_size=64)
-        return stream, lambda own: Pretrained(own.input_shape, 10, size=128)  # type: ignore[arg-type]  # three numbers
-    if name == "fashion_mnist":
-        stream = split_fashion_mnist(class_order=order, batch_size=64, root=root)
-        return stream, lambda own: Pretrained(own.input_shape, 10, size=64)  # type: ignore[arg-type]
+        return stream, lambda own: Pretrained(own.input_shape, 10, size=128)
+    if name in ("fashion_mnist", "digits"):
+        made = split_digits if name == "digits" else partial(split_fashion_mnist, root=root)
+        stream = made(class_order=order, batch_size=64, epochs=1)
+        return stream, lambda own: Pretrained(own.input_shape, 10, size=64)
     names = omniglot(background="small2", tasks=1, root=root).class_names
     new = [name for name in names if name.startswith(("Japanese", "Sanskrit", "Tagalog"))]
     dealt = [new[place] for place in torch.randperm(len(new), generator=torch.Generator().manual_seed(order)).tolist()]
@@ -64,7 +66,7 @@ def trained_on_omniglot(root: str | None, like: Stream) -> nn.Module:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", choices=("cifar10-jpeg", "fashion_mnist", "omniglot"))
+    parser.add_argument("stream", choices=("cifar10-jpeg", "fashion_mnist", "digits", "omniglot"))
     parser.add_argument("--root", help="the archive or folder of images, or the data folder")
     parser.add_argument("--cache", help="the folder for the features")
     parser.add_argument("--orders", type=int, default=3)

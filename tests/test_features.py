@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clstream import run
 from clstream.checks import check_stream, example_model, example_stream, normed_model
+from clstream.cli import main
 from clstream.models import Linear
 from clstream.stream import Samples, TestSet
 
@@ -51,8 +52,10 @@ def test_every_part_has_the_features_of_its_samples(tmp_path: Path) -> None:
     stream = split_digits(validation=0.2)
     stream = stream.with_probes(TestSet("noise", Samples(torch.rand(20, 1, 8, 8), torch.zeros(20).long()), known=False))
     backbone = normed_model().train()
-    made = features(stream, backbone, cache=tmp_path, batch_size=64)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    made = features(stream, backbone, cache=tmp_path, chunk_size=64)
     assert all(module.training for module in backbone.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())  # batch norm's too
     backbone.eval()
     for task, old in zip(made.tasks, stream.tasks, strict=True):
         for part, before in ((task.train, old.train), (task.test, old.test), (task.validation, old.validation)):
@@ -93,11 +96,11 @@ def test_a_computation_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pyte
     stream = replace(stream, tasks=[replace(task, test=stream.tasks[0].test) for task in stream.tasks[:1]], schedule=None)
     expected = features(stream, Counting(), cache=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        features(stream, Counting(most=45), cache=tmp_path, batch_size=10)
+        features(stream, Counting(most=45), cache=tmp_path, chunk_size=10)
     (note,) = tmp_path.glob("*.json")
     assert json.loads(note.read_text())["done"] == 40
     rest = Counting()
-    assert features(stream, rest, cache=tmp_path, batch_size=10).fingerprint == expected.fingerprint
+    assert features(stream, rest, cache=tmp_path, chunk_size=10).fingerprint == expected.fingerprint
     assert rest.asked < 60 and not list(tmp_path.glob("*.part")) + list(tmp_path.glob("*.json"))
 
 
@@ -146,7 +149,7 @@ def test_drifting_hidden_and_multi_label_streams_keep_what_they_are(tmp_path: Pa
             "has no augmentation that could make",
         ),
         (lambda stream, folder: features(stream, Counting(), views=-1, cache=folder), ValueError, "views must be"),
-        (lambda stream, folder: features(stream, Counting(), batch_size=0, cache=folder), ValueError, "batch_size must be"),
+        (lambda stream, folder: features(stream, Counting(), chunk_size=0, cache=folder), ValueError, "chunk_size must be"),
         (
             lambda _, folder: features(replace(fuzzy_tasks(), augment=Flip()), Counting(), views=1, cache=folder),
             ValueError,
@@ -175,3 +178,20 @@ def test_features_that_are_no_rows_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"Maps.features must return \(n, features\), not \(1, 1, 8, 8\)"):
         features(example_stream(), Maps(), cache=tmp_path)
+
+
+def test_the_command_line_freezes_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["run", "--strategy", "NCM", "--track", "false", "--checkpoint_every", "0", "--threads", "1", "--stream.epochs", "1"]
+    assert main([*command, "--features"]) == 0
+    frozen = capsys.readouterr()
+    assert "features of Mlp (weights " in frozen.err and len(list((tmp_path / "cache/clstream/features").glob("*.f32"))) == 2
+    assert main(command) == 0
+    plain = capsys.readouterr()
+    accuracy = [next(line.split()[-5] for line in out.splitlines() if "│ NCM on " in line) for out in (frozen.out, plain.out)]
+    assert accuracy[0] == accuracy[1] != ""
+    assert main(["run", "--strategy", "PRD", "--features", "--model", "torch.nn.Flatten", "--track", "false"]) != 0
+    assert "features needs a model with a method `features`, not Flatten" in capsys.readouterr().err

@@ -272,3 +272,18 @@ def test_a_run_that_fails_leaves_no_mode_behind(at):
     with pytest.raises(KeyError, match="mine"):
         run(Fails(example_model(), at), example_stream())
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: torch.zeros(3, 5).addmm_(torch.ones(3, 7), torch.ones(7, 5)), 2 * 3 * 7 * 5),
+        (lambda: torch.zeros(2, 3, 5).baddbmm_(torch.ones(2, 3, 7), torch.ones(2, 7, 5)), 2 * 2 * 3 * 7 * 5),
+        (lambda: torch.zeros(3, 5).addbmm_(torch.ones(2, 3, 7), torch.ones(2, 7, 5)), 2 * 2 * 3 * 7 * 5),
+        (lambda: torch.addbmm(torch.zeros(3, 5), torch.ones(2, 3, 7), torch.ones(2, 7, 5)), 2 * 2 * 3 * 7 * 5),
+        (lambda: torch.zeros(3).addmv_(torch.ones(3, 7), torch.ones(7)), 2 * 3 * 7),
+        (lambda: torch.ones(7) @ torch.ones(7), 2 * 7),
+    ],
+)
+def test_products_that_are_added_in_place_count_as_others(call, expected):
+    assert flops(call) == expected

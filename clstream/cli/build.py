@@ -16,6 +16,7 @@ from clstream.cli.option_parser import Parser
 from clstream.cli.parser import split_names
 from clstream.cli.settings import parse_seeds
 from clstream.measures import Measure
+from clstream.models import Linear
 from clstream.pretraining import load_weights
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
@@ -38,28 +39,41 @@ def measures_of(options: Namespace) -> list[str | type[Measure]]:
 
 
 def build_stream(parser: Parser, options: Namespace) -> Stream:
-    """Return the stream that was asked for, with its probes. Raises UsageError for options that it can't have."""
+    """Return the stream that was asked for, with its probes, or its features. Raises UsageError for options that it can't have."""
     chosen = options.stream
     if options.data_root and "root" in chosen.init_args and chosen.init_args.root is None:
         chosen.init_args.root = options.data_root
     stream: Stream = _instantiate(parser, "stream", chosen)
     stream = stream.for_tuning() if options.tune else stream
-    if not options.probes:
-        return stream
-    probes_from = importlib.import_module(f"{PLACES['stream']}.probes").probes_from
-    try:
-        return stream.with_probes(probes_from(stream, split_names(options.probes), options.data_root))
-    except ValueError as error:
-        raise UsageError(f"--{error}" if str(error).startswith("probes") else f"--probes: {error}") from error
+    if options.probes:
+        probes_from = importlib.import_module(f"{PLACES['stream']}.probes").probes_from
+        try:
+            stream = stream.with_probes(probes_from(stream, split_names(options.probes), options.data_root))
+        except ValueError as error:
+            raise UsageError(f"--{error}" if str(error).startswith("probes") else f"--probes: {error}") from error
+    if options.features:  # of one network, whatever the seeds: it is no part of what is run
+        with isolated(seeds_of(options)[0], "model"):
+            backbone = build_model(parser, options, stream)
+        stream = importlib.import_module(PLACES["stream"]).features(stream, backbone)
+    return stream
 
 
-def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int) -> Strategy:
-    """Return the strategy that was asked for, with a model for the stream whose initial weights come from the seed."""
+def build_model(parser: Parser, options: Namespace, stream: Stream) -> nn.Module:
+    """Return the model that was asked for, for the stream; its weights are random, or those of a file."""
 
     def make_model(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
         parameters = inspect.signature(cls).parameters
         offered = {"input_shape": stream.input_shape, "classes": stream.outputs}
         return cls(*args, **{name: value for name, value in offered.items() if name in parameters}, **kwargs)
+
+    model: nn.Module = _instantiate(parser, "model", options.model, (make_model, nn.Module, True))
+    if options.weights is not None:
+        load_weights(model, options.weights)
+    return model
+
+
+def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int) -> Strategy:
+    """Return the strategy that was asked for, with a model for the stream whose initial weights come from the seed."""
 
     def make_strategy(cls: type[Strategy], *args: Any, **kwargs: Any) -> Strategy:
         if "model" in inspect.signature(cls).parameters:
@@ -67,9 +81,10 @@ def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int
         return cls(*args, **kwargs)
 
     with isolated(seed, "model"):
-        model = _instantiate(parser, "model", options.model, (make_model, nn.Module, True))
-        if options.weights is not None:
-            load_weights(model, options.weights)
+        if options.features:
+            model: nn.Module = Linear(stream.input_shape, stream.outputs)
+        else:
+            model = build_model(parser, options, stream)
         strategy: Strategy = _instantiate(parser, "strategy", options.strategy, (make_strategy, Strategy, True))
     return strategy
 

@@ -70,6 +70,10 @@ def run_parser() -> Parser:
         nn.Module, "model", skip={"input_shape", "classes"}, help="a model by name, or file.Class of your own"
     )
     parser.add_argument("--weights", type=str, help="a file of `clstream pretrain` that the model starts from, all but its head")
+    parser.add_argument(
+        "--features", action="store_true",
+        help="freeze the model: the stream becomes its features, computed once and cached, and the strategy has a head on them",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of all that is random in the run")
     parser.add_argument(
         "--seeds", type=int | list[int] | str, help="several seeds in place of one, as 0-4 or 0,1,7: one run for each"

@@ -78,11 +78,17 @@ OWN_FORMULAS: dict[str, Callable[..., int]] = {
     "_transformer_encoder_layer_fwd": _transformer_layer,
     "mv": lambda matrix, *_, **__: 2 * matrix.numel(),
     "addmv": lambda _, matrix, *__, **___: 2 * matrix.numel(),
+    "addmv_": lambda _, matrix, *__, **___: 2 * matrix.numel(),
+    "dot": lambda vector, *_, **__: 2 * vector.numel(),
+    "addbmm": lambda _, left, right, *__, **___: 2 * left.numel() * right.shape[2],
+    "addbmm_": lambda _, left, right, *__, **___: 2 * left.numel() * right.shape[2],
 }
 """Operations that torch's formulas leave out or get wrong, by name."""
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],  # torch has no formulas of what adds in place
+    torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
     **{getattr(torch.ops.aten, name): formula for name, formula in OWN_FORMULAS.items() if hasattr(torch.ops.aten, name)},
 }
 

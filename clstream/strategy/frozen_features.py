@@ -90,7 +90,7 @@ class FrozenFeatures(Strategy):
     def take_up_waiting(self) -> None:
         """Add the features that wait to the statistics."""
         with consolidating():
-            self.statistics, self.waiting = self.with_waiting(copy=False), []
+            self.statistics, self.waiting, self.solved = self.with_waiting(copy=False), [], None
 
     @torch.no_grad()
     def with_waiting(self, copy: bool = True) -> dict[str, Tensor]:
@@ -149,8 +149,9 @@ class FrozenFeatures(Strategy):
             width = self.classes or self.model(x).shape[1]
             return torch.full((len(x), width), float("-inf"), device=x.device)
         if self.solved is None:
-            statistics = self.with_waiting()
-            self.solved = self.solve(statistics), statistics["counts"] == 0
+            with same_flops(("solve", sum(len(labels) for _, labels in self.waiting))):
+                statistics = self.with_waiting()
+                self.solved = self.solve(statistics), statistics["counts"] == 0
         solved, absent = self.solved
         return self.answer(solved, self.features(x)).masked_fill(absent, float("-inf")).float()
 
