@@ -41,6 +41,12 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     return str(tmp_path / "mlruns")
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests count doesn't depend on how fast the machine is."""
+    monkeypatch.setattr("clstream.tracking.uploader.SLOW", float("inf"))
+
+
 def test_an_answer_that_is_lost_writes_nothing_twice(any_store: str, tmp_path: Path, undisturbed: dict) -> None:
     tracker = MlflowTracker(uri=any_store, folder=tmp_path / "run", config="seed: 0\n")
     # the params, whose second try is 2; session 1; half of session 2; the rest of it, so that this one has to wait

@@ -47,7 +47,7 @@ class Uploader:
             try:
                 self.outbox.flush(self.send)
             except Exception:  # a server that was restarted drops the connection that was open: once more, at once
-                if self.offline or time.monotonic() - begin > 1:
+                if self.offline or time.monotonic() - begin > SLOW:
                     raise
                 self.outbox.flush(self.send)
         except Exception as error:  # noqa: BLE001  # each kind of store has its own, and none of them is the run's fault
@@ -81,6 +81,9 @@ class Uploader:
                 pass
         return None if self.outbox.journal is None else self.outbox.journal.file
 
+
+SLOW = 1.0
+"""Seconds after which a write that fails is not tried again at once: a server that hangs costs a timeout, not two."""
 
 LONGEST_DELAY = 60
 """The most seconds between two tries, where a try takes no time: a closed port."""
