@@ -61,7 +61,7 @@ def browser(profile: Path) -> webdriver.Chrome:
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-        "--window-size=1700,1300",
+        "--window-size=1700,1900",
     ):  # fmt: skip
         options.add_argument(argument)
     return webdriver.Chrome(options, Service(driver))
