@@ -44,8 +44,8 @@ def build(name: str, root: str | None, order: int) -> tuple[Stream, Callable[[St
         stream = image_folder(root or "cifar10-jpeg.zip", tasks=5, class_order=order, batch_size=64)
         return stream, lambda own: Pretrained(own.input_shape, 10, size=128)
     if name in ("fashion_mnist", "digits"):
-        made = split_digits if name == "digits" else partial(split_fashion_mnist, root=root)
-        stream = made(class_order=order, batch_size=64, epochs=1)
+        splitting = split_digits if name == "digits" else partial(split_fashion_mnist, root=root)
+        stream = splitting(class_order=order, batch_size=64, epochs=1)
         return stream, lambda own: Pretrained(own.input_shape, 10, size=64)
     names = omniglot(background="small2", tasks=1, root=root).class_names
     new = [name for name in names if name.startswith(("Japanese", "Sanskrit", "Tagalog"))]

@@ -106,10 +106,10 @@ class FeCAM(FrozenFeatures):
     def correlations(self, covariance: Tensor) -> Tensor:
         """Return a covariance (features, features) shrunk, as correlations; what never varies is correlated with itself alone."""
         covariance = (covariance + covariance.T) / 2
-        one = torch.eye(len(covariance)).to(covariance)
-        mean = (covariance * (1 - one)).sum() / max(1, len(one) * (len(one) - 1))
-        covariance = covariance + self.shrink_diagonal * covariance.diagonal().mean() * one
-        covariance = covariance + self.shrink_off_diagonal * mean * (1 - one)
+        identity = torch.eye(len(covariance)).to(covariance)
+        mean = (covariance * (1 - identity)).sum() / max(1, len(identity) * (len(identity) - 1))
+        covariance = covariance + self.shrink_diagonal * covariance.diagonal().mean() * identity
+        covariance = covariance + self.shrink_off_diagonal * mean * (1 - identity)
         deviations = covariance.diagonal().clamp(min=0).sqrt()
         deviations = torch.where(deviations > 0, deviations, 1)
         correlations = covariance / (deviations[:, None] * deviations)

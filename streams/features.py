@@ -136,7 +136,7 @@ class _Inputs:
         n = len(self.rows)
         for view in range(1 + self.views):
             for begin in range(0, n, size):
-                if view * n + begin >= first:
+                if view * n + min(begin + size, n) > first:  # also one that was begun, in chunks of another size
                     x = self.source.x[self.rows[begin : begin + size]]
                     x = x if self.transform is None else self.transform(x)
                     if view and self.augment is not None:
@@ -223,7 +223,7 @@ class _Maker:
         """Compute features into a file, from where an earlier attempt was cut off."""
         part, note = file.with_suffix(".part"), file.with_suffix(".json")
         size = 4 * len(inputs) * self.width
-        done = _done(part, note, size)
+        done = _done(part, note, size, len(inputs))
         room = torch.from_file(str(part), shared=True, size=len(inputs) * self.width, dtype=torch.float32).view(-1, self.width)
         saved = monotonic()
         with _bar(f"features of {self.stream.name}", len(inputs), done, self.progress) as advance:
@@ -238,11 +238,11 @@ class _Maker:
         note.unlink(missing_ok=True)
 
 
-def _done(part: Path, note: Path, size: int) -> int:
+def _done(part: Path, note: Path, size: int, rows: int) -> int:
     """Return how many rows an earlier attempt had computed."""
     try:
         done = json.loads(note.read_bytes())["done"]
-        return done if type(done) is int and done >= 0 and part.stat().st_size == size else 0
+        return done if type(done) is int and 0 <= done <= rows and part.stat().st_size == size else 0
     except (OSError, ValueError, KeyError, TypeError):
         part.unlink(missing_ok=True)
         return 0

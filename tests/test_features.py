@@ -104,6 +104,24 @@ def test_a_computation_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pyte
     assert rest.asked < 60 and not list(tmp_path.glob("*.part")) + list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize("note", ['{"done": 40}', '{"done": 61}', '{"done": -1}', '{"done": true}', "[]", "{"])
+@pytest.mark.parametrize("chunk_size", [7, 256])
+def test_whatever_a_note_says_every_row_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str, chunk_size: int
+) -> None:
+    """Of a computation that was cut off in chunks of another size, and of notes that are damaged."""
+    monkeypatch.setattr(sys.modules["clstream.streams.features"], "SAVE_EVERY", -1.0)
+    stream = example_stream()
+    stream = replace(stream, tasks=[replace(task, test=task.train) for task in stream.tasks[:1]], schedule=None)
+    expected = features(stream, Counting(), cache=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        features(stream, Counting(most=45), cache=tmp_path, chunk_size=10)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(note)
+    again = features(stream, Counting(), cache=tmp_path, chunk_size=chunk_size)
+    assert torch.allclose(again.tasks[0].train[:].x, expected.tasks[0].train[:].x, atol=1e-6)
+
+
 def test_a_method_on_them_gives_what_it_gives_on_the_backbone(tmp_path: Path) -> None:
     stream, backbone = example_stream(), example_model()
     made = features(stream, backbone, cache=tmp_path)

@@ -68,32 +68,31 @@ class BalancedAccuracy(Collected):
         return (hits / samples)[samples > 0].mean()
 
 
-class NegativeLogLikelihood(Collected):
-    """The mean over the samples of minus the logarithm of their label's probability."""
+class OfProbabilities(Collected):
+    """What measures of probabilities share."""
 
-    name = "nll"
     higher_is_better = False
     scores_are = ("logits", "probabilities")
 
     def pick(self, answers: Answers) -> Tensor:
         """Return the probabilities."""
         return answers.probabilities
+
+
+class NegativeLogLikelihood(OfProbabilities):
+    """The mean over the samples of minus the logarithm of their label's probability."""
+
+    name = "nll"
 
     def value(self, picked: Tensor, y: Tensor) -> Tensor:
         """Return the mean; infinite if a label has probability 0."""
         return -picked.gather(1, y[:, None]).log().mean()
 
 
-class Brier(Collected):
+class Brier(OfProbabilities):
     """The mean over the samples of the squared distance of the probabilities to the one-hot label (Brier 1950): from 0 to 2."""
 
     name = "brier"
-    higher_is_better = False
-    scores_are = ("logits", "probabilities")
-
-    def pick(self, answers: Answers) -> Tensor:
-        """Return the probabilities."""
-        return answers.probabilities
 
     def value(self, picked: Tensor, y: Tensor) -> Tensor:
         """Return the mean."""
@@ -101,16 +100,10 @@ class Brier(Collected):
         return (picked.square().sum(1) - 2 * hit + 1).mean()
 
 
-class CalibrationError(Collected):
+class CalibrationError(OfProbabilities):
     """The expected calibration error (Guo et al. 2017): how far confidence and accuracy are apart, in 15 bins of equal width."""
 
     name = "ece"
-    higher_is_better = False
-    scores_are = ("logits", "probabilities")
-
-    def pick(self, answers: Answers) -> Tensor:
-        """Return the probabilities."""
-        return answers.probabilities
 
     def value(self, picked: Tensor, y: Tensor) -> Tensor:
         """Return the weighted mean of the bins' gaps, by torchmetrics; NaN if a probability is."""

@@ -137,7 +137,7 @@ def _of_torchvision(name: str, weights: str | None, size: int | None) -> _Backbo
 
     plain = name.removeprefix("torchvision/")
     if plain not in models.list_models(models):
-        near = ", ".join(other for other in models.list_models(models) if plain[:6] in other) or "none"
+        near = ", ".join(model for model in models.list_models(models) if plain[:6] in model) or "none"
         raise ValueError(f"torchvision has no model {plain!r}; near it: {near}")
     if weights is None:
         raise _missing(name)
