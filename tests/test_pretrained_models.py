@@ -88,6 +88,12 @@ def test_safetensors_and_files_of_our_own_are_read(weights: Path, tmp_path: Path
             assert torch.equal(model.stages.state_dict()[name], tensor), name
 
 
+def test_the_format_that_torch_wrote_before_is_read(weights: Path, tmp_path: Path) -> None:
+    torch.save(torch.load(weights, weights_only=True), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    same = zip(small(weights).stages.state_dict().values(), small(tmp_path / "old.pth").stages.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in same)
+
+
 def test_tensors_of_other_names_are_taken_in_their_order_if_all_shapes_agree(weights: Path, tmp_path: Path) -> None:
     state = torch.load(weights, weights_only=True)
     torch.save({f"layer_{number}": tensor for number, tensor in enumerate(state.values())}, tmp_path / "numbered.pt")
@@ -122,7 +128,9 @@ def test_files_that_are_no_weights_are_refused_and_run_nothing(tmp_path: Path) -
     (tmp_path / "empty.safetensors").write_bytes(b"")
     torch.save({"a": 3}, tmp_path / "number.pt")
     (tmp_path / "code.pth").write_bytes(pickle.dumps({"a": Runs()}))
-    for name in ("text.pt", "empty.safetensors", "number.pt", "code.pth"):
+    torch.save({"a": Runs()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"a": bytearray(8)}, tmp_path / "room.pth", _use_new_zipfile_serialization=False)  # a number asks for memory
+    for name in ("text.pt", "empty.safetensors", "number.pt", "code.pth", "old.pth", "room.pth"):
         with pytest.raises(ValueError, match="a state dict of tensors is what it must hold"):
             small(tmp_path / name)
     assert not (tmp_path / "ran").exists()

@@ -240,7 +240,9 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        from clstream.serialization import torch_files
+
+        content: Any = torch_files.load_any(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file of weights {file}") from None
     except OSError as error:

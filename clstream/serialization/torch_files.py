@@ -50,6 +50,27 @@ def load(file: Path) -> Any:
             return torch.load(opened, map_location="cpu", weights_only=True)
 
 
+def load_any(file: Path) -> Any:
+    """Return what a file of tensors and plain values holds, also one in the format that torch wrote before version 1.6.
+
+    Raises as `load` does.
+    """
+    with file.open("rb") as opened:
+        if opened.read(2) == b"PK":
+            return load(file)
+        opened.seek(0)
+        for _ in range(LEGACY_PICKLES):
+            _check_pickle(opened)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened.seek(0)
+            return torch.load(opened, map_location="cpu", weights_only=True)
+
+
+LEGACY_PICKLES = 5
+"""What stands before the numbers in the old format: a magic number, a version, the system, the content, the keys of storages."""
+
+
 def _check_directory(opened: IO[bytes]) -> None:
     """Refuse what is not a zip file from its first byte on, with its directory right before what says where that is.
 
@@ -71,8 +92,8 @@ def _check_directory(opened: IO[bytes]) -> None:
         raise ValueError("it is no file of torch's: its directory is not where torch writes it")
 
 
-def _check_pickle(content: bytes) -> None:
-    """Refuse a pickle that names what no tensor needs."""
+def _check_pickle(content: bytes | IO[bytes]) -> None:
+    """Refuse a pickle that names what no tensor needs; a file is read to the pickle's end."""
     for operation, argument, _ in pickletools.genops(content):
         if operation.name in ("STACK_GLOBAL", "INST") or (operation.name == "GLOBAL" and not _NAMED.fullmatch(str(argument))):
             raise ValueError(f"it names {str(argument)[:60]!r}, which no tensor needs")
