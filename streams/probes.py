@@ -138,8 +138,8 @@ def held_out_classes(stream: Stream, classes: Sequence[int] | None = None) -> Te
     own = torch.tensor(sorted(set(classes)))
     parts = [task.test[torch.isin(task.test.y, own.to(task.test[:1].y.device)).nonzero().flatten()] for task in stream.tasks]
     whole, *others = [part for part in parts if len(part)]
-    for other in others:
-        whole = whole + other
+    for samples in others:
+        whole = whole + samples
     name = "held_out_classes/" + "_".join(map(str, own.tolist()))
     return TestSet(name, whole, known="taught", note=f"classes {_listed(own.tolist())}, each strange until it is taught")
 

@@ -143,8 +143,8 @@ def test_what_comes_when_does_not_matter(name: str) -> None:
     for order, batch_size, epochs in (((0, 1, 2), 7, 1), ((2, 0, 1), 64, 1), ((1, 2, 0), 3, 3)):
         run(strategy := make(Identity()), replace(gaussian(order=order, batch_size=batch_size), epochs=epochs), seed=3)
         answers.append(solved(strategy, everything(gaussian())[2]))
-    for other in answers[1:]:
-        assert np.abs(other - answers[0]).max() < 1e-8 * max(1, np.abs(answers[0]).max())
+    for scores in answers[1:]:
+        assert np.abs(scores - answers[0]).max() < 1e-8 * max(1, np.abs(answers[0]).max())
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "RanPAC, ridge chosen"])
@@ -158,8 +158,8 @@ def test_learners_that_are_merged_answer_as_one_that_saw_everything(name: str) -
         run(learner := make(Identity()), replace(stream, tasks=parts), seed=3)
         learners.append(learner)
     first, *others = learners
-    for other in others:
-        first.merge(other.export())  # type: ignore[attr-defined]  # all of these have it
+    for learner in others:
+        first.merge(learner.export())  # type: ignore[attr-defined]  # all of these have it
     test = everything(stream)[2]
     assert np.abs(solved(first, test) - solved(whole, test)).max() < 1e-10 * max(1, np.abs(solved(whole, test)).max())
 

@@ -22,20 +22,20 @@ def cells(x: torch.Tensor) -> torch.Tensor:
 def test_each_cell_is_empty_or_an_object_of_the_same_part_of_the_data_and_targets_name_them_all(data: str) -> None:
     train, test = canvases(data, 200, 100, 0)
     origins = [source(name) for name in data.split("+")] if data == "digits" else [source("MNIST"), source("FashionMNIST")]
-    for kind, made in enumerate((train, test)):
+    for kind, samples in enumerate((train, test)):
         labels: dict[bytes, set[int]] = {}
         for number, parts in enumerate(origins):
             for image, label in zip(parts[kind].x, parts[kind].y.tolist(), strict=True):
                 labels.setdefault(image.numpy().tobytes(), set()).add(label + 10 * number)
-        quarters = cells(made.x)
+        quarters = cells(samples.x)
         occupied = quarters.flatten(2).any(2)
-        assert made.x.dtype == origins[0][0].x.dtype and made.y.shape == (len(made), 10 * len(origins))
-        for row in range(len(made)):
+        assert samples.x.dtype == origins[0][0].x.dtype and samples.y.shape == (len(samples), 10 * len(origins))
+        for row in range(len(samples)):
             objects = [labels[quarters[row, cell].contiguous().numpy().tobytes()] for cell in occupied[row].nonzero().flatten()]
             assert all(len(several) == 1 for several in objects)
-            assert set(made.y[row].nonzero().flatten().tolist()) == set().union(*objects)
+            assert set(samples.y[row].nonzero().flatten().tolist()) == set().union(*objects)
         counts = occupied.sum(1).bincount(minlength=5)
-        assert counts[0] == 0 and min(counts[1:]) > 0.15 * len(made), "1 to 4 objects, uniformly"
+        assert counts[0] == 0 and min(counts[1:]) > 0.15 * len(samples), "1 to 4 objects, uniformly"
         assert occupied.float().mean(0).std() < 0.05, "no cell is preferred"
 
 

@@ -37,8 +37,8 @@ def join_tasks(stream: Stream, classes: Sequence[int] | None = None, epochs: int
 
     def gather(parts: Sequence[Samples | Subset]) -> Samples:
         first, *others = [part[torch.isin(part.y, wanted).nonzero().flatten()] for part in parts]
-        for other in others:
-            first = first + other
+        for samples in others:
+            first = first + samples
         return first
 
     held = [task.validation for task in stream.tasks if task.validation is not None]
