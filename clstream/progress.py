@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -111,4 +112,5 @@ class ProgressBar:
         evaluation = self.evaluation
         if event.error is None and evaluation is not None and len(evaluation.accuracy):
             mean, lost = average_accuracy(evaluation.main, evaluation.taught), forgetting(evaluation.main, evaluation.taught)
-            self.say(f"{evaluation.main_name} {mean:.3f}, forgetting {lost:.3f}, {time.monotonic() - self.began:.1f} s")
+            forgotten = "" if math.isnan(lost) else f", forgetting {lost:.3f}"  # with a single task there is none
+            self.say(f"{evaluation.main_name} {mean:.3f}{forgotten}, {time.monotonic() - self.began:.1f} s")

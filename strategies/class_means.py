@@ -28,6 +28,7 @@ from clstream.events import RunStarted, SessionEnded
 from clstream.memory import Memory
 from clstream.params import check_choice
 from clstream.strategy import Strategy, Wrapper
+from clstream.strategy.frozen_features import add_by_class
 from clstream.stream import Task
 
 TOGETHER = 1024
@@ -75,7 +76,7 @@ class ClassMeans(Wrapper):
                 features = self.unit_features(part.x)
                 if sums is None:
                     sums = features.new_zeros(self.classes, features.shape[1])
-                sums.index_add_(0, part.y, features)
+                add_by_class(sums, part.y, features)
         assert sums is not None
         new = F.normalize(sums, dim=1)
         if self.means is not None and self.of == "session":

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clstream.params import check_number
-from clstream.strategy.frozen_features import FrozenFeatures, class_means
+from clstream.strategy.frozen_features import FrozenFeatures, add_by_class, class_means
 
 
 class FeCAM(FrozenFeatures):
@@ -86,7 +86,7 @@ class FeCAM(FrozenFeatures):
             )
         super().take_up(statistics, features, y)
         transformed = self.transform(features)
-        statistics["transformed"].index_add_(0, y, transformed)
+        add_by_class(statistics["transformed"], y, transformed)
         for label in y.unique().tolist():
             own = transformed[y == label]
             statistics["products"][label].addmm_(own.T, own)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded
 from clstream.params import check_integer, check_positive
-from clstream.strategy.frozen_features import FrozenFeatures
+from clstream.strategy.frozen_features import FrozenFeatures, add_by_class
 
 RIDGES = [10.0**power for power in range(-8, 9)]
 """What is tried where none is given."""
@@ -90,9 +90,9 @@ class RanPAC(FrozenFeatures):
     def take_up(self, statistics: dict[str, Tensor], features: Tensor, y: Tensor) -> None:
         """Add to G and Q."""
         projected = self.project(features)
-        statistics["counts"].index_add_(0, y, torch.ones_like(features[:, 0]))
+        add_by_class(statistics["counts"], y, torch.ones_like(features[:, 0]))
         statistics["gram"].addmm_(projected.T, projected)
-        statistics["targets"].index_add_(1, y, projected.T)
+        add_by_class(statistics["targets"].T, y, projected)
 
     def end_session(self, event: SessionEnded) -> None:
         """Take up what is left of the session, and choose the ridge if none is given."""

@@ -67,7 +67,11 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # an edit within a second of the last one is seen
     (tmp_path / "mine.py").write_text(MINE)
     yield tmp_path
-    forget(*(name for name in set(sys.modules) - before if str(tmp_path) in str(getattr(sys.modules[name], "__file__", ""))))
+    places = {
+        name: f"{vars(sys.modules[name]).get('__file__')} {vars(sys.modules[name]).get('__path__')}"
+        for name in set(sys.modules) - before
+    }
+    forget(*(name for name, place in places.items() if str(tmp_path) in place))
 
 
 def forget(*names: str) -> None:

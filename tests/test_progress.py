@@ -10,6 +10,7 @@ from rich.console import Console
 
 from clstream import BatchLearned, RunStarted, on, progress, run
 from clstream.checks import example_model, example_stream
+from clstream.pretraining import join_tasks
 from clstream.progress import ProgressBar
 
 
@@ -23,6 +24,12 @@ def said(bar: ProgressBar, *observers: object, max_sessions: int | None = None) 
 def test_off_a_terminal_a_short_run_says_one_line() -> None:
     text = said(ProgressBar(console=Console(file=io.StringIO())))
     assert text.count("\n") == 1 and text.startswith("Finetune on example, seed 0: accuracy ") and ", forgetting " in text
+
+
+def test_a_run_of_one_task_says_nothing_of_forgetting() -> None:
+    bar = ProgressBar(console=Console(file=io.StringIO()))
+    run(Finetune(example_model()), join_tasks(example_stream()), bar)
+    assert "accuracy" in bar.console.file.getvalue() and "forgetting" not in bar.console.file.getvalue()
 
 
 def test_off_a_terminal_a_long_run_says_lines_that_grow_rare(monkeypatch: pytest.MonkeyPatch) -> None:

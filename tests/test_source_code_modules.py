@@ -37,6 +37,7 @@ def package(place: Path) -> None:
     """Write a package: a strategy that imports near and far, at the top and within functions, names and modules."""
     (place / "lab" / "parts").mkdir(parents=True)
     (place / "space" / "inner").mkdir(parents=True)  # a namespace package: it has no __init__.py
+    (place / "away" / "loose" / "looser").mkdir(parents=True)  # namespaces in a package that nothing has loaded
     files = {
         "lab/__init__.py": "SEED = 1\n",
         "lab/method.py": "from . import losses\nfrom .parts.heads import head as make\nimport space.inner.deep as deep\n"
@@ -46,10 +47,13 @@ def package(place: Path) -> None:
         "lab/constants.py": "A = 1\n",
         "lab/parts/__init__.py": "",
         "lab/parts/heads.py": "def head(): ...\n",
-        "lab/lazy.py": "import lab.later\n",
+        "lab/lazy.py": "import lab.later\nimport away.loose.near\nfrom away.loose.looser.far import FAR\n",
         "lab/later.py": "LATER = 1\n",
         "lab/unused.py": "X = 1\n",
         "space/inner/deep.py": "DEEP = 1\n",
+        "away/__init__.py": "",
+        "away/loose/near.py": "NEAR = 1\n",
+        "away/loose/looser/far.py": "FAR = 1\n",
     }
     for name, text in files.items():
         (place / name).write_text(text)
@@ -60,14 +64,22 @@ def test_imports_are_followed(place):
     found = sources(strategy(load("lab.method")))
     assert set(found) == {
         "lab", "lab.method", "lab.losses", "lab.constants", "lab.parts", "lab.parts.heads", "lab.lazy", "lab.later",
-        "space.inner.deep",
+        "space.inner.deep", "away", "away.loose.near", "away.loose.looser.far",
     }  # fmt: skip
     assert "lab.lazy" not in sys.modules  # found without being imported
     assert found["lab.constants"] == "A = 1\n"
 
 
 @pytest.mark.parametrize(
-    "file", ["lab/__init__.py", "lab/constants.py", "lab/parts/heads.py", "lab/later.py", "space/inner/deep.py"]
+    "file",
+    [
+        "lab/__init__.py",
+        "lab/constants.py",
+        "lab/parts/heads.py",
+        "lab/later.py",
+        "space/inner/deep.py",
+        "away/loose/looser/far.py",
+    ],
 )
 def test_a_change_in_what_is_imported_is_refused(place, file):
     package(place)

@@ -80,8 +80,10 @@ def title(results: list[Result]) -> str:
 
 
 def mean_and_std(values: list[float], digits: int) -> str:
-    """Return the mean of some values and, for several that are numbers, their sample standard deviation."""
+    """Return the mean of some values and, for several, their sample standard deviation; a dash if they are no numbers."""
     mean = fmean(values)
+    if math.isnan(mean):  # a run of one task has no forgetting
+        return "-"
     return f"{mean:.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 and math.isfinite(mean) else "")
 
 

@@ -245,20 +245,36 @@ def _find(name: str) -> ModuleType | ModuleSpec | None:
     if name in sys.modules:
         module = sys.modules[name]
         return module if isinstance(module, ModuleType) else None
-    package, path = name.rpartition(".")[0], None
-    if package:
-        parent = _find(package)
-        places = parent.submodule_search_locations if isinstance(parent, ModuleSpec) else getattr(parent, "__path__", None)
-        if places is None:
+    spec = _find_spec(name)
+    return spec if spec is not None and spec.has_location and spec.origin else None
+
+
+def _find_spec(name: str) -> ModuleSpec | None:
+    """Return where a module that is not loaded yet would be loaded from; None if it is an installed one, or there is none."""
+    package, _, last = name.rpartition(".")
+    folders: list[str] | None = None
+    if package in sys.modules:
+        if not hasattr(sys.modules[package], "__path__"):
             return None
-        path = list(places)
+        folders = list(sys.modules[package].__path__)
+    elif package:
+        parent = _find_spec(package)
+        if parent is None or parent.submodule_search_locations is None:
+            return None
+        folders = list(parent.submodule_search_locations)
     elif name in sys.builtin_module_names or name in sys.stdlib_module_names:
         return None
     try:
-        spec = PathFinder.find_spec(name, path)
+        spec = PathFinder.find_spec(name, folders)
     except (ImportError, ValueError, OSError):
         return None
-    return spec if spec is not None and spec.has_location and spec.origin and not _is_installed(spec.origin) else None
+    except KeyError:  # newer Pythons raise it for a folder without __init__.py in a package that is not loaded
+        spec = ModuleSpec(name, None, is_package=True)
+    if spec is None or (spec.origin and _is_installed(spec.origin)):
+        return None
+    if folders is not None and spec.origin is None:  # such a folder: its own list of places asks the loaded package
+        spec.submodule_search_locations = [str(inner) for inner in (Path(folder, last) for folder in folders) if inner.is_dir()]
+    return spec
 
 
 @lru_cache(maxsize=1024)

@@ -111,8 +111,8 @@ class FrozenFeatures(Strategy):
 
     def take_up(self, statistics: dict[str, Tensor], features: Tensor, y: Tensor) -> None:
         """Add (n, features) with their (n,) labels to statistics, in place."""
-        statistics["counts"].index_add_(0, y, torch.ones_like(features[:, 0]))
-        statistics["sums"].index_add_(0, y, features)
+        add_by_class(statistics["counts"], y, torch.ones_like(features[:, 0]))
+        add_by_class(statistics["sums"], y, features)
 
     @abstractmethod
     def solve(self, statistics: Mapping[str, Tensor]) -> object:
@@ -164,3 +164,14 @@ class FrozenFeatures(Strategy):
 def class_means(statistics: Mapping[str, Tensor]) -> Tensor:
     """Return the mean of each class: (classes, features); 0 of those that did not come."""
     return statistics["sums"] / statistics["counts"].clamp(min=1)[:, None]
+
+
+def add_by_class(sums: Tensor, y: Tensor, rows: Tensor) -> None:
+    """Add each of (n, ...) rows to the sum of its class, in place, in (classes, ...) sums: in the same order each time.
+
+    On a GPU `index_add_` adds in no fixed order, and `index_put_` with `accumulate` in a fixed one; on the CPU it is the other way.
+    """
+    if sums.is_cuda:
+        sums.index_put_((y,), rows, accumulate=True)
+    else:
+        sums.index_add_(0, y, rows)
