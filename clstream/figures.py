@@ -25,7 +25,27 @@ SHARES = ("accuracy", "map")
 """Measures whose axes go from 0 to 1."""
 
 
-def _is_share(measure: str) -> bool:
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#555555")
+"""Colours that colour-blind people tell apart too: those of Okabe and Ito (2008), without yellow, which is too pale for paper."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", ":", "-.")
+
+
+def method_style(number: int) -> dict[str, Any]:
+    """Return colour, marker and line of the method of a number, as keywords of matplotlib: no two of 56 share colour and marker."""
+    line = LINES[number // len(COLOURS) % len(LINES)]
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": line}
+
+
+def task_colour(task: int, tasks: int) -> tuple[float, float, float, float]:
+    """Return the colour of a task, from dark to light as tasks come; the palest yellow is left out, so that paper shows it."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.92 * task / max(1, tasks - 1))
+
+
+def is_share(measure: str) -> bool:
     """Return whether values of a measure, or of several joined by a slash, go from 0 to 1."""
     return all(part.removeprefix("task_") in SHARES for part in measure.split("/"))
 
@@ -50,9 +70,8 @@ def forgetting_curves(
         measure: what is drawn, if that isn't the accuracy.
 
     """
-    from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -62,14 +81,15 @@ def forgetting_curves(
     figure = Figure(figsize=(4.8, 5.0), layout="constrained")
     axes = figure.subplots()
     for task, start in enumerate(starts.amax(0).tolist()):  # a mean needs all seeds
-        colour = colormaps["tab10"](task) if tasks <= 10 else colormaps["viridis"](task / (tasks - 1))
+        colour = task_colour(task, tasks)
         label = f"task {task}" if tasks <= 10 else None
-        _draw_mean(axes, by_seed[:, :, task], start, sessions, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
+        draw_mean(axes, by_seed[:, :, task], start, sessions, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
     means = torch.stack([seen_averages(*pair) for pair in zip(by_seed, marks, strict=True)])
-    _draw_mean(axes, means, 0, sessions, color="black", linewidth=2.5, label="mean of the tasks seen")
-    _label_axes(axes, title, measure)
+    draw_mean(axes, means, 0, sessions, color="black", linewidth=2.5, label="mean of the tasks seen")
+    label_axes(axes, title, measure)
     if tasks > 10:
-        bar = figure.colorbar(ScalarMappable(Normalize(0, tasks - 1), "viridis"), ax=axes, label="task")
+        colours = ListedColormap([task_colour(task, tasks) for task in range(tasks)])
+        bar = figure.colorbar(ScalarMappable(Normalize(0, tasks - 1), colours), ax=axes, label="task")
         bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", frameon=False, ncols=3)
     return figure
@@ -90,7 +110,6 @@ def compared_curves(
         measure: what is drawn, if that isn't the accuracy.
 
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     curves = {name: _by_seed(*pair) for name, pair in runs.items()}
@@ -100,16 +119,16 @@ def compared_curves(
     names = [["mean"] * max(1, len(shown))] * 2 + ([shown] if shown else [])
     panels = figure.subplot_mosaic(names)
     for number, (name, (by_seed, marks)) in enumerate(curves.items()):
-        colour = colormaps["tab10"](number) if len(curves) <= 10 else colormaps["turbo"](number / (len(curves) - 1))
+        style = method_style(number)
         means = torch.stack([seen_averages(*pair) for pair in zip(by_seed, marks, strict=True)])
         steps = None if sessions is None else sessions[name]
-        _draw_mean(panels["mean"], means, 0, steps, color=colour, linewidth=2, marker="o", markersize=3, label=name)
+        draw_mean(panels["mean"], means, 0, steps, linewidth=2, markersize=4, label=name, **style)
         starts = torch.stack([_first(*pair) for pair in zip(by_seed, marks, strict=True)]).amax(0)
         for task in shown:
-            _draw_mean(panels[task], by_seed[:, :, task], int(starts[task]), steps, color=colour, linewidth=1.2)
-    _label_axes(panels["mean"], title or "mean of the tasks seen", measure)
+            draw_mean(panels[task], by_seed[:, :, task], int(starts[task]), steps, linewidth=1.2, markersize=3, **style)
+    label_axes(panels["mean"], title or "mean of the tasks seen", measure)
     for task in shown:
-        _label_axes(panels[task], f"task {task}", measure)
+        label_axes(panels[task], f"task {task}", measure)
         panels[task].set(xlabel="", ylabel="", xlim=panels["mean"].get_xlim())
         panels[task].title.set_fontsize(9)
         panels[task].tick_params(labelsize=7, labelleft=task == shown[0])
@@ -131,7 +150,6 @@ def accuracy_against_cost(
         measure: what was reached, if that isn't accuracy.
 
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 4.2), layout="constrained")
@@ -140,12 +158,10 @@ def accuracy_against_cost(
     front = pareto_front(costs, accuracies)
     axes.step(costs[front].numpy(), accuracies[front].numpy(), where="post", color="grey", linewidth=1, label="Pareto front")
     for number, (name, (values, spent)) in enumerate(runs.items()):
-        colour = colormaps["tab10"](number) if len(runs) <= 10 else colormaps["turbo"](number / (len(runs) - 1))
+        style = method_style(number) | {"linestyle": "none"}
         high, wide = (float(part.double().std()) if len(part) > 1 else 0.0 for part in (values, spent))
-        axes.errorbar(
-            float(costs[number]), float(accuracies[number]), high or None, wide or None, fmt="o", color=colour, label=name
-        )
-    axes.set(xlabel=cost, ylabel=f"average {measure}", ylim=(-0.02, 1.02) if _is_share(measure) else None, title=title)
+        axes.errorbar(float(costs[number]), float(accuracies[number]), high or None, wide or None, label=name, **style)
+    axes.set(xlabel=cost, ylabel=f"average {measure}", ylim=(-0.02, 1.02) if is_share(measure) else None, title=title)
     axes.title.set_fontsize(10)
     positive = costs[costs > 0]
     if len(positive) and float(positive.amax()) > 10 * float(positive.amin()) and len(positive) == len(costs):
@@ -161,8 +177,10 @@ def _by_seed(accuracy: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor]:
     return (accuracy[None], taught[None]) if accuracy.dim() == 2 else (accuracy, taught)
 
 
-def _draw_mean(axes: Axes, values: Tensor, start: int, sessions: Sequence[int] | None, **style: Any) -> None:
-    """Draw the mean of (seeds, evaluations) from a row on, in a band of a standard deviation to either side."""
+def draw_mean(
+    axes: Axes, values: Tensor, start: int, sessions: Sequence[int] | None, deviations: float = 1.0, **style: Any
+) -> None:
+    """Draw the mean of (seeds, evaluations) from a row on, in a band of so many standard deviations to either side."""
     steps = list(range(1, 1 + values.shape[1]) if sessions is None else sessions)[start:]
     values = values[:, start:]
     if not values.shape[1]:
@@ -170,14 +188,15 @@ def _draw_mean(axes: Axes, values: Tensor, start: int, sessions: Sequence[int] |
     mean = values.mean(0)
     axes.plot(steps, mean.numpy(), **style)
     if len(values) > 1:
-        half = values.std(0)
+        half = deviations * values.std(0)
         axes.fill_between(steps, (mean - half).numpy(), (mean + half).numpy(), color=style["color"], alpha=0.2, linewidth=0)
 
 
-def _label_axes(axes: Axes, title: str, measure: str) -> None:
+def label_axes(axes: Axes, title: str, measure: str) -> None:
+    """Name the axes of curves over sessions; shares go from 0 to 1."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set(xlabel="sessions finished", ylabel=measure, ylim=(-0.02, 1.02) if _is_share(measure) else None, title=title)
+    axes.set(xlabel="sessions finished", ylabel=measure, ylim=(-0.02, 1.02) if is_share(measure) else None, title=title)
     axes.title.set_fontsize(10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -194,7 +213,7 @@ def accuracy_matrix(accuracy: Tensor, title: str = "", sessions: Sequence[int] |
     rows, tasks = accuracy.shape
     figure = Figure(figsize=(max(4.0, 0.55 * min(tasks, 30) + 2), max(3.0, 0.4 * min(rows, 30) + 1.5)), layout="constrained")
     axes = figure.subplots()
-    low, high = (0.0, 1.0) if _is_share(measure) else (None, None)
+    low, high = (0.0, 1.0) if is_share(measure) else (None, None)
     image = axes.imshow(accuracy.numpy(), vmin=low, vmax=high, cmap="viridis", aspect="auto")
     if rows * tasks <= 400:
         for row in range(rows):
