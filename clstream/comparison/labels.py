@@ -1,0 +1,108 @@
+"""Labels: records of other options, or of streams that differ, are not counted as one, and no run is counted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from clstream.comparison.records import Record
+
+Replicate = tuple[str, str, int]
+"""What runs of methods are paired by: the fingerprint of the stream's data, the order of its classes, and the seed."""
+
+StreamKey = tuple[str, str, str]
+"""What can be compared: the stream's name, the scenario, and the main measure."""
+
+ORDER = "stream.class_order"
+
+
+def stream_key(record: Record) -> StreamKey:
+    """Return what a record can be compared with: the runs of one stream, scenario and main measure."""
+    return record.stream, record.scenario, record.main
+
+
+def replicate(record: Record) -> Replicate:
+    """Return what a run shares with those of other methods that it is paired with."""
+    return record.fingerprint, record.params.get(ORDER, ""), record.seed
+
+
+def tell_apart(records: Sequence[Record]) -> list[Record]:
+    """Return records whose label and stream tell them apart: those that have both alike differ in seeds and orders of classes only.
+
+    Where two have the same label, but other options, on one stream, the options that differ are added to it, on all streams:
+    "Replay, capacity 500". So it is with streams of one name: "split_mnist, batch_size 10". Records of failed runs are left as
+    they are if they name no options.
+    """
+    streams: dict[StreamKey, list[Mapping[str, str]]] = {}
+    for record in records:
+        streams.setdefault(stream_key(record), []).append(_stream_options(record))
+    named = []
+    for record in records:
+        names = _varying(streams[stream_key(record)])
+        named.append(replace(record, stream=_extended(record.stream, names, _stream_options(record), "stream.")))
+    options: dict[tuple[str, StreamKey], list[Mapping[str, str]]] = {}
+    for record in named:
+        if not record.error:
+            options.setdefault((record.label, stream_key(record)), []).append(_options(record))
+    varying: dict[str, list[str]] = {}
+    for (label, _), together in options.items():
+        names = _varying(together)
+        if len({group.get("tuned") for group in together}) == len({tuple(sorted(group.items())) for group in together}):
+            names = [name for name in names if name == "tuned"]  # that alone tells them apart
+        varying[label] = list(dict.fromkeys([*varying.get(label, []), *names]))
+    return [
+        replace(record, label=_extended(record.label, varying.get(record.label, []), _options(record), "strategy."))
+        for record in named
+    ]
+
+
+def _stream_options(record: Record) -> Mapping[str, str]:
+    return {name: value for name, value in record.params.items() if name.startswith("stream.") and name != ORDER}
+
+
+def _options(record: Record) -> Mapping[str, str]:
+    """Return what a run's method is: its params but the seed, the device and those of the stream, and how these were chosen."""
+    beside = ("seed", "seeds", "device", "stream")
+    own = {name: value for name, value in record.params.items() if name not in beside and not name.startswith("stream.")}
+    return own | {"tuned": record.tuned or "not tuned"}
+
+
+def _varying(options: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return the names of options that have several values, or that only some have."""
+    groups = [group for group in options if group]
+    names = dict.fromkeys(name for group in groups for name in group)
+    return [name for name in names if len({group.get(name) for group in groups}) > 1]
+
+
+def _extended(label: str, names: Sequence[str], options: Mapping[str, str], prefix: str) -> str:
+    shown = [
+        options[name] if name == "tuned" else f"{name.removeprefix(prefix)} {options[name]}" for name in names if name in options
+    ]
+    return ", ".join([label, *shown])
+
+
+def without_repeats(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return each run once, and a note of those that were there several times, as in a sweep and in MLflow.
+
+    A failed run is left out where another one with its identity has ended well.
+
+    Raises ValueError if two runs of one label, stream, order and seed have other numbers.
+    """
+    first: dict[tuple[str, StreamKey, Replicate], Record] = {}
+    repeated = 0
+    for record in sorted(records, key=lambda record: bool(record.error)):  # those that ended well come first
+        before = first.setdefault((record.label, stream_key(record), replicate(record)), record)
+        if before is record:
+            continue
+        if not record.error:
+            repeated += 1
+            shared = before.metrics.keys() & record.metrics.keys()
+            if odd := next((name for name in sorted(shared) if str(before.metrics[name]) != str(record.metrics[name])), ""):
+                raise ValueError(
+                    f"{record.label} on {record.stream}, seed {record.seed}, is there twice, with other numbers: {odd} is "
+                    f"{before.metrics[odd]:g} in {before.source or 'one run'} and {record.metrics[odd]:g} in "
+                    f"{record.source or 'another'}; compare sources that have only one of the two"
+                )
+    kept = {id(record) for record in first.values()}
+    note = f"{repeated} run{'s' * (repeated > 1)} came from several sources, with the same numbers, and counted once"
+    return [record for record in records if id(record) in kept], [note] if repeated else []
