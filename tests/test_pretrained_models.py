@@ -11,7 +11,7 @@ from clstream.strategies import NCM, LinearProbe
 from torch.nn import functional as F
 
 from clstream import run
-from clstream.models import Linear, Pretrained
+from clstream.models import Linear, Pretrained, Timm
 from clstream.models.pretrained import load_backbone, pretrained
 from clstream.pretraining import save_weights
 from clstream.stream import Samples, Stream, Task
@@ -45,6 +45,19 @@ def test_a_file_s_tensors_are_taken_and_what_classifies_is_left_over(weights: Pa
     assert torch.equal(model(x), model.head(model.features(x))) and model(x).shape == (3, 4)
     told = str(model.params["pretrained"])
     assert told.startswith("resnet.pth ") and "left over: " in told and len(told.split()[1].rstrip(",")) == 16
+
+
+def test_timm_s_own_model_takes_the_same_files_for_images_as_they_are(weights: Path, tmp_path: Path) -> None:
+    model = Timm((3, 20, 24), 4, "test_resnet", str(weights)).eval()
+    theirs = timm.create_model("test_resnet", num_classes=5).eval()
+    theirs.load_state_dict(torch.load(weights, weights_only=True))
+    x = torch.rand(2, 3, 20, 24)
+    assert torch.allclose(model.features(x), theirs.forward_head(theirs.forward_features(x), pre_logits=True), atol=1e-5)
+    assert str(model.params["pretrained"]).startswith("resnet.pth ")
+    with pytest.raises(FileNotFoundError, match="there is no file of weights"):
+        Timm((3, 20, 24), 4, "test_resnet", str(tmp_path / "none.pth"))
+    with pytest.raises(ValueError, match=r"the weights .* don't fit test_vit: "):
+        Timm((3, 32, 32), 4, "test_vit", str(weights))
 
 
 def test_images_are_resized_as_a_whole_to_what_the_weights_want(weights: Path) -> None:

@@ -1,7 +1,8 @@
-"""Models of timm, by name."""
+"""Models of timm, by name, for images as they are."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,17 +10,20 @@ from torch import nn
 from clstream.models.classifier import Classifier, _image_shape
 from clstream.models.heads import HEADS
 from clstream.models.layers import Normalise
+from clstream.models.pretrained import load_backbone
 from clstream.params import check_choice, check_integer
 
 
 class Timm(Classifier):
-    """Any model of timm by name (`pip install clstream[timm]`); its classifier is replaced by our head.
+    """Any model of timm by name (`pip install clstream[timm]`), for images of their own size and channels, with our head.
+
+    `Pretrained` is for what was trained elsewhere: it resizes and normalises images as the weights want them.
 
     Args:
         input_shape: (channels, height, width).
         classes: number of outputs.
         name: as `timm.list_models()` has it.
-        weights: a file of weights for `timm.load_checkpoint`, or "download" for timm's own, or None for random ones.
+        weights: a file of a state dict (.pth, .pt, .safetensors), or "download" for timm's own, or None for random ones.
         head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
 
@@ -44,6 +48,8 @@ class Timm(Classifier):
         body = _timm_body(name, weights, shape)
         stages: dict[str, nn.Module] = {"input": first, "body": body}
         super().__init__(stages, body.num_features, classes, head, cut="body")
+        if weights not in (None, "download"):
+            self.params["pretrained"] = str(load_backbone(body, Path(weights), name))
 
 
 def _timm_body(name: str, weights: str | None, shape: tuple[int, int, int]) -> Any:
@@ -55,8 +61,6 @@ def _timm_body(name: str, weights: str | None, shape: tuple[int, int, int]) -> A
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"timm has no model {name!r}; near it: {near}")
     options: dict[str, Any] = {"img_size": shape[1:]} if "vit" in name or "swin" in name else {}
-    if weights not in (None, "download"):
-        options["checkpoint_path"] = weights
     try:
         return timm.create_model(name, weights == "download", in_chans=shape[0], num_classes=0, **options)
     except OSError as error:
