@@ -12,8 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from clstream.comparison.methods import final_value, panels_of
-from clstream.comparison.pictures import against_costs, draw, figures_of, final_values, forgetting_by_method, matrices, mean_curves
+from clstream.comparison.methods import final_value, panels_of, rank_methods
+from clstream.comparison.pictures import (
+    against_costs,
+    critical_difference,
+    draw,
+    figures_of,
+    final_values,
+    forgetting_by_method,
+    matrices,
+    mean_curves,
+)
 from clstream.comparison.records import Record, RowOfMatrix
 from clstream.figures import method_style
 
@@ -115,6 +124,22 @@ def test_nothing_is_cut_off(methods: int) -> None:
 def test_styles_tell_methods_apart() -> None:
     assert len({(style["color"], style["marker"]) for style in map(method_style, range(56))}) == 56
     assert len({(style["color"], style["linestyle"]) for style in map(method_style, range(28))}) == 28
+
+
+def test_ranks_over_streams_have_bars_that_join_what_is_not_shown_to_differ() -> None:
+    means = {"Finetune": 0.1, f"{LONG}": 0.2, "Replay": 0.7, "ER-ACE": 0.7, "DER++": 0.9}
+    streams = [f"stream {number}" for number in range(9)]
+    records = [record(label, 0, (mean, mean), stream) for stream in streams for label, mean in means.items()]
+    ranks = rank_methods(panels_of(records))
+    assert ranks is not None and rank_methods(panels_of(records[:5])) is None  # of one stream there are no ranks
+    figure = critical_difference(*ranks, 9)
+    axes = figure.axes[0]
+    bars = [[float(x) for x in line.get_xdata()] for line in axes.lines if line.get_linewidth() == 3.5]
+    joined = [["1.00", "2.50", "2.50"], ["2.50", "2.50", "4.00"], ["4.00", "5.00"]]  # the critical difference is 2.033
+    assert bars == [[float(group[0]) - 0.04, float(group[-1]) + 0.04] for group in joined]
+    texts = [text.get_text() for text in axes.texts]
+    assert {"DER++ (1.00)", "ER-ACE (2.50)", "Finetune (5.00)", "critical difference 2.03"} <= {*texts}
+    assert not cut_off(figure)
 
 
 def test_files_of_all_formats_are_written_and_the_same_again(tmp_path: Path) -> None:

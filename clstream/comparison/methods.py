@@ -11,7 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from clstream.comparison.labels import stream_key, tell_apart
 from clstream.comparison.records import Record
+from clstream.comparison.statistics import Ranking, mean_interval, ranking
 from clstream.metrics import average_accuracy, seen_averages
 
 COSTS = {
@@ -116,15 +118,29 @@ class Panel:
 def panels_of(records: Sequence[Record]) -> list[Panel]:
     """Return the methods by stream, scenario and main measure, in the order of the records, without the runs that failed.
 
-    Raises ValueError if no run ended well.
+    Runs of other options are other methods: see `tell_apart`. Raises ValueError if no run ended well.
     """
     together: dict[tuple[str, str, str], dict[str, list[Record]]] = {}
-    for record in records:
+    for record in tell_apart(records):
         if not record.error and math.isfinite(final_value(record)):
-            labels = together.setdefault((record.stream, record.scenario, record.main), {})
+            labels = together.setdefault(stream_key(record), {})
             labels.setdefault(record.label, []).append(record)
     if not together:
         raise ValueError("there is nothing to draw: no run ended well")
     return [
         Panel(*place, tuple(Method(label, tuple(runs)) for label, runs in labels.items())) for place, labels in together.items()
     ]
+
+
+def half_width(values: Tensor) -> float:
+    """Return half the width of the 95 % interval of the mean of (seeds,); 0 of a single one, which has none."""
+    return mean_interval(values.tolist()).half_width if len(values) > 1 else 0.0
+
+
+def rank_methods(panels: Sequence[Panel]) -> tuple[list[str], Ranking] | None:
+    """Return the methods that ran on all of several streams, by label, and their ranks; None if there are no two of either."""
+    means = [{method.label: method.mean for method in panel.methods} for panel in panels]
+    labels = [label for label in means[0] if all(label in others for others in means)]
+    if len(panels) < 2 or len(labels) < 2:
+        return None
+    return labels, ranking([[values[label] for label in labels] for values in means])

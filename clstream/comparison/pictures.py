@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clstream.comparison.methods import COSTS, Method, Panel, panels_of
+from clstream.comparison.methods import COSTS, Method, Panel, half_width, panels_of, rank_methods
 from clstream.comparison.records import Record
+from clstream.comparison.statistics import Ranking, cliques
 from clstream.figures import draw_mean, is_share, label_axes, method_style, task_colour
 from clstream.measures.cost import pareto_front
 
@@ -64,7 +65,8 @@ def draw(records: Sequence[Record], folder: str | Path, formats: Sequence[str] =
 
 def figures_of(records: Sequence[Record]) -> Iterator[tuple[str, Figure]]:
     """Yield each picture of some runs, and the name of its file."""
-    for panel in panels_of(records):
+    panels = panels_of(records)
+    for panel in panels:
         name = re.sub(r"[^\w.-]+", "_", f"{panel.stream}-{panel.scenario}-{panel.measure}")
         yield f"{name}-final_{panel.measure.replace('/', '_')}", final_values(panel)
         if any(method.curves for method in panel.methods):
@@ -73,6 +75,8 @@ def figures_of(records: Sequence[Record]) -> Iterator[tuple[str, Figure]]:
             yield f"{name}-matrices", matrices(panel)
         if any(math.isfinite(float(method.cost(cost).mean())) for method in panel.methods for cost in COSTS):
             yield f"{name}-cost", against_costs(panel)
+    if (ranks := rank_methods(panels)) is not None:
+        yield "critical_difference", critical_difference(*ranks, len(panels))
 
 
 def final_values(panel: Panel) -> Figure:
@@ -201,6 +205,51 @@ def against_costs(panel: Panel) -> Figure:
     return figure
 
 
+def critical_difference(labels: Sequence[str], ranks: Ranking, streams: int) -> Figure:
+    """Draw the average ranks of methods over streams; a bar joins those that aren't shown to differ (Demsar 2006, figure 1).
+
+    Args:
+        labels: of the methods.
+        ranks: of the methods, over the streams.
+        streams: how many there are.
+
+    """
+    from matplotlib.figure import Figure
+
+    order = sorted(range(len(labels)), key=lambda number: ranks.average[number])
+    middle = -(-len(order) // 2)
+    groups = cliques(ranks.average, ranks.critical_difference)
+    top, deepest = 0.5 + 0.3 * len(groups), 0.0
+    low, high = 1.0, float(max(len(labels), 2))
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    for side, numbers, edge in (("right", order[:middle], low), ("left", order[middle:][::-1], high)):
+        depth, outside = top, edge + 0.015 * (edge - (low + high) / 2)
+        for number in numbers:
+            lines = _text(labels[number], 34)
+            depth += 0.35 * (1 + lines.count("\n"))
+            rank = ranks.average[number]
+            axes.plot([rank, rank, edge], [0, -depth, -depth], color="black", linewidth=0.8, clip_on=False)
+            axes.text(outside, -depth, f"{lines} ({rank:.2f})", ha=side, va="center", fontsize=8)
+            depth += 0.35 * (1 + lines.count("\n"))
+        deepest = max(deepest, depth)
+    for place, group in enumerate(groups):
+        ends = [min(ranks.average[number] for number in group) - 0.04, max(ranks.average[number] for number in group) + 0.04]
+        axes.plot(ends, [-0.45 - 0.3 * place] * 2, color=method_style(0)["color"], linewidth=3.5, solid_capstyle="butt")
+    axes.plot([low, low + ranks.critical_difference], [1.6, 1.6], "|-", color="black", linewidth=1.2, clip_on=False)
+    axes.text(low, 2.0, f"critical difference {ranks.critical_difference:.2f}", fontsize=8, va="bottom")
+    step = max(1, len(labels) // 12)
+    for tick in range(1, len(labels) + 1, step):
+        axes.plot([tick, tick], [0, 0.25], color="black", linewidth=0.8)
+        axes.text(tick, 0.45, str(tick), ha="center", va="bottom", fontsize=8)
+    axes.plot([low, high], [0, 0], color="black", linewidth=1.2)
+    axes.set(xlim=(low, high), ylim=(-deepest, 2.6))
+    axes.set_axis_off()
+    _title(axes, f"average ranks over {streams} streams, 1 is the best", 60)
+    figure.set_size_inches(WIDTH, 0.22 * (deepest + 2.6) + 0.5)
+    return figure
+
+
 def _scale(axes: Axes, costs: Tensor) -> None:
     """Make the axis of costs logarithmic if they differ by more than a decade; with 0 in its place if one is 0."""
     from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, SymmetricalLogLocator
@@ -243,11 +292,6 @@ def _label_bar(bar: Colorbar, label: str, ticks: Locator | None = None) -> None:
     bar.ax.tick_params(labelsize=7)
     if ticks is not None:
         bar.ax.xaxis.set_major_locator(ticks)
-
-
-def half_width(values: Tensor) -> float:
-    """Return half the width of the 95 % interval of the mean of (seeds,), by Student's t; 0 for a single one."""
-    return _deviations(len(values)) * float(values.double().std()) if len(values) > 1 else 0.0
 
 
 def _deviations(seeds: int) -> float:
