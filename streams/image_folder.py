@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from clstream.streams.augmentations import crop_and_flip
+from clstream.streams.data import data_root
 from clstream.streams.image_cache import ImageSet, cache_files, decode_all, key_of, load_cached
 from clstream.streams.image_files import ENDINGS, ImageFile, find_files
 from clstream.streams.options import check_options
@@ -58,7 +59,8 @@ def image_folder(
     hidden is left out; anything else in the folder of a class must be an image that can be read.
 
     Args:
-        root: the folder, or a zip archive of it, which is read as it is.
+        root: the folder, or a zip archive of it, which is read as it is. One that is not where the command was given is looked
+            for in the data folder.
         tasks, class_order: see `from_tensors`; classes are named by their folders.
         scenario, epochs, batch_size, sessions_per_task, validation, boundaries, drop_last: see `from_tensors`.
         size: of all images, in pixels: the side of a square, or height and width. An image of another size is scaled, bilinearly,
@@ -143,6 +145,7 @@ def load_images(
 ) -> tuple[tuple[str, ...], Samples, Samples]:
     """Return class names, images to train on and images to test on: see `image_folder`."""
     root = Path(root).expanduser()
+    root = root if root.exists() or not (data_root() / root).exists() else data_root() / root
     if root.is_file():
         status = root.stat()
         facts: object = (root.name, status.st_size, status.st_mtime_ns)

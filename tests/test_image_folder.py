@@ -56,6 +56,16 @@ def test_an_archive_is_the_folder(tmp_path: Path, within: str, compression: int)
     assert image_folder(file, tasks=2).name == "archive"
 
 
+def test_it_is_looked_for_in_the_data_folder_if_it_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = in_parts(tmp_path / "data" / "pets")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CLSTREAM_DATA", str(tmp_path / "data"))
+    assert image_folder("pets", tasks=2).fingerprint == image_folder(there, tasks=2).fingerprint
+    write_pictures(tmp_path / "here" / "pets", {"cat": 10, "dog": 5})
+    assert image_folder("pets", tasks=2).class_names == ("cat", "dog")  # what is here comes first
+
+
 def test_without_parts_a_share_of_each_class_is_for_the_test(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 5, "owl": 2})
     stream, other = image_folder(root, tasks=3, test=0.3), image_folder(root, tasks=3, test=0.3, seed=1)
