@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +23,7 @@ from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import trust_needed
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml, parse_run
+from clstream.cli.yaml_files import parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
 from clstream.files import FolderError, check_plain_files, locked
@@ -30,6 +33,8 @@ from clstream.results import Result, result_of
 from clstream.serialization import CaptureError
 from clstream.strategy import Strategy
 from clstream.stream import Stream
+from clstream.sweep.progress import Progress, sentence_of
+from clstream.sweep.workers import JobError, TerminatedError, run_jobs
 from clstream.tracking import Details, EventLog
 from clstream.tracking.run_metrics import tasks_by_row
 
@@ -72,8 +77,14 @@ def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
         raise UsageError(f"--checkpoint_share must be above 0 and at most 1, not {options.checkpoint_share:g}")
     if options.checkpoint_every < 0:
         raise UsageError(f"--checkpoint_every must be seconds, or 0 for no checkpoints, not {options.checkpoint_every:g}")
-    if not options.checkpoint_every and (options.resume == "auto" or options.log_batches or options.details):
-        option = "--resume auto" if options.resume == "auto" else "--log_batches" if options.log_batches else "--details"
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"--workers must be at least 1, not {options.workers}")
+    needing = {
+        "--resume auto": options.resume == "auto", "--log_batches": options.log_batches, "--details": options.details,
+        "--workers": (options.workers or 1) > 1,
+    }  # fmt: skip
+    if not options.checkpoint_every and any(needing.values()):
+        option = next(name for name, given in needing.items() if given)
         raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")
     with as_failure(ValueError, TypeError, OSError, ImportError):  # all that can be wrong shows here, before anything is learned
         stream = build_stream(parser, options)
@@ -150,7 +161,7 @@ class Experiment:
         """Run each seed; several ones are tracked under one run that sums them up."""
         options = self.options
         if not options.track:
-            return Outcome([self.run_seed(seed, None) for seed in seeds], "", "")
+            return Outcome(self._run_each(seeds, None), "", "")
         from clstream.tracking import parent_run
 
         where, uri = options.tracking_uri or "default", options.tracking_uri
@@ -162,16 +173,60 @@ class Experiment:
                 parent = stack.enter_context(
                     parent_run(name, seeds, options.experiment, uri, folder=self.folder, resumed=self.resumed)
                 )
-            return Outcome([self.run_seed(seed, parent) for seed in seeds], where, options.experiment)
+            return Outcome(self._run_each(seeds, parent), where, options.experiment)
 
-    def run_seed(self, seed: int, parent: ParentRun | None) -> Result:
-        """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result."""
+    def _run_each(self, seeds: list[int], parent: ParentRun | None) -> list[Result]:
+        """Run the seeds one after the other, or several at a time, if there are to be workers."""
+        workers, folder = min(self.options.workers or 1, len(seeds)), self.folder
+        if workers == 1 or folder is None:
+            return [self.run_seed(seed, parent) for seed in seeds]
+        jobs = [
+            SeedJob(
+                as_yaml(self.parser, self.options), seed, folder.absolute(), Path.cwd(), None if parent is None else parent.run_id,
+                tuple(self.options.trust), self.options.accept_changed_code,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        say = Console(stderr=True, highlight=False, soft_wrap=True)
+        progress, results, errors = Progress([self.title] * len(seeds), workers), dict[int, Result](), dict[int, str]()
+        self.built.clear()
+        try:
+            for job, value in run_jobs(run_seed_job, jobs, workers=workers, threads=self.options.threads or 1):
+                if isinstance(value, JobError):
+                    errors[job.seed] = sentence_of(value)
+                    line = f"{progress.ended(self.title)} seed {job.seed} failed: {errors[job.seed]}"
+                else:
+                    results[job.seed] = value
+                    line = f"{progress.ended(self.title, value.seconds)} {value.headline}"
+                    if parent is not None:
+                        parent.read_journal(job.seed, job.of_seed)
+                        parent.update(job.seed, value, tasks_by_row(self.stream.reseeded(job.seed), value.sessions))
+                say.print(printable(line + progress.left), markup=False)
+        except KeyboardInterrupt as stop:
+            number = signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT
+            raise Stopped(number, jobs[0].of_seed, f"stopped by {number.name}; what the seeds had learned is in {folder}") from None
+        if errors:
+            also = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+            seed, error = next(iter(errors.items()))
+            raise Failure(
+                f"seed {seed} failed{also}: {error}; what they printed is in {folder}/seed_*/output.txt, and the other seeds are "
+                f"finished: clstream resume {folder} runs those that failed again"
+            )
+        return [results[seed] for seed in seeds]
+
+    def run_seed(self, seed: int, parent: ParentRun | str | None) -> Result:
+        """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result.
+
+        The parent is the run that sums up the seeds in this process, or the id of any MLflow run.
+        """
         options = self.options
         folder = None if self.folder is None else self.folder / f"seed_{seed}"
         state = None
         if folder is not None and self.resumed:
             with as_failure(ValueError):
                 state = newest(folder)
+            if parent is not None and not isinstance(parent, str):
+                parent.read_journal(seed, folder)
         finished = folder is not None and (folder / FINISHED).exists()
         if folder is not None and finished and state is None:
             raise Failure(
@@ -189,7 +244,7 @@ class Experiment:
         if finished and state is not None and state["position"][0] == state["sessions"]:
             self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
             result = result_of(state)
-            if parent is not None:
+            if parent is not None and not isinstance(parent, str):
                 parent.update(seed, result, tasks_by_row(self.stream.reseeded(seed), result.sessions))
             return result
         observers = self.observers(seed, folder, parent)
@@ -216,7 +271,7 @@ class Experiment:
                 markup=False,
             )
 
-    def observers(self, seed: int, folder: Path | None, parent: ParentRun | None) -> list[object]:
+    def observers(self, seed: int, folder: Path | None, parent: ParentRun | str | None) -> list[object]:
         """Return the observers of the run of a seed. The checkpointer is last: when it ends, the others have closed."""
         options = self.options
         measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
@@ -244,3 +299,56 @@ class Experiment:
                 allow_offline=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
             )
         return [*log, *details, *measures, tracker, bar, *checkpointer]
+
+
+class SeedJob(NamedTuple):
+    """The run of one seed as a worker is told of it, maybe on another machine that shares the folders.
+
+    Args:
+        config: the options, as YAML.
+        seed: of the run.
+        folder: of the run folder; that of the seed is in it.
+        place: the working folder.
+        parent: the id of the MLflow run that it is shown under.
+        trust: packages that the config may name.
+        accept_changed_code: whether a checkpoint of other code of the user's own is gone on from.
+
+    """
+
+    config: str
+    seed: int
+    folder: Path
+    place: Path
+    parent: str | None = None
+    trust: tuple[str, ...] = ()
+    accept_changed_code: bool = False
+
+    @property
+    def of_seed(self) -> Path:
+        """The folder of the seed."""
+        return self.folder / f"seed_{self.seed}"
+
+
+def run_seed_job(job: SeedJob) -> Result:
+    """Run one seed, from its newest checkpoint if it has one; what it prints goes to output.txt in its folder.
+
+    Raises what `Experiment.run_seed` does, and Failure if the working folder is not on this machine.
+    """
+    if Path.cwd() != job.place:  # a worker on another machine begins elsewhere
+        with as_failure(OSError):
+            os.chdir(job.place)
+    if str(job.place) not in sys.path:
+        sys.path.append(str(job.place))
+    with as_failure(OSError):
+        job.of_seed.mkdir(parents=True, exist_ok=True)
+        output = (job.of_seed / "output.txt").open("a", encoding="utf-8")
+    with output, redirect_stdout(output), redirect_stderr(output):
+        flags = [*([f"--trust={','.join(job.trust)}"] if job.trust else []), *["--accept_changed_code"] * job.accept_changed_code]
+        parser, options = parse_run(
+            ["--config", run_folders.CONFIG, *flags], {run_folders.CONFIG: parse_yaml(job.config.encode(), "the config")}
+        )
+        stream = build_stream(parser, options)
+        options.seed, options.seeds = job.seed, None
+        strategy = options.strategy.class_path.rpartition(".")[2]
+        experiment = Experiment(parser, options, stream, f"{strategy} on {stream.name}", job.folder, resumed=True)
+        return experiment.run_seed(job.seed, job.parent)

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -78,8 +78,11 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--seeds", type=int | list[int] | str, help="several seeds in place of one, as 0-4 or 0,1,7: one run for each"
     )
+    parser.add_argument(
+        "--workers", type=int, help="run several seeds at a time, each in a process of its own with --threads, or one"
+    )
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice")
+    parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice, with --workers one")
     parser.add_argument("--evaluate_every", type=int, help="also evaluate after every so many batches")
     parser.add_argument(
         "--evaluate_at", type=Literal["sessions", "tasks", "end"], default="sessions",
@@ -138,17 +141,21 @@ def run_parser() -> Parser:
     return parser
 
 
-def parse_run(arguments: list[str]) -> tuple[Parser, Namespace]:
+def parse_run(arguments: list[str], configs: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Parser, Namespace]:
     """Return the parser and the options of `clstream run`: those of config files and of the command line; later ones win.
 
     What a config's class was given is dropped where a later setting names another class; `parser.notes` says so.
+
+    Args:
+        arguments: as typed.
+        configs: what is in config files that were read before, by the name that `--config` gives.
 
     Raises UsageError.
     """
     parser = run_parser()
     given = {option[2:]: action.nargs != 0 for action in parser._actions for option in action.option_strings if option[:2] == "--"}
     settings, parser.notes = merge(
-        read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name}, owner_of)
+        read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name}, owner_of, configs)
     )
     trusted = _trusted(settings)
     settings = _with_paths([setting for setting in settings if setting.key != ("trust",)], trusted)
@@ -384,4 +391,4 @@ def as_yaml(parser: Parser, options: Namespace) -> str:
     return str(parser.dump(whole, skip_none=True, skip_validation=True))
 
 
-_NOT_KEPT = ("config", "print_config", "trust", "accept_changed_code")
+_NOT_KEPT = ("config", "print_config", "trust", "accept_changed_code", "workers")

@@ -49,13 +49,19 @@ class Setting(NamedTuple):
         return f"{self.file}: " if self.file else ""
 
 
-def read(arguments: list[str], options: Mapping[str, bool], owner_of: Callable[[str], str]) -> list[list[Setting]]:
+def read(
+    arguments: list[str],
+    options: Mapping[str, bool],
+    owner_of: Callable[[str], str],
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[list[Setting]]:
     """Return the settings of a command's arguments: those of each config file, and those of the options between two of them.
 
     Args:
         arguments: as typed.
         options: the names of all options, and whether each takes a value.
         owner_of: says of another name what it is an option of, as "stream" or "strategy.optimizer", for the error.
+        configs: what is in config files that were read before, by the name that `--config` gives.
 
     Raises:
         UsageError: for an unknown option, one without its value or given twice, and a config that can't be read.
@@ -65,7 +71,8 @@ def read(arguments: list[str], options: Mapping[str, bool], owner_of: Callable[[
     words = iter(_split(arguments, options, owner_of))
     for name, value in words:
         if name == "config":
-            parts += [list(_of_config(value, options, owner_of)), []]
+            loaded = configs[value] if configs and value in configs else read_yaml(value, "config file")
+            parts += [list(_of_config(value, loaded, options, owner_of)), []]
         else:
             appends = name.endswith("+")
             parts[-1].append(Setting(tuple(name.removesuffix("+").split(".")), value, "", appends))
@@ -122,10 +129,11 @@ def _check_once(settings: list[Setting]) -> None:
         raise UsageError("--seed and --seeds are both given: --seeds takes several, as 0,1,2")
 
 
-def _of_config(file: str, options: Mapping[str, bool], owner_of: Callable[[str], str]) -> Iterator[Setting]:
+def _of_config(
+    file: str, loaded: Mapping[str, Any], options: Mapping[str, bool], owner_of: Callable[[str], str]
+) -> Iterator[Setting]:
     """Yield the settings of a config file. Raises UsageError for keys that are no options, and for what names nothing."""
     taken = [option for option in options if option not in ("config", "print_config", "trust", "help")]
-    loaded = read_yaml(file, "config file")
     if loaded.get("seeds") is not None and "seed" in loaded:
         raise UsageError(f"{file}: seed and seeds are both given: seeds takes several, as [0, 1, 2]")
     for name, value in loaded.items():

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from clstream.params import check_choice, check_integer
@@ -42,6 +44,10 @@ class JobError(Exception):
 
 class WorkerStoppedError(RuntimeError):
     """A worker was told to end by a signal, within a job."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """This process got SIGTERM while its workers had jobs."""
 
 
 class Pool(Protocol):
@@ -97,7 +103,8 @@ def run_jobs(
         ValueError: for an unknown engine, or numbers below 1.
         ImportError: if Ray or Dask is not installed.
         ConnectionError: if no cluster answers at the address, or it goes away.
-        KeyboardInterrupt: if this process is interrupted; also `clstream.checkpoint.Stopped`, with one worker.
+        KeyboardInterrupt: if this process is interrupted, `TerminatedError` if that was by SIGTERM; with one worker it is what
+            the function makes of it.
 
     """
     check_choice(ENGINES, engine=engine)
@@ -175,7 +182,13 @@ def _call(function: Callable[[Job], Value], job: Job, threads: int | None) -> _E
 def _in_workers(
     function: Callable[[Job], Value], jobs: Sequence[Job], make_pool: Callable[[], Pool], threads: int | None, attempts: int
 ) -> Iterator[tuple[Job, Value | JobError]]:
-    pool = make_pool()
+    with _raising_sigterm():
+        yield from _dispatched(function, jobs, make_pool(), threads, attempts)
+
+
+def _dispatched(
+    function: Callable[[Job], Value], jobs: Sequence[Job], pool: Pool, threads: int | None, attempts: int
+) -> Iterator[tuple[Job, Value | JobError]]:
     waiting, running, deaths = deque(range(len(jobs))), dict[Future[_Ended], int](), Counter[int]()
     alone = False
     try:
@@ -207,6 +220,23 @@ def _in_workers(
         raise
     finally:
         pool.close()
+
+
+@contextmanager
+def _raising_sigterm() -> Iterator[None]:
+    """Have SIGTERM end this process as Ctrl-C does, so that its workers are told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sentence(error: BaseException) -> str:

@@ -163,6 +163,18 @@ class ParentRun:
             self.uploader.outbox.put("metrics", at=_now(), points=new)
             self.uploader.upload()
 
+    def read_journal(self, seed: int, folder: Path) -> None:
+        """Take, from the folder of a seed that ran in another process, what its tracker would have given in this one."""
+        tags: dict[str, str] = {}
+        for entry in entries(folder / FILE) if (folder / FILE).exists() else ():
+            match entry.get("do"):
+                case "create":
+                    tags = entry["tags"]
+                case "params":
+                    self.describe(entry["values"], tags)
+                case "metrics":
+                    self.add(seed, [(name, step, value) for name, step, value in entry["points"]])
+
     def update(self, seed: int, evaluation: Evaluation, begun: Tensor) -> None:
         """Keep what a seed has measured so far, for the picture; see `tasks_by_row` for `begun`."""
         self.seen[seed], self.measure = (evaluation.main, evaluation.taught, begun), evaluation.main_name
