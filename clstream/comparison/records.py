@@ -6,7 +6,6 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clstream.checkpoint import newest
-from clstream.results import Evaluation, Result, result_of
+from clstream.results import Evaluation, Result
 from clstream.tracking.run_metrics import cost_metrics, final_metrics, session_metrics
 
 FILE = "records.jsonl"
@@ -247,35 +245,15 @@ def append_record(file: str | Path, record: Record) -> None:
         os.fsync(out.fileno())
 
 
-def read_records(source: str | Path) -> list[Record]:
-    """Return the records of runs.
-
-    Args:
-        source: the folder of a sweep, a file of records (.jsonl), a run folder, a folder of run folders, or `mlflow:NAME`, an
-            MLflow experiment by name or number.
+def read_file(file: str | Path) -> list[Record]:
+    """Return the records in a file, of which there may be none.
 
     Raises:
         OSError: if it can't be read.
-        ValueError: if there are no records in it, or a line of a file is damaged; the message names it. A last line that was half
-            written when its writer died is left out, with a RuntimeWarning.
+        ValueError: if a line is damaged; the message names it. A last line that was half written when its writer died is left out,
+            with a RuntimeWarning.
 
     """
-    if str(source).startswith("mlflow:"):
-        raise ValueError("experiments of MLflow can't be read yet")
-    place = Path(source)
-    if place.is_dir() and not (place / FILE).is_file():
-        return _of_run_folders(place)
-    file = place / FILE if place.is_dir() else place
-    if not file.exists():
-        raise OSError(f"there is no {source}: give a sweep's folder, a file of records, a run folder, or mlflow:EXPERIMENT")
-    records = read_file(file)
-    if not records:
-        raise ValueError(f"there are no records in {file}")
-    return records
-
-
-def read_file(file: str | Path) -> list[Record]:
-    """Return the records in a file, of which there may be none; see `read_records`."""
     try:
         lines = Path(file).read_bytes().decode().split("\n")
     except UnicodeDecodeError:
@@ -290,25 +268,4 @@ def read_file(file: str | Path) -> list[Record]:
             if number < len(lines):
                 raise ValueError(f"line {number} of {file}: {error}") from None
             warnings.warn(f"line {number} of {file} was not written to its end: it is left out", RuntimeWarning, stacklevel=2)
-    return records
-
-
-def _of_run_folders(place: Path) -> list[Record]:
-    """Return the records of the runs in a run folder, or in the run folders in a folder; of one not finished, that it isn't."""
-    runs = [place] if (place / "config.yaml").is_file() else sorted(file.parent for file in place.glob("*/config.yaml"))
-    seeds = [folder for run in runs for folder in sorted(run.glob("seed_*")) if folder.is_dir()]
-    if not seeds:
-        raise ValueError(f"there are no records in {place}: it has no {FILE}, and no run folders")
-    records = []
-    for folder in seeds:
-        state = newest(folder)
-        if state is None:
-            continue  # nothing was learned
-        error = "" if (folder / "finished").exists() else "the run is not finished: clstream resume goes on with it"
-        identity: Mapping[str, Any] = state["identity"]
-        fingerprint = str(identity.get("data fingerprint", ""))
-        record = record_of(result_of(state), fingerprint=fingerprint, source=str(folder), error=error)
-        records.append(record)
-    if not records:
-        raise ValueError(f"there are no records in {place}: none of its runs has a checkpoint")
     return records

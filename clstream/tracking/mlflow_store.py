@@ -12,7 +12,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from clstream.measures import MAIN
+from clstream.tracking.mlflow_schema import check_schema
 from clstream.tracking.outbox import Item, Outbox, is_plain_name
 from clstream.tracking.uploader import Uploader, reason_of
 
@@ -66,10 +68,49 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> Connection:
 
     Raises:
         ConnectionError: if a server doesn't answer within 5 seconds.
-        OSError: if the store can't be opened or written.
+        OSError: if the store can't be opened or written, or has the tables of another version of MLflow.
 
     """
     where = tracking_uri(uri)
+    check_answers(where)
+    if where.startswith("sqlite:///"):
+        folder = Path(where.removeprefix("sqlite:///")).absolute().parent
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"the tracking store {where} can't be written: the folder {folder} is missing or read-only")
+    name = hashlib.sha256(where.encode()).hexdigest()[:16]
+    # two runs that start at once would make the tables of a new store at once, and one of them would fail
+    with store_errors(where), FileLock(Path(tempfile.gettempdir()) / f"clstream-{name}.lock", timeout=120):
+        check_schema(where, without_password(where))
+        client = MlflowClient(where)
+        existing = client.get_experiment_by_name(experiment)
+        if existing is not None and existing.lifecycle_stage == "deleted":
+            raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
+        if existing is not None:
+            return client, existing.experiment_id
+        # the UI shows an experiment without this tag as one of language models, without its curves in the first place
+        return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
+
+
+def open_to_read(uri: str | None = None) -> MlflowClient:
+    """Return a client of a store that is there, to read it: nothing is made or altered.
+
+    Raises:
+        ConnectionError: if a server doesn't answer within 5 seconds.
+        OSError: if there is no store, it can't be opened, or has the tables of another version of MLflow.
+
+    """
+    where = tracking_uri(uri)
+    check_answers(where)
+    place = where.removeprefix("sqlite:///")
+    if (where.startswith("sqlite:///") or ":" not in where) and not os.path.exists(place):
+        raise OSError(f"there is no tracking store {where}: give another --tracking-uri")
+    with store_errors(where):
+        check_schema(where, without_password(where))
+        return MlflowClient(where)
+
+
+def check_answers(where: str) -> None:
+    """Raise ConnectionError if a store is a server, and doesn't answer within 5 seconds."""
     if where.startswith(("http://", "https://")):
         try:
             urllib.request.urlopen(f"{without_password(where).rstrip('/')}/health", timeout=5).close()
@@ -80,24 +121,15 @@ def connect(uri: str | None = None, experiment: str = "clstream") -> Connection:
                 f"the tracking server {without_password(where)} does not answer ({error}): start it, "
                 "or choose another --tracking-uri"
             ) from None
-    elif where.startswith("sqlite:///"):
-        folder = Path(where.removeprefix("sqlite:///")).absolute().parent
-        if not os.access(folder, os.W_OK):
-            raise OSError(f"the tracking store {where} can't be written: the folder {folder} is missing or read-only")
+
+
+@contextmanager
+def store_errors(where: str) -> Iterator[None]:
+    """Raise OSError, in a sentence, for what goes wrong with a store."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store's dozens of migrations are no news
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what fails is said in one sentence, by us
-    name = hashlib.sha256(where.encode()).hexdigest()[:16]
     try:
-        # two runs that start at once would make the tables of a new store at once, and one of them would fail
-        with FileLock(Path(tempfile.gettempdir()) / f"clstream-{name}.lock", timeout=120):
-            client = MlflowClient(where)
-            existing = client.get_experiment_by_name(experiment)
-            if existing is not None and existing.lifecycle_stage == "deleted":
-                raise OSError(f"the MLflow experiment {experiment!r} was deleted: restore it, or choose another name")
-            if existing is not None:
-                return client, existing.experiment_id
-            # the UI shows an experiment without this tag as one of language models, without its curves in the first place
-            return client, client.create_experiment(experiment, tags={"mlflow.experimentKind": "custom_model_development"})
+        yield
     except ModuleNotFoundError as error:  # SQLAlchemy asks for the driver that the scheme names
         raise OSError(f"the tracking store {without_password(where)} needs the Python package {error.name}: install it") from None
     except (MlflowException, SQLAlchemyError, Timeout) as error:
