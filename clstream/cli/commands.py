@@ -1,4 +1,4 @@
-"""The command `clstream`: run, resume, compare, verify, prove-resume, parity, pretrain, show, record, log, sync, list, ui."""
+"""The command `clstream`, and all the commands that it has."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from clstream.cli.command_parser import print_error
 from clstream.cli.errors import Failure, UsageError, nearest
 from clstream.cli.logs import list_command, log_command, sync_command
 from clstream.cli.pretrain import pretrain_command
+from clstream.cli.report import report_command
 from clstream.cli.run import compare_command, resume_command, run_command
 from clstream.cli.streams import record_command, show_command
 from clstream.cli.ui import ui_command
@@ -23,6 +24,7 @@ usage: clstream COMMAND [options]
   run           play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
   resume        go on with a run:             clstream resume runs/NAME
   compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
+  report        all of it in a page of HTML:  clstream report sweeps/NAME --out report.html
   verify        rerun a known result:         clstream verify er-split-mnist
   prove-resume  kill a run again and again:   clstream prove-resume --strategy my_file.MyStrategy --kills 20
   parity        hold our methods against Avalanche's:  clstream parity --methods EWC,Replay --seeds 0,1,2,3,4
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
+        "report": report_command,
         "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "show": show_command,
         "record": record_command, "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip

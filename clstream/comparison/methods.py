@@ -11,10 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clstream.comparison.labels import stream_key, tell_apart
+from clstream.comparison.comparisons import value_of
+from clstream.comparison.labels import stream_key, tell_apart, without_repeats
 from clstream.comparison.records import Record
 from clstream.comparison.statistics import Ranking, mean_interval, ranking
-from clstream.metrics import average_accuracy, seen_averages
+from clstream.metrics import seen_averages
 
 COSTS = {
     "memory kept, bytes": ("memory_bytes",),
@@ -22,14 +23,6 @@ COSTS = {
     "training seconds": ("learning_seconds", "consolidating_seconds"),
 }
 """What accuracy is drawn against: by its name, the costs of a record that it is the sum of."""
-
-
-def final_value(record: Record) -> float:
-    """Return the mean of the main measure over the tasks seen, after the last session; NaN of a run that failed."""
-    name = f"average_{record.main.replace('/', '_')}"
-    if name in record.metrics or not record.matrix:
-        return record.metrics.get(name, math.nan)
-    return average_accuracy(record.main_matrix, record.taught)
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Method:
     @property
     def finals(self) -> Tensor:
         """(seeds,), float64: the mean of the main measure over the tasks, after the last session."""
-        return torch.tensor([final_value(record) for record in self.records], dtype=torch.float64)
+        return torch.tensor([value_of(record, "average") for record in self.records], dtype=torch.float64)
 
     @property
     def mean(self) -> float:
@@ -118,11 +111,12 @@ class Panel:
 def panels_of(records: Sequence[Record]) -> list[Panel]:
     """Return the methods by stream, scenario and main measure, in the order of the records, without the runs that failed.
 
-    Runs of other options are other methods: see `tell_apart`. Raises ValueError if no run ended well.
+    Runs of other options are other methods, and none counts twice: see `clstream.comparison.labels`. Raises ValueError if no run
+    ended well, or two that should be the same have other numbers.
     """
     together: dict[tuple[str, str, str], dict[str, list[Record]]] = {}
-    for record in tell_apart(records):
-        if not record.error and math.isfinite(final_value(record)):
+    for record in without_repeats(tell_apart(records))[0]:
+        if not record.error and math.isfinite(value_of(record, "average")):
             labels = together.setdefault(stream_key(record), {})
             labels.setdefault(record.label, []).append(record)
     if not together:

@@ -80,7 +80,7 @@ def to_markdown(comparison: Comparison) -> str:
     """Return a table for each stream in Markdown: the best mean is bold, ~ marks what isn't shown to be worse; notes follow."""
     lines: list[str] = []
     for stream, title in comparison.streams.items():
-        head = _head(comparison)
+        head = head_of(comparison)
         lines += [f"### {title}", "", f"| {' | '.join(head)} |", f"|---{'|--:' * (len(head) - 1)}|"]
         for method in comparison.methods_on(stream):
             cells = [(comparison.cells[stream, method, name], name in comparison.costs) for name in comparison.metrics]
@@ -89,10 +89,10 @@ def to_markdown(comparison: Comparison) -> str:
                 for cell, is_cost in cells
                 for text in [shown(cell, is_cost)]
             ]
-            row = [method, *_options(comparison, [stream], method), *texts]
+            row = [method, *options_of(comparison, [stream], method), *texts]
             lines.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |")
         lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in [_key(comparison, "bold", "~"), *comparison.notes]), ""])
+    return "\n".join([*lines, *(f"- {note}" for note in [key_of(comparison, "bold", "~"), *comparison.notes]), ""])
 
 
 def to_latex(comparison: Comparison) -> str:
@@ -101,8 +101,8 @@ def to_latex(comparison: Comparison) -> str:
     The best mean is bold, and what isn't shown to be worse is underlined.
     """
     streams, width = [*comparison.streams], len(comparison.metrics)
-    extra = _head(comparison)[1:-width]
-    notes = [r"needs \usepackage{booktabs}", _key(comparison, "bold", "underlined"), *comparison.notes]
+    extra = head_of(comparison)[1:-width]
+    notes = [r"needs \usepackage{booktabs}", key_of(comparison, "bold", "underlined"), *comparison.notes]
     notes += [comparison.streams[streams[0]]] if len(streams) == 1 else []
     lines = [f"% {' '.join(note.split())}" for note in notes]
     lines += [rf"\begin{{tabular}}{{l{'l' * len(extra)}{'r' * width * len(streams)}}}", r"\toprule"]
@@ -111,10 +111,10 @@ def to_latex(comparison: Comparison) -> str:
         starts = range(2 + len(extra), 2 + len(extra) + width * len(streams), width)
         rules = [rf"\cmidrule(lr){{{start}-{start + width - 1}}}" for start in starts]
         lines += [rf"{' & ' * (1 + len(extra))}{' & '.join(titles)} \\", " ".join(rules)]
-    names = [_latex(name.replace("_", " ")) for name in _head(comparison)]
+    names = [_latex(name.replace("_", " ")) for name in head_of(comparison)]
     lines += [rf"{' & '.join(names[:-width] + names[-width:] * len(streams))} \\", r"\midrule"]
     for method in comparison.methods:
-        row = [_latex(text) for text in (method, *_options(comparison, streams, method))]
+        row = [_latex(text) for text in (method, *options_of(comparison, streams, method))]
         for stream in streams:
             for name in comparison.metrics:
                 cell = comparison.cells.get((stream, method, name))
@@ -153,18 +153,18 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
     for stream, title in comparison.streams.items():
         table = Table(title=Text(title), title_justify="left")
-        for place, name in enumerate(_head(comparison)):
-            right = place >= len(_head(comparison)) - len(comparison.metrics)
+        for place, name in enumerate(head_of(comparison)):
+            right = place >= len(head_of(comparison)) - len(comparison.metrics)
             table.add_column(Text(name), justify="right" if right else "left", no_wrap=place > 0, overflow="fold")
         for method in comparison.methods_on(stream):
-            row = [Text(method), *map(Text, _options(comparison, [stream], method))]
+            row = [Text(method), *map(Text, options_of(comparison, [stream], method))]
             for name in comparison.metrics:
                 cell = comparison.cells[stream, method, name]
                 mark = "*" if cell.is_best else "~" if cell.is_near_best else " "
                 row.append(Text(f"{shown(cell, name in comparison.costs)} {mark}", style="bold" if cell.is_best else ""))
             table.add_row(*row)
         console.print(table)
-    for line in [_key(comparison, "*", "~"), *comparison.notes, *difference_lines(comparison), *rank_lines(comparison)]:
+    for line in [key_of(comparison, "*", "~"), *comparison.notes, *difference_lines(comparison), *rank_lines(comparison)]:
         console.print(line, markup=False)
 
 
@@ -238,14 +238,14 @@ def shown(cell: Cell, is_cost: bool) -> str:
     return f"{mean / scale:.{digits}f}{interval}" + f"\N{NO-BREAK SPACE}{'kMGTP'[power - 1]}" * (power > 0)
 
 
-def _head(comparison: Comparison) -> list[str]:
+def head_of(comparison: Comparison) -> list[str]:
     """Return the names of the columns; an arrow says what is better."""
     arrows = {True: " ↑", False: " ↓", None: ""}
     options = ["options"] if any(comparison.tuned.values()) else []
     return ["method", *options, *(f"{name}{arrows[comparison.higher_is_better[name]]}" for name in comparison.metrics)]
 
 
-def _options(comparison: Comparison, streams: Sequence[StreamKey], method: str) -> list[str]:
+def options_of(comparison: Comparison, streams: Sequence[StreamKey], method: str) -> list[str]:
     """Return how the options of a method were chosen, if any method's were."""
     if not any(comparison.tuned.values()):
         return []
@@ -253,7 +253,7 @@ def _options(comparison: Comparison, streams: Sequence[StreamKey], method: str) 
     return [" / ".join(dict.fromkeys(texts))]
 
 
-def _key(comparison: Comparison, best: str, near: str) -> str:
+def key_of(comparison: Comparison, best: str, near: str) -> str:
     """Return what the numbers and marks of a table mean."""
     cells = comparison.cells.values()
     texts = [f"mean over {comparison.runs}"]

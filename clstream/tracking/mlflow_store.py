@@ -302,6 +302,18 @@ def has_run(uri: str, run_id: str) -> bool:
     return True
 
 
+def add_file(uri: str, run_id: str, file: Path) -> None:
+    """Add a file to the artifacts of a run in a store, in place of one of that name.
+
+    Raises OSError if the store can't be used, has no such run, or takes no file.
+    """
+    own = tracking_uri()  # it may have the password
+    where = own if without_password(own) == uri else uri
+    client = open_to_read(where)
+    with store_errors(where):
+        client.log_artifact(run_id, str(file))
+
+
 def charts_page(uri: str, picture: str, experiment: str | None = None) -> str:
     """Return where the UI shows the charts of an experiment: the part of the address from the # on.
 
