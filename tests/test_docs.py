@@ -20,6 +20,7 @@ from conftest import HAS_AVALANCHE
 
 from clstream.cli import main
 from clstream.cli.anchors import load_anchor
+from clstream.cli.compare import compare_parser, tracking_parser
 from clstream.cli.parser import as_yaml, parse_run, run_parser
 from clstream.cli.pretrain import options_of_run, pretrain_parser
 
@@ -153,9 +154,13 @@ def check_command(words: list[str]) -> None:
     elif command == "compare":
         first = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
         assert arguments[:first], "nothing to compare"
+        _, rest = compare_parser().parse_known_args(arguments[first:])
         for file in arguments[:first]:
-            assert Path(file).is_file(), f"there is no {file}"
-            parse_run(["--config", file, *arguments[first:]])
+            if file.startswith(("mlflow:", "sweeps/", "runs")) or file.endswith(".jsonl"):  # records, of what was run before
+                tracking_parser().parse_args(rest)
+            else:
+                assert Path(file).is_file(), f"there is no {file}"
+                parse_run(["--config", file, *rest])
     elif command == "pretrain":
         parse_run(options_of_run(*pretrain_parser().parse_known_args(arguments)))
     elif command == "show":

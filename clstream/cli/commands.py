@@ -9,11 +9,12 @@ from contextlib import suppress
 
 from clstream import __version__
 from clstream.cli.command_parser import print_error
+from clstream.cli.compare import compare_command
 from clstream.cli.errors import Failure, UsageError, nearest
 from clstream.cli.logs import list_command, log_command, sync_command
 from clstream.cli.pretrain import pretrain_command
 from clstream.cli.report import report_command
-from clstream.cli.run import compare_command, resume_command, run_command
+from clstream.cli.run import resume_command, run_command
 from clstream.cli.streams import record_command, show_command
 from clstream.cli.ui import ui_command
 from clstream.cli.verify import parity_command, prove_command, verify_command

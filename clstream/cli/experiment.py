@@ -46,19 +46,24 @@ FINISHED = "finished"
 
 
 class Outcome(NamedTuple):
-    """The results of one run for each seed, and where they were tracked: the store ("" for nowhere) and the experiment."""
+    """The results of one run for each seed, and where they were tracked: the store ("" for nowhere) and the experiment.
+
+    The fingerprint of the stream's data is there if it was asked for.
+    """
 
     results: list[Result]
     tracked: str
     experiment: str
+    fingerprint: str = ""
 
 
-def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
+def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint: bool = False) -> Outcome:
     """Run what the options of `clstream run` say, once for each seed.
 
     Args:
         arguments: the options.
         folder: of an earlier attempt, to resume it.
+        fingerprint: whether that of the stream's data is asked for, which reads all of it.
 
     Raises:
         UsageError: for options that can't be.
@@ -115,7 +120,8 @@ def run_experiment(arguments: list[str], folder: Path | None = None) -> Outcome:
         experiment = Experiment(parser, options, stream, title, folder, resumed)
         experiment.built[seeds[0]] = strategy
         try:
-            return experiment.run_all(seeds)
+            outcome = experiment.run_all(seeds)
+            return outcome._replace(fingerprint=stream.fingerprint) if fingerprint else outcome
         except Stopped as stop:
             stop.trust = trust_needed(as_yaml(parser, options), options.trust)
             raise

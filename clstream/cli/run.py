@@ -1,14 +1,12 @@
-"""`clstream run`, `resume` and `compare`."""
+"""`clstream run` and `resume`."""
 
 from __future__ import annotations
 
-import time
-from itertools import takewhile
 from pathlib import Path
 
 from clstream.cli.command_parser import CommandParser
 from clstream.cli.run_folders import CONFIG, find
-from clstream.cli.tables import report_runs, track_comparisons
+from clstream.cli.tables import report_runs
 
 
 def run_command(arguments: list[str]) -> int:
@@ -62,23 +60,4 @@ def resume_command(arguments: list[str]) -> int:
     moved = [f"--{name}={value}" for name in ("data_root", "tracking_uri", "trust") if (value := getattr(options, name))]
     moved += ["--accept_changed_code"] if options.accept_changed_code else []
     report_runs([run_experiment(["--config", str(folder / CONFIG), *moved], folder)])
-    return 0
-
-
-def compare_command(arguments: list[str]) -> int:
-    """`clstream compare`: each config file is run with the same further options."""
-    files = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    rest = arguments[len(files) :]
-    if not files or {"-h", "--help"} & set(rest):
-        print("usage: clstream compare CONFIG [CONFIG ...] [options of clstream run, for all of them]")
-        return 0 if rest else 2
-    from clstream.cli.experiment import run_experiment
-
-    if shown := "".join([shown_help(["--config", file, *rest]) for file in files]):  # all are looked at before the first is run
-        print(shown, end="")
-        return 0
-    began = time.time()
-    outcomes = [run_experiment(["--config", file, *rest]) for file in files]
-    report_runs(outcomes, files)
-    track_comparisons(outcomes, files, began)
     return 0
