@@ -23,6 +23,8 @@ from clstream.cli.anchors import load_anchor
 from clstream.cli.compare import compare_parser, tracking_parser
 from clstream.cli.parser import as_yaml, parse_run, run_parser
 from clstream.cli.pretrain import options_of_run, pretrain_parser
+from clstream.cli.searched import parse_search
+from clstream.cli.tune import split_tune
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
@@ -163,6 +165,8 @@ def check_command(words: list[str]) -> None:
                 parse_run(["--config", file, *rest])
     elif command == "pretrain":
         parse_run(options_of_run(*pretrain_parser().parse_known_args(arguments)))
+    elif command == "tune":
+        parse_search(split_tune(arguments)[1])
     elif command == "show":
         parse_run(
             [

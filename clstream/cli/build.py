@@ -38,13 +38,17 @@ def measures_of(options: Namespace) -> list[str | type[Measure]]:
     return [measure_of(name, options.trust) for name in split_names(options.measures)] if options.measures else []
 
 
-def build_stream(parser: Parser, options: Namespace) -> Stream:
-    """Return the stream that was asked for, with its probes, or its features. Raises UsageError for options that it can't have."""
+def build_stream(parser: Parser, options: Namespace, adapt: Callable[[Stream], Stream] | None = None) -> Stream:
+    """Return the stream that was asked for, with its probes, or its features; `adapt` makes another one of it before these.
+
+    Raises UsageError for options that it can't have.
+    """
     chosen = options.stream
     if options.data_root and "root" in chosen.init_args and chosen.init_args.root is None:
         chosen.init_args.root = options.data_root
     stream: Stream = _instantiate(parser, "stream", chosen)
     stream = stream.for_tuning() if options.tune else stream
+    stream = stream if adapt is None else adapt(stream)
     if options.probes:
         probes_from = importlib.import_module(f"{PLACES['stream']}.probes").probes_from
         try:

@@ -300,6 +300,7 @@ class Experiment:
                 options.tracking_uri,
                 parent=parent,
                 config=as_yaml(self.parser, own),
+                tags={"tuned": options.tuned} if options.tuned else {},
                 folder=folder,
                 files=[*(event_log.file for event_log in log), *(observer.folder for observer in details)],
                 allow_offline=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do

@@ -115,6 +115,9 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--tune", action="store_true", help="test on the samples that the stream holds back with --stream.validation"
     )
+    parser.add_argument(
+        "--tuned", type=str, help="how the options of this config were chosen, as `clstream tune` writes it: kept with the run"
+    )
     parser.add_argument("--data_root", type=str, help="folder with the data sets, in torchvision's layout")
     parser.add_argument("--tracking_uri", type=str, help="MLflow store or server; by default sqlite:///mlflow.db")
     parser.add_argument("--experiment", type=str, default="clstream", help="the MLflow experiment")

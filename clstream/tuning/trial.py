@@ -1,0 +1,126 @@
+"""A trial: one run of a search, with values that the search chose, and what came of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clstream import metrics
+from clstream.bus import on
+from clstream.engine import run
+from clstream.events import Evaluated
+from clstream.strategy import Strategy
+from clstream.stream import Stream
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+STARTUP = 4
+"""Trials that are never pruned: the median of fewer says little."""
+
+EVALUATIONS = 4
+"""Evaluations of a session, where the run doesn't say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a trial.
+
+    Args:
+        state: "complete", "pruned" (it was worse than the median of those before), "diverged" (a loss or the measure was not
+            finite: it counts as worst) or "failed" (an error).
+        value: the main measure's average over the tasks, on held-out samples, at the end; -inf of a trial that diverged; NaN of
+            others that did not come to their end.
+        curve: the anytime average at each evaluation: the mean of all averages so far.
+        seconds: how long it took.
+        note: what went wrong, in one sentence; "" if nothing did.
+
+    """
+
+    state: str
+    value: float
+    curve: tuple[float, ...] = ()
+    seconds: float = 0.0
+    note: str = ""
+
+
+class Pruned(Exception):  # noqa: N818  # nothing is wrong
+    """A trial is worse than the median of those before it."""
+
+
+class Pruner:
+    """Ends a run whose anytime average is below the median of earlier trials at the same evaluation, by Optuna's MedianPruner.
+
+    Args:
+        earlier: the trials that are over.
+        warmup: evaluations after which a run may end.
+
+    """
+
+    def __init__(self, earlier: Sequence[FrozenTrial], warmup: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(STARTUP, warmup))
+        study.add_trials(earlier)
+        self.trial = study.ask()
+        self.curve: list[float] = []
+
+    @on(Evaluated)
+    def report(self, event: Evaluated) -> None:
+        """Report the anytime average. Raises Pruned if it is too low."""
+        evaluation = event.evaluation
+        average = metrics.anytime_average_accuracy(evaluation.probes, evaluation.probe_taught)
+        place = len(evaluation.rows)  # one at the end of a session takes the place of one at the same batch within it
+        is_new, self.curve[place - 1 :] = place > len(self.curve), [average]
+        if is_new and math.isfinite(average):  # a method may have nothing to answer by yet
+            self.trial.report(average, place)
+            if self.trial.should_prune():
+                raise Pruned
+
+
+def run_trial(
+    strategy: Strategy,
+    stream: Stream,
+    earlier: Sequence[FrozenTrial] = (),
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    evaluate_every: int | None = None,
+    max_sessions: int | None = None,
+) -> Outcome:
+    """Run a strategy on the stream of a search, and return what came of it. A loss that is not finite is no error here.
+
+    Args:
+        strategy: built with the values of the trial.
+        stream: as `trial_stream` returns it.
+        earlier: Optuna's trials that are over; this one ends early if it is worse than their median, though not before its second
+            session (in a stream of one session: not before half of it).
+        seed, device, max_sessions: see `run`.
+        evaluate_every: see `run`. None: four times a session, as long as the first one.
+
+    Raises:
+        ValueError, TypeError: for what `run` refuses.
+
+    """
+    sessions = min(len(stream), max_sessions or len(stream))
+    steps = stream.epochs * math.ceil(stream.size_of(0) / stream.batch_size)
+    every = evaluate_every or max(1, steps // EVALUATIONS)
+    pruner = Pruner(earlier, 1 + (steps // every if sessions > 1 else steps // every // 2))
+    began = time.perf_counter()
+    options: dict[str, Any] = {"seed": seed, "device": device, "evaluate_every": every, "max_sessions": max_sessions}
+    state, value, note = "complete", math.nan, ""
+    try:
+        value = run(strategy, stream, pruner, **options).average
+    except Pruned:
+        state = "pruned"
+    except FloatingPointError as error:
+        state, value, note = "diverged", -math.inf, str(error)
+    if state == "complete" and not math.isfinite(value):
+        state, value, note = "diverged", -math.inf, f"its average on held-out samples is {value}"
+    return Outcome(state, value, tuple(pruner.curve), time.perf_counter() - began, note)
