@@ -16,6 +16,7 @@ from clstream.cli.pretrain import pretrain_command
 from clstream.cli.report import report_command
 from clstream.cli.run import resume_command, run_command
 from clstream.cli.streams import record_command, show_command
+from clstream.cli.sweep import sweep_command
 from clstream.cli.tune import tune_command
 from clstream.cli.ui import ui_command
 from clstream.cli.verify import parity_command, prove_command, verify_command
@@ -25,6 +26,7 @@ usage: clstream COMMAND [options]
 
   run           play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
   resume        go on with a run:             clstream resume runs/NAME
+  sweep         every combination of a grid:  clstream sweep grid.yaml --workers 4
   compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
   report        all of it in a page of HTML:  clstream report sweeps/NAME --out report.html
   tune          search for options, without test samples:  clstream tune --stream split_mnist --strategy EWC
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "report": report_command, "tune": tune_command,
+        "sweep": sweep_command, "report": report_command, "tune": tune_command,
         "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "show": show_command,
         "record": record_command, "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip

@@ -59,12 +59,12 @@ def same_code(text: str, other: str) -> bool:
     if text == other:
         return True
     try:
-        return ast.dump(_stripped(text)) == ast.dump(_stripped(other))
+        return ast.dump(stripped(text)) == ast.dump(stripped(other))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
 
-def _stripped(text: str) -> ast.Module:
+def stripped(text: str) -> ast.Module:
     """Return the tree of a text without docstrings, and without what is only run in a script and defines nothing that is used."""
     tree = ast.parse(text)
     read, body = _read_by_functions(text), list[ast.stmt]()
@@ -118,7 +118,7 @@ def _where(old: Source, new: Source) -> str:
     if f"{old.compiled}{new.compiled}".startswith("python") and same_code(old.text, new.text):
         return " (it was edited after it was imported, and the code that ran is not what is in the file)"
     try:
-        before, after = _parts(_stripped(old.text)), _parts(_stripped(new.text))
+        before, after = _parts(stripped(old.text)), _parts(stripped(new.text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
     names = [name for name in dict.fromkeys([*after, *before]) if before.get(name) != after.get(name) and name]

@@ -11,7 +11,7 @@ import signal
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -83,7 +83,7 @@ def run_jobs(
     address: str | None = None,
     threads: int | None = 1,
     attempts: int = 3,
-) -> Iterator[tuple[Job, Value | JobError]]:
+) -> Generator[tuple[Job, Value | JobError]]:
     """Call a function for each job, and yield each job with its value, or with the error that it raised, as they end.
 
     A job whose worker died is submitted again, so the function must be one that can be called twice for a job. Nothing is
@@ -133,7 +133,7 @@ def _open(engine: str, workers: int | None, address: str | None, threads: int | 
 
 def _in_this_process(
     function: Callable[[Job], Value], jobs: Sequence[Job], threads: int | None
-) -> Iterator[tuple[Job, Value | JobError]]:
+) -> Generator[tuple[Job, Value | JobError]]:
     import torch
 
     before = torch.get_num_threads()
@@ -181,14 +181,14 @@ def _call(function: Callable[[Job], Value], job: Job, threads: int | None) -> _E
 
 def _in_workers(
     function: Callable[[Job], Value], jobs: Sequence[Job], make_pool: Callable[[], Pool], threads: int | None, attempts: int
-) -> Iterator[tuple[Job, Value | JobError]]:
+) -> Generator[tuple[Job, Value | JobError]]:
     with _raising_sigterm():
         yield from _dispatched(function, jobs, make_pool(), threads, attempts)
 
 
 def _dispatched(
     function: Callable[[Job], Value], jobs: Sequence[Job], pool: Pool, threads: int | None, attempts: int
-) -> Iterator[tuple[Job, Value | JobError]]:
+) -> Generator[tuple[Job, Value | JobError]]:
     waiting, running, deaths = deque(range(len(jobs))), dict[Future[_Ended], int](), Counter[int]()
     alone = False
     try:

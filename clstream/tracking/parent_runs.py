@@ -27,30 +27,25 @@ from clstream.tracking.uploader import Uploader
 
 
 @contextmanager
-def parent_run(
+def group_run(
     name: str,
-    seeds: Sequence[int],
     experiment: str = "clstream",
     uri: str | None = None,
     tags: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
     resumed: bool = False,
-) -> Iterator[ParentRun]:
-    """Open the MLflow run that the runs of several seeds are shown under, and that has their mean; it ends as they do.
+) -> Iterator[Uploader]:
+    """Open an MLflow run that other runs are shown under; it ends as what is done within does: FINISHED, FAILED or KILLED.
 
     Args:
         name: of the MLflow run.
-        seeds: of the runs; each has a tracker with `parent=` what this returns.
-        experiment, uri, tags, folder: as for `MlflowTracker`; the folder is another one than theirs.
+        experiment, uri, tags, folder: as for `MlflowTracker`; the folder is another one than those of the runs.
         resumed: go on in the MLflow run whose journal is in the folder; if there is none, a new one is created.
 
     Raises:
         ConnectionError, OSError: if the server doesn't answer, unless `resumed`, or the store or the folder can't be written.
-        ValueError: if there are no seeds, or one comes twice.
 
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"a parent run needs its seeds, each once, not {list(seeds)}")
     file = None if folder is None else check_writable(Path(folder)) / FILE
     where = tracking_uri(uri)
     if resumed and file is not None and file.exists():
@@ -64,20 +59,49 @@ def parent_run(
         uploader = begin_run(where, experiment, connection, file, name, {"mlflow.source.name": "clstream", **(tags or {})})
         outbox = uploader.outbox
     uploader.upload()
-    parent, status = ParentRun(uploader, name, seeds), "FAILED"
+    status = "FAILED"
     try:
-        yield parent
+        yield uploader
         status = "FINISHED"
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         outbox.put("tags", values={"error": _clean(f"{type(error).__name__}: {error}"[:5000])})
         raise
     finally:
-        parent.draw(last=True)
         outbox.put("end", status=status, at=_now())
         uploader.upload(last=True)
-        if status == "FINISHED":
-            parent.warn_of_missing_seeds()
+
+
+@contextmanager
+def parent_run(
+    name: str,
+    seeds: Sequence[int],
+    experiment: str = "clstream",
+    uri: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
+    resumed: bool = False,
+) -> Iterator[ParentRun]:
+    """Open the MLflow run that the runs of several seeds are shown under, and that has their mean; see `group_run`.
+
+    Args:
+        name, experiment, uri, tags, folder, resumed: see `group_run`.
+        seeds: of the runs; each has a tracker with `parent=` what this returns.
+
+    Raises:
+        ConnectionError, OSError: see `group_run`.
+        ValueError: if there are no seeds, or one comes twice.
+
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"a parent run needs its seeds, each once, not {list(seeds)}")
+    with group_run(name, experiment, uri, tags, folder, resumed) as uploader:
+        parent = ParentRun(uploader, name, seeds)
+        try:
+            yield parent
+        finally:
+            parent.draw(last=True)
+    parent.warn_of_missing_seeds()
 
 
 class ParentRun:
