@@ -1,15 +1,17 @@
 """Look at runs in the MLflow UI with headless Chromium: are the forgetting curves there, and do they go down?
 
 `python .ci/browser.py [--keep FOLDER]` plays digits into a store of its own: fine-tuning, interrupted in the third task and
-resumed; then, as a newcomer does, `clstream compare` with fine-tuning and replay, two seeds each, and `clstream ui`. It asserts
-the points of the curves that the run's page draws, and those of the page that `clstream ui` tells to open: a line for each
-strategy, which is the mean over its seeds, on one scale, and the pictures above. The screenshots go to FOLDER (by default
-screenshots/, which git ignores).
+resumed; then, as a newcomer does, `clstream compare` with fine-tuning and replay, two seeds each, `clstream report` and
+`clstream ui`. It asserts the points of the curves that the run's page draws, and those of the page that `clstream ui` tells to
+open: a line for each strategy, which is the mean over its seeds, on one scale, and the pictures above. Of the report it asserts
+that every plot is drawn with nothing on the console and nothing asked of a network, from its file and among MLflow's artifacts.
+The screenshots go to FOLDER (by default screenshots/, which git ignores).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import socket
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from clstream.strategies import Finetune
 from clstream.streams import split_digits
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -64,6 +67,7 @@ def browser(profile: Path) -> webdriver.Chrome:
         "--window-size=1700,1900",
     ):  # fmt: skip
         options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     return webdriver.Chrome(options, Service(driver))
 
 
@@ -76,6 +80,11 @@ return [...document.querySelectorAll('.js-plotly-plot')]
 
 PICTURES = """
 return [...document.querySelectorAll('.rc-image img')].filter(picture => picture.complete && picture.naturalWidth > 0).length;
+"""
+
+PLOTS = """
+return [document.querySelectorAll('[data-figure]').length,
+        [...document.querySelectorAll('[data-drawn]')].filter(place => place.querySelector('.main-svg :is(.trace, .hm)')).length];
 """
 
 Drawn = dict[str, tuple[list[float], dict[str, list[float]]]]
@@ -135,6 +144,43 @@ def check_comparison(page: webdriver.Chrome, address: str, store: str, keep: Pat
             assert mean in points, f"{parent.info.run_name}: {name} draws {points}, not the mean over its seeds, {mean}"
 
 
+def wait_for_plots(page: webdriver.Chrome, seconds: float = 60) -> int:
+    """Return how many plots a report has, once all are drawn."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        places, drawn = page.execute_script(PLOTS)
+        if places and places == drawn:
+            return int(places)
+        time.sleep(0.2)
+    sys.exit(f"the report drew {drawn} of its {places} plots")
+
+
+def check_report(page: webdriver.Chrome, report: Path, keep: Path) -> None:
+    """Assert that a report draws all plots by itself: nothing is said on the console, nothing asked of a network."""
+    page.get("about:blank")
+    page.get_log("performance"), page.get_log("browser")  # of the pages before
+    page.get(report.as_uri())
+    assert wait_for_plots(page) == 5, "the report has other plots than it should"
+    page.save_screenshot(str(keep / "report.png"))
+    assert not page.get_log("browser"), "the report has something on the console"
+    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    assert [address for address in asked if not address.startswith("data:")] == [report.as_uri()], f"the report asked for {asked}"
+
+
+def check_artifact(page: webdriver.Chrome, url: str, parent: Run, keep: Path) -> None:
+    """Assert that MLflow shows the report among the artifacts of a run, with all plots."""
+    page.get(f"{url}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/report.html")
+    end = time.monotonic() + 60
+    while not (frames := page.find_elements("css selector", "iframe")) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert frames, "MLflow does not show the report"
+    page.switch_to.frame(frames[0])
+    wait_for_plots(page)
+    page.switch_to.default_content()
+    page.save_screenshot(str(keep / "artifact.png"))
+
+
 def wait_for_address(ui: subprocess.Popen[str]) -> str:
     """Return the address that `clstream ui` tells to open, which it does when it is ready."""
     assert ui.stdout is not None
@@ -170,6 +216,11 @@ def main() -> None:
                 f"strategy: {name}\nstream: {{class_path: split_digits, init_args: {{epochs: 3}}}}\n", encoding="utf-8"
             )
         assert not cli(["compare", *configs, "--seeds", "0,1", "--experiment", "compared", "--threads", "1"])
+        client = MlflowClient(store)
+        (finetune,) = Path("runs").glob("Finetune-*")
+        assert not cli(["report", str(finetune)])
+        compared = client.search_runs([client.get_experiment_by_name("compared").experiment_id])
+        (parent,) = [item for item in compared if item.data.params.get("seeds") and item.data.params["strategy"] == "Finetune"]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -181,12 +232,17 @@ def main() -> None:
             try:
                 check_comparison(page, address, store, keep)
                 check_run(page, address.partition("/#")[0], tracker, keep)
+                check_report(page, folder / "report.html", keep)
+                check_artifact(page, address.partition("/#")[0], parent, keep)
             finally:
                 page.quit()
         finally:
             ui.terminate()
             ui.wait(30)
-    print(f"the forgetting curves are drawn as they were measured, of a run and of two strategies with two seeds; see {keep}")
+    print(
+        "the forgetting curves are drawn as they were measured, of a run and of two strategies with two seeds, and so is a report, "
+        f"from its file and in MLflow; see {keep}"
+    )
 
 
 if __name__ == "__main__":
