@@ -191,9 +191,8 @@ def difference_lines(comparison: Comparison) -> list[str]:
 
 def sentence(difference: Difference) -> str:
     """Return what a tested difference says: "A beats B" only where it is shown."""
-    numbers = (
-        f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}], {difference.pairs} pairs, p {_p(difference)}"
-    )
+    interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]"
+    numbers = f"{difference.mean:+.3f} {interval}, {difference.pairs} pairs, p {_p(difference.adjusted)}"
     first, second = difference.first, difference.second
     if not difference.is_shown:
         return f"{first} and {second} are not shown to differ: {numbers}"
@@ -202,8 +201,13 @@ def sentence(difference: Difference) -> str:
     return f"{difference.winner} beats {second if difference.winner == first else first}: {first} - {second} = {numbers}"
 
 
-def _p(difference: Difference) -> str:
-    return "< 0.0001" if difference.adjusted < 1e-4 else f"= {difference.adjusted:.4f}"
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"
+
+
+def _from_to(methods: Sequence[str]) -> str:
+    """Return methods that are next to each other in rank; of many the first and the last."""
+    return "; ".join(methods) if len(methods) <= 3 else f"{methods[0]} to {methods[-1]}"
 
 
 def rank_lines(comparison: Comparison) -> list[str]:
@@ -215,8 +219,8 @@ def rank_lines(comparison: Comparison) -> list[str]:
         order = sorted(range(len(average)), key=lambda number: average[number])
         lines += [f"  {average[number]:.2f}  {item.methods[number]}" for number in order]
         if not math.isnan(p):
-            lines.append(f"  Friedman's test of whether they differ at all: chi2 = {statistic:.2f}, p = {p:.4f}")
-        groups = ["; ".join(item.methods[number] for number in group) for group in cliques(average, difference)]
+            lines.append(f"  Friedman's test of whether they differ at all: chi2 = {statistic:.2f}, p {_p(p)}")
+        groups = [_from_to([item.methods[number] for number in group]) for group in cliques(average, difference)]
         lines.append(
             f"  ranks that are {difference:.2f} apart differ (Nemenyi, 5 %); not told apart: {' | '.join(groups) or 'none'}"
         )
@@ -226,7 +230,10 @@ def rank_lines(comparison: Comparison) -> list[str]:
 
 
 def shown(cell: Cell, is_cost: bool) -> str:
-    """Return a mean with half its interval, as tables show it: "0.853 ± 0.012", "1.20 ± 0.01 G"; "-" where it is not defined."""
+    """Return a mean with half its interval, as tables show it: "0.853 ± 0.012", "1.20 ± 0.01 G"; "-" where it is not defined.
+
+    A cost that was the same in all runs has no interval.
+    """
     mean, half = cell.mean.mean, cell.mean.half_width
     if not math.isfinite(mean):
         return "-"
@@ -234,7 +241,7 @@ def shown(cell: Cell, is_cost: bool) -> str:
     if abs(mean) >= 1e4:
         digits, power = 2, min(5, int(math.log10(abs(mean)) // 3))
     scale = 1000.0**power
-    interval = f" ± {half / scale:.{digits}f}" if math.isfinite(half) else ""
+    interval = f" ± {half / scale:.{digits}f}" if math.isfinite(half) and not (is_cost and half == 0) else ""
     return f"{mean / scale:.{digits}f}{interval}" + f"\N{NO-BREAK SPACE}{'kMGTP'[power - 1]}" * (power > 0)
 
 
