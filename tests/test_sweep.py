@@ -227,3 +227,12 @@ def test_damaged_records_are_refused_and_kept(place: Path, capsys: pytest.Captur
     assert main(["sweep", "grid.yaml", "--records", "kept.jsonl"]) == 1
     assert "line 1 of kept.jsonl: this is no record of a run" in capsys.readouterr().err
     assert (place / "kept.jsonl").read_text() == "{}\n" and not (place / "sweeps").exists()
+
+
+@pytest.mark.parametrize(("engine", "module"), [("ray", "ray"), ("dask", "distributed")])
+def test_a_cluster_needs_an_extra(
+    engine: str, module: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # it can't be imported then
+    assert main(["sweep", "grid.yaml", "--engine", engine]) == 1
+    assert f"which is not installed: pip install 'clstream[{engine}]'" in capsys.readouterr().err

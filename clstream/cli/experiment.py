@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 
 FINISHED = "finished"
+
+LOST_WORKERS = 60.0
+"""Seconds to wait for the folder of a run that another worker has."""
 
 
 class Outcome(NamedTuple):
@@ -349,6 +353,8 @@ def run_seed_job(job: SeedJob) -> Result:
     with as_failure(OSError):
         job.of_seed.mkdir(parents=True, exist_ok=True)
         output = (job.of_seed / "output.txt").open("a", encoding="utf-8")
+    with suppress(Timeout, OSError):  # of a worker whose machine is lost to the cluster, and that has not noticed yet
+        FileLock(job.of_seed / "lock", timeout=LOST_WORKERS).acquire().lock.release()
     with output, redirect_stdout(output), redirect_stderr(output):
         flags = [*([f"--trust={','.join(job.trust)}"] if job.trust else []), *["--accept_changed_code"] * job.accept_changed_code]
         parser, options = parse_run(

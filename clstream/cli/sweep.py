@@ -47,7 +47,7 @@ def sweep_command(arguments: list[str]) -> int:
     if own.dry_run:
         sweep.show_plan()
         return 0
-    with as_failure(FolderError, OSError, ImportError):
+    with as_failure(FolderError, OSError, ImportError, ValueError):
         try:
             with locked(folder):
                 sweep.prepare()
@@ -197,7 +197,7 @@ class Sweep:
         for run in self.plan.runs:
             if (record := self.finished.get(str(run.identity))) is not None:
                 earlier.setdefault(run.group, []).append(record.seconds)
-        progress = Progress([run.group for run in self.waiting], workers or 1, earlier)
+        progress = Progress([run.group for run in self.waiting], workers, earlier)
         failed: list[Record] = []
         ended = run_jobs(
             run_seed_job, [*jobs], workers=workers, engine=self.own.engine, address=self.own.address,

@@ -14,21 +14,22 @@ class Progress:
 
     Args:
         groups: for each run what it is but for its seed: runs of one group take about as long.
-        workers: how many go on at a time.
+        workers: how many go on at a time. None: it shows from the time that those take that end.
         seconds: by group, how long earlier ones took.
 
     """
 
-    def __init__(self, groups: Sequence[str], workers: int, seconds: Mapping[str, Sequence[float]] | None = None) -> None:
+    def __init__(self, groups: Sequence[str], workers: int | None, seconds: Mapping[str, Sequence[float]] | None = None) -> None:
         self.waiting, self.workers, self.total = list(groups), workers, len(groups)
         self.taken = {group: list(values) for group, values in (seconds or {}).items()}
-        self.began = time.monotonic()
+        self.began, self.spent = time.monotonic(), 0.0
 
     def ended(self, group: str, seconds: float = math.nan) -> str:
         """Count a run that ended, and return what a line about it begins with: [3/40]. Seconds are NaN if it failed."""
         self.waiting.remove(group)
         if math.isfinite(seconds):
             self.taken.setdefault(group, []).append(seconds)
+            self.spent += seconds
         return f"[{self.total - len(self.waiting)}/{self.total}]"
 
     @property
@@ -41,7 +42,8 @@ class Progress:
             return math.nan
         usual = fmean(every)
         each = [fmean(self.taken[group]) if self.taken.get(group) else usual for group in self.waiting]
-        return max(sum(each) / self.workers, max(each))
+        at_once = self.workers or max(1.0, self.spent / (time.monotonic() - self.began))
+        return max(sum(each) / at_once, max(each))
 
     @property
     def left(self) -> str:

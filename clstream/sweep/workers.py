@@ -18,11 +18,9 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from clstream.params import check_choice, check_integer
+from clstream.sweep.clusters import LAST_WORDS, DaskPool, RayPool
 
 ENGINES = ("loky", "ray", "dask")
-
-LAST_WORDS = 20.0
-"""Seconds that workers have to write their checkpoints when all is stopped."""
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -128,7 +126,7 @@ def cores() -> int:
 def _open(engine: str, workers: int | None, address: str | None, threads: int | None) -> Pool:
     if engine == "loky":
         return LokyPool(workers or cores(), threads)
-    raise ValueError(f"the engine {engine} is not there yet: {workers}, {address}")
+    return RayPool(workers, address) if engine == "ray" else DaskPool(workers, address)
 
 
 def _in_this_process(
@@ -213,7 +211,8 @@ def _dispatched(
                 if deaths[place] < attempts and not isinstance(error, pool.final_errors):
                     waiting.append(place)
                 else:
-                    yield jobs[place], JobError(f"no worker could end it, in {deaths[place]} attempts: {_sentence(error)}")
+                    tried = f", in {attempts} attempts" if deaths[place] == attempts > 1 else ""
+                    yield jobs[place], JobError(f"no worker could end it{tried}: {_sentence(error)}")
     except BaseException:
         with suppress(Exception):
             pool.stop(list(running))
