@@ -62,6 +62,24 @@ def test_named_combinations_set_several_options_at_once() -> None:
     assert expanded(section)[1][1] == {"strategy": "EWC", "strategy.strength": 1, "stream.epochs": 9, "max_sessions": 4}
 
 
+def names(section: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(item.method, item.stream) for item in combinations(read_grid({"sweep": section}, KNOWN), KNOWN, DEFAULTS)]
+
+
+def test_what_is_of_the_stream_alone_tells_streams_apart_and_no_methods() -> None:
+    assert names({"stream.epochs": [1, 10], "strategy.capacity": [1, 2]}) == [
+        ("Replay, capacity 1", "epochs 1"), ("Replay, capacity 2", "epochs 1"),
+        ("Replay, capacity 1", "epochs 10"), ("Replay, capacity 2", "epochs 10"),
+    ]  # fmt: skip
+    length = {"short": {"stream.epochs": 1}, "long": {"stream.epochs": 9}}
+    assert names({"length": length}) == [("Replay", "short"), ("Replay", "long")]
+    both = {"length": {"short": {"stream.epochs": 1, "max_sessions": 2}, "long": {"stream.epochs": 9, "max_sessions": 4}}}
+    assert names(both) == [("Replay, short", ""), ("Replay, long", "")]
+    place = {"one": {"stream": "digits", "stream.epochs": 1}, "two": {"stream": "mnist", "stream.epochs": 2}}
+    assert names({"place": place}) == [("Replay", ""), ("Replay", "")]  # their own names do
+    assert names({"stream": ["digits", "mnist"]}) == [("Replay", ""), ("Replay", "")]
+
+
 def test_a_named_combination_may_begin_with_a_config_and_options_are_of_its_strategy() -> None:
     section = {
         "method": {"tuned": {"config": "ewc.yaml"}, "plain": {"strategy": "Finetune"}},

@@ -130,9 +130,11 @@ class Sweep:
         planned = {str(run.identity) for run in self.plan.runs}
         kept = [record for record in self.own_records if not (record.error and record.identity in planned)]
         present = {record.identity for record in kept}
-        labels = {str(run.identity): run.label for run in self.plan.runs}
+        runs = {str(run.identity): run for run in self.plan.runs}
         kept += [
-            replace(record, label=labels[identity]) for identity, record in self.finished.items() if record.identity not in present
+            replace(record, label=runs[identity].label, stream=runs[identity].place)
+            for identity, record in self.finished.items()
+            if record.identity not in present
         ]
         lines = "".join(f"{to_json(record)}\n" for record in kept)
         text = Path(self.own.grid).read_bytes()
@@ -237,11 +239,11 @@ class Sweep:
         from clstream.sweep.workers import JobError
 
         known: dict[str, Any] = {
-            "label": run.label, "identity": str(run.identity), "fingerprint": run.identity.data, "code": code_version(),
-            "tuned": run.tuned, "source": str(self.folder / "runs" / folder.name / f"seed_{run.seed}"),
+            "label": run.label, "stream": run.place, "identity": str(run.identity), "fingerprint": run.identity.data,
+            "code": code_version(), "tuned": run.tuned, "source": str(self.folder / "runs" / folder.name / f"seed_{run.seed}"),
         }  # fmt: skip
         if isinstance(value, JobError):
-            return Record(run.strategy, known.pop("label"), run.stream, run.scenario, run.seed, **known, error=sentence_of(value))
+            return Record(run.strategy, scenario=run.scenario, seed=run.seed, **known, error=sentence_of(value))
         return record_of(value, **known)
 
     def _append(self, record: Record) -> None:

@@ -37,7 +37,8 @@ class Planned:
     """One run of a sweep.
 
     Args:
-        label: what tables call it, see `Combination`.
+        label: what tables call its method, see `Combination`.
+        place: what they call its stream.
         strategy, stream, scenario: the names of its class and of its stream, and how test questions are asked.
         seed: of the run.
         config: all options as YAML, as `clstream run --config` takes them.
@@ -48,6 +49,7 @@ class Planned:
     """
 
     label: str
+    place: str
     strategy: str
     stream: str
     scenario: str
@@ -60,7 +62,7 @@ class Planned:
     @property
     def group(self) -> str:
         """What it is but for its seed."""
-        return f"{self.label} on {self.stream}"
+        return f"{self.label} on {self.place}"
 
     @property
     def title(self) -> str:
@@ -189,9 +191,10 @@ def _planned(
     config = as_yaml(parser, options)
     kept = f"{_identifying(parser, options)}epochs: {stream.epochs}\nbatch_size: {stream.batch_size}\n"
     code = _code(strategy, stream, options)
+    place = ", ".join(part for part in (stream.name, combination.stream) if part)
     return [
         Planned(
-            combination.label, type(strategy).__name__, stream.name, stream.scenario, seed,
+            combination.method, place, type(strategy).__name__, stream.name, stream.scenario, seed,
             re.sub(r"^seed: .*$", f"seed: {seed}", config, flags=re.MULTILINE),
             Identity(text_hash(f"{kept}seed: {seed}"), code, stream.fingerprint), tuple(options.trust),
             str(options.get("tuned") or ""),

@@ -36,14 +36,19 @@ class Combination:
 
     Args:
         settings: values by option, as "strategy.capacity", over those of the base config. Of "config" it is a file of more of them.
-        label: what tables call it: the strategy, and what tells it from its neighbours, but for the stream.
+        label: the strategy, and what tells it from its neighbours, but for the stream.
         seeds: for each a run.
+        method: what tables call its method: the label without what is of the stream alone.
+        stream: what tables add to the name of its stream, to tell it from others of that name: "epochs 10". Orders of classes
+            are not told apart: methods are compared on several.
 
     """
 
     settings: dict[str, Any]
     label: str
     seeds: tuple[int, ...]
+    method: str
+    stream: str
 
 
 @dataclass(frozen=True)
@@ -246,8 +251,10 @@ def combinations(grid: Grid, known: Known, defaults: Mapping[str, str]) -> list[
             raise GridError(f"it stands for more than {MOST_RUNS:,} runs: leave some values out")
         for values in product(*(axis.values for axis in axes)):
             settings = _joined([*zip(choosing, picked, strict=True), *zip(axes, values, strict=True)])
-            label = _label_of(names["strategy"], [*zip(choosing, picked, strict=True), *zip(axes, values, strict=True)])
-            combined.append(Combination(settings, label, grid.seeds))
+            pairs = [*zip(choosing, picked, strict=True), *zip(axes, values, strict=True)]
+            own = [pair for pair in pairs if not _is_of_stream(pair[0])]
+            label, method = (_label_of(names["strategy"], some) for some in (pairs, own))
+            combined.append(Combination(settings, label, grid.seeds, method, _stream_label(pairs)))
     for axis in varying:
         if axis.key not in used:
             kind = axis.option.partition(".")[0]
@@ -293,6 +300,22 @@ def _applying(axes: Sequence[Axis], names: Mapping[str, str], known: Known) -> I
             continue
         if kind not in CHOICES or option.partition(".")[0] in known.options_of(kind, names[kind]):
             yield axis
+
+
+def _is_of_stream(axis: Axis) -> bool:
+    """Return whether an axis sets the stream or options of it, and nothing else."""
+    return all(option.partition(".")[0] == "stream" for _, own in axis.values for option in own)
+
+
+def _stream_label(pairs: Sequence[tuple[Axis, tuple[str, dict[str, Any]]]]) -> str:
+    """Return what tells the stream of a combination from others of its name."""
+    parts = []
+    for axis, (name, _) in pairs:
+        named = {str(own["stream"]) for _, own in axis.values if "stream" in own}
+        apart = len(named) == len(axis.values) or axis.option == "stream.class_order"
+        if _is_of_stream(axis) and len(axis.values) > 1 and not apart:
+            parts.append(name.removeprefix("stream."))
+    return ", ".join(parts)
 
 
 def _label_of(strategy: str, pairs: Any) -> str:
