@@ -175,10 +175,11 @@ def test_a_run_is_linked_where_it_is_kept(tmp_path: Path) -> None:
         {"sent": 1, "run_id": "0123456789"},
     ]
     (seed / "tracking.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    items = [replace(RECORDS[0], source=source) for source in ("runs/Replay #1", str(seed), "nowhere", "")]
-    append_record(tmp_path / "sweep" / "records.jsonl", items[0])
+    for number, place in enumerate(("was/elsewhere/sweep/runs/Replay #1", str(seed), "nowhere", "")):
+        append_record(tmp_path / "sweep" / "records.jsonl", replace(RECORDS[0], source=place, identity=str(number)))
     source = read_source(str(tmp_path / "sweep"))
-    (origin,) = source.origins
+    origin, same, *unknown = source.origins
+    assert same == replace(origin, folder=seed) and unknown == [Origin(), Origin()]
     assert origin == Origin(seed.parent, "strategy: Replay\n", "http://host:5000", "0123456789", "above", {"torch": "2.9"})
     assert origin.address == "http://host:5000/#/runs/0123456789" and source.parents == {("http://host:5000", "above")}
     assert replace(origin, uri="sqlite:///mlflow.db").address == ""

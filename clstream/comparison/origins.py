@@ -115,10 +115,12 @@ def origin_of(record: Record, beside: Path | None = None) -> Origin:
 
     Args:
         record: of the run.
-        beside: the folder of the records, which a path that is not absolute may start from.
+        beside: the folder of the records, which the runs may lie in.
 
     """
-    places = [Path(record.source)] if beside is None else [beside / record.source, Path(record.source)]
+    parts = Path(record.source).parts
+    ends = [] if beside is None else [beside.joinpath(*parts[start:]) for start in range(len(parts))]
+    places = [Path(record.source), *ends]  # the folder of the records may have been moved, with what is in it
     folder = next((place for place in places if record.source and place.is_dir()), None)
     if folder is None:
         return Origin()
