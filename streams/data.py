@@ -25,6 +25,14 @@ FILES = {
     "CIFAR100": "the unpacked cifar-100-python.tar.gz in {root}/cifar-100-python",
 }
 
+PLACES = {
+    "MNIST": "MNIST/raw",
+    "FashionMNIST": "FashionMNIST/raw",
+    "CIFAR10": "cifar-10-batches-py",
+    "CIFAR100": "cifar-100-python",
+}
+"""The folders of their files, below that of all data."""
+
 KINDS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """The files of MNIST and Fashion-MNIST."""
 
@@ -99,6 +107,26 @@ def load(name: str, root: str | Path | None = None) -> tuple[Samples, Samples]:
     except FileNotFoundError:
         _download(name, folder)
         return _read(name, folder)
+
+
+def look(name: str, root: str | Path | None = None) -> str | None:
+    """Return what is wrong with a torchvision data set in a folder: "" if nothing is, None if it is not there.
+
+    It is read as `load` reads it, with its checksums; nothing is downloaded.
+    """
+    folder = data_root(root)
+    place = folder / PLACES[name]
+    if not place.is_dir() or not any(place.iterdir()):  # a download that failed leaves an empty one
+        return None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            _read(name, folder)
+        except FileNotFoundError:
+            return f"it is not whole: there must be {FILES[name].format(root=folder)}"
+        except Exception as error:  # noqa: BLE001  # torchvision unpickles CIFAR's files, and what is damaged raises anything
+            return " ".join(str(error).split()) or type(error).__name__
+    return "; ".join(str(warning.message) for warning in said)
 
 
 def digits() -> tuple[Samples, Samples]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from clstream import __version__
 from clstream.cli.command_parser import print_error
 from clstream.cli.compare import compare_command
+from clstream.cli.doctor import doctor_command
 from clstream.cli.errors import Failure, UsageError, nearest
 from clstream.cli.logs import list_command, log_command, sync_command
 from clstream.cli.pretrain import pretrain_command
@@ -39,6 +40,7 @@ usage: clstream COMMAND [options]
   log           read what happened in a run:  clstream log runs/NAME
   sync          send what a tracking server did not take while it was away
   list          the strategies, streams, models and anchors there are, or one kind:  clstream list strategies
+  doctor        what is installed, what data is there, and whether runs can be tracked
   ui            open the MLflow UI on what was run
 
 clstream COMMAND --help says more.
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "sweep": sweep_command, "report": report_command, "tune": tune_command,
+        "sweep": sweep_command, "report": report_command, "tune": tune_command, "doctor": doctor_command,
         "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "show": show_command,
         "record": record_command, "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip

@@ -9,15 +9,11 @@ import json
 import logging
 import os
 import tempfile
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 from mlflow.entities import Metric, Param, ViewType
@@ -27,6 +23,9 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from clstream.measures import MAIN
+from clstream.tracking.addresses import check_answers as check_answers
+from clstream.tracking.addresses import tracking_uri as tracking_uri
+from clstream.tracking.addresses import without_password as without_password
 from clstream.tracking.mlflow_schema import check_schema
 from clstream.tracking.outbox import Item, Outbox, is_plain_name
 from clstream.tracking.uploader import Uploader, reason_of
@@ -44,23 +43,6 @@ Connection = tuple[MlflowClient, str]
 """What `connect` returns: a client, and the id of the experiment."""
 
 _PER_WRITE = 1000  # metrics that MLflow takes in one batch
-
-
-def tracking_uri(uri: str | None = None) -> str:
-    """Return where runs are tracked: `uri`, else MLFLOW_TRACKING_URI, else the file mlflow.db in the working folder.
-
-    A file's name is made absolute.
-    """
-    where = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if where.startswith("sqlite:///") and ":memory:" not in where:
-        return f"sqlite:///{Path(where.removeprefix('sqlite:///')).absolute()}"
-    return where if ":" in where else str(Path(where).absolute())
-
-
-def without_password(uri: str) -> str:
-    """Return a URI without the user's name and password: these belong into no file and no message."""
-    address = urlsplit(uri)
-    return urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2])) if "@" in address.netloc else uri
 
 
 def connect(uri: str | None = None, experiment: str = "clstream") -> Connection:
@@ -107,20 +89,6 @@ def open_to_read(uri: str | None = None) -> MlflowClient:
     with store_errors(where):
         check_schema(where, without_password(where))
         return MlflowClient(where)
-
-
-def check_answers(where: str) -> None:
-    """Raise ConnectionError if a store is a server, and doesn't answer within 5 seconds."""
-    if where.startswith(("http://", "https://")):
-        try:
-            urllib.request.urlopen(f"{without_password(where).rstrip('/')}/health", timeout=5).close()
-        except urllib.error.HTTPError:
-            pass  # it answers; whether it lets us in, the next call says
-        except (OSError, HTTPException) as error:
-            raise ConnectionError(
-                f"the tracking server {without_password(where)} does not answer ({error}): start it, "
-                "or choose another --tracking-uri"
-            ) from None
 
 
 @contextmanager
