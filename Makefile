@@ -32,6 +32,7 @@ check: $(VENV)/checked
 	cd $(VENV) && bin/mypy --strict --config-file ../setup.cfg -p clstream
 
 bench: $(VENV)/installed
+	$(BIN)/python experiments/bench_methods.py --out bench
 	$(BIN)/python experiments/bench_engine.py
 	$(BIN)/python experiments/bench_evaluation.py
 

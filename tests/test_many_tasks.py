@@ -3,10 +3,12 @@
 import pytest
 import torch
 from clstream.strategies import Finetune
+from clstream.streams import from_tensors
 from torch import Tensor
 
 from clstream import Samples, Stream, Task
 from clstream.evaluation import CHUNK, Questions, evaluate
+from clstream.evaluation.questions import IMAGES_ON_CPU
 from clstream.models import Mlp
 from clstream.stream import Subset
 
@@ -44,6 +46,14 @@ def test_each_sample_is_asked_once_and_answered_as_by_itself(kind: str, boundari
         inside = scores[:, 2 * task.id : 2 * task.id + 2].argmax(1) + 2 * task.id
         for measured, answer in ((row, scores.argmax(1)), (task_row, inside)):
             assert measured[task.id] == (answer == task.test.y).double().mean()
+
+
+@pytest.mark.parametrize("boundaries", [True, False])
+def test_fewer_images_are_answered_together_on_a_cpu(boundaries: bool) -> None:
+    x, y = torch.rand(700, 1, 4, 4), torch.arange(700) % 4
+    stream = from_tensors(x, y, x, y, tasks=2, boundaries=boundaries)
+    sizes = [len(chunk.x) for chunk in Questions(Finetune(Mlp((1, 4, 4), 4)), stream)]
+    assert sum(sizes) == 700 and max(sizes) <= IMAGES_ON_CPU and len(sizes) == 4
 
 
 def test_hidden_chunks_that_no_task_has_a_share_of_are_left_out() -> None:

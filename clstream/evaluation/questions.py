@@ -15,7 +15,10 @@ from clstream.stream import Stream, TestSet
 from clstream.stream.samples import pooled, repeated_samples
 
 CHUNK = 2048
-"""Test samples that are answered together."""
+"""The most test samples that are answered together."""
+
+IMAGES_ON_CPU = 192
+"""The most images on a CPU: the layers of more would each take fresh memory, and convolutions are thrice as slow then."""
 
 BUILT_IN = ("accuracy", "task_accuracy")
 """Measures that are counted for all test sets together, whatever their number."""
@@ -59,10 +62,12 @@ class Questions:
             y if self.has_labels(place) else y.new_full((len(y),), -1, dtype=torch.int64) for place, y in self.targets.items()
         ]
         self.labels = torch.cat(labels) if self.labelled and labels else torch.empty(0, dtype=torch.int64, device=device)
+        on_cpu = stream.device is None or stream.device.type == "cpu"
+        most = IMAGES_ON_CPU if on_cpu and len(stream.input_shape) == 3 else CHUNK
         self.chunks = (
-            _packed(sizes, together=strategy.scores_ignore_task)
+            _packed(sizes, most, together=strategy.scores_ignore_task)
             if stream.boundaries
-            else _mixed(sizes, in_pieces=self.pool is None)
+            else _mixed(sizes, most, in_pieces=self.pool is None)
         )
         rows = {tuple(sorted(task.classes)): 0 for task in stream.tasks if task.classes}  # tasks that share their classes share one
         rows = {classes: place for place, classes in enumerate(rows)}
@@ -153,15 +158,15 @@ class Chunk:
     places: list[int]
 
 
-def _packed(sizes: Tensor, together: bool) -> list[Layout]:
-    """Return chunks of one test set after the other; small ones share one if `together`."""
+def _packed(sizes: Tensor, most: int, together: bool) -> list[Layout]:
+    """Return chunks of at most so many samples, of one test set after the other; small ones share one if `together`."""
     chunks: list[Layout] = []
     begin, end = 0, 0
     pieces: list[Sequence[int]] = []
     for place, size in enumerate(sizes.tolist()):
-        for first in range(0, size, CHUNK):
-            piece = place, first, min(first + CHUNK, size)
-            if pieces and (not together or end + piece[2] - first - begin > CHUNK):
+        for first in range(0, size, most):
+            piece = place, first, min(first + most, size)
+            if pieces and (not together or end + piece[2] - first - begin > most):
                 chunks.append(Layout(slice(begin, end), pieces))
                 begin, pieces = end, []
             pieces.append(piece)
@@ -169,9 +174,9 @@ def _packed(sizes: Tensor, together: bool) -> list[Layout]:
     return [*chunks, Layout(slice(begin, end), pieces)] if pieces else chunks
 
 
-def _mixed(sizes: Tensor, in_pieces: bool) -> list[Layout]:
+def _mixed(sizes: Tensor, most: int, in_pieces: bool) -> list[Layout]:
     """Return chunks of an equal share of every test set, in a random order; their pieces only if asked for."""
-    starts, count = sizes.cumsum(0) - sizes, -(-int(sizes.sum()) // CHUNK)
+    starts, count = sizes.cumsum(0) - sizes, -(-int(sizes.sum()) // most)
     draw = torch.Generator().manual_seed(0)
     chunks = []
     for number in range(count):

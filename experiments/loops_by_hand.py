@@ -1,0 +1,210 @@
+"""Five methods as a careful user writes them, without a framework: clstream is held against them in `experiments/bench_methods.py`.
+
+Each is one function with the whole method in it, over inputs that were made floats beforehand. They do the same arithmetic as
+clstream's strategies of that name: the same draws, losses and steps, and an evaluation of all tasks before the first and after
+each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from clstream import Stream
+
+
+class Data(NamedTuple):
+    """All samples of a stream: float inputs as the network takes them, labels, and the classes of each task."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    tasks: list[Tensor]
+    tests: list[Tensor]
+    batch: int
+
+
+class Spent(NamedTuple):
+    """Seconds by part, and the average accuracy in the end."""
+
+    learning: float
+    consolidating: float
+    evaluating: float
+    accuracy: float
+
+
+def data_of(stream: Stream, batch: int) -> Data:
+    """Return a stream's samples, and the rows of each task."""
+    train, test = ([getattr(task, part)[:] for task in stream.tasks] for part in ("train", "test"))
+    x, x_test = (torch.cat([part.x for part in parts]).float() / 255 for parts in (train, test))
+    y, y_test = (torch.cat([part.y for part in parts]) for parts in (train, test))
+    rows, tests = (torch.arange(sum(map(len, parts))).split([len(part) for part in parts]) for parts in (train, test))
+    return Data(x, y, x_test, y_test, [*rows], [*tests], batch)
+
+
+class Reservoir:
+    """A uniform sample of all rows so far, with its fields side by side."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.seen, self.fields = capacity, 0, list[Tensor]()
+
+    def add(self, *rows: Tensor) -> None:
+        """Offer rows."""
+        if not self.fields:
+            self.fields = [row.new_zeros(self.capacity, *row.shape[1:]) for row in rows]
+        order = torch.arange(self.seen, self.seen + len(rows[0]))
+        slot = torch.where(order < self.capacity, order, (torch.rand(len(order)) * (order + 1)).long())
+        kept = (slot < self.capacity).nonzero()[:, 0]
+        for field, row in zip(self.fields, rows, strict=True):
+            field[slot[kept]] = row[kept]
+        self.seen += len(order)
+
+    def sample(self, n: int, repeats: bool = True) -> list[Tensor]:
+        """Draw rows."""
+        size = min(self.seen, self.capacity)
+        drawn = torch.randint(size, (n,)) if repeats else torch.randperm(size)[:n]
+        return [field.index_select(0, drawn) for field in self.fields]
+
+
+def accuracy_of(net: nn.Module, data: Data) -> list[float]:
+    """Return the accuracy on each task's test samples."""
+    net.eval()
+    with torch.inference_mode():
+        row = [
+            float((torch.cat([net(data.x_test[part]) for part in rows.split(1024)]).argmax(1) == data.y_test[rows]).float().mean())
+            for rows in data.tests
+        ]
+    net.train()
+    return row
+
+
+def play(net: nn.Module, data: Data, lr: float, loss: Callable[[Tensor, Tensor], Tensor], after: Callable[..., None],
+         task_ends: Callable[[Tensor, Tensor], None]) -> Spent:  # fmt: skip
+    """Learn task after task by SGD; `after` sees each batch that was learned, `task_ends` each task."""
+    optimizer = torch.optim.SGD(net.parameters(), lr)
+    begin = perf_counter()
+    row = accuracy_of(net, data)  # as it starts
+    spent = [0.0, 0.0, perf_counter() - begin]
+    for rows in data.tasks:
+        begin = perf_counter()
+        x, y = data.x[rows], data.y[rows]
+        for index in torch.randperm(len(y)).split(data.batch):
+            batch_x, batch_y = x.index_select(0, index), y.index_select(0, index)
+            optimizer.zero_grad()
+            loss(batch_x, batch_y).backward()
+            optimizer.step()
+            after(batch_x, batch_y)
+        learned = perf_counter()
+        task_ends(x, y)
+        consolidated = perf_counter()
+        row = accuracy_of(net, data)
+        for part, seconds in enumerate((learned - begin, consolidated - learned, perf_counter() - consolidated)):
+            spent[part] += seconds
+    return Spent(spent[0], spent[1], spent[2], sum(row) / len(row))
+
+
+def nothing(*_: Tensor) -> None:
+    """Do nothing."""
+
+
+def finetune(net: nn.Module, data: Data, lr: float) -> Spent:
+    """Fine-tuning."""
+    return play(net, data, lr, lambda x, y: F.cross_entropy(net(x), y), nothing, nothing)
+
+
+def replay(net: nn.Module, data: Data, lr: float, capacity: int) -> Spent:
+    """Experience replay: as many past samples as the batch holds."""
+    memory = Reservoir(capacity)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        if memory.seen:
+            past_x, past_y = memory.sample(len(y))
+            x, y = torch.cat([x, past_x]), torch.cat([y, past_y])
+        return F.cross_entropy(net(x), y)
+
+    return play(net, data, lr, loss, memory.add, nothing)
+
+
+def derpp(net: nn.Module, data: Data, lr: float, capacity: int, alpha: float, beta: float) -> Spent:
+    """DER++: two draws, one held near its outputs of then, one near its labels."""
+    memory, outputs = Reservoir(capacity), list[Tensor]()
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        now = net(x)
+        outputs[:] = [now.detach()]
+        whole = F.cross_entropy(now, y)
+        if memory.seen:
+            past_x, _, past_outputs = memory.sample(len(y), repeats=False)
+            whole = whole + alpha * F.mse_loss(net(past_x), past_outputs)
+            past_x, past_y, _ = memory.sample(len(y), repeats=False)
+            whole = whole + beta * F.cross_entropy(net(past_x), past_y)
+        return whole
+
+    return play(net, data, lr, loss, lambda x, y: memory.add(x, y, outputs[0]), nothing)
+
+
+def ewc(net: nn.Module, data: Data, lr: float, strength: float, chunk: int = 128) -> Spent:
+    """EWC, with the Fisher of the labels found likeliest, sample by sample; the terms of all tasks summed."""
+    names = [name for name, _ in net.named_parameters()]
+    importance, center = dict[str, Tensor](), dict[str, Tensor]()
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        whole = F.cross_entropy(net(x), y)
+        if importance:
+            weights = dict(net.named_parameters())
+            whole = whole + strength * torch.stack([(importance[n] * (weights[n] - center[n]).square()).sum() for n in names]).sum()
+        return whole
+
+    def estimate(x: Tensor, _: Tensor) -> None:
+        weights = {name: weight.detach() for name, weight in net.named_parameters()}
+
+        def of_one(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
+            outputs = functional_call(net, weights, (sample[None],))
+            return F.cross_entropy(outputs, outputs.detach().argmax(1))
+
+        slopes = vmap(grad(of_one), (None, 0))
+        fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for part in x.split(chunk):
+            for name, slope in slopes(weights, part).items():
+                fisher[name] += slope.square().sum(0)
+        for name, weight in weights.items():  # the sum of both quadratics is one quadratic
+            old, new = importance.get(name, torch.zeros_like(weight)), fisher[name] / len(x)
+            total = old + new
+            mixed = (old * center.get(name, weight) + new * weight) / total.clamp(min=1e-30)
+            center[name] = torch.where(total > 0, mixed, weight).clone()
+            importance[name] = total
+
+    return play(net, data, lr, loss, nothing, estimate)
+
+
+def lwf(net: nn.Module, data: Data, lr: float, temperature: float) -> Spent:
+    """Learning without forgetting: the outputs of each past task held near those of the network before the task."""
+    from copy import deepcopy
+
+    teacher, past = list[nn.Module](), list[Tensor]()
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        outputs = net(x)
+        whole = F.cross_entropy(outputs, y)
+        if teacher:
+            with torch.no_grad():
+                before = teacher[0](x)
+            terms = []
+            for labels in past:
+                targets = (before[:, labels] / temperature).softmax(1)
+                terms.append(-(targets * (outputs[:, labels] / temperature).log_softmax(1)).sum(1).mean())
+            whole = whole + torch.stack(terms).sum()
+        return whole
+
+    def keep(_: Tensor, y: Tensor) -> None:
+        teacher[:] = [deepcopy(net).eval().requires_grad_(False)]
+        past.append(y.unique())
+
+    return play(net, data, lr, loss, nothing, keep)
