@@ -59,7 +59,7 @@ def test_configs_are_run_and_compared_with_records(folder: Path, capsys: pytest.
     text = said(capsys, 0, "Finetune.yaml", "Replay.yaml", "--seeds", "0,1,2", *quick)
     assert "mean ± standard deviation over 3 seeds" in text  # as it was
     assert "mean ± half its 95 % interval (Student's t) over 3 runs" in text
-    assert "average_accuracy on blobs, by paired t-tests with Holm's correction for 1 pair:" in text
+    assert "average_accuracy on blobs: mean differences, by paired t-tests with Holm's correction for 1 pair:" in text
     lone = said(capsys, 0, "Finetune.yaml", "Replay.yaml", *quick)
     assert "interval" not in lone and "paired" not in lone
     again = said(capsys, 0, "Replay.yaml", "runs", "--seeds", "1,2", "--metrics", "forgetting", *quick)
@@ -125,3 +125,11 @@ def test_names_in_records_steer_no_terminal(folder: Path, capsys: pytest.Capture
     text = said(capsys, 0, "odd.jsonl", "--latex", "t.tex")
     assert "\x1b" not in text and "\\x1b[31mDE R[bold]pp" in text
     assert r"\textbackslash{}x1b[31mDE R[bold]pp & " in (folder / "t.tex").read_text()
+
+
+def test_a_tuned_config_is_marked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "Replay.yaml").write_text((folder / "Replay.yaml").read_text() + "tuned: 12 trials on held-out samples of blobs\n")
+    quick = ("--seeds", "0,1", "--track", "false", "--threads", "1", "--metrics", "average")
+    assert "│ Replay   │ 12 trials on held-out samples of blobs │" in said(capsys, 0, "Replay.yaml", "Finetune.yaml", *quick)
+    text = said(capsys, 0, "runs")  # from the folders
+    assert "│ Replay   │ 12 trials on held-out samples of blobs │" in text and "│ Finetune │ no " in text

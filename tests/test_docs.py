@@ -24,6 +24,8 @@ from clstream.cli.compare import compare_parser, tracking_parser
 from clstream.cli.parser import as_yaml, parse_run, run_parser
 from clstream.cli.pretrain import options_of_run, pretrain_parser
 from clstream.cli.searched import parse_search
+from clstream.cli.sweep import sweep_parser
+from clstream.cli.sweep_plan import plan_of
 from clstream.cli.tune import split_tune
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +165,10 @@ def check_command(words: list[str]) -> None:
             else:
                 assert Path(file).is_file(), f"there is no {file}"
                 parse_run(["--config", file, *rest])
+    elif command == "sweep":
+        own, rest = sweep_parser().parse_known_args(arguments)
+        if Path(own.grid).is_file():  # a reader's own is shown beside
+            plan_of(own.grid, rest)
     elif command == "pretrain":
         parse_run(options_of_run(*pretrain_parser().parse_known_args(arguments)))
     elif command == "tune":

@@ -42,8 +42,8 @@ def test_seeds_devices_and_orders_of_classes_are_no_options() -> None:
 
 
 def test_tuned_runs_are_told_apart_by_that_alone() -> None:
-    runs = [record(strategy__rate=0.1), record(strategy__rate=0.3, tuned="tuned, 12 trials")]
-    assert labels(runs) == ["Replay, not tuned", "Replay, tuned, 12 trials"]
+    runs = [record(strategy__rate=0.1), record(strategy__rate=0.3, tuned="12 trials on digits")]
+    assert labels(runs) == ["Replay, not tuned", "Replay, tuned"]
     assert labels([*runs, record(strategy__rate=0.2)])[0] == "Replay, rate 0.1, not tuned"
 
 

@@ -142,7 +142,8 @@ def records_of_outcomes(outcomes: list[Outcome], configs: list[str]) -> list[Rec
         stream = outcome.results[0].params["stream"]
         name = titles(outcomes, configs)[number] if params.count(params[number]) > 1 else title(outcome.results)
         label = name.replace(f" on {stream}", "", 1)
-        records += [record_of(result, label=label, fingerprint=outcome.fingerprint) for result in outcome.results]
+        known = {"label": label, "fingerprint": outcome.fingerprint, "tuned": outcome.tuned}
+        records += [record_of(result, **known) for result in outcome.results]
     return records
 
 

@@ -52,13 +52,14 @@ LOST_WORKERS = 60.0
 class Outcome(NamedTuple):
     """The results of one run for each seed, and where they were tracked: the store ("" for nowhere) and the experiment.
 
-    The fingerprint of the stream's data is there if it was asked for.
+    The fingerprint of the stream's data is there if it was asked for; `tuned` says how the options were chosen.
     """
 
     results: list[Result]
     tracked: str
     experiment: str
     fingerprint: str = ""
+    tuned: str = ""
 
 
 def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint: bool = False) -> Outcome:
@@ -125,7 +126,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
         experiment.built[seeds[0]] = strategy
         try:
             outcome = experiment.run_all(seeds)
-            return outcome._replace(fingerprint=stream.fingerprint) if fingerprint else outcome
+            return outcome._replace(fingerprint=stream.fingerprint if fingerprint else "", tuned=options.tuned or "")
         except Stopped as stop:
             stop.trust = trust_needed(as_yaml(parser, options), options.trust)
             raise

@@ -61,10 +61,10 @@ def _stream_options(record: Record) -> Mapping[str, str]:
 
 
 def _options(record: Record) -> Mapping[str, str]:
-    """Return what a run's method is: its params but the seed, the device and those of the stream, and how these were chosen."""
+    """Return what a run's method is: its params but the seed, the device and those of the stream, and whether these were tuned."""
     beside = ("seed", "seeds", "device", "stream")
     own = {name: value for name, value in record.params.items() if name not in beside and not name.startswith("stream.")}
-    return own | {"tuned": record.tuned or "not tuned"}
+    return own | {"tuned": "tuned" if record.tuned else "not tuned"}
 
 
 def _varying(options: Iterable[Mapping[str, str]]) -> list[str]:

@@ -51,7 +51,7 @@ class Record:
         identity: of config, code and data, by which a sweep knows that a run is finished; "" where it is unknown.
         fingerprint: of the stream's data.
         code: the git commit of the checkout of clstream, with a + if files differ from it, or clstream's version.
-        tuned: "" or how its options were chosen, as "tuned, 12 trials".
+        tuned: "" or how its options were chosen, as "12 trials on held-out samples".
         source: its folder, or the id of its MLflow run.
         error: "" or, in a sentence, why it failed; then there may be no metrics.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,17 @@ def _of_run_folders(place: Path) -> list[Record]:
         error = "" if (folder / "finished").exists() else "the run is not finished: clstream resume goes on with it"
         identity: Mapping[str, Any] = state["identity"]
         fingerprint = str(identity.get("data fingerprint", ""))
-        record = record_of(result_of(state), fingerprint=fingerprint, source=str(folder), error=error)
-        records.append(record)
+        known = {"fingerprint": fingerprint, "source": str(folder), "error": error, "tuned": _tuned(folder.parent)}
+        records.append(record_of(result_of(state), **known))
     if not records:
         raise ValueError(f"there are no records in {place}: none of its runs has a checkpoint")
     return records
+
+
+def _tuned(run: Path) -> str:
+    """Return what the config in a run folder says of how its options were chosen; "" if it says nothing."""
+    with suppress(OSError, ValueError):
+        for line in (run / "config.yaml").read_text(encoding="utf-8").splitlines():
+            if line.startswith("tuned: ") and line != "tuned: null":
+                return line.removeprefix("tuned: ").strip().strip("'\"")
+    return ""

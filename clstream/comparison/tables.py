@@ -26,7 +26,7 @@ def numbers_of(comparison: Comparison) -> list[dict[str, Any]]:
     """Return a row for each stream, method and metric, by column, with all digits; NaN: not defined."""
     return [
         {
-            "stream": title, "scenario": stream[1], "method": method, "options": comparison.tuned[stream, method] or "not tuned",
+            "stream": title, "scenario": stream[1], "method": method, "tuned": comparison.tuned[stream, method] or "no",
             "metric": metric, "mean": cell.mean.mean, "low": cell.mean.low, "high": cell.mean.high,
             "standard_deviation": cell.mean.deviation, "runs": cell.mean.size, "best": cell.is_best,
             "not_shown_worse_than_best": cell.is_near_best,
@@ -176,7 +176,7 @@ def difference_lines(comparison: Comparison) -> list[str]:
         if not tested:
             continue
         count = f"{len(tested)} pair{'s' * (len(tested) > 1)}"
-        lines.append(f"\n{metric} on {stream}, by paired t-tests with Holm's correction for {count}:")
+        lines.append(f"\n{metric} on {stream}: mean differences, by paired t-tests with Holm's correction for {count}:")
         if len(tested) <= MOST_LINES:
             lines += [f"  {sentence(item)}" for item in tested]
             continue
@@ -191,14 +191,14 @@ def difference_lines(comparison: Comparison) -> list[str]:
 
 def sentence(difference: Difference) -> str:
     """Return what a tested difference says: "A beats B" only where it is shown."""
-    interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]"
-    numbers = f"{difference.mean:+.3f} {interval}, {difference.pairs} pairs, p {_p(difference.adjusted)}"
     first, second = difference.first, difference.second
+    mean, low, high = difference.mean, difference.low, difference.high
+    if difference.winner == second:
+        first, second, mean, low, high = second, first, -mean, -high, -low
+    numbers = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {difference.pairs} pairs, p {_p(difference.adjusted)}"
     if not difference.is_shown:
         return f"{first} and {second} are not shown to differ: {numbers}"
-    if not difference.winner:
-        return f"{first} and {second} differ: {numbers}"
-    return f"{difference.winner} beats {second if difference.winner == first else first}: {first} - {second} = {numbers}"
+    return f"{first} {'beats' if difference.winner else 'differs from'} {second}: {numbers}"
 
 
 def _p(value: float) -> str:
@@ -248,7 +248,7 @@ def shown(cell: Cell, is_cost: bool) -> str:
 def head_of(comparison: Comparison) -> list[str]:
     """Return the names of the columns; an arrow says what is better."""
     arrows = {True: " ↑", False: " ↓", None: ""}
-    options = ["options"] if any(comparison.tuned.values()) else []
+    options = ["tuned"] if any(comparison.tuned.values()) else []
     return ["method", *options, *(f"{name}{arrows[comparison.higher_is_better[name]]}" for name in comparison.metrics)]
 
 
@@ -256,7 +256,7 @@ def options_of(comparison: Comparison, streams: Sequence[StreamKey], method: str
     """Return how the options of a method were chosen, if any method's were."""
     if not any(comparison.tuned.values()):
         return []
-    texts = [comparison.tuned[stream, method] or "not tuned" for stream in streams if (stream, method) in comparison.tuned]
+    texts = [comparison.tuned[stream, method] or "no" for stream in streams if (stream, method) in comparison.tuned]
     return [" / ".join(dict.fromkeys(texts))]
 
 
