@@ -201,6 +201,7 @@ def _read(name: str, folder: Path) -> tuple[Samples, Samples]:
 def _idx(file: Path, sizes: tuple[int, ...]) -> Tensor:
     """Read a file of bytes in the IDX format: two zeros, type 8, number of dimensions, big-endian sizes, then the bytes.
 
+    These are memory-mapped, so that all processes of a machine share them; what one of them writes to stays its own.
     No more is read than a file of these sizes has, whatever its header promises; another number of samples is let through.
     """
     with file.open("rb") as opened:
@@ -215,7 +216,9 @@ def _idx(file: Path, sizes: tuple[int, ...]) -> Tensor:
             raise ValueError(
                 f"{file} is damaged: its header promises {math.prod(promised):,} bytes, and {following:,} follow: {_AGAIN}"
             )
-        body = np.fromfile(opened, dtype=np.uint8)
+    if not following:
+        return torch.empty(promised, dtype=torch.uint8)
+    body = np.memmap(file, np.uint8, "c", len(header), (following,))
     return torch.from_numpy(body).view(promised)
 
 

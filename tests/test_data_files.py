@@ -141,3 +141,13 @@ def test_cifar_is_checked_too(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         ValueError, match=f"training set of {name} in .* has the label {data.CLASSES[name]}, but there are only 0 to"
     ):
         load(name, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_images_are_mapped_so_that_processes_share_them_and_written_to_by_nobody(root: Path) -> None:
+    before = raw(root, IMAGES).read_bytes()
+    train, _ = load("MNIST", root)
+    assert str(raw(root, IMAGES)) in Path("/proc/self/maps").read_text()
+    train.x[0] += 1
+    assert raw(root, IMAGES).read_bytes() == before
+    assert not load("MNIST", root)[0].x[0].equal(train.x[0])

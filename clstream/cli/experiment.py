@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import trust_needed
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml, parse_run
-from clstream.cli.yaml_files import parse_yaml
+from clstream.cli.yaml_files import dump_yaml, parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
 from clstream.files import FolderError, check_plain_files, locked
@@ -358,11 +359,20 @@ def run_seed_job(job: SeedJob) -> Result:
         FileLock(job.of_seed / "lock", timeout=LOST_WORKERS).acquire().lock.release()
     with output, redirect_stdout(output), redirect_stderr(output):
         flags = [*([f"--trust={','.join(job.trust)}"] if job.trust else []), *["--accept_changed_code"] * job.accept_changed_code]
-        parser, options = parse_run(
-            ["--config", run_folders.CONFIG, *flags], {run_folders.CONFIG: parse_yaml(job.config.encode(), "the config")}
-        )
-        stream = build_stream(parser, options)
+        config = parse_yaml(job.config.encode(), "the config")
+        of_features = ("features", "model", "weights", "seed", "seeds") if config.get("features") else ()
+        names = ("stream", "probes", "tune", "data_root", *of_features)
+        stream = _stream_of(dump_yaml({name: config[name] for name in names if name in config}), job.trust)
+        # after that: the parser that was made last says what may be imported
+        parser, options = parse_run(["--config", run_folders.CONFIG, *flags], {run_folders.CONFIG: config})
         options.seed, options.seeds = job.seed, None
         strategy = options.strategy.class_path.rpartition(".")[2]
         experiment = Experiment(parser, options, stream, f"{strategy} on {stream.name}", job.folder, resumed=True)
         return experiment.run_seed(job.seed, job.parent)
+
+
+@lru_cache(maxsize=1)
+def _stream_of(config: str, trust: tuple[str, ...]) -> Stream:
+    """Return the stream of a config that has all that it depends on: runs of one stream, one after the other, share its data."""
+    name, trusted = run_folders.CONFIG, [f"--trust={','.join(trust)}"] if trust else []
+    return build_stream(*parse_run(["--config", name, *trusted], {name: parse_yaml(config.encode(), "the config")}))

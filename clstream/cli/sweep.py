@@ -146,15 +146,40 @@ class Sweep:
         self.console.print(printable(text), markup=False)
 
     def show_plan(self) -> None:
-        """Print what would be run."""
-        self.say(f"{_count(len(self.plan.runs))} in {self.folder}, {len(self.finished)} of them finished")
+        """Print what would be run, and about how long it takes."""
+        from clstream.cli.sweep_estimate import estimates, total
+        from clstream.sweep.progress import duration
+        from clstream.sweep.workers import cores
+
         groups: dict[str, list[Planned]] = {}
         for run in self.plan.runs:
             groups.setdefault(run.group, []).append(run)
+        self.say(f"{_count(len(self.plan.runs))} in {self.folder}, {len(self.finished)} of them finished")
+        waiting = {str(run.identity) for run in self.waiting}
+        left = {group: [run for run in runs if str(run.identity) in waiting] for group, runs in groups.items()}
+        unknown = {group: runs for group, runs in left.items() if runs}
+        known = estimates(unknown, self._earlier(), self._threads())
         for group, runs in groups.items():
-            done = sum(str(run.identity) in self.finished for run in runs)
             seeds = ", ".join(str(run.seed) for run in runs)
-            self.say(f"  {group}, seed{'s' * (len(runs) > 1)} {seeds}" + (f": {done} of {len(runs)} finished" if done else ""))
+            done = len(runs) - len(left[group])
+            takes = f", {duration(known[group].seconds)} each, {known[group].source}" if left[group] else ""
+            finished = f": {done} of {len(runs)} finished" if done else ""
+            self.say(f"  {group}, seed{'s' * (len(runs) > 1)} {seeds}{finished}{takes}")
+        seconds = [known[group].seconds for group, runs in left.items() for _ in runs]
+        if seconds:
+            workers = self.own.workers or min(cores(), len(seconds))
+            self.say(f"about {duration(total(seconds, workers))} with {workers} at a time on machines like this one")
+
+    def _earlier(self) -> dict[str, list[float]]:
+        """Return how long finished runs took, by group."""
+        earlier: dict[str, list[float]] = {}
+        for run in self.plan.runs:
+            if (record := self.finished.get(str(run.identity))) is not None:
+                earlier.setdefault(run.group, []).append(record.seconds)
+        return earlier
+
+    def _threads(self) -> int:
+        return int(self.own.threads or self.plan.options.threads or 1)
 
     def run(self) -> int:
         """Run what is left, and return the exit status."""
@@ -195,15 +220,11 @@ class Sweep:
 
         parent = None if uploader is None else uploader.outbox.run_id
         jobs = {self._job(run, parent): run for run in self.waiting}
-        earlier: dict[str, list[float]] = {}
-        for run in self.plan.runs:
-            if (record := self.finished.get(str(run.identity))) is not None:
-                earlier.setdefault(run.group, []).append(record.seconds)
-        progress = Progress([run.group for run in self.waiting], workers, earlier)
+        progress = Progress([run.group for run in self.waiting], workers, self._earlier())
         failed: list[Record] = []
         ended = run_jobs(
             run_seed_job, [*jobs], workers=workers, engine=self.own.engine, address=self.own.address,
-            threads=self.own.threads or self.plan.options.threads or 1,
+            threads=self._threads(),
         )  # fmt: skip
         with closing(ended):
             for job, value in ended:
