@@ -128,6 +128,16 @@ def test_failed_runs_are_told_and_left_out() -> None:
         compare([failed])
 
 
+def test_training_seconds_are_those_of_learning_and_consolidating() -> None:
+    cost = {"learning_seconds": 2.0, "consolidating_seconds": 1.0, "tracking_seconds": 9.0}
+    comparison = compare([replace(record, cost=cost) for record in three()])
+    (stream,) = comparison.streams
+    assert comparison.metrics[2] == "training_seconds" and comparison.costs == ("training_seconds",)
+    assert comparison.cells[stream, "Replay", "training_seconds"].mean.mean == 3.0
+    with pytest.raises(ValueError, match="no run has a metric 'training_flops'"):
+        compare(three(), ["training_flops"])
+
+
 def test_what_can_not_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="there are no records to compare"):
         compare([])

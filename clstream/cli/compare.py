@@ -59,9 +59,7 @@ def compare_parser() -> CommandParser:
         "streams. A SOURCE is a config file, which is run, or the folder of a sweep, a file of records (.jsonl), a run folder, or "
         "an MLflow experiment, as mlflow:NAME, which are read.",
     )
-    parser.add_argument(
-        "--metrics", help="by comma; by default average_accuracy,forgetting,seconds; others: memory_bytes, flops, ..."
-    )
+    parser.add_argument("--metrics", help="by comma, as average_accuracy,forgetting,memory_bytes,training_seconds")
     parser.add_argument("--against", help="the method that all others are held against; by default all pairs are")
     parser.add_argument("--latex", metavar="FILE", help="write the table there, for LaTeX's booktabs")
     parser.add_argument("--csv", metavar="FILE", help="write all numbers there, and the differences beside it")

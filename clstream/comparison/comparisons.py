@@ -17,8 +17,17 @@ ALPHA = 0.05
 """The chance of a false finding that tests are made for."""
 
 
+SUMS = {
+    "training_seconds": ("learning_seconds", "consolidating_seconds"),
+    "training_flops": ("learning_flops", "consolidating_flops"),
+}
+"""Costs that are sums of those in records."""
+
+
 def value_of(record: Record, metric: str) -> float:
     """Return a metric or a cost of a record by name; "average" is that of its main measure; NaN: it has none."""
+    if metric in SUMS:
+        return sum(record.cost.get(name, math.nan) for name in SUMS[metric])
     name = f"average_{record.main.replace('/', '_')}" if metric == "average" else metric
     if name == "seconds":
         return record.seconds
@@ -147,7 +156,8 @@ def compare(records: Sequence[Record], metrics: Sequence[str] | None = None, aga
     Args:
         records: of the runs; those of failed runs count as failed.
         metrics: metrics and costs by their names in records, as "average_accuracy", "forgetting", "memory_bytes", "seconds";
-            "average" is that of the main measure. None: the average, forgetting, and seconds.
+            "average" is that of the main measure, "training_seconds" those of learning and consolidating. None: the average,
+            forgetting, and training_seconds, or seconds if they are not known apart.
         against: the label of the method that each of the others is held against. None: all pairs are.
 
     Raises:
@@ -192,8 +202,10 @@ def compare(records: Sequence[Record], metrics: Sequence[str] | None = None, aga
 def _checked_metrics(metrics: Sequence[str] | None, records: Sequence[Record]) -> tuple[str, ...]:
     mains = {record.main for record in records}
     average = f"average_{records[0].main.replace('/', '_')}" if len(mains) == 1 else "average"
-    names = tuple(dict.fromkeys(metrics or (average, "forgetting", "seconds")))
     known = {name for record in records for name in (*record.metrics, *record.cost)} | {"average", "seconds"}
+    known |= {name for name, parts in SUMS.items() if {*parts} <= known}
+    seconds = "training_seconds" if "training_seconds" in known else "seconds"
+    names = tuple(dict.fromkeys(metrics or (average, "forgetting", seconds)))
     if unknown := next((name for name in names if name not in known), None):
         raise ValueError(f"no run has a metric {unknown!r}{_meant(unknown, known)}: there are {', '.join(sorted(known))}")
     return names
@@ -226,7 +238,7 @@ def _cells(records: Sequence[Record], metrics: Sequence[str]) -> dict[tuple[Stre
 
 
 def _is_cost(record: Record, metric: str) -> bool:
-    return metric == "seconds" or (metric in record.cost and metric not in record.metrics)
+    return metric in ("seconds", *SUMS) or (metric in record.cost and metric not in record.metrics)
 
 
 def _higher_is_better(records: Sequence[Record], metric: str) -> bool | None:

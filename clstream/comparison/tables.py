@@ -237,7 +237,7 @@ def shown(cell: Cell, is_cost: bool) -> str:
     mean, half = cell.mean.mean, cell.mean.half_width
     if not math.isfinite(mean):
         return "-"
-    digits, power = (1 if is_cost else 3), 0
+    digits, power = (3 if not is_cost else 2 if abs(mean) < 10 else 1), 0
     if abs(mean) >= 1e4:
         digits, power = 2, min(5, int(math.log10(abs(mean)) // 3))
     scale = 1000.0**power
