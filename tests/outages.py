@@ -26,10 +26,10 @@ AWAY = r"doesn't take what the run writes \(.*\): the run goes on, and keeps it 
 
 
 class Server:
-    """An MLflow server on a SQLite file, with artifacts in a folder beside it; a process group of its own."""
+    """An MLflow server on a SQLite file or another store, with artifacts in a folder; a process group of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, store: str = "") -> None:
+        self.folder, self.store = folder, store or f"sqlite:///{folder}/mlflow.db"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -39,7 +39,7 @@ class Server:
     def start(self) -> None:
         if self.process is not None:
             return
-        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", f"{self.folder}/artifacts"]
+        store = ["--backend-store-uri", self.store, "--artifacts-destination", f"{self.folder}/artifacts"]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *store]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
