@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from clstream.experiments.bench_hypernetwork import numbers_held
-from clstream.strategies import SHARP, Finetune, Hypernetwork, Replay
+from clstream.strategies import ERACE, EWC, SHARP, Finetune, Hypernetwork, Replay
 from clstream.strategies.sharp import UnitsFrozen
 from clstream.streams import (
     feature_drift,
@@ -34,6 +34,9 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from clstream import Result, Samples, Strategy, Stream, Task, TaskEnded, TaskStarted, on, run
+from clstream.comparison import Record, record_of
+from clstream.comparison.methods import panels_of
+from clstream.comparison.pictures import final_values, forgetting_by_method, mean_curves
 from clstream.figures import composition, composition_figure, forgetting_curves
 from clstream.models import Mlp, MnistLike
 from clstream.seeds import isolated
@@ -123,6 +126,23 @@ def drifts() -> np.ndarray:
     return np.vstack([np.hstack(panels[row : row + 2]) for row in range(0, len(panels), 2)])
 
 
+def methods() -> np.ndarray:
+    """Draw five methods against each other, with five seeds each: final accuracy, the mean of the tasks seen, and each task."""
+    stream, records = split_digits(epochs=3), list[Record]()
+    makes = {
+        "Finetune": Finetune, "EWC": EWC, "Replay, capacity 50": partial(Replay, capacity=50),
+        "Replay, capacity 200": partial(Replay, capacity=200), "ERACE": ERACE,
+    }  # fmt: skip
+    for label, make in makes.items():
+        for seed in range(5):
+            with isolated(seed, "model"):
+                model = Mlp(stream.input_shape, stream.classes, hidden=(100, 100))
+            records.append(record_of(run(make(model), stream, seed=seed), label=label, fingerprint=stream.fingerprint))
+    (panel,) = panels_of(records)
+    figures = [final_values(panel), mean_curves(panel), forgetting_by_method(panel)]
+    return np.vstack([drawn(figure, *figure.get_size_inches()) for figure in figures])
+
+
 BLUES, GREENS, ORANGE, GRAY = ("#c6dbef", "#6baed6", "#2171b5"), ("#e5f5e0", "#a1d99b", "#41ab5d"), "#fd8d3c", "#777777"
 
 
@@ -210,7 +230,7 @@ def hypernetworks() -> np.ndarray:
     return drawn(figure, 10.5, 4.2)
 
 
-PICTURES = {"forgetting-curves": curves, "sharp-units": units, "drift": drifts, "hypernetworks": hypernetworks}
+PICTURES = {"forgetting-curves": curves, "sharp-units": units, "drift": drifts, "hypernetworks": hypernetworks, "methods": methods}
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def test_what_records_say_runs_nowhere_and_the_page_asks_no_network(tmp_path: Pa
     assert names.count("script") == 3 and "img" not in names and len(parsed.scripts) == 3
     assert not [attributes for _, attributes in parsed.tags if {"src", "onerror", "onclick"} & attributes.keys()]
     links = [attributes["href"] or "" for tag, attributes in parsed.tags if tag == "a"]
-    assert links and all(link.startswith("#") for link in links)
+    assert not links
     policy = next(attributes["content"] or "" for tag, attributes in parsed.tags if attributes.get("http-equiv"))
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in parsed.scripts[1:]]
     assert policy.startswith("default-src 'none'; script-src " + " ".join(f"'sha256-{text}'" for text in hashes))
@@ -104,7 +104,7 @@ def test_tables_hold_means_runs_errors_and_configs(tmp_path: Path) -> None:
     text = re.sub(r"<[^>]*>", " ", page)
     for part in (
         "Report: sweep", "0.805 ± 0.012", "0.505 ± 0.012", "the loss is not finite", "sweep: {seed: 0-2}", "strategy.capacity: 200",
-        "7 runs", "2.00 ± 0.00",
+        "7 runs",
     ):  # fmt: skip
         assert part in text
     assert re.search(r"<b>0\.805 ± 0\.012</b>", page) and not re.search(r"<b>0\.505", page)

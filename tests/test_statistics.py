@@ -131,6 +131,7 @@ def test_ranks_are_those_of_demsars_example() -> None:
 def test_ranks_where_less_is_better_and_of_few() -> None:
     assert ranking([[1.0, 2.0, 2.0]], higher_is_better=False).average == (1.0, 2.5, 2.5)
     assert ranking([[1.0, 2.0, 2.0]]).average == (3.0, 1.5, 1.5)
+    assert ranking([[0.1 + 0.2, 0.3, 0.2]]).average == (1.5, 1.5, 3.0)  # the same mean, summed in another order
     assert math.isnan(ranking([[1.0, 2.0]]).p) and math.isnan(ranking([[1.0, 1.0, 1.0]] * 3).p)
     for odd in ([], [[1.0]], [[1.0, math.nan]]):
         with pytest.raises(ValueError, match="finite values of at least two methods"):

@@ -252,21 +252,23 @@ def critical_difference(labels: Sequence[str], ranks: Ranking, streams: int) -> 
 
 def _scale(axes: Axes, costs: Tensor) -> None:
     """Make the axis of costs logarithmic if they differ by more than a decade; with 0 in its place if one is 0."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, SymmetricalLogLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
     positive = costs[costs > 0]
-    if len(positive) and float(positive.amax()) > 10 * float(positive.amin()):
-        if len(positive) == len(costs):
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            threshold = 10 ** math.floor(math.log10(float(positive.amin())))
-            axes.set_xscale("symlog", linthresh=threshold, linscale=0.5)
-            axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold))
-            axes.set_xlim(left=-0.4 * threshold)
-    else:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    least, most = (float(positive.amin()), float(positive.amax())) if len(positive) else (0.0, 0.0)
+    if most <= 10 * least:
         axes.xaxis.set_major_locator(MaxNLocator(4))
+    elif len(positive) == len(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 100 * least else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        threshold = 10 ** math.floor(math.log10(least))
+        axes.set_xscale("symlog", linthresh=threshold, linscale=0.5)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold))
+        axes.set_xlim(left=-0.4 * threshold)
+    if most >= 1000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _grid(methods: Sequence[Method], height: float, xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:

@@ -147,7 +147,7 @@ def report_of(sources: Sequence[Source], file: Path, version: str) -> str:
     page.element("p", made, **{"class": "note"})
     names = ["What changed"] * (len(sources) == 2) + [source.name for source in sources]
     links = "".join(_element("a", name, href=f"#part-{place}") for place, name in enumerate(names))
-    page.add(f"<nav>{links}</nav>")
+    page.add(f"<nav>{links}</nav>" if len(names) > 1 else "")
     if len(sources) == 2:
         page.element("h2", "What changed", id="part-0")
         _add_changes(page, changes_between(sources[0].records, sources[1].records), (sources[0].name, sources[1].name))

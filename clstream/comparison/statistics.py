@@ -144,6 +144,7 @@ def ranking(values: Sequence[Sequence[float]], higher_is_better: bool = True, al
     matrix = np.asarray(values, dtype=float)
     if matrix.ndim != 2 or matrix.shape[0] < 1 or matrix.shape[1] < 2 or not np.isfinite(matrix).all():
         raise ValueError(f"ranks need finite values of at least two methods on each stream, not of shape {matrix.shape}")
+    matrix = matrix.round(12)  # means that differ by the order of a sum alone are ties
     ranks = stats.rankdata(-matrix if higher_is_better else matrix, axis=1)
     streams, methods = matrix.shape
     statistic = p = math.nan
