@@ -72,3 +72,15 @@ def test_a_failed_run_gives_way_to_one_that_ended_well() -> None:
     failed = replace(record(), metrics={}, error="no memory")
     assert without_repeats([failed, record(), record(seed=1)]) == ([record(), record(seed=1)], [])
     assert without_repeats([failed, record(seed=1)])[0] == [failed, record(seed=1)]
+
+
+def test_of_runs_by_several_versions_of_the_code_the_last_one_counts() -> None:
+    old = [replace(record(seed=seed), identity=f"c{seed}-old-d") for seed in (0, 1)]
+    new = [replace(run, identity=run.identity.replace("old", "new"), metrics={"average_accuracy": 0.7}) for run in old]
+    kept, notes = without_repeats([*old, *new])
+    assert kept == new and notes == ["2 runs were made again with other code: the last ones count"]
+    failed = replace(new[1], metrics={}, error="no memory")
+    assert without_repeats([*old, new[0], failed])[0] == [old[1], new[0], failed]  # the failure of the new code is told
+    assert without_repeats([failed, *old])[0] == old
+    with pytest.raises(ValueError, match="is there twice"):  # the same code, and other numbers
+        without_repeats([old[0], replace(old[0], metrics={"average_accuracy": 0.7})])

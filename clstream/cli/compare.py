@@ -133,6 +133,7 @@ def run_configs(configs: list[str], rest: list[str]) -> list[Outcome]:
 def records_of_outcomes(outcomes: list[Outcome], configs: list[str]) -> list[Record]:
     """Return the records of what was run; those of two configs with the same params are told apart by the names of these."""
     from clstream.comparison import record_of
+    from clstream.sweep.identity import code_version
 
     records = []
     params = [{name: value for name, value in outcome.results[0].params.items() if name != "seed"} for outcome in outcomes]
@@ -140,7 +141,7 @@ def records_of_outcomes(outcomes: list[Outcome], configs: list[str]) -> list[Rec
         stream = outcome.results[0].params["stream"]
         name = titles(outcomes, configs)[number] if params.count(params[number]) > 1 else title(outcome.results)
         label = name.replace(f" on {stream}", "", 1)
-        known = {"label": label, "fingerprint": outcome.fingerprint, "tuned": outcome.tuned}
+        known = {"label": label, "fingerprint": outcome.fingerprint, "tuned": outcome.tuned, "code": code_version()}
         records += [record_of(result, **known) for result in outcome.results]
     return records
 

@@ -82,27 +82,50 @@ def _extended(label: str, names: Sequence[str], options: Mapping[str, str], pref
 
 
 def without_repeats(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """Return each run once, and a note of those that were there several times, as in a sweep and in MLflow.
+    """Return each run once, and notes of those that were there several times.
 
-    A failed run is left out where another one with its identity has ended well.
+    A run that came from several sources, as a sweep and MLflow, has the same numbers in each. One that was made again by other
+    code, as its identity says, has others: the last one counts. A failed run is left out where another one has ended well, unless
+    that one was before it, and by other code.
 
-    Raises ValueError if two runs of one label, stream, order and seed have other numbers.
+    Raises ValueError if two runs of one label, stream, order and seed have other numbers, and nothing says why.
     """
-    first: dict[tuple[str, StreamKey, Replicate], Record] = {}
-    repeated = 0
-    for record in sorted(records, key=lambda record: bool(record.error)):  # those that ended well come first
-        before = first.setdefault((record.label, stream_key(record), replicate(record)), record)
+    kept: dict[tuple[str, StreamKey, Replicate], Record] = {}
+    repeated = remade = 0
+    for record in (record for record in records if not record.error):
+        place = (record.label, stream_key(record), replicate(record))
+        before = kept.setdefault(place, record)
         if before is record:
             continue
-        if not record.error:
-            repeated += 1
-            shared = before.metrics.keys() & record.metrics.keys()
-            if odd := next((name for name in sorted(shared) if str(before.metrics[name]) != str(record.metrics[name])), ""):
-                raise ValueError(
-                    f"{record.label} on {record.stream}, seed {record.seed}, is there twice, with other numbers: {odd} is "
-                    f"{before.metrics[odd]:g} in {before.source or 'one run'} and {record.metrics[odd]:g} in "
-                    f"{record.source or 'another'}; compare sources that have only one of the two"
-                )
-    kept = {id(record) for record in first.values()}
-    note = f"{repeated} run{'s' * (repeated > 1)} came from several sources, with the same numbers, and counted once"
-    return [record for record in records if id(record) in kept], [note] if repeated else []
+        if _is_of_other_code(before, record):
+            kept[place], remade = record, remade + 1
+            continue
+        repeated += 1
+        shared = before.metrics.keys() & record.metrics.keys()
+        if odd := next((name for name in sorted(shared) if str(before.metrics[name]) != str(record.metrics[name])), ""):
+            raise ValueError(
+                f"{record.label} on {record.stream}, seed {record.seed}, is there twice, with other numbers: {odd} is "
+                f"{before.metrics[odd]:g} in {before.source or 'one run'} and {record.metrics[odd]:g} in "
+                f"{record.source or 'another'}; compare sources that have only one of the two"
+            )
+    counted = {id(record): number for number, record in enumerate(records)}
+    chosen = {id(record) for record in kept.values()}
+    for number, record in enumerate(records):
+        good = kept.get((record.label, stream_key(record), replicate(record)))
+        if record.error and (good is None or (counted[id(good)] < number and _is_of_other_code(good, record))):
+            chosen.add(id(record))
+    notes = [f"{_runs(repeated)} came from several sources, with the same numbers, and counted once"] if repeated else []
+    notes += (
+        [f"{_runs(remade)} {'were' if remade > 1 else 'was'} made again with other code: the last ones count"] if remade else []
+    )
+    return [record for record in records if id(record) in chosen], notes
+
+
+def _is_of_other_code(one: Record, other: Record) -> bool:
+    """Return whether the identities of two runs, of config, code and data, differ in the code alone."""
+    parts = [record.identity.split("-") for record in (one, other)]
+    return all(len(part) == 3 for part in parts) and parts[0][::2] == parts[1][::2] and parts[0][1] != parts[1][1]
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count > 1)}"

@@ -95,7 +95,7 @@ def _record(client: MlflowClient, run: Run, matrices: bool) -> Record:
         params["strategy"], params["strategy"], params["stream"], scenario, int(params["seed"]), dict(params), main, metrics,
         {name: better for name in metrics if (better := _is_higher_better(name)) is not None}, matrix, rows, cost,
         seconds=sum(spent) if spent else values.get("seconds", math.nan),
-        fingerprint=tags.get("data_fingerprint", ""), code=tags.get("git_commit", version), tuned=tags.get("tuned", ""),
+        fingerprint=tags.get("data_fingerprint", ""), code=tags.get("git_commit", "")[:12] or version, tuned=tags.get("tuned", ""),
         source=run.info.run_id, error=_error(run),
     )  # fmt: skip
 
