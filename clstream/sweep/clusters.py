@@ -102,7 +102,6 @@ class DaskPool:
             from distributed import Client, KilledWorker, LocalCluster
         except ImportError:
             raise ImportError("the engine dask needs Dask, which is not installed: pip install 'clstream[dask]'") from None
-        from clstream.sweep.workers import cores
 
         self.final_errors: tuple[type[BaseException], ...] = (KilledWorker,)  # the scheduler has tried often enough
         self.cluster: Any = None
@@ -111,7 +110,7 @@ class DaskPool:
             where: Any = address if "://" in address else f"tcp://{address}"
         else:
             with dask.config.set({"distributed.worker.daemon": False, "distributed.scheduler.allowed-failures": 2}):
-                self.cluster = where = LocalCluster(n_workers=size or cores(), threads_per_worker=1, dashboard_address=None)
+                self.cluster = where = LocalCluster(n_workers=size, threads_per_worker=1, dashboard_address=None)
         try:
             self.client = Client(where, timeout=ANSWERS * 2, set_as_default=False)
             threads = self._threads(size or 1)

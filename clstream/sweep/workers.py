@@ -126,7 +126,9 @@ def cores() -> int:
 def _open(engine: str, workers: int | None, address: str | None, threads: int | None) -> Pool:
     if engine == "loky":
         return LokyPool(workers or cores(), threads)
-    return RayPool(workers, address) if engine == "ray" else DaskPool(workers, address)
+    if engine == "ray":
+        return RayPool(workers, address)
+    return DaskPool(workers or (cores() if address is None else None), address)
 
 
 def _in_this_process(
