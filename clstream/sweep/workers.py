@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -267,7 +268,7 @@ class LokyPool:
 
         names = ("OMP", "MKL", "OPENBLAS", "VECLIB_MAXIMUM", "NUMEXPR") if self.threads is not None else ()
         env = {f"{name}_NUM_THREADS": str(self.threads) for name in names}
-        return ProcessPoolExecutor(self.size, env=env, initializer=_ignore_interrupts)
+        return ProcessPoolExecutor(self.size, env=env, initializer=_begin_worker, initargs=(os.getpid(),))
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Have a process call a function, a new one if the others died."""
@@ -292,6 +293,16 @@ class LokyPool:
         self.executor.shutdown(wait=True, kill_workers=True)
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that started the workers: it tells them to stop."""
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that started the workers, and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    """End this process once its parent has, even if that was killed; a run has time for its checkpoint."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LAST_WORDS)
+    os._exit(1)
