@@ -14,7 +14,13 @@ OPTIONS = {
     "Replay": ["optimizer", "capacity"], "EWC": ["optimizer", "strength"], "MAS": ["optimizer", "strength"],
     "Finetune": ["optimizer"], "digits": ["epochs"], "mnist": ["epochs", "root"], "Mlp": ["hidden"], "Cnn": ["width"],
 }  # fmt: skip
-CONFIGS = {"ewc.yaml": {"strategy": {"class_path": "EWC", "init_args": {"strength": 7}}}}
+CONFIGS = {
+    "ewc.yaml": {"strategy": {"class_path": "EWC", "init_args": {"strength": 7}}},
+    "ewc-mnist.yaml": {"strategy": "EWC", "stream": "mnist"},
+    "replay-mnist.yaml": {"strategy": "Replay", "stream": "mnist"},
+    "ewc-digits.yaml": {"strategy": "EWC", "stream": "digits"},
+    "stronger.yaml": {"strategy": "EWC", "stream": "digits", "max_sessions": 2},
+}
 KNOWN = Known(
     ["max_sessions", "device", "config", "experiment"], lambda _, name: OPTIONS[name], lambda file: CONFIGS[file], parse_seeds
 )
@@ -90,6 +96,19 @@ def test_a_named_combination_may_begin_with_a_config_and_options_are_of_its_stra
         expanded(section)
     del section["strategy.capacity"]
     assert [label for label, *_ in expanded(section)] == ["tuned, strength 1", "tuned, strength 2", "plain"]
+
+
+def test_configs_are_told_apart_by_their_strategies_if_they_can_be() -> None:
+    configs = ["ewc-mnist.yaml", "replay-mnist.yaml", "ewc-digits.yaml"]
+    assert [label for label, *_ in expanded({"config": configs})] == ["EWC", "Replay", "EWC"]
+    assert [label for label, *_ in expanded({"config": [*configs[2:], "stronger.yaml"]})] == [
+        "EWC, config ewc-digits.yaml", "EWC, config stronger.yaml"
+    ]  # fmt: skip
+
+
+def test_options_of_the_optimizer_are_the_strategy_s() -> None:
+    with pytest.raises(GridError, match=r"there is no option 'optimizer.lr': did you mean strategy.optimizer.lr\?"):
+        expanded({"strategy": ["EWC"], "optimizer.lr": [0.1, 0.2]})
 
 
 def test_values_that_are_lists_or_classes_with_options_stay_whole() -> None:

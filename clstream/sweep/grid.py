@@ -1,13 +1,13 @@
 """Grids: what the `sweep:` section of a YAML file stands for, combination by combination.
 
 sweep:
-strategy: [Replay, EWC, Finetune]
-strategy.capacity: [200, 500]     # of the strategies that have it
-EWC.strength: [1, 100]            # of EWC only
-seed: 0-4
-length:                           # named combinations
-short: {stream.epochs: 1}
-long: {stream.epochs: 5, max_sessions: 10}
+  strategy: [Replay, EWC, Finetune]
+  strategy.capacity: [200, 500]     # of the strategies that have it
+  EWC.strength: [1, 100]            # of EWC only
+  seed: 0-4
+  length:                           # named combinations
+    short: {stream.epochs: 1}
+    long: {stream.epochs: 5, max_sessions: 10}
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ def _axis(key: str, value: Any, names: Mapping[str, str], known: Known) -> Axis:
     if root in known.names or root in CHOICES:
         if rest and root not in CHOICES:
             raise GridError(f"sweep: there is no option {key!r}: {root} has no options of its own")
-        return Axis(key, [(_label(key, item), {key: item}) for item in _values(key, value)], key)
+        values = _values(key, value)
+        apart = key == "config" and _strategies_tell_apart([known.config(str(item)) for item in values])
+        return Axis(key, [("" if apart else _label(key, item), {key: item}) for item in values], key)
     owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default="")
     if owner:
         option = f"{names[owner]}.{key[len(owner) + 1 :]}"
@@ -167,8 +169,15 @@ def _axis(key: str, value: Any, names: Mapping[str, str], known: Known) -> Axis:
     if isinstance(value, Mapping):
         return Axis(key, _named(key, value, known))
     near = get_close_matches(key, [*known.names, *CHOICES, *names], n=1, cutoff=0.5)
+    near = [f"strategy.{key}"] if root == "optimizer" else near
     hint = f": did you mean {near[0]}?" if near else ""
     raise GridError(f"sweep: there is no option {key!r}{hint or ', and no strategy, stream or model of that name is in the grid'}")
+
+
+def _strategies_tell_apart(configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether no two configs of one stream name one strategy, so that its name is label enough."""
+    pairs = [(name_of(config.get("strategy")), name_of(config.get("stream"))) for config in configs]
+    return len(set(pairs)) == len(pairs) and all(strategy for strategy, _ in pairs)
 
 
 def _values(key: str, value: Any) -> list[Any]:
@@ -324,6 +333,6 @@ def _label_of(strategy: str, pairs: Any) -> str:
     for axis, (name, own) in pairs:
         if not axis.option and ("strategy" in own or "config" in own):
             label = name
-        elif axis.option not in ("strategy", "stream") and len(axis.values) > 1:
+        elif name and axis.option not in ("strategy", "stream") and len(axis.values) > 1:
             parts.append(name)
     return ", ".join([label, *parts])
