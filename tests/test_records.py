@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, replace
+import os
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from clstream.strategies import Finetune
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clstream import run
 from clstream.checkpoint import Checkpointer
@@ -83,6 +86,7 @@ def test_a_failed_run_has_a_record_without_metrics() -> None:
     [
         ({"seed": "3"}, "its 'seed' is not what it should be"),
         ({"seed": True}, "its 'seed' is not"),
+        ({"seconds": 10**400}, "its 'seconds' is not"),
         ({"metrics": {"forgetting": "much"}}, "its 'metrics' is not"),
         ({"metrics": []}, "its 'metrics' is not"),
         ({"higher_is_better": {"forgetting": 0}}, "its 'higher_is_better' is not"),
@@ -103,6 +107,22 @@ def test_a_damaged_record_is_refused(record: Record, change: dict[str, Any], mes
 def test_what_is_no_record_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="this is no record"):
         from_json(line)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "0"]), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(name=st.sampled_from([attribute.name for attribute in fields(Record)]), value=JSON)
+def test_whatever_is_in_a_line_it_is_a_record_or_refused(record: Record, name: str, value: object) -> None:
+    try:
+        read = from_json(json.dumps(json.loads(to_json(record)) | {name: value}))
+    except ValueError:
+        return
+    assert from_json(to_json(read)).main_matrix.shape == read.taught.shape
 
 
 def test_a_file_of_records(record: Record, tmp_path: Path) -> None:
@@ -139,6 +159,9 @@ def test_a_damaged_line_is_named(record: Record, tmp_path: Path) -> None:
     assert read_file(file) == []
     with pytest.raises(ValueError, match="there are no records"):
         read_records(file)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(OSError, match="is no regular file"):
+        read_records(tmp_path / "pipe.jsonl")
     with pytest.raises(OSError, match=r"there is no .*missing: give a sweep's folder"):
         read_records(tmp_path / "missing")
 

@@ -81,7 +81,7 @@ class Record:
     def main_matrix(self) -> Tensor:
         """The matrix as (evaluations, tasks), float64; NaN: not asked, or not defined."""
         rows = [[math.nan if value is None else value for value in row] for row in self.matrix]
-        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1 if rows else 0)
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(rows[0]) if rows else 0)
 
     @property
     def taught(self) -> Tensor:
@@ -205,7 +205,7 @@ def _checked(name: str, value: Any) -> Any:
                 ]
             case _:
                 return _as(str, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"this record of a run is damaged: its {name!r} is not what it should be") from None
 
 

@@ -38,6 +38,8 @@ def read_records(source: str | Path, uri: str | None = None, matrices: bool = Tr
     file = place / FILE if place.is_dir() else place
     if not file.exists():
         raise OSError(f"there is no {source}: give a sweep's folder, a file of records, a run folder, or mlflow:EXPERIMENT")
+    if not file.is_file():
+        raise OSError(f"{source} is no regular file, and so no file of records")
     records = read_file(file)
     if not records:
         raise ValueError(f"there are no records in {file}")
