@@ -141,6 +141,8 @@ def test_training_seconds_are_those_of_learning_and_consolidating() -> None:
 def test_what_can_not_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="there are no records to compare"):
         compare([])
+    with pytest.raises(ValueError, match=r"metrics must be a list of names, as \['forgetting'\]"):
+        compare(three(), "forgetting")
     with pytest.raises(ValueError, match="no run has a metric 'forgeting', did you mean 'forgetting'"):
         compare(three(), ["forgeting"])
     with pytest.raises(ValueError, match="Replay on split_mnist, seed 0, is there twice, with other numbers"):

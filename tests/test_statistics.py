@@ -142,3 +142,12 @@ def test_cliques_are_the_largest_groups_that_are_not_told_apart() -> None:
     assert cliques([1.0, 1.5, 3.0, 2.2], 1.0) == [(0, 1), (1, 3), (3, 2)]
     assert cliques([1.0, 1.5, 3.0, 2.2], 5.0) == [(0, 1, 3, 2)]
     assert cliques([1.0, 3.0], 1.0) == []
+
+
+def test_options_that_can_not_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="confidence must be a share"):
+        mean_interval([1.0, 2.0], 1.0)
+    with pytest.raises(ValueError, match="resamples must be a whole number"):
+        paired_difference([1.0, 2.0], [0.0, 0.0], resamples=0)
+    with pytest.raises(ValueError, match="methods must be a whole number of at least 2"):
+        critical_difference(1, 3)

@@ -167,6 +167,8 @@ def compare(records: Sequence[Record], metrics: Sequence[str] | None = None, aga
     """
     if not records:
         raise ValueError("there are no records to compare")
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics must be a list of names, as [{metrics!r}], not {metrics!r}")
     kept, notes = without_repeats(tell_apart(records))
     good = [record for record in kept if not record.error]
     failed = [record for record in kept if record.error]

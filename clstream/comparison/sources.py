@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,9 @@ def _of_run_folders(place: Path) -> list[Record]:
         raise ValueError(f"there are no records in {place}: it has no {FILE}, and no run folders")
     records = []
     for folder in seeds:
-        state = newest(folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* was made with ", category=RuntimeWarning)  # nothing is resumed here
+            state = newest(folder)
         if state is None:
             continue  # nothing was learned
         error = "" if (folder / "finished").exists() else "the run is not finished: clstream resume goes on with it"

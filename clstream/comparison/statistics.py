@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from clstream.params import check_integer, check_share
+
 
 class Mean(NamedTuple):
     """The mean of some values, and the interval that has the mean of all there could be; NaN: not defined.
@@ -35,11 +37,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Mean:
 
     A single value has no interval: how much a method varies can't be seen in one run.
 
-    Raises ValueError if there are no values.
+    Raises ValueError if there are no values, and for a confidence that is not from 0 to below 1.
     """
     import numpy as np
     from scipy import stats
 
+    check_share(confidence=confidence)
     if not values:
         raise ValueError("there are no values to take the mean of")
     count, mean = len(values), float(np.mean(values))
@@ -76,11 +79,14 @@ def paired_difference(
     and it is the sign test's, 2 ** (1 - pairs); where all are 0 it is 1. It is NaN, as the interval is, for fewer than two pairs,
     and where a value is not finite.
 
-    Raises ValueError if they differ in length, or are empty.
+    Raises ValueError if they differ in length, or are empty, and for another option that can't be.
     """
     import numpy as np
     from scipy import stats
 
+    check_share(confidence=confidence)
+    check_integer(1, resamples=resamples)
+    check_integer(0, seed=seed)
     if len(first) != len(second) or not first:
         raise ValueError(f"paired differences need pairs, not {len(first)} values and {len(second)}")
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
@@ -158,9 +164,14 @@ def critical_difference(methods: int, streams: int, alpha: float = 0.05) -> floa
     """Return how far apart the average ranks of two methods must be over so many streams (Nemenyi's test; Demsar 2006, table 5).
 
     It is q sqrt(methods (methods + 1) / (6 streams)), with q the studentised range of that many methods over sqrt(2).
+
+    Raises ValueError for fewer than two methods, no stream, or an alpha that is not from 0 to below 1.
     """
     from scipy import stats
 
+    check_integer(2, methods=methods)
+    check_integer(1, streams=streams)
+    check_share(alpha=alpha)
     q = float(stats.studentized_range.ppf(1 - alpha, methods, math.inf)) / math.sqrt(2)
     return q * math.sqrt(methods * (methods + 1) / (6 * streams))
 
