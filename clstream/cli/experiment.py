@@ -22,9 +22,9 @@ from clstream.checkpoint import Checkpointer, Stopped, newest
 from clstream.cli import run_folders
 from clstream.cli.build import build_strategy, build_stream, measures_of, observers_of, seeds_of
 from clstream.cli.errors import Failure, UsageError, as_failure, printable
-from clstream.cli.lookup import trust_needed
+from clstream.cli.lookup import TRACKERS, trust_needed
 from clstream.cli.option_parser import Parser
-from clstream.cli.parser import as_yaml, parse_run
+from clstream.cli.parser import as_yaml, parse_run, split_names
 from clstream.cli.yaml_files import dump_yaml, parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
@@ -38,6 +38,7 @@ from clstream.stream import Stream
 from clstream.sweep.progress import Progress, sentence_of
 from clstream.sweep.workers import JobError, TerminatedError, run_jobs
 from clstream.tracking import Details, EventLog
+from clstream.tracking.point_tracker import PointTracker
 from clstream.tracking.run_metrics import tasks_by_row
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
     needing = {
         "--resume auto": options.resume == "auto", "--log_batches": options.log_batches, "--details": options.details,
         "--workers": (options.workers or 1) > 1,
+        **{f"--observers {name}": name in split_names(options.observers) for name in TRACKERS if options.observers},
     }  # fmt: skip
     if not options.checkpoint_every and any(needing.values()):
         option = next(name for name, given in needing.items() if given)
@@ -254,7 +256,7 @@ class Experiment:
             "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
         }  # fmt: skip
         if finished and state is not None and state["position"][0] == state["sessions"]:
-            self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *(o() for o in observers_of(options)), **same))
+            self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *self.more_observers(folder), **same))
             result = result_of(state)
             if parent is not None and not isinstance(parent, str):
                 parent.update(seed, result, tasks_by_row(self.stream.reseeded(seed), result.sessions))
@@ -283,11 +285,23 @@ class Experiment:
                 markup=False,
             )
 
+    def more_observers(self, folder: Path | None) -> list[object]:
+        """Return the observers that were asked for by name."""
+        chosen: list[object] = []
+        for cls in observers_of(self.options):
+            if isinstance(cls, type) and issubclass(cls, PointTracker):
+                assert folder is not None  # it was asked for
+                with as_failure(OSError, ImportError):
+                    chosen.append(cls.of_run(folder, self.options.experiment))
+            else:
+                chosen.append(cls())
+        return chosen
+
     def observers(self, seed: int, folder: Path | None, parent: ParentRun | str | None) -> list[object]:
         """Return the observers of the run of a seed. The checkpointer is last: when it ends, the others have closed."""
         options = self.options
         measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
-        measures += [observer() for observer in observers_of(options)]
+        measures += self.more_observers(folder)
         bar = ProgressBar(f"{self.title}, seed {seed}")
         log = [] if folder is None else [EventLog(folder, options.log_batches)]
         details = [] if folder is None or not options.details else [Details(folder / "details", options.details)]

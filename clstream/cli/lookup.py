@@ -23,6 +23,13 @@ from clstream.stream import Stream
 PLACES = {"stream": "clstream.streams", "strategy": "clstream.strategies", "model": "clstream.models"}
 """Where the names on the command line are looked up."""
 
+TRACKERS = {
+    "csv": ("clstream.tracking.csv_tracker.CsvTracker", ""),
+    "tensorboard": ("clstream.tracking.tensorboard_tracker.TensorBoardTracker", "tensorboard"),
+    "wandb": ("clstream.tracking.wandb_tracker.WandbTracker", "wandb"),
+}
+"""Trackers beside MLflow's, by the names that `--observers` takes, and the packages that they need."""
+
 ALLOWED_MODULES = (*PLACES.values(), "clstream.strategy", "clstream.drift_detection", "torch.nn", "torch.optim", "torch._C._nn")
 """What any config may name, with all below it, beside our own modules; torch.nn.functional has some from torch._C._nn."""
 
@@ -214,9 +221,18 @@ def measure_of(name: str, trusted: Iterable[str] = ()) -> str | type[Measure]:
 
 
 def observer_class(name: str, trusted: Iterable[str] = ()) -> Callable[[], object]:
-    """Return the class of an observer by its dotted name. Raises UsageError for what is none, or needs arguments."""
+    """Return the class of an observer: of a tracker by its name in TRACKERS, of one of the user's own by its dotted name.
+
+    Raises UsageError for what is none, needs arguments, or a package that is not installed.
+    """
+    if name in TRACKERS:
+        path, package = TRACKERS[name]
+        if package and find_spec(package) is None:
+            raise UsageError(f"--observers {name} needs the package {package}: pip install 'clstream[{name}]'")
+        return import_object(path, "observer")  # type: ignore[no-any-return]  # it is a class of ours
     if not re.fullmatch(r"\w+(\.\w+)+", name):
-        raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name[:60]!r}")
+        near = nearest(name, TRACKERS) or f"; it also takes {', '.join(TRACKERS)}"
+        raise UsageError(f"--observers takes observers by their files, as my_file.Watch, not {name[:60]!r}{near}")
     check_may_name(name, trusted)
     thing = import_object(name, "observer")
     if not isinstance(thing, type) or not any(handlers_of(thing)):

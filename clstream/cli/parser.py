@@ -108,7 +108,10 @@ def run_parser() -> Parser:
         "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"
     )
     parser.add_argument(
-        "--observers", type=str | list[str], default=[], help="more observers, each by file.Class, with commas between them"
+        "--observers",
+        type=str | list[str],
+        default=[],
+        help="more observers, with commas: csv, tensorboard, wandb, your own by file.Class",
     )
     parser.add_argument("--trust", type=str, help="packages of yours that a config may name, beside the files of this folder")
     parser.add_argument("--max_sessions", type=int, help="stop after so many sessions")

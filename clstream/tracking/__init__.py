@@ -1,4 +1,4 @@
-"""Tracking: MLflow, the journal that outlives a server, and the event log."""
+"""Tracking: MLflow, the journal that outlives a server, the event log, and other trackers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clstream.tracking.csv_tracker import CsvTracker as CsvTracker
     from clstream.tracking.details import Details as Details
     from clstream.tracking.event_log import EventLog as EventLog
     from clstream.tracking.parent_runs import ParentRun as ParentRun
     from clstream.tracking.parent_runs import parent_run as parent_run
+    from clstream.tracking.tensorboard_tracker import TensorBoardTracker as TensorBoardTracker
     from clstream.tracking.tracker import MlflowTracker as MlflowTracker
+    from clstream.tracking.wandb_tracker import WandbTracker as WandbTracker
 
 _PLACES = {
+    "CsvTracker": "clstream.tracking.csv_tracker",
     "Details": "clstream.tracking.details",
     "EventLog": "clstream.tracking.event_log",
     "ParentRun": "clstream.tracking.parent_runs",
     "parent_run": "clstream.tracking.parent_runs",
     "MlflowTracker": "clstream.tracking.tracker",
+    "TensorBoardTracker": "clstream.tracking.tensorboard_tracker",
+    "WandbTracker": "clstream.tracking.wandb_tracker",
 }
 
 

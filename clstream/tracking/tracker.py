@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,26 +21,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clstream import __version__, events
-from clstream.bus import Event, on
+from clstream.bus import on
 from clstream.engine.run_params import run_params
 from clstream.figures import accuracy_matrix, forgetting_curves
 from clstream.files import check_writable
 from clstream.results import Evaluation, write_csv
+from clstream.tracking.curves import Curve, Curves
 from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun
 from clstream.tracking.picture_timer import PictureTimer
-from clstream.tracking.run_metrics import _width, cost_metrics, final_metrics, session_metrics, tasks_by_row, tasks_with_curves
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
 from clstream.tracking.uploader import Uploader, default_journal, reason_of
 
-_OWN = frozenset(kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event))
 
-
-class MlflowTracker:
+class MlflowTracker(Curves):
     """Writes a run to MLflow: accuracy, forgetting and transfer by session, and pictures at the end.
 
     What the server doesn't take, since it is away or full, is kept and sent later, by itself or by `clstream sync`; the run
@@ -65,9 +61,6 @@ class MlflowTracker:
         ConnectionError, OSError: at once, if the server doesn't answer or the store or the folder can't be written.
 
     """
-
-    joins_late = True
-    """Whether it has a place in a run that is resumed, and that it did not see before."""
 
     def __init__(
         self,
@@ -94,16 +87,10 @@ class MlflowTracker:
         self._reset()
 
     def _reset(self) -> None:
+        self._reset_curves()
         self.is_open = False
-        self.started: events.RunStarted | None = None
-        self.evaluation: Evaluation | None = None
-        self.tasks_by_row: Tensor | None = None  # (evaluations, tasks), bool: which tasks had samples since the one before
         self.picture_timer = PictureTimer()
-        self.probes_written, self.code_versions = 0, 1
-        self.samples, self.losses = 0, list[Tensor]()
-        self.earlier_losses: Tensor | None = None  # losses of this session from before the run was resumed
-        self.learning_seconds, self.began = 0.0, 0.0
-        self.counts: dict[str, float] = {}
+        self.code_versions = 1
 
     @property
     def experiment_id(self) -> str | None:
@@ -118,11 +105,9 @@ class MlflowTracker:
     @on(events.RunStarted)
     def open(self, event: events.RunStarted) -> None:
         """Open an MLflow run, with its params and tags; one that is resumed has its own, which `load_state_dict` takes up."""
-        self.started = event
+        self._start_curves(event)
         if self.parent is not None:
             self.parent.check(event.seed)
-        self.title = f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
-        self.start = self.began = time.perf_counter()
         if not event.resumed:
             self._create()
 
@@ -167,21 +152,9 @@ class MlflowTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on in the same MLflow run: plain values and tensors."""
-        now = time.perf_counter()
-        outbox, evaluation = self.outbox, self.evaluation
-        return {
-            "outbox": outbox.head | ({"run_id": outbox.run_id} if outbox.run_id else {}),
-            "seconds": now - self.start,
-            "session_seconds": now - self.began,
-            "learning_seconds": self.learning_seconds,
-            "samples": self.samples,
-            "losses": self._losses(),
-            "counts": dict(self.counts),
-            "probes_written": self.probes_written,
-            "tasks_by_row": self.tasks_by_row,
-            "code_versions": self.code_versions,
-            "evaluation": evaluation and evaluation.to_dict(),
-        }
+        outbox = self.outbox
+        head = outbox.head | ({"run_id": outbox.run_id} if outbox.run_id else {})
+        return {"outbox": head, **self._curves_state(), "code_versions": self.code_versions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume the MLflow run of a state. A server that is away is no error here.
@@ -191,7 +164,7 @@ class MlflowTracker:
             ValueError: if the journal is that of another run, or this tracker's own server has no such run.
 
         """
-        recorded, now = dict(state["outbox"]), time.perf_counter()
+        recorded = dict(state["outbox"])
         uri = self._same_server(recorded)
         file = self.file or default_journal(Path("runs").absolute(), recorded)
         if file.exists():
@@ -206,12 +179,8 @@ class MlflowTracker:
         if outbox.head["uri"] != without_password(uri):
             outbox.note(uri=without_password(uri))
         self.uploader, self.is_open = make_uploader(uri, outbox, check_steps=True), True
-        self.start, self.began = now - state["seconds"], now - state["session_seconds"]
-        self.learning_seconds, self.samples = state["learning_seconds"], state["samples"]
-        self.earlier_losses, self.losses = state["losses"], []
-        self.tasks_by_row, self.code_versions = state["tasks_by_row"], state["code_versions"]
-        self.counts, self.probes_written = dict(state["counts"]), state["probes_written"]
-        self.evaluation = state["evaluation"] and Evaluation.from_dict(state["evaluation"])
+        self._load_curves(state)
+        self.code_versions = state["code_versions"]
         outbox.put("resume")
         changed = [] if self.started is None or self.started.run is None else self.started.run.changed_code
         if changed:
@@ -242,54 +211,20 @@ class MlflowTracker:
         warnings.warn(f"the MLflow run {run_id} was at {before}, and goes on at {ours}", RuntimeWarning, stacklevel=2)
         return self.uri
 
-    @on(events.SessionStarted)
-    def begin(self, event: events.SessionStarted) -> None:
-        """Start the clock of the session."""
-        self.began, self.samples, self.losses, self.earlier_losses = time.perf_counter(), 0, [], None
-
-    @on(events.BatchLearned)
-    def count(self, event: events.BatchLearned) -> None:
-        """Keep the loss, on its device, and count the samples."""
-        self.samples += len(event.batch.samples)
-        self.losses.append(event.loss)
-
-    @on(events.SessionEnded)
-    def end(self, event: events.SessionEnded) -> None:
-        """Stop the clock of the session."""
-        self.learning_seconds = time.perf_counter() - self.began
-
-    @on(Event)
-    def count_others(self, event: Event) -> None:
-        """Count the events that strategies and detectors emit, and keep the numbers that these want shown as curves."""
-        if type(event) not in _OWN:
-            name = f"events/{type(event).__name__}"
-            self.counts[name] = self.counts.get(name, 0) + 1
-            self.counts |= event.curves()
-
     @on(events.Evaluated)
     def write(self, event: events.Evaluated) -> None:
         """Write what the evaluation found, in one batch; evaluations within a session go with the session's own."""
         self.evaluation = event.evaluation
         if event.evaluation.within_session:
             return
-        assert self.started is not None
-        self.tasks_by_row = tasks_by_row(self.started.stream, event.evaluation.sessions, self.tasks_by_row)
-        values = session_metrics(event.evaluation, self.tasks_by_row.any(0))
-        values["seconds"] = time.perf_counter() - self.start
-        if self.started.run is not None:
-            values |= cost_metrics(self.started.run.cost)
-        losses = self._losses()
-        if losses is not None:
-            values["loss"] = float(losses.mean())
-            values["samples_per_second"] = self.samples / self.learning_seconds if self.learning_seconds else math.nan
-        self._log(
-            {name: [(event.evaluation.sessions_finished, value)] for name, value in (values | self.counts).items()} | self._probes()
-        )
+        self._log(self._of_session(event.evaluation))
         if self.picture_timer.due():
             self._picture(event.evaluation)
         assert self.uploader is not None
         self.uploader.upload()
         if self.parent is not None:
+            assert self.started is not None
+            assert self.tasks_by_row is not None
             self.parent.update(self.started.seed, event.evaluation, self.tasks_by_row)
 
     def _picture(self, evaluation: Evaluation) -> bytes:
@@ -300,31 +235,7 @@ class MlflowTracker:
         self.outbox.put("image", key=PICTURE, base64=base64.b64encode(image).decode(), at=_now())
         return image
 
-    def _losses(self) -> Tensor | None:
-        """Return the losses of the session so far, (batches,), or None."""
-        parts = [] if self.earlier_losses is None else [self.earlier_losses]
-        if self.losses:
-            new = torch.stack(self.losses)
-            parts = [*(part.to(new.device) for part in parts), new]
-        return torch.cat(parts) if parts else None
-
-    def _probes(self) -> dict[str, list[tuple[int, float]]]:
-        """Return the evaluations that were not written yet, by batches learned, if there are any within sessions."""
-        evaluation = self.evaluation
-        assert evaluation is not None
-        new = range(self.probes_written, len(evaluation.probes))
-        if len(evaluation.probes) <= len(evaluation.accuracy) and not self.probes_written:
-            return {}
-        self.probes_written = len(evaluation.probes)
-        width = _width(len(evaluation.baseline))
-        return {
-            f"anytime/task_{task:0{width}d}": [
-                (evaluation.probe_steps[index], float(evaluation.probes[index][task])) for index in new
-            ]
-            for task in tasks_with_curves(len(evaluation.baseline))
-        }
-
-    def _log(self, curves: Mapping[str, list[tuple[int, float]]]) -> None:
+    def _log(self, curves: Mapping[str, Curve]) -> None:
         """Write (step, value) points of metrics; what is not defined, and steps that were written before, are left out."""
         outbox = self.outbox
         points = [(name, step, value) for name, curve in curves.items() for step, value in curve if math.isfinite(value)]
@@ -351,11 +262,7 @@ class MlflowTracker:
                 self._log(self._probes())  # those since the last session that ended
             if evaluation is not None and len(evaluation.accuracy):
                 if error is None:  # else it may be resumed, and these have one value
-                    final = final_metrics(evaluation)
-                    if self.started is not None and self.started.run is not None:
-                        total = self.started.run.cost.total
-                        final |= {f"final/{name}": total[name] for name in ("flops", "memory_bytes")}
-                    self._log({name: [(0, value)] for name, value in final.items()})  # step 0: MLflow draws bars
+                    self._log(self._of_run(evaluation))
                 self._artifacts(evaluation)
         finally:
             for place in self.files:
