@@ -223,3 +223,44 @@ def test_without_plotly_it_is_said_what_to_install(
     sweep = str(write(tmp_path / "sweep", RECORDS))
     monkeypatch.setattr("clstream.cli.report.find_spec", lambda name: None)
     assert "pip install 'clstream[report]'" in refusal(capsys, sweep, "--out", str(tmp_path / "page.html"))
+
+
+def test_the_page_is_an_artifact_of_the_mlflow_run_above_the_seeds(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    options = [
+        "--stream",
+        "blobs",
+        "--stream.train_per_class",
+        "10",
+        "--model.hidden",
+        "[4]",
+        "--threads",
+        "1",
+        "--max_sessions",
+        "2",
+    ]
+    for strategy in ("Finetune", "Replay"):
+        assert cli(["run", *options, "--strategy", strategy, "--seeds", "0,1"]) == 0
+    client = MlflowClient(store)
+    runs = client.search_runs([client.get_experiment_by_name("clstream").experiment_id])
+    parents = {run.data.params["strategy"]: run.info.run_id for run in runs if "seeds" in run.data.params}
+    capsys.readouterr()
+    (finetune,) = Path("runs").glob("Finetune-*")
+    assert cli(["report", str(finetune)]) == 0
+    assert f"it is an artifact of the MLflow run {parents['Finetune']} too, in {store}" in capsys.readouterr().out
+    assert "report.html" in [item.path for item in client.list_artifacts(parents["Finetune"])]
+    page = Path("report.html").read_text(encoding="utf-8").partition('id="figures"')[0]
+    assert f'href="{finetune.as_posix()}/seed_1"' in page and "class_path: clstream.strategies.Finetune" in page
+    assert store in page and "torch" in page
+    assert cli(["report", "runs"]) == 0
+    assert "under 2 MLflow runs: the page is put among the artifacts of none" in capsys.readouterr().out
+    assert cli(["report", "mlflow:clstream", "--out", "all.html"]) == 0
+    page = Path("all.html").read_text(encoding="utf-8").partition('id="figures"')[0]
+    assert "all.html: 4 runs" in capsys.readouterr().out and all(
+        run.info.run_id[:8] in page for run in runs if "seed" in run.data.params
+    )
+    Path("mlflow.db").unlink()
+    assert cli(["report", str(finetune)]) == 0
+    assert "clstream: the page is not in MLflow: there is no tracking store" in capsys.readouterr().err
+    assert not Path("mlflow.db").exists()
