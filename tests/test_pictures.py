@@ -159,6 +159,19 @@ def test_a_run_that_failed_is_left_out_and_one_that_was_cut_short_has_no_part_in
     assert (len(finetune.records), len(finetune.curves), panel.seeds) == (4, 3, "3 to 4 seeds")
 
 
+def test_a_method_without_a_mean_is_not_drawn_with_the_mean_of_some_of_its_runs() -> None:
+    unknown = replace(RECORDS[0], metrics={"average_accuracy": math.nan})
+    (panel,) = panels_of([unknown, *RECORDS[1:]])
+    assert [method.label for method in panel.methods] == ["Replay, capacity 200"]
+
+
+def test_of_many_tasks_some_are_drawn() -> None:
+    (panel,) = panels_of([record("Finetune", 0, [0.5] * 60)])
+    lines = forgetting_by_method(panel).axes[0].lines
+    assert len(lines) == 20 + 1 and panel.methods[0].tasks_shown(4) == [0, 20, 39, 59]
+    assert panel.methods[0].tasks_shown(60) == list(range(60))
+
+
 def test_what_cannot_be_drawn_is_refused_before_a_file_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pictures in the format 'bmp': choose among pdf, png, svg"):
         draw(RECORDS, tmp_path / "pictures", ("png", "bmp"))

@@ -75,6 +75,11 @@ class Method:
         first = torch.where(self.taught.any(1), self.taught.int().argmax(1), self.taught.shape[1])
         return [int(row) for row in first.amax(0).tolist()]
 
+    def tasks_shown(self, most: int) -> list[int]:
+        """Return the tasks that have curves of their own: all, or of more than so many some from the first to the last."""
+        tasks = int(self.matrices.shape[2])
+        return list(range(tasks)) if tasks <= most else [round(place * (tasks - 1) / (most - 1)) for place in range(most)]
+
     def cost(self, name: str) -> Tensor:
         """Return a cost in `COSTS`, (seeds,), float64; NaN: unknown."""
         sums = [sum(record.cost.get(part, math.nan) for part in COSTS[name]) for record in self.records]
@@ -111,19 +116,24 @@ class Panel:
 def panels_of(records: Sequence[Record]) -> list[Panel]:
     """Return the methods by stream, scenario and main measure, in the order of the records, without the runs that failed.
 
+    A method of which a run has no value in the end has no mean, and is left out of what is drawn on that stream.
+
     Runs of other options are other methods, and none counts twice: see `clstream.comparison.labels`. Raises ValueError if no run
     ended well, or two that should be the same have other numbers.
     """
     together: dict[tuple[str, str, str], dict[str, list[Record]]] = {}
     for record in without_repeats(tell_apart(records))[0]:
-        if not record.error and math.isfinite(value_of(record, "average")):
+        if not record.error:
             labels = together.setdefault(stream_key(record), {})
             labels.setdefault(record.label, []).append(record)
-    if not together:
+    panels = []
+    for place, labels in together.items():
+        methods = [Method(label, tuple(runs)) for label, runs in labels.items()]
+        if known := tuple(method for method in methods if math.isfinite(method.mean)):
+            panels.append(Panel(*place, known))
+    if not panels:
         raise ValueError("there is nothing to draw: no run ended well")
-    return [
-        Panel(*place, tuple(Method(label, tuple(runs)) for label, runs in labels.items())) for place, labels in together.items()
-    ]
+    return panels
 
 
 def half_width(values: Tensor) -> float:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 WIDTH = 6.9
 """Inches: two columns of a page."""
 
+MOST_TASKS = 20
+"""Tasks that have curves of their own."""
+
 FORMATS = ("pdf", "png", "svg")
 
 
@@ -128,10 +131,10 @@ def forgetting_by_method(panel: Panel) -> Figure:
     tasks = max(method.matrices.shape[2] for method in drawn)
     for axes, method in zip(grid, drawn, strict=False):
         deviations = _deviations(len(method.curves))
-        for task, start in enumerate(method.starts):
+        for task in method.tasks_shown(MOST_TASKS):
             style = {"color": task_colour(task, tasks), "linewidth": 1.1, "marker": "o", "markersize": 2}
             label = f"task {task}" if tasks <= 10 else None
-            draw_mean(axes, method.matrices[:, :, task], start, method.sessions, deviations, label=label, **style)
+            draw_mean(axes, method.matrices[:, :, task], method.starts[task], method.sessions, deviations, label=label, **style)
         averages = method.seen_averages
         draw_mean(axes, averages, 0, method.sessions, deviations, color="black", linewidth=2, label="mean of the tasks seen")
         axes.set_ylim(*_limits(panel.measure))

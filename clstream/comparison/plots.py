@@ -23,6 +23,12 @@ SYMBOLS = dict(zip("os^DvPX*", ("circle", "square", "triangle-up", "diamond", "t
 DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 GRID = "#dddddd"
 
+MOST_BARS = 20
+"""Sessions of curves that have a bar for the interval at each."""
+
+MOST_TASKS = 10
+"""Tasks that have curves of their own."""
+
 
 def plots_of(panel: Panel) -> dict[str, Plot]:
     """Return the plots of the methods on one stream by what they show."""
@@ -81,9 +87,15 @@ def forgetting_by_method(panel: Panel) -> Plot:
     data = []
     for place, number in enumerate(drawn):
         method, axes = panel.methods[number], _axes(place)
-        tasks, steps, bands = method.matrices.shape[2], method.sessions, len(method.curves) > 1
-        columns = [(f"task {task}", method.matrices[:, :, task], start) for task, start in enumerate(method.starts)]
-        for task, (name, values, start) in enumerate([*columns, ("mean of the tasks seen", method.seen_averages, 0)]):
+        tasks, steps, bands = (
+            method.matrices.shape[2],
+            method.sessions,
+            len(method.curves) > 1 and len(method.sessions) <= MOST_BARS,
+        )
+        columns = [
+            (task, f"task {task}", method.matrices[:, :, task], method.starts[task]) for task in method.tasks_shown(MOST_TASKS)
+        ]
+        for task, name, values, start in [*columns, (tasks, "mean of the tasks seen", method.seen_averages, 0)]:
             red, green, blue, _ = task_colour(task, tasks) if task < tasks else (0.0, 0.0, 0.0, 1.0)
             colour = f"rgb({255 * red:.0f},{255 * green:.0f},{255 * blue:.0f})"
             half = [half_width(column) for column in values[:, start:].T] if bands else []
@@ -109,7 +121,7 @@ def matrices(panel: Panel) -> Plot:
     data = []
     for place, number in enumerate(drawn):
         method = panel.methods[number]
-        mean = method.matrices.mean(0)
+        mean = method.matrices.mean(0).round(decimals=4)
         shown = {"texttemplate": "%{z:.2f}"} if mean.shape[1] <= 6 else {}
         hover = "after %{y} sessions, task %{x}: %{z:.4f}<extra></extra>"
         data.append(
