@@ -286,6 +286,25 @@ def test_what_is_asked_wrongly(own: Path, capsys: pytest.CaptureFixture[str], ar
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--strategy", "PRD", "--stream.scenario", "domain"], "PRD is for tasks that bring new classes, and split_digits is"),
+        (["--stream", "split_regression", "--strategy", "EWC", "--strategy.fisher", "predicted"], "fisher='predicted' squares the"),
+        (
+            ["--stream", "split_regression", "--strategy", "Replay", "--strategy.memory", "class_balanced"],
+            "a class-balanced memory has shares of classes, and split_regression",
+        ),
+    ],
+)
+def test_what_a_strategy_refuses_when_the_run_starts_is_a_sentence(
+    own: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert main(["run", *arguments, "--track", "false", "--checkpoint_every", "0"]) == 1
+    last = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert last.startswith(f"clstream: error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
         (["--stream", "blobs", "--stream.tasks", "30"], "10 classes make 1 to 10 tasks, not 30"),
         (["--stream", "blobs", "--stream.batch_size", "0"], "batch_size must be a whole number of at least 1"),
         (["--stream", "blobs", "--model", "ConvNet"], "ConvNet takes images"),

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from rich.console import Console
 
-from clstream.bus import ObserverError
+from clstream.bus import ObserverError, on
 from clstream.checkpoint import Checkpointer, Stopped, newest
 from clstream.cli import run_folders
 from clstream.cli.build import build_strategy, build_stream, measures_of, observers_of, seeds_of
@@ -28,6 +28,7 @@ from clstream.cli.parser import as_yaml, parse_run, split_names
 from clstream.cli.yaml_files import dump_yaml, parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
+from clstream.events import RunStarted
 from clstream.files import FolderError, check_plain_files, locked
 from clstream.online_metrics import Detection, Prequential
 from clstream.progress import ProgressBar
@@ -162,6 +163,17 @@ def _check_store(options: Namespace) -> None:
         connect(options.tracking_uri, options.experiment)
 
 
+class Start:
+    """Hears the start of a run, after the strategy."""
+
+    heard = False
+
+    @on(RunStarted)
+    def hear(self, event: RunStarted) -> None:
+        """Note it."""
+        self.heard = True
+
+
 class Experiment:
     """One attempt at what the options say: a run for each seed."""
 
@@ -261,9 +273,14 @@ class Experiment:
             if parent is not None and not isinstance(parent, str):
                 parent.update(seed, result, tasks_by_row(self.stream.reseeded(seed), result.sessions))
             return result
-        observers = self.observers(seed, folder, parent)
+        observers, start = self.observers(seed, folder, parent), Start()
         self.first = False
-        result = run(strategy, self.stream, *observers, **same)
+        try:
+            result = run(strategy, self.stream, start, *observers, **same)
+        except (ValueError, TypeError) as error:
+            if start.heard:
+                raise
+            raise Failure(str(error)) from error  # the strategy refuses the stream: nothing was learned
         if folder is not None:
             with suppress(OSError):  # without it, a resumption finds a run with nothing left to do
                 (folder / FINISHED).touch()
