@@ -65,6 +65,12 @@ def test_named_combinations_set_several_options_at_once() -> None:
         "length": {"short": {"stream.epochs": 1}, "long": {"stream.epochs": 9, "max_sessions": 4}},
     }
     assert [label for label, *_ in expanded(section)] == ["weak, short", "weak, long", "plain, short", "plain, long"]
+    section["length"] = {"short": {"stream.epochs": 1}, "long": {"stream.epochs": 9}}  # of the stream alone
+    grid = read_grid({"sweep": section}, KNOWN)
+    assert [(item.method, item.stream) for item in combinations(grid, KNOWN, DEFAULTS)] == [
+        ("weak", "short"), ("weak", "long"), ("plain", "short"), ("plain", "long")
+    ]  # fmt: skip
+    section["length"] = {"short": {"stream.epochs": 1}, "long": {"stream.epochs": 9, "max_sessions": 4}}
     assert expanded(section)[1][1] == {"strategy": "EWC", "strategy.strength": 1, "stream.epochs": 9, "max_sessions": 4}
 
 
@@ -116,6 +122,14 @@ def test_values_that_are_lists_or_classes_with_options_stay_whole() -> None:
     assert [settings for _, settings, _ in expanded({"model.hidden": [[10, 10], [20]], "strategy": [replay]})] == [
         {"strategy": replay, "model.hidden": [10, 10]}, {"strategy": replay, "model.hidden": [20]}
     ]  # fmt: skip
+
+
+def test_two_of_one_class_are_told_apart_by_their_options() -> None:
+    streams = [{"class_path": "mnist", "init_args": {"epochs": epochs}} for epochs in (1, 2)]
+    grid = read_grid({"sweep": {"strategy.capacity": [3, 4], "stream": [*streams, "digits"]}}, KNOWN)
+    assert [(item.method, item.stream) for item in combinations(grid, KNOWN, DEFAULTS)] == [
+        (f"Replay, capacity {capacity}", stream) for stream in ("epochs 1", "epochs 2", "") for capacity in (3, 4)
+    ]
 
 
 def test_the_base_has_what_all_share_and_its_seeds() -> None:

@@ -161,7 +161,14 @@ def _axis(key: str, value: Any, names: Mapping[str, str], known: Known) -> Axis:
             raise GridError(f"sweep: there is no option {key!r}: {root} has no options of its own")
         values = _values(key, value)
         apart = key == "config" and _strategies_tell_apart([known.config(str(item)) for item in values])
-        return Axis(key, [("" if apart else _label(key, item), {key: item}) for item in values], key)
+        labels = ["" if apart else _label(key, item) for item in values]
+        options = [_text(item.get("init_args") or {}) if isinstance(item, Mapping) else "" for item in values]
+        if key == "stream":  # two of one name are told apart by their options
+            labels = [
+                ", ".join(filter(None, [label, own])) if labels.count(label) > 1 else label
+                for label, own in zip(labels, options, strict=True)
+            ]
+        return Axis(key, [(label, {key: item}) for label, item in zip(labels, values, strict=True)], key)
     owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default="")
     if owner:
         option = f"{names[owner]}.{key[len(owner) + 1 :]}"
@@ -320,9 +327,11 @@ def _stream_label(pairs: Sequence[tuple[Axis, tuple[str, dict[str, Any]]]]) -> s
     """Return what tells the stream of a combination from others of its name."""
     parts = []
     for axis, (name, _) in pairs:
-        named = {str(own["stream"]) for _, own in axis.values if "stream" in own}
+        if axis.option == "stream":  # its name is known
+            name = name.partition(", ")[2]
+        named = {name_of(own["stream"]) for _, own in axis.values if "stream" in own}
         apart = len(named) == len(axis.values) or axis.option == "stream.class_order"
-        if _is_of_stream(axis) and len(axis.values) > 1 and not apart:
+        if name and _is_of_stream(axis) and len(axis.values) > 1 and not apart:
             parts.append(name.removeprefix("stream."))
     return ", ".join(parts)
 
