@@ -47,7 +47,7 @@ def report_command(arguments: list[str]) -> int:
         sources = [read_source(place, options.tracking_uri) for place in options.sources]
         if len({source.name for source in sources}) < len(sources):
             sources = [replace(source, name=place) for source, place in zip(sources, options.sources, strict=True)]
-        page = report_of(sources, out, __version__).encode()
+        page = report_of(sources, out, __version__).encode(errors="replace")
         write_atomically(out, lambda file: file.write(page))
     runs = sum(len(source.records) for source in sources)
     print(f"{out}: {runs} run{'s' * (runs != 1)}, {len(page) / 1e6:.1f} MB, in {time.perf_counter() - began:.1f} s")

@@ -129,8 +129,8 @@ def panels_of(records: Sequence[Record]) -> list[Panel]:
     panels = []
     for place, labels in together.items():
         methods = [Method(label, tuple(runs)) for label, runs in labels.items()]
-        if known := tuple(method for method in methods if math.isfinite(method.mean)):
-            panels.append(Panel(*place, known))
+        if drawn := tuple(method for method in methods if math.isfinite(method.mean)):
+            panels.append(Panel(*place, drawn))
     if not panels:
         raise ValueError("there is nothing to draw: no run ended well")
     return panels

@@ -182,13 +182,13 @@ def against_costs(panel: Panel) -> Figure:
     rows = -(-(1 + len(panel.methods)) // columns)
     figure = Figure(figsize=(WIDTH, 2.7 + 0.165 * rows), layout="constrained")
     for axes, cost in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS, strict=True):
-        known = [number for number, method in enumerate(panel.methods) if math.isfinite(float(method.cost(cost).mean()))]
-        costs = torch.tensor([float(panel.methods[number].cost(cost).mean()) for number in known], dtype=torch.float64)
-        reached = torch.tensor([panel.methods[number].mean for number in known], dtype=torch.float64)
+        priced = [number for number, method in enumerate(panel.methods) if math.isfinite(float(method.cost(cost).mean()))]
+        costs = torch.tensor([float(panel.methods[number].cost(cost).mean()) for number in priced], dtype=torch.float64)
+        reached = torch.tensor([panel.methods[number].mean for number in priced], dtype=torch.float64)
         front = pareto_front(costs, reached)
         step = {"color": "#aaaaaa", "linewidth": 1.2, "zorder": 1}
         axes.step(costs[front].numpy(), reached[front].numpy(), where="post", label="Pareto front", **step)
-        for number in (number for number in panel.best_first if number in known):
+        for number in (number for number in panel.best_first if number in priced):
             method, style = panel.methods[number], method_style(number) | {"linestyle": "none", "markersize": 5, "elinewidth": 1}
             spent = method.cost(cost)
             high, wide = half_width(method.finals) or None, half_width(spent) or None

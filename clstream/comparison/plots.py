@@ -139,14 +139,14 @@ def against_costs(panel: Panel) -> Plot:
     data: list[Plot] = []
     for place, cost in enumerate(COSTS):
         spent = [method.cost(cost) for method in panel.methods]
-        known = [number for number in panel.best_first if math.isfinite(float(spent[number].mean()))]
-        costs = torch.tensor([float(spent[number].mean()) for number in known], dtype=torch.float64)
-        reached = torch.tensor([panel.methods[number].mean for number in known], dtype=torch.float64)
+        priced = [number for number in panel.best_first if math.isfinite(float(spent[number].mean()))]
+        costs = torch.tensor([float(spent[number].mean()) for number in priced], dtype=torch.float64)
+        reached = torch.tensor([panel.methods[number].mean for number in priced], dtype=torch.float64)
         front, axes = pareto_front(costs, reached), _axes(place)
         line = {"color": "#999999", "width": 1.5, "shape": "hv"}
         shown = {"name": "Pareto front", "legendgroup": "front", "showlegend": place == 0}
         data.append(_points(costs[front], reached[front], mode="lines", line=line, hoverinfo="skip", **shown, **axes))
-        for number in known:
+        for number in priced:
             method = panel.methods[number]
             bars = {
                 side: {"type": "data", "array": _plain([half_width(values)]), "thickness": 1}

@@ -143,8 +143,8 @@ def report_of(sources: Sequence[Source], file: Path, version: str) -> str:
     title = f"Report: {' and '.join(source.name for source in sources)}"
     page.element("h1", title)
     total = sum(len(source.records) for source in sources)
-    made = f"{total} run{'s' * (total != 1)}; made by clstream {version} on {datetime.now():%Y-%m-%d at %H:%M}."
-    page.element("p", made, **{"class": "note"})
+    summary = f"{total} run{'s' * (total != 1)}; made by clstream {version} on {datetime.now():%Y-%m-%d at %H:%M}."
+    page.element("p", summary, **{"class": "note"})
     names = ["What changed"] * (len(sources) == 2) + [source.name for source in sources]
     links = "".join(_element("a", name, href=f"#part-{place}") for place, name in enumerate(names))
     page.add(f"<nav>{links}</nav>" if len(names) > 1 else "")
@@ -170,8 +170,8 @@ def report_of(sources: Sequence[Source], file: Path, version: str) -> str:
 
 def _add_source(page: Page, source: Source, file: Path) -> None:
     source = replace(source, records=tell_apart(source.records))
-    known = {name for record in source.records if not record.error for name in (*record.metrics, *record.cost)}
-    comparison = compare(source.records, [name for name in COLUMNS if name in known | {"average", "seconds"}])
+    measured = {name for record in source.records if not record.error for name in (*record.metrics, *record.cost)}
+    comparison = compare(source.records, [name for name in COLUMNS if name in measured | {"average", "seconds"}])
     panels = panels_of(comparison.records)
     plots = {(panel.stream, panel.scenario, panel.measure): panel for panel in panels}
     for stream, title in comparison.streams.items():
