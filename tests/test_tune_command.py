@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,14 @@ def test_a_wrapper_is_tuned_by_the_learning_rate_of_what_it_wraps(
     winner = yaml.safe_load((searched(tmp_path) / "tuned.yaml").read_text())
     assert 0.001 <= winner["strategy"]["init_args"]["base"]["init_args"]["optimizer"]["init_args"]["lr"] <= 10
     assert "optimizer.lr 0.1" in capsys.readouterr().out
+
+
+def test_without_optuna_one_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna", None)  # it can't be imported then
+    assert main(["tune", "--stream", "split_digits", "--strategy", "EWC"]) == 1
+    error = capsys.readouterr().err
+    assert error == "clstream: error: a search needs Optuna, which is not installed: pip install 'clstream[tune]'\n"
+    assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ from clstream.cli.parser import as_yaml, parse_run
 from clstream.cli.yaml_files import dump_yaml, parse_yaml, read_yaml
 from clstream.engine import check_fits
 from clstream.stream import Stream
-from clstream.tuning import Choice, Job, Outcome, Range, Search, parse_space, run_trial, trial_stream
+from clstream.tuning import Choice, Job, Outcome, Range, Search, check_installed, parse_space, run_trial, trial_stream
 
 CONFIG = "config.yaml"
 """What is searched, in the folder of a search."""
@@ -123,6 +123,7 @@ def searched(arguments: list[str], space_file: str | None, tasks: int | None, he
     """
     if not 0 < held_out < 1:
         raise UsageError(f"--held_out must be a share between 0 and 1, not {held_out:g}")
+    check_installed()
     parser, options, sections = parse_search(arguments)
     print_notes(parser)
     options.seed, options.seeds, options.probes, options.tune = seeds_of(options)[0], None, [], False

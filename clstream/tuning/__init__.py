@@ -2,6 +2,7 @@
 
 from clstream.tuning.search import Job as Job
 from clstream.tuning.search import Search as Search
+from clstream.tuning.search import check_installed as check_installed
 from clstream.tuning.space import Choice as Choice
 from clstream.tuning.space import Range as Range
 from clstream.tuning.space import parse_space as parse_space

@@ -26,7 +26,7 @@ def search_pictures(study: Study) -> dict[str, Figure]:
         import optuna.visualization.matplotlib as drawn
 
         kinds = {"history": drawn.plot_optimization_history, "slices": drawn.plot_slice, "anytime": drawn.plot_intermediate_values}
-        kinds |= {"importances": drawn.plot_param_importances} if len(ended) > 3 else {}
+        kinds |= {"importances": drawn.plot_param_importances} if len(ended) > 3 and len(ended[0].params) > 1 else {}
         figures: dict[str, Figure] = {}
         for name, plot in kinds.items():
             with suppress(ValueError, RuntimeError):  # all values are one, say

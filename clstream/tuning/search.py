@@ -76,6 +76,7 @@ class Search:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         check_integer(0, seed=seed)
+        check_installed()
         self.space, self.seed = dict(space), seed
         self.distributions = {option: _distribution(values) for option, values in self.space.items()}
         self.file = Path(folder) / FILE
@@ -222,6 +223,14 @@ class _Jobs(Sequence["Job | None"]):
         return self.chosen[place]
 
 
+def check_installed() -> None:
+    """Raise ImportError, in a sentence, if Optuna is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise ImportError("a search needs Optuna, which is not installed: pip install 'clstream[tune]'") from None
+
+
 def _distribution(values: Range | Choice) -> BaseDistribution:
     """Return Optuna's distribution of what an option may be."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -240,10 +249,7 @@ def _label(values: Range | Choice, value: Any) -> Any:
 
 def _open(file: Path) -> tuple[Study, bool]:
     """Return the study in a file, and whether it is new."""
-    try:
-        import optuna
-    except ImportError:
-        raise ImportError("a search needs Optuna, which is not installed: pip install 'clstream[tune]'") from None
+    import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
