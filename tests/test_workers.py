@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from clstream.sweep.workers import JobError, run_jobs
+from clstream.sweep.workers import JobError, TerminatedError, run_jobs
 
 
 def double(number: int) -> int:
@@ -61,6 +62,31 @@ def test_an_interruption_in_this_process_is_passed_on() -> None:
     assert next(jobs) == ("first", "done first")
     with pytest.raises(KeyboardInterrupt):
         next(jobs)
+
+
+def wait_for_sigterm(place: str) -> None:
+    """Say that this process is there, and leave a file when it is told to end, as a run does its checkpoint."""
+
+    def last_words(_number: int, _frame: object) -> None:
+        (Path(place) / f"{os.getpid()}.told").touch()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, last_words)
+    (Path(place) / f"{os.getpid()}.here").touch()
+    time.sleep(60)
+
+
+def test_an_interruption_gives_workers_time_for_their_last_words(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("*.here"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(TerminatedError):
+        list(run_jobs(wait_for_sigterm, [str(tmp_path)] * 3, workers=2, threads=None))
+    assert len(list(tmp_path.glob("*.told"))) == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

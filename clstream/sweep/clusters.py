@@ -138,9 +138,13 @@ class DaskPool:
         return future
 
     def stop(self, running: Sequence[Future[Any]]) -> None:
-        """Give up what has not begun; a job under way in a thread can't be told."""
+        """Have the workers that are at it begin anew: a job in a thread can't be told to write its checkpoint."""
+        ours = {str(key) for key in self.client.futures}
+        busy = [worker for worker, keys in self.client.processing().items() if ours & {str(key) for key in keys}]
         for future in running:
             future.cancel()
+        if busy:
+            self.client.restart_workers(busy, timeout=LAST_WORDS, raise_for_error=False)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -22,6 +22,8 @@ from clstream.params import check_choice, check_integer
 from clstream.sweep.clusters import LAST_WORDS, DaskPool, RayPool
 
 ENGINES = ("loky", "ray", "dask")
+
+_AGAIN = "when they are back, the same call goes on"
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -201,11 +203,15 @@ def _dispatched(
                     alone = False
                     break
                 place = waiting.popleft()
-                running[pool.submit(_call, function, jobs[place], threads)] = place
+                try:
+                    future = pool.submit(_call, function, jobs[place], threads)
+                except Exception as refusal:
+                    raise ConnectionError(f"the workers take no further jobs ({_sentence(refusal)}): {_AGAIN}") from refusal
+                running[future] = place
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 place, alone = running.pop(future), False
-                error = future.exception()
+                error = CancelledError("the cluster gave it up") if future.cancelled() else future.exception()
                 if error is None:
                     answer = future.result()
                     yield jobs[place], JobError(answer.error, answer.trace) if answer.error else answer.value
