@@ -128,8 +128,8 @@ def test_names_in_records_steer_no_terminal(folder: Path, capsys: pytest.Capture
 
 
 def test_a_tuned_config_is_marked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "Replay.yaml").write_text((folder / "Replay.yaml").read_text() + "tuned: 12 trials on held-out samples of blobs\n")
+    (folder / "Replay.yaml").write_text((folder / "Replay.yaml").read_text() + "tuned: '12 trials on ''blobs'''\n")
     quick = ("--seeds", "0,1", "--track", "false", "--threads", "1", "--metrics", "average")
-    assert "│ Replay   │ 12 trials on held-out samples of blobs │" in said(capsys, 0, "Replay.yaml", "Finetune.yaml", *quick)
+    assert "│ Replay   │ 12 trials │" in said(capsys, 0, "Replay.yaml", "Finetune.yaml", *quick)
     text = said(capsys, 0, "runs")  # from the folders
-    assert "│ Replay   │ 12 trials on held-out samples of blobs │" in text and "│ Finetune │ no " in text
+    assert "│ Replay   │ 12 trials │" in text and "\ntuned on 'blobs'\n" in text and "│ Finetune │ no " in text

@@ -220,11 +220,12 @@ def test_latex_has_a_column_for_each_stream_and_metric() -> None:
 
 
 def test_tuned_rows_are_marked() -> None:
-    records = [*runs("Replay", REPLAY, tuned="12 trials"), *runs("Finetune", FINETUNE)]
+    records = [*runs("Replay", REPLAY, tuned="12 trials on two tasks"), *runs("Finetune", FINETUNE)]
     comparison = compare(records, ["average_accuracy"])
     assert "method & tuned & average accuracy" in to_latex(comparison) and "Replay & 12 trials & " in to_latex(comparison)
     assert "| Finetune | no |" in to_markdown(comparison) and "12 trials" in printed(comparison)
-    assert [row["tuned"] for row in numbers_of(comparison)] == ["12 trials", "no"]
+    assert [row["tuned"] for row in numbers_of(comparison)] == ["12 trials on two tasks", "no"]
+    assert comparison.notes == ("tuned on two tasks",)
     assert "tuned" not in to_markdown(compare(three()))
 
 

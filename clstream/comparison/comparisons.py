@@ -333,6 +333,8 @@ def _notes(good: Sequence[Record], failed: Sequence[Record], streams: dict[Strea
         prints = sorted({record.fingerprint for record in good if stream_key(record) == key and record.fingerprint})
         if len(prints) > 1:
             notes.append(f"{title} came in {len(prints)} orders, or versions of its data: {', '.join(prints)}")
+    tuned_on = dict.fromkeys(record.tuned.partition(" on ")[2] for record in good)
+    notes += [f"tuned on {samples}" for samples in tuned_on if samples]
     codes = sorted({record.code for record in good if record.code})
     if len(codes) > 1:
         notes.append(f"the runs were made by {len(codes)} versions of the code: {', '.join(codes)}")

@@ -75,5 +75,6 @@ def _tuned(run: Path) -> str:
     with suppress(OSError, ValueError):
         for line in (run / "config.yaml").read_text(encoding="utf-8").splitlines():
             if line.startswith("tuned: ") and line != "tuned: null":
-                return line.removeprefix("tuned: ").strip().strip("'\"")
+                text = line.removeprefix("tuned: ").strip()
+                return text[1:-1].replace("''", "'") if text.startswith("'") else text
     return ""

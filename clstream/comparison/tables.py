@@ -253,11 +253,11 @@ def head_of(comparison: Comparison) -> list[str]:
 
 
 def options_of(comparison: Comparison, streams: Sequence[StreamKey], method: str) -> list[str]:
-    """Return how the options of a method were chosen, if any method's were."""
+    """Return how a method was tuned, if any one was: "12 trials", or "no"; what it was tuned on is in the notes."""
     if not any(comparison.tuned.values()):
         return []
-    texts = [comparison.tuned[stream, method] or "no" for stream in streams if (stream, method) in comparison.tuned]
-    return [" / ".join(dict.fromkeys(texts))]
+    places = [(stream, method) for stream in streams if (stream, method) in comparison.tuned]
+    return [" / ".join(dict.fromkeys(comparison.tuned[place].partition(" on ")[0] or "no" for place in places))]
 
 
 def key_of(comparison: Comparison, best: str, near: str) -> str:
