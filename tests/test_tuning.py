@@ -302,7 +302,10 @@ def test_a_trial_measures_the_anytime_average_on_held_out_samples() -> None:
     outcome = run_trial(finetune(0.1, stream), stream)
     same = run(finetune(0.1, stream), stream, evaluate_every=1)
     assert outcome.state == "complete" and outcome.value == same.average and len(outcome.curve) == len(same.probes)
-    assert outcome.curve[-1] == metrics.anytime_average_accuracy(same.probes, same.probe_taught)
+    averages = metrics.seen_averages(same.probes, same.probe_taught)
+    session = len(same.probes) // 3
+    assert outcome.curve[session - 1] == pytest.approx(float(averages[:session].mean()))
+    assert outcome.curve[-1] == pytest.approx(float(averages[session:].mean()))  # nothing of the first session counts
 
 
 def test_a_trial_diverges_or_is_pruned_without_an_error(tmp_path: Path) -> None:
