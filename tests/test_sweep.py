@@ -223,6 +223,14 @@ def test_what_can_not_be_run_is_said_before_anything_is(
     assert [file.name for file in tmp_path.iterdir()] == ["grid.yaml"]
 
 
+def test_a_store_that_can_not_be_used_is_said_before_anything_is_made(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "mlflow.db").write_text("no database")
+    assert main(["sweep", "grid.yaml", "--track", "true", "--tracking_uri", f"sqlite:///{place}/mlflow.db"]) == 1
+    said = capsys.readouterr().err
+    assert "mlflow.db" in said and said.count("\n") == 1 and not (place / "sweeps").exists()
+    assert (place / "mlflow.db").read_text() == "no database"
+
+
 def test_damaged_records_are_refused_and_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "kept.jsonl").write_text("{}\n")
     assert main(["sweep", "grid.yaml", "--records", "kept.jsonl"]) == 1

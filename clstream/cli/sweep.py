@@ -48,6 +48,7 @@ def sweep_command(arguments: list[str]) -> int:
         sweep.show_plan()
         return 0
     with as_failure(FolderError, OSError, ImportError, ValueError):
+        sweep.check_store()
         try:
             with locked(folder):
                 sweep.prepare()
@@ -121,6 +122,18 @@ class Sweep:
         self.in_further = {record.identity for record in others}
         self.waiting = [run for run in plan.runs if str(run.identity) not in self.finished]
         self.left = len(self.waiting)
+
+    def check_store(self) -> None:
+        """Open the tracking store of a sweep that begins: OSError if that fails. One that goes on can wait for its server."""
+        if self.waiting and self.plan.options.track and not self._has_journal():
+            from clstream.tracking.mlflow_store import connect
+
+            connect(self.plan.options.tracking_uri, self.plan.options.experiment)
+
+    def _has_journal(self) -> bool:
+        from clstream.tracking.outbox import FILE
+
+        return (self.folder / FILE).exists()
 
     def prepare(self) -> None:
         """Write the grid and the records of what is finished to the folder; what failed is run again, so it is left out."""
@@ -206,7 +219,7 @@ class Sweep:
 
         name = f"sweep {self.folder.name}"
         tags = {"sweep": self.folder.name}
-        with group_run(name, options.experiment, options.tracking_uri, tags, self.folder, resumed=True) as uploader:
+        with group_run(name, options.experiment, options.tracking_uri, tags, self.folder, self._has_journal()) as uploader:
             try:
                 return self._run_all(workers, uploader)
             finally:
