@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -379,8 +380,13 @@ def run_seed_job(job: SeedJob) -> Result:
     Raises what `Experiment.run_seed` does, and Failure if the working folder is not on this machine.
     """
     if Path.cwd() != job.place:  # a worker on another machine begins elsewhere
-        with as_failure(OSError):
+        try:
             os.chdir(job.place)
+        except OSError as error:
+            raise Failure(
+                f"{job.place} can't be entered on {platform.node()} ({error.strerror}): the machines of a cluster must share the "
+                "folder where the command is given"
+            ) from None
     if str(job.place) not in sys.path:
         sys.path.append(str(job.place))
     with as_failure(OSError):

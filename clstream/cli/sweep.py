@@ -68,7 +68,7 @@ def sweep_parser() -> CommandParser:
         "left: finished runs are known by their config, code and data, others go on from their checkpoints.",
     )
     parser.add_argument("grid", help="a YAML file: options of clstream run, and `sweep: {strategy: [Replay, EWC], seed: 0-4}`")
-    parser.add_argument("--workers", type=int, help="how many runs go on at a time; by default as many as there are cores")
+    parser.add_argument("--workers", type=int, help="how many runs go on at a time; by default as many as there are cores for")
     parser.add_argument("--threads", type=int, help="that each of them computes in; by default one")
     parser.add_argument("--engine", default="loky", help="loky (processes of this machine, by default), ray or dask")
     parser.add_argument("--address", help="HOST:PORT of a Ray or Dask cluster, whose machines share this folder")
@@ -162,7 +162,7 @@ class Sweep:
         """Print what would be run, and about how long it takes."""
         from clstream.cli.sweep_estimate import estimates, total
         from clstream.sweep.progress import duration
-        from clstream.sweep.workers import cores
+        from clstream.sweep.workers import at_once
 
         groups: dict[str, list[Planned]] = {}
         for run in self.plan.runs:
@@ -180,7 +180,7 @@ class Sweep:
             self.say(f"  {group}, seed{'s' * (len(runs) > 1)} {seeds}{finished}{takes}")
         seconds = [known[group].seconds for group, runs in left.items() for _ in runs]
         if seconds:
-            workers = self.own.workers or min(cores(), len(seconds))
+            workers = self.own.workers or min(at_once(self._threads()), len(seconds))
             self.say(f"about {duration(total(seconds, workers))} with {workers} at a time on machines like this one")
 
     def _earlier(self) -> dict[str, list[float]]:
@@ -196,12 +196,12 @@ class Sweep:
 
     def run(self) -> int:
         """Run what is left, and return the exit status."""
-        from clstream.sweep.workers import cores
+        from clstream.sweep.workers import at_once
 
         if not self.waiting:
             self.say(f"all {len(self.plan.runs)} runs are finished; see them: clstream compare {self.folder}")
             return 0
-        workers = self.own.workers or (min(cores(), len(self.waiting)) if self.own.engine == "loky" else None)
+        workers = self.own.workers or (min(at_once(self._threads()), len(self.waiting)) if self.own.engine == "loky" else None)
         done = len(self.finished)
         self.say(
             f"{_count(len(self.waiting))}{f' of {len(self.plan.runs)}, {done} are finished' if done else ''}, "

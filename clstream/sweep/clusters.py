@@ -35,14 +35,15 @@ class RayPool:
     """Workers of a Ray cluster, each a process that does one job at a time.
 
     Args:
-        size: how many jobs are done at a time. None: as many as the cluster has cores.
+        size: how many jobs are done at a time. None: as many as the cluster has cores for.
         address: HOST:PORT of its head. None: a cluster of this machine alone is started, and ends with the pool.
+        cores: that a job takes.
 
     """
 
     dies_whole = False
 
-    def __init__(self, size: int | None, address: str | None) -> None:
+    def __init__(self, size: int | None, address: str | None, cores: int = 1) -> None:
         try:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else no job sees a GPU
             import ray
@@ -54,18 +55,22 @@ class RayPool:
         if address is not None:
             check_answers("Ray", address, "ray start --head")
         if self.ours:
-            options: dict[str, Any] = {"address": address} if address is not None else {"address": "local", "num_cpus": size}
+            options: dict[str, Any] = (
+                {"address": address} if address is not None else {"address": "local", "num_cpus": size and size * cores}
+            )
             try:
                 ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
             except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
                 text = " ".join(str(error).split())[:300]
                 raise ConnectionError(f"the Ray cluster at {address or 'this machine'} can't be used: {text}") from None
-        self.size = size or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        of_nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        self.cores = max(1, min(cores, max(of_nodes, default=1)))  # what no node has would be waited for in vain
+        self.size = size or max(1, sum(number // self.cores for number in of_nodes))
         self.references: dict[Future[Any], Any] = {}
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Have a worker call a function; if it dies, the future says so, and Ray itself does not try again."""
-        reference = self.ray.remote(call).options(max_retries=0, num_cpus=1).remote(*arguments)
+        reference = self.ray.remote(call).options(max_retries=0, num_cpus=self.cores).remote(*arguments)
         future: Future[Any] = reference.future()
         self.references[future] = reference
         future.add_done_callback(lambda done: self.references.pop(done, None))

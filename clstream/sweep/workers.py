@@ -93,8 +93,8 @@ def run_jobs(
     Args:
         function: found by its name in its module, or picklable by cloudpickle; so are jobs and values.
         jobs: in the order in which they are begun.
-        workers: how many jobs are done at a time. None: as many as this machine, or the cluster, has cores. With one worker on
-            one machine all is done in this process, and nothing is submitted again.
+        workers: how many jobs are done at a time. None: as many as this machine, or the cluster, has cores for their threads.
+            With one worker on one machine all is done in this process, and nothing is submitted again.
         engine: "loky" for processes of this machine, "ray" or "dask" for those of a cluster.
         address: of the cluster, as HOST:PORT. None: one is started on this machine.
         threads: that torch uses in each worker. None: its own choice.
@@ -115,23 +115,24 @@ def run_jobs(
     if address is not None and engine == "loky":
         raise ValueError("an address is that of a cluster: choose the engine ray or dask with it")
     if engine == "loky":
-        workers = min(workers or cores(), max(1, len(jobs)))
+        workers = min(workers or at_once(threads), max(1, len(jobs)))
         if workers == 1:
             return _in_this_process(function, jobs, threads)
     return _in_workers(function, jobs, lambda: _open(engine, workers, address, threads), threads, attempts)
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def at_once(threads: int | None) -> int:
+    """Return how many jobs with so many threads each this machine can do at a time; None: as many as it has cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // (threads or 1))
 
 
 def _open(engine: str, workers: int | None, address: str | None, threads: int | None) -> Pool:
     if engine == "loky":
-        return LokyPool(workers or cores(), threads)
+        return LokyPool(workers or at_once(threads), threads)
     if engine == "ray":
-        return RayPool(workers, address)
-    return DaskPool(workers or (cores() if address is None else None), address)
+        return RayPool(workers, address, threads or 1)
+    return DaskPool(workers or (at_once(threads) if address is None else None), address)
 
 
 def _in_this_process(
