@@ -199,6 +199,9 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(place: Path, capsys: pytes
         ("sweep: {strategy: [Replay], threads: [1, 2]}\nstream: blobs\n", [], "they are the same run"),
         ("sweep: {strategy: [Replay]}\ntrust: os\n", [], "a config can't say what to trust"),
         ("sweep: {strategy: [os.system]}\n", [], "can't be named by a config"),
+        ("sweep: {strategy: [this.Mine], strategy.capacity: [1, 2]}\n", [], "this.Mine can't be named by a config"),
+        ("sweep: {model: [this.Mine], model.hidden: [1, 2]}\n", [], "this.Mine can't be named by a config"),
+        ("sweep: {stream.tasks: [1, 2]}\nstream: {class_path: this.mine}\n", [], "this.mine can't be named by a config"),
         ("sweep: {strategy: [EWC]}\nstream: {class_path: blobs, init_args: {boundaries: false}}\n", [], "EWC"),
         ("sweep: {seed: 0-1}\n", ["--worker", "3"], "unknown option --worker"),
         ("sweep: {seed: 0-1}\n", ["--workers", "0"], "--workers must be at least 1"),
@@ -220,7 +223,7 @@ def test_what_can_not_be_run_is_said_before_anything_is(
     assert main(["sweep", "grid.yaml", *given]) == 2
     said = capsys.readouterr().err
     assert said.startswith("clstream: error: ") and sentence in said and said.count("\n") == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["grid.yaml"]
+    assert [file.name for file in tmp_path.iterdir()] == ["grid.yaml"] and "this" not in sys.modules
 
 
 def test_a_store_that_can_not_be_used_is_said_before_anything_is_made(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,7 @@ from torch import nn
 from clstream.cli.errors import UsageError
 from clstream.cli.lookup import PLACES, measure_of, observer_class
 from clstream.cli.option_parser import Parser
-from clstream.cli.parser import split_names
-from clstream.cli.settings import parse_seeds
+from clstream.cli.settings import parse_seeds, split_names
 from clstream.measures import Measure
 from clstream.models import Linear
 from clstream.pretraining import load_weights

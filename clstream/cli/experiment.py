@@ -25,7 +25,8 @@ from clstream.cli.build import build_strategy, build_stream, measures_of, observ
 from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import TRACKERS, trust_needed
 from clstream.cli.option_parser import Parser
-from clstream.cli.parser import as_yaml, parse_run, split_names
+from clstream.cli.parser import as_yaml, parse_run
+from clstream.cli.settings import split_names
 from clstream.cli.yaml_files import dump_yaml, parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run

@@ -37,7 +37,7 @@ from clstream.cli.lookup import (
     top_modules,
 )
 from clstream.cli.option_parser import Parser, options_of
-from clstream.cli.settings import CHOICES, Setting, merge, parse_seeds, read, strings
+from clstream.cli.settings import CHOICES, Setting, merge, parse_seeds, read, split_names, strings, trusted_in
 from clstream.cli.yaml_files import dump_yaml, load_yaml
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.stream import Stream
@@ -159,11 +159,9 @@ def parse_run(arguments: list[str], configs: Mapping[str, Mapping[str, Any]] | N
     Raises UsageError.
     """
     parser = run_parser()
-    given = {option[2:]: action.nargs != 0 for action in parser._actions for option in action.option_strings if option[:2] == "--"}
-    settings, parser.notes = merge(
-        read(arguments, {name: takes for name, takes in given.items() if "." not in name and "+" not in name}, owner_of, configs)
-    )
-    trusted = _trusted(settings)
+    given = _options_in(parser)
+    settings, parser.notes = merge(read(arguments, _whole(given), owner_of, configs))
+    trusted = trusted_in(settings)
     settings = _with_paths([setting for setting in settings if setting.key != ("trust",)], trusted)
     for setting in settings:
         if setting.key in _NAMES:
@@ -231,22 +229,19 @@ _ALLOWED: set[str] = set()
 """All that was ever allowed in this process: what was for one command is not for the next."""
 
 
-def _trusted(settings: list[Setting]) -> list[str]:
-    """Return the packages that the command line itself names, by --trust or in the value of an option."""
-    typed = [setting for setting in settings if not setting.file]
-    whole = {name for setting in typed if setting.key == ("trust",) for name in split_names(setting.value)}
-    if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
-        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0][:60]!r}")
-    return sorted(
-        whole | {top for setting in typed for text in strings(setting.value) for top in top_modules(text)} - {"torch", "clstream"}
-    )
+def _options_in(parser: Parser) -> dict[str, bool]:
+    """Return all options, and whether each takes a value."""
+    return {option[2:]: action.nargs != 0 for action in parser._actions for option in action.option_strings if option[:2] == "--"}
 
 
-def split_names(value: Any) -> list[str]:
-    """Return the names in the value of an option that takes several: a list, or a text with commas."""
-    return (
-        [str(name) for name in value] if isinstance(value, list) else [name.strip() for name in str(value).strip("[]").split(",")]
-    )
+def _whole(options: Mapping[str, bool]) -> dict[str, bool]:
+    """Return options without those of what others name, as strategy.capacity."""
+    return {name: takes for name, takes in options.items() if "." not in name and "+" not in name}
+
+
+def trusted_by(arguments: list[str]) -> tuple[str, ...]:
+    """Return the packages that may be named because the options of a command name them, by --trust or in a value."""
+    return tuple(trusted_in([setting for part in read(arguments, _whole(_options_in(run_parser())), owner_of) for setting in part]))
 
 
 def _with_paths(settings: list[Setting], trusted: list[str]) -> list[Setting]:

@@ -259,3 +259,23 @@ def strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Collection):
         for item in value:
             yield from strings(item)
+
+
+def trusted_in(settings: list[Setting]) -> list[str]:
+    """Return the packages that the command line itself names, by --trust or in the value of an option."""
+    from clstream.cli.lookup import top_modules  # it needs torch, and texts of help don't
+
+    typed = [setting for setting in settings if not setting.file]
+    whole = {name for setting in typed if setting.key == ("trust",) for name in split_names(setting.value)}
+    if odd := [name for name in whole if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or name.startswith("jsonargparse")]:
+        raise UsageError(f"--trust takes names of packages with commas between them, as my_package, not {odd[0][:60]!r}")
+    return sorted(
+        whole | {top for setting in typed for text in strings(setting.value) for top in top_modules(text)} - {"torch", "clstream"}
+    )
+
+
+def split_names(value: Any) -> list[str]:
+    """Return the names in the value of an option that takes several: a list, or a text with commas."""
+    return (
+        [str(name) for name in value] if isinstance(value, list) else [name.strip() for name in str(value).strip("[]").split(",")]
+    )

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from clstream.cli.build import build_strategy, build_stream, measures_of, observ
 from clstream.cli.errors import UsageError, as_failure
 from clstream.cli.lookup import PLACES, resolve
 from clstream.cli.option_parser import Parser, options_of
-from clstream.cli.parser import DEFAULTS, as_yaml, parse_run, run_parser
+from clstream.cli.parser import DEFAULTS, as_yaml, parse_run, run_parser, trusted_by
 from clstream.cli.settings import CHOICES, parse_seeds
 from clstream.cli.yaml_files import dump_yaml, load_yaml, read_yaml
 from clstream.engine import check_fits
@@ -97,10 +97,11 @@ def plan_of(file: str, arguments: list[str]) -> Plan:
 
     """
     loaded, place = read_yaml(file, "grid"), Path(file).parent
-    known = Known(run_options(), _options_of, cache(lambda name: _config(place, name)), parse_seeds)
+    options_of = partial(_options_of, trusted_by(arguments))
+    known = Known(run_options(), options_of, cache(lambda name: _config(place, name)), parse_seeds)
     try:
         combined = combinations(read_grid(loaded, known), known, DEFAULTS)
-    except GridError as error:
+    except (GridError, UsageError) as error:
         raise UsageError(f"{file}: {error}") from None
     base = {key: value for key, value in loaded.items() if key not in ("sweep", "seed", "seeds")}
     planned, streams = list[Planned](), dict[str, Stream]()
@@ -129,8 +130,8 @@ def run_options() -> list[str]:
 
 
 @cache
-def _options_of(kind: str, name: str) -> list[str]:
-    return options_of(resolve(kind, name, (name.partition(".")[0],) if "." in name else ())[0])
+def _options_of(trusted: tuple[str, ...], kind: str, name: str) -> list[str]:
+    return options_of(resolve(kind, name, trusted)[0])
 
 
 def _config(place: Path, name: str) -> dict[str, Any]:
