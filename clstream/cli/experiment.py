@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
-import platform
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
-from functools import lru_cache
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -26,8 +22,9 @@ from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import TRACKERS, trust_needed
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml, parse_run
+from clstream.cli.seed_jobs import SeedJob, stream_of_job
 from clstream.cli.settings import split_names
-from clstream.cli.yaml_files import dump_yaml, parse_yaml
+from clstream.cli.yaml_files import parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
 from clstream.events import RunStarted
@@ -49,9 +46,6 @@ if TYPE_CHECKING:
 
 
 FINISHED = "finished"
-
-LOST_WORKERS = 60.0
-"""Seconds to wait for the folder of a run that another worker has."""
 
 
 class Outcome(NamedTuple):
@@ -347,70 +341,18 @@ class Experiment:
         return [*log, *details, *measures, tracker, bar, *checkpointer]
 
 
-class SeedJob(NamedTuple):
-    """The run of one seed as a worker is told of it, maybe on another machine that shares the folders.
-
-    Args:
-        config: the options, as YAML.
-        seed: of the run.
-        folder: of the run folder; that of the seed is in it.
-        place: the working folder.
-        parent: the id of the MLflow run that it is shown under.
-        trust: packages that the config may name.
-        accept_changed_code: whether a checkpoint of other code of the user's own is gone on from.
-
-    """
-
-    config: str
-    seed: int
-    folder: Path
-    place: Path
-    parent: str | None = None
-    trust: tuple[str, ...] = ()
-    accept_changed_code: bool = False
-
-    @property
-    def of_seed(self) -> Path:
-        """The folder of the seed."""
-        return self.folder / f"seed_{self.seed}"
-
-
 def run_seed_job(job: SeedJob) -> Result:
     """Run one seed, from its newest checkpoint if it has one; what it prints goes to output.txt in its folder.
 
     Raises what `Experiment.run_seed` does, and Failure if the working folder is not on this machine.
     """
-    if Path.cwd() != job.place:  # a worker on another machine begins elsewhere
-        try:
-            os.chdir(job.place)
-        except OSError as error:
-            raise Failure(
-                f"{job.place} can't be entered on {platform.node()} ({error.strerror}): the machines of a cluster must share the "
-                "folder where the command is given"
-            ) from None
-    if str(job.place) not in sys.path:
-        sys.path.append(str(job.place))
-    with as_failure(OSError):
-        job.of_seed.mkdir(parents=True, exist_ok=True)
-        output = (job.of_seed / "output.txt").open("a", encoding="utf-8")
-    with suppress(Timeout, OSError):  # of a worker whose machine is lost to the cluster, and that has not noticed yet
-        FileLock(job.of_seed / "lock", timeout=LOST_WORKERS).acquire().lock.release()
-    with output, redirect_stdout(output), redirect_stderr(output):
+    with job.begun():
         flags = [*([f"--trust={','.join(job.trust)}"] if job.trust else []), *["--accept_changed_code"] * job.accept_changed_code]
         config = parse_yaml(job.config.encode(), "the config")
-        of_features = ("features", "model", "weights", "seed", "seeds") if config.get("features") else ()
-        names = ("stream", "probes", "tune", "data_root", *of_features)
-        stream = _stream_of(dump_yaml({name: config[name] for name in names if name in config}), job.trust)
+        stream = stream_of_job(config, job.trust)
         # after that: the parser that was made last says what may be imported
         parser, options = parse_run(["--config", run_folders.CONFIG, *flags], {run_folders.CONFIG: config})
         options.seed, options.seeds = job.seed, None
         strategy = options.strategy.class_path.rpartition(".")[2]
         experiment = Experiment(parser, options, stream, f"{strategy} on {stream.name}", job.folder, resumed=True)
         return experiment.run_seed(job.seed, job.parent)
-
-
-@lru_cache(maxsize=1)
-def _stream_of(config: str, trust: tuple[str, ...]) -> Stream:
-    """Return the stream of a config that has all that it depends on: runs of one stream, one after the other, share its data."""
-    name, trusted = run_folders.CONFIG, [f"--trust={','.join(trust)}"] if trust else []
-    return build_stream(*parse_run(["--config", name, *trusted], {name: parse_yaml(config.encode(), "the config")}))

@@ -15,7 +15,7 @@ from clstream.cli.errors import Failure, UsageError, as_failure, printable
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from clstream.cli.experiment import SeedJob
+    from clstream.cli.seed_jobs import SeedJob
     from clstream.cli.sweep_plan import Plan, Planned
     from clstream.comparison import Record
     from clstream.results import Result
@@ -257,8 +257,8 @@ class Sweep:
 
     def _job(self, run: Planned, parent: str | None) -> SeedJob:
         """Return the job of a run, whose folder gets its config."""
-        from clstream.cli.experiment import SeedJob
         from clstream.cli.run_folders import CONFIG
+        from clstream.cli.seed_jobs import SeedJob
         from clstream.files import write_atomically
 
         folder = (self.folder / "runs" / run.folder_name).absolute()
