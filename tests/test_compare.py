@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,23 @@ def test_names_in_records_steer_no_terminal(folder: Path, capsys: pytest.Capture
     text = said(capsys, 0, "odd.jsonl", "--latex", "t.tex")
     assert "\x1b" not in text and "\\x1b[31mDE R[bold]pp" in text
     assert r"\textbackslash{}x1b[31mDE R[bold]pp & " in (folder / "t.tex").read_text()
+
+
+def test_no_name_in_a_record_is_more_than_text_in_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (folder / "sweeps/mnist/records.jsonl").read_text()
+    odd = "=1+\\u001b[1m<b>|[a](b)\\\\input{x}`"
+    for name in ('"DERpp"', '"split_mnist"', '"class"', "accuracy"):
+        text = text.replace(name, name.replace(name.strip('"'), odd))
+    (folder / "odd.jsonl").write_text(text)
+    written = said(capsys, 0, "odd.jsonl", "--latex", "t.tex", "--csv", "t.csv", "--markdown", "t.md")
+    tables = [(folder / name).read_text() for name in ("t.tex", "t.csv", "t.md")]
+    assert "\x1b" not in "".join([written, *tables])
+    with (folder / "t.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert "'=1+" in " ".join(cells) and not any(cell.startswith("=") for cell in cells)
+    assert not re.search(r"(?<!\\)[<`]|(?<!\\)\]\(", tables[2])
+    shown = [line for line in tables[0].splitlines() if not line.startswith("%")]
+    assert "\\input" not in "".join(shown) and "textbackslash{}input" in "".join(shown)
 
 
 def test_a_tuned_config_is_marked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,9 @@ def test_a_failed_run_has_a_record_without_metrics() -> None:
     [
         ({"seed": "3"}, "its 'seed' is not what it should be"),
         ({"seed": True}, "its 'seed' is not"),
+        ({"seed": -1}, "its 'seed' is not"),
+        ({"rows": [[10**30, 2, [0]], [2, 4, [1]], [3, 6, []]]}, "its 'rows' is not"),
+        ({"matrix": [[], [], []], "rows": [[1, 2, []], [2, 4, []], [3, 6, []]]}, "its matrix is not whole"),
         ({"seconds": 10**400}, "its 'seconds' is not"),
         ({"metrics": {"forgetting": "much"}}, "its 'metrics' is not"),
         ({"metrics": []}, "its 'metrics' is not"),
@@ -122,7 +125,7 @@ def test_whatever_is_in_a_line_it_is_a_record_or_refused(record: Record, name: s
         read = from_json(json.dumps(json.loads(to_json(record)) | {name: value}))
     except ValueError:
         return
-    assert from_json(to_json(read)).main_matrix.shape == read.taught.shape
+    assert from_json(to_json(read).encode().decode()).main_matrix.shape == read.taught.shape
 
 
 def test_a_file_of_records(record: Record, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clstream.cli.command_parser import CommandParser
 from clstream.cli.errors import UsageError, as_failure, printable
@@ -106,17 +106,16 @@ def records_of(source: str, options: Namespace) -> list[Record]:
     with as_failure(OSError, ValueError):
         records = read_records(source, options.tracking_uri, matrices=options.pictures is not None)
     return [
-        replace(
-            record, label=plain(record.label), stream=plain(record.stream), error=plain(record.error), tuned=plain(record.tuned),
-            params={name: plain(value) for name, value in record.params.items()},
-        )
+        replace(record, **{attribute.name: plain(getattr(record, attribute.name)) for attribute in fields(record)})
         for record in records
-    ]  # fmt: skip
+    ]
 
 
-def plain(text: str) -> str:
-    """Return a text from a file as it can be shown, in a line."""
-    return printable(" ".join(text.split()))
+def plain(value: Any) -> Any:
+    """Return a text from a file as it can be shown, in a line; so with names and texts in a dict; anything else as it is."""
+    if isinstance(value, str):
+        return printable(" ".join(value.split()))
+    return {plain(name): plain(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def run_configs(configs: list[str], rest: list[str]) -> list[Outcome]:

@@ -35,4 +35,4 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 def printable(text: str) -> str:
     r"""Return a text whose control characters, which would steer a terminal, are written out, as \x1b; lines and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda odd: ascii(odd[0])[1:-1], text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda odd: ascii(odd[0])[1:-1], text)

@@ -146,15 +146,17 @@ def _is_higher_better(metric: str, result: Evaluation) -> bool:
 
 
 def to_json(record: Record) -> str:
-    """Return a record as a line of JSON; NaN is null, infinity a string."""
+    """Return a record as a line of JSON; NaN is null, infinity a string, and what no UTF-8 can hold a question mark."""
     return json.dumps(_plain(asdict(record)), ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {_plain(name): _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -174,7 +176,7 @@ def from_json(line: str) -> Record:
     read = {name: _checked(name, value) for name, value in values.items()}
     record = Record(**read)
     width = len(record.matrix[0]) if record.matrix else 0
-    if {len(row) for row in record.matrix} - {width} or len(record.rows) != len(record.matrix):
+    if {len(row) for row in record.matrix} - {width} or len(record.rows) != len(record.matrix) or (record.rows and not width):
         raise ValueError("this record of a run is damaged: its matrix is not whole")
     if any(not 0 <= task < width for row in record.rows for task in row.taught):
         raise ValueError("this record of a run is damaged: it taught tasks that its matrix doesn't have")
@@ -186,7 +188,7 @@ def _checked(name: str, value: Any) -> Any:
     try:
         match name:
             case "seed":
-                return _as(int, value)
+                return _count(value)
             case "seconds":
                 return _number(value)
             case "metrics" | "cost":
@@ -200,7 +202,7 @@ def _checked(name: str, value: Any) -> Any:
             case "rows":
                 rows = [_as(list, row) for row in _as(list, value)]
                 return [
-                    RowOfMatrix(_as(int, sessions), _as(int, batches), [_as(int, task) for task in _as(list, taught)])
+                    RowOfMatrix(_count(sessions), _count(batches), [_count(task) for task in _as(list, taught)])
                     for sessions, batches, taught in rows
                 ]
             case _:
@@ -213,6 +215,12 @@ def _as(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError
     return value
+
+
+def _count(value: Any) -> int:
+    if not 0 <= _as(int, value) < 2**63:
+        raise ValueError
+    return int(value)
 
 
 def _number(value: Any) -> float:

@@ -89,8 +89,9 @@ def paired_difference(
     check_integer(0, seed=seed)
     if len(first) != len(second) or not first:
         raise ValueError(f"paired differences need pairs, not {len(first)} values and {len(second)}")
-    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
-    count, mean = len(differences), float(np.mean(differences))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then, or NaN, says so
+        differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+        count, mean = len(differences), float(np.mean(differences))
     if count < 2 or not np.isfinite(differences).all():
         return PairedDifference(mean, math.nan, math.nan, math.nan, count)
     if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):  # but for rounding all are alike

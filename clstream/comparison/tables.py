@@ -64,16 +64,24 @@ def differences_to_frame(comparison: Comparison) -> DataFrame:
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows, of `numbers_of` or `differences_of`, as CSV; empty where there is no number."""
+    """Return rows, of `numbers_of` or `differences_of`, as CSV; empty where there is no number.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
     if not rows:
         return ""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        plain = {name: "" if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-        writer.writerow(plain)
+        writer.writerow({name: _csv(value) for name, value in row.items()})
     return out.getvalue()
+
+
+def _csv(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -81,7 +89,7 @@ def to_markdown(comparison: Comparison) -> str:
     lines: list[str] = []
     for stream, title in comparison.streams.items():
         head = head_of(comparison)
-        lines += [f"### {title}", "", f"| {' | '.join(head)} |", f"|---{'|--:' * (len(head) - 1)}|"]
+        lines += [f"### {_markdown(title)}", "", f"| {' | '.join(map(_markdown, head))} |", f"|---{'|--:' * (len(head) - 1)}|"]
         for method in comparison.methods_on(stream):
             cells = [(comparison.cells[stream, method, name], name in comparison.costs) for name in comparison.metrics]
             texts = [
@@ -89,10 +97,15 @@ def to_markdown(comparison: Comparison) -> str:
                 for cell, is_cost in cells
                 for text in [shown(cell, is_cost)]
             ]
-            row = [method, *options_of(comparison, [stream], method), *texts]
-            lines.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |")
+            row = [*map(_markdown, [method, *options_of(comparison, [stream], method)]), *texts]
+            lines.append(f"| {' | '.join(row)} |")
         lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in [key_of(comparison, "bold", "~"), *comparison.notes]), ""])
+    return "\n".join([*lines, *(f"- {_markdown(note)}" for note in [key_of(comparison, "bold", "~"), *comparison.notes]), ""])
+
+
+def _markdown(text: str) -> str:
+    """Return plain text as Markdown shows it, with no HTML, link, code or further column in it."""
+    return re.sub(r"[\\|<`]|\](?=[(\[])", lambda odd: f"\\{odd[0]}", text)
 
 
 def to_latex(comparison: Comparison) -> str:
