@@ -217,6 +217,12 @@ def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "page.html").exists()
 
 
+def test_a_run_may_be_where_no_folder_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = [replace(item, source=source) for item, source in zip(RECORDS[:3], ("a" * 5000, "a\0b", "/proc/1/root/x"), strict=True)]
+    assert cli(["report", str(write(tmp_path / "sweep", odd)), "--out", str(tmp_path / "page.html")]) == 0
+    assert "page.html: 3 runs" in capsys.readouterr().out
+
+
 def test_without_plotly_it_is_said_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +259,9 @@ def test_the_page_is_an_artifact_of_the_mlflow_run_above_the_seeds(store: str, c
     page = Path("report.html").read_text(encoding="utf-8").partition('id="figures"')[0]
     assert f'href="{finetune.as_posix()}/seed_1"' in page and "class_path: clstream.strategies.Finetune" in page
     assert store in page and "torch" in page
+    assert cli(["report", str(finetune), "--tracking_uri", "sqlite:///other.db", "--out", "other.html"]) == 0
+    assert f"with --tracking-uri {store} the page is put among their artifacts" in capsys.readouterr().out
+    assert not Path("other.db").exists() and "other.html" not in [item.path for item in client.list_artifacts(parents["Finetune"])]
     assert cli(["report", "runs"]) == 0
     assert "under 2 MLflow runs: the page is put among the artifacts of none" in capsys.readouterr().out
     assert cli(["report", "mlflow:clstream", "--out", "all.html"]) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clstream import __version__
 from clstream.cli.command_parser import CommandParser
-from clstream.cli.errors import Failure, UsageError, as_failure
+from clstream.cli.errors import Failure, UsageError, as_failure, printable
 
 
 def report_command(arguments: list[str]) -> int:
@@ -51,21 +51,29 @@ def report_command(arguments: list[str]) -> int:
         write_atomically(out, lambda file: file.write(page))
     runs = sum(len(source.records) for source in sources)
     print(f"{out}: {runs} run{'s' * (runs != 1)}, {len(page) / 1e6:.1f} MB, in {time.perf_counter() - began:.1f} s")
-    _add_to_mlflow(sources[-1].parents, out)
+    _add_to_mlflow(sources[-1].parents, out, options.tracking_uri)
     return 0
 
 
-def _add_to_mlflow(parents: set[tuple[str, str]], page: Path) -> None:
-    """Put the page among the artifacts of the MLflow run above those of a sweep, and say so; what goes wrong is said, too."""
+def _add_to_mlflow(parents: set[tuple[str, str]], page: Path, store: str | None) -> None:
+    """Put the page among the artifacts of the MLflow run above those of a sweep, and say so; what goes wrong is said, too.
+
+    It goes to no other store than the user's own: files of runs name one too, but they may be anybody's.
+    """
     if len(parents) != 1:
         if parents:
             print(f"the runs are tracked under {len(parents)} MLflow runs: the page is put among the artifacts of none")
         return
-    from clstream.tracking.mlflow_store import add_file
+    from clstream.tracking.addresses import tracking_uri, without_password
 
     ((uri, run_id),) = parents
+    if uri != without_password(tracking_uri(store)):
+        print(printable(f"the runs are tracked in {uri}: with --tracking-uri {uri} the page is put among their artifacts"))
+        return
+    from clstream.tracking.mlflow_store import add_file
+
     try:
-        add_file(uri, run_id, page)
+        add_file(tracking_uri(store), run_id, page)
     except OSError as error:
         print(f"clstream: the page is not in MLflow: {error}", file=sys.stderr)
     else:

@@ -121,7 +121,7 @@ def origin_of(record: Record, beside: Path | None = None) -> Origin:
     parts = Path(record.source).parts
     ends = [] if beside is None else [beside.joinpath(*parts[start:]) for start in range(len(parts))]
     places = [Path(record.source), *ends]  # the folder of the records may have been moved, with what is in it
-    folder = next((place for place in places if record.source and place.is_dir()), None)
+    folder = next((place for place in places if record.source and _is_folder(place)), None)
     if folder is None:
         return Origin()
     seed = folder / f"seed_{record.seed}"
@@ -129,6 +129,12 @@ def origin_of(record: Record, beside: Path | None = None) -> Origin:
     config = next((text for place in (of_run, of_run.parent) if (text := _text_of(place / CONFIG))), "")
     head, tags, run_id = _tracked(of_run / FILE)
     return Origin(folder, config, str(head.get("uri", "")), run_id, str(tags.get(PARENT, "")), _versions(tags))
+
+
+def _is_folder(place: Path) -> bool:
+    with suppress(OSError):  # it may be in a folder that is not for us, or no name that a file can have
+        return place.is_dir()
+    return False
 
 
 def _text_of(file: Path) -> str:

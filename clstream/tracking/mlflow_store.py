@@ -275,10 +275,8 @@ def add_file(uri: str, run_id: str, file: Path) -> None:
 
     Raises OSError if the store can't be used, has no such run, or takes no file.
     """
-    own = tracking_uri()  # it may have the password
-    where = own if without_password(own) == uri else uri
-    client = open_to_read(where)
-    with store_errors(where):
+    client = open_to_read(uri)
+    with store_errors(uri):
         client.log_artifact(run_id, str(file))
 
 
