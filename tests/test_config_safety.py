@@ -232,6 +232,20 @@ def test_what_a_user_may_name(folder: Path) -> None:
         parse_run(["--config", "t.yaml"])
 
 
+def test_an_optimizer_of_ones_own_needs_no_annotations_but_of_its_options(folder: Path) -> None:
+    (folder / "own_sgd.py").write_text(
+        "from torch.optim import SGD\n\n"
+        "class Mine(SGD):\n    def __init__(self, params, lr=0.5):\n        super().__init__(params, lr=lr)\n\n"
+        "class Odd(Mine):\n    def __init__(self, params, power):\n        super().__init__(params)\n"
+    )
+    chosen = ["--stream", "blobs", "--strategy", "Finetune", "--strategy.optimizer"]
+    parser, options = parse_run([*chosen, "own_sgd.Mine", "--strategy.optimizer.lr", "0.25"])
+    strategy = build_strategy(parser, options, build_stream(parser, options), 0)
+    assert type(strategy.optimizer).__name__ == "Mine" and strategy.optimizer.param_groups[0]["lr"] == 0.25
+    with pytest.raises(UsageError, match=r"own_sgd\.Odd doesn't say of what type its power is: annotate it, as power: float"):
+        parse_run([*chosen, "own_sgd.Odd"])
+
+
 def test_what_one_command_trusts_the_next_does_not(folder: Path) -> None:
     (folder / "c.yaml").write_text("strategy: {class_path: Finetune, init_args: {optimizer: others_safe.sgd}}\n")
     for _ in range(2):

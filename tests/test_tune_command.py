@@ -169,6 +169,7 @@ SPACES = {
     "range": "strategy.capacity: [50, 10]",
     "kind": "strategy.capacity: [0.5, 10.5]",
     "place": "seed: [0, 5]",
+    "package": "strategy.optimizer: [torch.optim.Adam, pytest.Item]",
 }
 
 
@@ -186,6 +187,7 @@ SPACES = {
         (["--space", "typo.yaml"], 2, "strategy.capaciti, and Replay has no option 'capaciti': did you mean capacity?"),
         (["--space", "range.yaml"], 2, "the search space of strategy.capacity: a range goes from a lower number to a higher one"),
         (["--space", "kind.yaml"], 2, "--strategy.capacity takes int, not 0.5"),
+        (["--space", "package.yaml"], 2, "--strategy.optimizer: pytest.Item can't be named by a config"),
         (["--space", "place.yaml"], 2, "seed can't be searched: options of the strategy, the optimizer and the model can"),
         (["--out", "missing/x.yaml"], 1, "there is no folder for missing/x.yaml"),
         (["--engine", "slurm"], 2, "--engine must be one of loky, ray, dask, not 'slurm'"),

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from torch import nn
+from torch.optim import Optimizer
 
 from clstream.cli.errors import UsageError, nearest
 from clstream.cli.lookup import PLACES, import_object, import_refusal, required_parameters, resolve, top_modules
 from clstream.cli.option_help import help_texts
+from clstream.strategy import OptimizerFactory
 
 
 class Parser(ArgumentParser):
@@ -38,6 +45,8 @@ class Parser(ArgumentParser):
             return f"unknown option {loose[1]}"
         keys = re.findall(r'Parser key "([\w.]+)"', message)
         option = f"--{'.'.join(keys)}"
+        if untyped := re.search(r"Parameter '(\w+)' from '([\w.]+?)(?:\.__init__)?' does not specify a type", message):
+            return f"{option}: {untyped[2]} doesn't say of what type its {untyped[1]} is: annotate it, as {untyped[1]}: float"
         if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
             return f"{option}: {import_refusal(denied[1])}"
         if refused := re.search(r"Option '(\w+)' is not accepted", message):
@@ -123,3 +132,29 @@ def _options_parser(thing: Any, prefix: str, prog: str = "") -> Parser:
     for group in parser._action_groups:
         group._group_actions = [action for action in group._group_actions if action.dest != prefix]
     return parser
+
+
+def annotate(thing: Any) -> None:
+    """Annotate parameters of a class that have none, where their default says what is wanted, as partial(SGD, lr=0.1) does.
+
+    Otherwise an option for it would be any value, not the name of another optimizer.
+    """
+    for cls in inspect.getmro(thing) if isinstance(thing, type) else []:
+        construct = inspect.unwrap(vars(cls).get("__init__", object.__init__))
+        if not inspect.isfunction(construct):
+            continue
+        for parameter in inspect.signature(construct).parameters.values():
+            built = parameter.default.func if isinstance(parameter.default, partial) else parameter.default
+            if parameter.annotation is parameter.empty and isinstance(built, type):
+                for base, kind in ((Optimizer, OptimizerFactory), (nn.Module, Callable[..., nn.Module])):
+                    if issubclass(built, base):
+                        construct.__annotations__[parameter.name] = kind
+
+
+def annotate_optimizer(name: str) -> None:
+    """Annotate what a user's own optimizer takes first, the parameters, as few do: without a type it could be no option."""
+    with suppress(UsageError):  # jsonargparse says it of the option
+        cls = import_object(name, "optimizer")
+        if isinstance(cls, type) and inspect.isfunction(construct := inspect.unwrap(vars(cls).get("__init__", object.__init__))):
+            for parameter in [*inspect.signature(construct).parameters.values()][1:2]:
+                construct.__annotations__.setdefault(parameter.name, Iterable[nn.Parameter])

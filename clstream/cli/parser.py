@@ -36,10 +36,10 @@ from clstream.cli.lookup import (
     returns_a_stream,
     top_modules,
 )
-from clstream.cli.option_parser import Parser, options_of
+from clstream.cli.option_parser import Parser, annotate, annotate_optimizer, options_of
 from clstream.cli.settings import CHOICES, Setting, merge, parse_seeds, read, split_names, strings, trusted_in
 from clstream.cli.yaml_files import dump_yaml, load_yaml
-from clstream.strategy import OptimizerFactory, Strategy
+from clstream.strategy import Strategy
 from clstream.stream import Stream
 
 DEFAULTS = {"stream": "split_digits", "strategy": "Replay", "model": "Mlp"}
@@ -177,6 +177,9 @@ def parse_run(arguments: list[str], configs: Mapping[str, Mapping[str, Any]] | N
     _check_options(settings)
     may = {top for setting in settings for text in strings(setting.value) for top in top_modules(text) if is_user_module(top)}
     _allow_imports({*ALLOWED_MODULES, *trusted, *may})
+    for name in (str(setting.value) for setting in settings if setting.key[-1] == "optimizer"):
+        if name.partition(".")[0] in (*trusted, *may):
+            annotate_optimizer(name)
     try:
         options = parser.parse_args(list(_as_arguments(settings, given)), env=False)
     except UsageError as error:
@@ -254,7 +257,7 @@ def _with_paths(settings: list[Setting], trusted: list[str]) -> list[Setting]:
             path, with_it = resolve(kind, setting.value, trusted)
         except UsageError as error:
             raise UsageError(f"{setting.where}{error}") from None
-        _annotate(import_object(path, kind))
+        annotate(import_object(path, kind))
         chosen.append(setting._replace(value=path))
         extra += [Setting((kind, name), value, setting.file) for name, value in with_it.items()]
     return [*chosen, *extra, *(setting for setting in settings if setting.key not in {(kind,) for kind in CHOICES})]
@@ -287,23 +290,6 @@ def _default(owner: Any, parameter: str, trusted: list[str]) -> Any:
             if parameter in parameters:
                 return parameters[parameter].default
     return None
-
-
-def _annotate(thing: Any) -> None:
-    """Annotate parameters of a class that have none, where their default says what is wanted, as partial(SGD, lr=0.1) does.
-
-    Otherwise an option for it would be any value, not the name of another optimizer.
-    """
-    for cls in inspect.getmro(thing) if isinstance(thing, type) else []:
-        construct = inspect.unwrap(vars(cls).get("__init__", object.__init__))
-        if not inspect.isfunction(construct):
-            continue
-        for parameter in inspect.signature(construct).parameters.values():
-            built = parameter.default.func if isinstance(parameter.default, partial) else parameter.default
-            if parameter.annotation is parameter.empty and isinstance(built, type):
-                for base, kind in ((Optimizer, OptimizerFactory), (nn.Module, Callable[..., nn.Module])):
-                    if issubclass(built, base):
-                        construct.__annotations__[parameter.name] = kind
 
 
 def _check_options(settings: list[Setting]) -> None:

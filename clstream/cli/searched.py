@@ -21,6 +21,7 @@ from clstream.cli.errors import UsageError, nearest
 from clstream.cli.experiment import print_notes
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml, parse_run
+from clstream.cli.settings import as_config
 from clstream.cli.yaml_files import dump_yaml, parse_yaml, read_yaml
 from clstream.engine import check_fits
 from clstream.stream import Stream
@@ -28,6 +29,9 @@ from clstream.tuning import Choice, Job, Outcome, Range, Search, check_installed
 
 CONFIG = "config.yaml"
 """What is searched, in the folder of a search."""
+
+VALUES = "the search space"
+"""What the values of a trial are called, as a config."""
 
 SECTION = "tune"
 """The key of a config that has the search space."""
@@ -193,13 +197,10 @@ def parse_with(setting: Setting, values: Mapping[str, Any]) -> tuple[Parser, Nam
     """Return the parser and the options of a config, with some values in the place of its own."""
     names = dict(setting.options)
     trusted = [f"--trust={','.join(setting.trust)}"] if setting.trust else []
-    typed = [f"--{names[option]}={_text(value)}" for option, value in values.items()]
-    return parse_run(["--config", CONFIG, *typed, *trusted], {CONFIG: parse_yaml(setting.config.encode(), "the config")})
-
-
-def _text(value: Any) -> str:
-    """Return a value as it is typed."""
-    return value if isinstance(value, str) else dump_yaml(value, flow=True).removesuffix("...\n").strip()
+    configs = {CONFIG: parse_yaml(setting.config.encode(), "the config")}
+    if values:  # a config too, not options: what a file's space names is not what the command line names
+        configs[VALUES] = as_config({names[option]: value for option, value in values.items()})
+    return parse_run([*(word for name in configs for word in ("--config", name)), *trusted], configs)
 
 
 def _identity(config: str) -> str:

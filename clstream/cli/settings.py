@@ -7,7 +7,7 @@ class than a setting before it did drops that one's options, and so does a confi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -279,3 +279,37 @@ def split_names(value: Any) -> list[str]:
     return (
         [str(name) for name in value] if isinstance(value, list) else [name.strip() for name in str(value).strip("[]").split(",")]
     )
+
+
+def as_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted options as a config has them, with class_path and init_args."""
+    tree: dict[str, Any] = {}
+    for option in sorted(settings, key=lambda option: option.count(".")):
+        value, (kind, *parts) = settings[option], option.split(".")
+        if kind not in CHOICES:
+            tree[option] = value
+            continue
+        whole = value if isinstance(value, Mapping) and "class_path" in value else None
+        place = tree.setdefault(kind, {})
+        for part in parts:
+            arguments = place.setdefault("init_args", {})
+            if not isinstance(arguments.get(part), dict):
+                arguments[part] = {}
+            place = arguments[part]
+        if whole is not None:
+            place |= {"class_path": whole["class_path"], "init_args": dict(whole.get("init_args") or {})}
+        elif isinstance(value, str) and (not parts or _has_options(settings, option)):
+            place["class_path"] = value
+        elif parts:
+            _set(tree[kind], parts, value)
+    return tree
+
+
+def _has_options(settings: Mapping[str, Any], option: str) -> bool:
+    return any(other.startswith(f"{option}.") for other in settings)
+
+
+def _set(place: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    for part in parts[:-1]:
+        place = place["init_args"][part]
+    place["init_args"][parts[-1]] = value

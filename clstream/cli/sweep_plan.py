@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from clstream.cli.errors import UsageError, as_failure
 from clstream.cli.lookup import PLACES, resolve
 from clstream.cli.option_parser import Parser, options_of
 from clstream.cli.parser import DEFAULTS, as_yaml, parse_run, run_parser, trusted_by
-from clstream.cli.settings import CHOICES, parse_seeds
+from clstream.cli.settings import CHOICES, as_config, parse_seeds
 from clstream.cli.yaml_files import dump_yaml, load_yaml, read_yaml
 from clstream.engine import check_fits
 from clstream.strategy import Strategy
@@ -112,7 +112,7 @@ def plan_of(file: str, arguments: list[str]) -> Plan:
             configs[name] = dict(known.config(str(combination.settings["config"])))
             words += ["--config", name]
         name = f"{file}, {combination.label}"
-        configs[name] = _tree({key: value for key, value in combination.settings.items() if key != "config"})
+        configs[name] = as_config({key: value for key, value in combination.settings.items() if key != "config"})
         parser, options = parse_run([*words, *["--config", name] * bool(configs[name]), *arguments], configs)
         typed = any(re.match(r"--seeds?(=|$)", word) for word in arguments)
         seeds = seeds_of(options) if typed else list(combination.seeds)
@@ -138,40 +138,6 @@ def _config(place: Path, name: str) -> dict[str, Any]:
     """Return what a config file that a grid names holds, but for its seeds; the path goes from the grid's folder on."""
     loaded = read_yaml(place / name, "config file")
     return {key: value for key, value in loaded.items() if key not in ("seed", "seeds")}
-
-
-def _tree(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by dotted options as a config has them, with class_path and init_args."""
-    tree: dict[str, Any] = {}
-    for option in sorted(settings, key=lambda option: option.count(".")):
-        value, (kind, *parts) = settings[option], option.split(".")
-        if kind not in CHOICES:
-            tree[option] = value
-            continue
-        whole = value if isinstance(value, Mapping) and "class_path" in value else None
-        place = tree.setdefault(kind, {})
-        for part in parts:
-            arguments = place.setdefault("init_args", {})
-            if not isinstance(arguments.get(part), dict):
-                arguments[part] = {}
-            place = arguments[part]
-        if whole is not None:
-            place |= {"class_path": whole["class_path"], "init_args": dict(whole.get("init_args") or {})}
-        elif isinstance(value, str) and (not parts or _below(settings, option)):
-            place["class_path"] = value
-        elif parts:
-            _set(tree[kind], parts, value)
-    return tree
-
-
-def _below(settings: Mapping[str, Any], option: str) -> bool:
-    return any(other.startswith(f"{option}.") for other in settings)
-
-
-def _set(place: dict[str, Any], parts: Sequence[str], value: Any) -> None:
-    for part in parts[:-1]:
-        place = place["init_args"][part]
-    place["init_args"][parts[-1]] = value
 
 
 def _planned(
