@@ -103,6 +103,8 @@ def test_pictures_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) ->
         (2, ["--pictures", "Replay.yaml"], "--pictures takes a folder, and Replay.yaml is none"),
         (1, ["mlflow:clstream"], "there is no MLflow experiment 'clstream'"),
         (1, ["missing.jsonl"], "there is no missing.jsonl"),
+        (1, ["sweeps/missing"], "there is no sweeps/missing: give a sweep's folder"),
+        (2, ["--latx", "t.tex"], "unknown option --latx: did you mean --latex?"),
         (1, ["sweeps"], "there are no records in sweeps"),
     ],
 )

@@ -282,6 +282,17 @@ def test_two_workers_run_each_trial_once_and_stop_in_time(tmp_path: Path) -> Non
     assert all(value == parabola(Job(0, values, ())).value for _, values, value, _ in trials(search))  # type: ignore[union-attr]  # of a job
 
 
+def test_a_search_goes_on_that_was_stopped_while_it_kept_a_trial(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    import optuna
+
+    search = Search(tmp_path, parse_space({"x": [0.0, 1.0]}))
+    job = search._next([])
+    optuna.trial.Trial(search.study, search.study.trials[job.number]._trial_id).report(0.5, 1)
+    recwarn.clear()
+    search.run(lambda job: Outcome("complete", 0.6, (0.5, 0.6)) if job else None, trials=1)
+    assert search.over[0].intermediate_values == {1: 0.5, 2: 0.6} and not recwarn
+
+
 def test_a_folder_has_one_search(tmp_path: Path) -> None:
     Search(tmp_path, SPACE, about={"data": "abc"})
     with pytest.raises(ValueError, match=r"is a search of something else .data was abc, now it is abd.: name another folder"):

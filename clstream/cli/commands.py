@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -80,6 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # so that the end of the process doesn't try it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_error(f"{error.filename or 'what is printed'} can't be written, for no space is left: make room, or write elsewhere")
         return 1
     except KeyboardInterrupt as stop:
         from clstream.checkpoint import Stopped

@@ -70,16 +70,16 @@ def compare_parser() -> CommandParser:
 
 def tracking_parser() -> CommandParser:
     """Return the parser of what else there is if nothing is run."""
-    parser = CommandParser("compare", description="")
+    parser = compare_parser()
     parser.add_argument("--tracking_uri", "--tracking-uri")
     return parser
 
 
 def is_source(name: str) -> bool:
-    """Return whether a source has records; else it is a config."""
+    """Return whether a source has records, or would have if it were there; else it is a config."""
     if name.endswith((".yaml", ".yml")):
         return False
-    return name.startswith("mlflow:") or name.endswith(".jsonl") or os.path.isdir(name)
+    return name.startswith("mlflow:") or name.endswith(".jsonl") or os.path.isdir(name) or not os.path.exists(name)
 
 
 def asked_more(options: Namespace) -> bool:

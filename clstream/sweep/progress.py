@@ -60,8 +60,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+OUR_ERRORS = ("Failure", "UsageError", "FolderError", "CaptureError", "ObserverError", "OtherRunError")
+"""Errors whose message says it all."""
+
+
 def sentence_of(error: Any) -> str:
     """Return an error of a job as a sentence: of our own errors, whose message says it all, without their kind."""
     text = " ".join(str(error).split())
     kind, colon, rest = text.partition(": ")
-    return rest if colon and kind in ("Failure", "UsageError") else text
+    return rest if colon and kind in OUR_ERRORS else text

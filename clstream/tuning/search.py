@@ -180,9 +180,10 @@ class Search:
         import optuna
 
         states = optuna.trial.TrialState
-        trial = optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        before = self.study.get_trials(deepcopy=False)[number]
+        trial = optuna.trial.Trial(self.study, before._trial_id)
         for step, value in enumerate(outcome.curve, 1):
-            if math.isfinite(value):
+            if math.isfinite(value) and step not in before.intermediate_values:  # a call may have been stopped here
                 trial.report(value, step)
         trial.set_user_attr("outcome", {"state": outcome.state, "seconds": outcome.seconds, "note": outcome.note})
         if outcome.state in ("complete", "diverged"):
