@@ -234,6 +234,22 @@ def test_a_store_that_can_not_be_used_is_said_before_anything_is_made(place: Pat
     assert (place / "mlflow.db").read_text() == "no database"
 
 
+def test_nothing_is_written_where_a_link_leads(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = place / "other"
+    other.mkdir()
+    plan = plan_of("grid.yaml", [])
+    runs = place / "sweeps" / "grid" / "runs"
+    for name in (runs / plan.runs[0].folder_name, runs / plan.runs[0].folder_name / f"seed_{plan.runs[0].seed}"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.symlink_to(other)
+        assert main(["sweep", "grid.yaml", "--workers", "1"]) == 1
+        assert "is a link, and what it leads to may be anybody's: remove it" in capsys.readouterr().err
+        assert not list(other.iterdir())
+        name.unlink()
+    assert main(["sweep", "grid.yaml", "--records", str(other)]) == 2
+    assert "other is no regular file" in capsys.readouterr().err
+
+
 def test_damaged_records_are_refused_and_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "kept.jsonl").write_text("{}\n")
     assert main(["sweep", "grid.yaml", "--records", "kept.jsonl"]) == 1

@@ -101,6 +101,9 @@ class Sweep:
         self.further = None if own.records is None else Path(own.records)
         if self.further is not None and not self.further.absolute().parent.is_dir():
             raise UsageError(f"--records: there is no folder {self.further.parent}")
+        for file in (self.file, self.further):
+            if file is not None and file.exists() and not file.is_file():
+                raise UsageError(f"{file} is no regular file, and so no file of records")
         with as_failure(OSError, ValueError):
             self.own_records = read_file(self.file) if self.file.exists() else []
             others = read_file(self.further) if self.further is not None and self.further.exists() else []
@@ -262,6 +265,9 @@ class Sweep:
         from clstream.files import write_atomically
 
         folder = (self.folder / "runs" / run.folder_name).absolute()
+        for place in (folder, folder / f"seed_{run.seed}"):
+            if place.is_symlink():
+                raise Failure(f"{place} is a link, and what it leads to may be anybody's: remove it")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, lambda out: out.write(run.config.encode()))
         return SeedJob(run.config, run.seed, folder, Path.cwd(), parent, run.trust, self.own.accept_changed_code)
