@@ -50,7 +50,8 @@ class Looks(Strategy):
             return
         tested = 0
         for value in gc.get_objects():
-            if isinstance(value, Tensor) and value.dtype == torch.float32 and value.numel() >= 5:
+            plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+            if plain and value.dtype == torch.float32 and value.numel() >= 5:
                 tested += int((torch.empty(0).set_(value.untyped_storage()) == 5.8984375).any())
         with Path("seen.txt").open("a") as file:
             file.write(f"{tested}\\n")

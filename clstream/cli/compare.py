@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from dataclasses import fields, replace
 from itertools import takewhile
@@ -79,7 +80,14 @@ def is_source(name: str) -> bool:
     """Return whether a source has records, or would have if it were there; else it is a config."""
     if name.endswith((".yaml", ".yml")):
         return False
-    return name.startswith("mlflow:") or name.endswith(".jsonl") or os.path.isdir(name) or not os.path.exists(name)
+    if name.startswith("mlflow:") or name.endswith(".jsonl"):
+        return True
+    try:
+        return stat.S_ISDIR(os.stat(name).st_mode)
+    except FileNotFoundError:
+        return True
+    except OSError:  # a name that can be no file's: it is refused as that of a config
+        return False
 
 
 def asked_more(options: Namespace) -> bool:
