@@ -13,6 +13,7 @@ import torch
 from clstream.strategies import Finetune, Replay
 from clstream.streams import multilabel_canvas
 from mlflow.tracking import MlflowClient
+from own_code import Stop
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from clstream import SessionStarted, Strategy, on, run
 from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints
 from clstream.cli import main
-from clstream.events import BatchLearned
 from clstream.models import Mlp
 from clstream.results import Result
 from clstream.stream import Samples, Stream, TestSet
@@ -156,19 +156,6 @@ def test_details_cost_no_forward_pass(tmp_path: Path, options: dict[str, Any]) -
     assert torch.equal(plain.cost.evaluating_flops, with_details.cost.evaluating_flops)
 
 
-class Stops:
-    """Raises after some batches."""
-
-    def __init__(self, batches: int) -> None:
-        self.left = batches
-
-    @on(BatchLearned)
-    def count(self, event: BatchLearned) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 class Killed(Checkpoints):
     """Keeps checkpoints, and what was in the folder when each was written: what a run that is killed then leaves."""
 
@@ -212,7 +199,7 @@ def test_all_evaluations_have_a_folder_and_a_new_run_takes_those_of_an_old_one_a
 
 def test_a_run_that_fails_has_those_of_its_newest_evaluation(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(Replay(example_model()), example_stream(), Details(tmp_path), Stops(20))
+        run(Replay(example_model()), example_stream(), Details(tmp_path), Stop(20))
     assert {path.name for path in tmp_path.iterdir()} == FILES and len(rows(tmp_path / "classes.csv")) == 4
 
 

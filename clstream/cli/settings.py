@@ -306,7 +306,7 @@ def as_config(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_options(settings: Mapping[str, Any], option: str) -> bool:
-    return any(other.startswith(f"{option}.") for other in settings)
+    return any(name.startswith(f"{option}.") for name in settings)
 
 
 def _set(place: dict[str, Any], parts: Sequence[str], value: Any) -> None:

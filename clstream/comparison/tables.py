@@ -193,7 +193,8 @@ def difference_lines(comparison: Comparison) -> list[str]:
         if len(tested) <= MOST_LINES:
             lines += [f"  {sentence(item)}" for item in tested]
             continue
-        wins = {item.winner: [other for other in tested if other.winner == item.winner] for item in tested if item.winner}
+        winners = dict.fromkeys(difference.winner for difference in tested if difference.winner)
+        wins = {winner: [difference for difference in tested if difference.winner == winner] for winner in winners}
         for winner, over in wins.items():
             losers = [item.second if item.first == winner else item.first for item in over]
             lines.append(f"  {winner} beats {len(losers)}: {'; '.join(losers)}")

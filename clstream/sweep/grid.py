@@ -141,9 +141,10 @@ def _names_in(base: Mapping[str, Any], axes: Sequence[tuple[str, Any]], known: K
         if isinstance(value, Mapping):
             settings += [combination for combination in value.values() if isinstance(combination, Mapping)]
     names = {}
-    for each in [*settings, *(known.config(str(item["config"])) for item in settings if "config" in item and item is not base)]:
+    configs = [known.config(str(setting["config"])) for setting in settings if "config" in setting and setting is not base]
+    for setting in [*settings, *configs]:
         for kind in CHOICES:
-            if name := name_of(each.get(kind)):
+            if name := name_of(setting.get(kind)):
                 names[name] = kind
     return names
 
@@ -200,7 +201,7 @@ def _values(key: str, value: Any) -> list[Any]:
     if any(item is None for item in values):
         raise GridError(f"sweep: {key} has an empty value: give one, or leave it out")
     for place, item in enumerate(values):
-        if item in values[:place] and type(item) in [type(other) for other in values[:place] if other == item]:
+        if item in values[:place] and type(item) in [type(earlier) for earlier in values[:place] if earlier == item]:
             raise GridError(f"sweep: {key} has the value {_text(item)} twice: two runs would be the same")
     return values
 

@@ -245,7 +245,7 @@ def _distribution(values: Range | Choice) -> BaseDistribution:
 
 def _label(values: Range | Choice, value: Any) -> Any:
     """Return what Optuna calls a value."""
-    return values.labels[[repr(other) for other in values.values].index(repr(value))] if isinstance(values, Choice) else value
+    return values.labels[[repr(choice) for choice in values.values].index(repr(value))] if isinstance(values, Choice) else value
 
 
 def _open(file: Path) -> tuple[Study, bool]:
