@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def image_folder(
     augment: bool = False,
     drop_last: bool = False,
     progress: bool = True,
+    train_per_class: int | None = None,
 ) -> Stream:
     """Images in a folder for each class, by class: decoded once to uint8, (channels, height, width), and kept in a file.
 
@@ -67,21 +69,24 @@ def image_folder(
             to cover it, and cut about its middle. None: images must have one size already.
         mode: "RGB" or "L" (grey, one channel). All images are converted to it, and transparency is dropped.
         test: share of each class that is for the test, where there are no folders train and test.
-        seed: of which images these are.
+        seed: of which images these are, and of those that `train_per_class` draws.
         cache: the folder for the decoded images. None: one beside `root`, named as it and `.cache`, if that can be written, else
             clstream's cache folder. What is there is found again by the names, sizes and times of the files, and these options.
         augment: random crops (padding 4) and horizontal flips where samples are learned.
         progress: whether to show a bar while images are decoded, in a terminal.
+        train_per_class: so many training images of each class, drawn at random by `seed`, in the order of their names; of the
+            others nothing is read. None: all. The images to test on stay the same.
 
     Raises:
-        ValueError: naming the file, for what can't be read as an image; for one class only, or one without images.
+        ValueError: naming the file, for what can't be read as an image; for one class only, one without images, or one that has
+            fewer than `train_per_class`.
         FileNotFoundError, OSError: if there is no such folder, or no cache can be written.
 
     """
-    check_options(locals() | {"class_order": None if isinstance(class_order, (list, tuple)) else class_order})
+    check_options(locals() | {"class_order": None if isinstance(class_order, (list, tuple)) else class_order}, "train_per_class")
     check_bool(augment=augment)
     check_images(size, mode, test)
-    names, train, tested = load_images(root, size, mode, test, seed, cache, progress)
+    names, train, tested = load_images(root, size, mode, test, seed, cache, progress, train_per_class)
     name = Path(root).expanduser().absolute().name.removesuffix(".zip")
     stream = by_class(
         name, names, train, tested, tasks, class_order, scenario=scenario, epochs=epochs, batch_size=batch_size,
@@ -91,8 +96,10 @@ def image_folder(
     pair = sides(size)
     options = {
         "height": None if pair is None else pair[0], "width": None if pair is None else pair[1], "mode": mode, "test": test,
-        "seed": seed,
+        "seed": seed, **({} if train_per_class is None else {"train_per_class": train_per_class}),
     }  # fmt: skip
+    if train_per_class is not None:
+        stream = replace(stream, notes=(*stream.notes, f"{train_per_class:,} training images of each class, drawn by seed {seed}"))
     return stream.with_source(DataSource({"train": train, "test": tested}, "image_folder", options))
 
 
@@ -142,6 +149,7 @@ def load_images(
     seed: int = 0,
     cache: str | Path | None = None,
     progress: bool = True,
+    train_per_class: int | None = None,
 ) -> tuple[tuple[str, ...], Samples, Samples]:
     """Return class names, images to train on and images to test on: see `image_folder`."""
     root = Path(root).expanduser()
@@ -154,10 +162,13 @@ def load_images(
         found = find_files(root)
         facts = [(file.name, file.size, file.changed) for file in found]
     pair = sides(size)
-    places = cache_files(root, cache, f"{key_of(facts, pair, mode, float(test), int(seed))}.images")
+    drawn = () if train_per_class is None else (int(train_per_class),)
+    places = cache_files(root, cache, f"{key_of(facts, pair, mode, float(test), int(seed), *drawn)}.images")
     cached = load_cached(places)
     if cached is None:
         images = _by_class(root, find_files(root) if found is None else found, test, seed)
+        if train_per_class is not None:
+            images = replace(images, train=_draw(images, train_per_class, seed, root))
         cached = load_cached([decode_all(root, images, mode, pair, places, f"decoding {root.name}", progress)])
         assert cached is not None
     return cached
@@ -179,6 +190,17 @@ def _by_class(root: Path, found: list[ImageFile], test: float, seed: int) -> Ima
     names = tuple(sorted(classes))
     split = [_split(classes[name], test, derive(seed, "test", number), root / prefix / name) for number, name in enumerate(names)]
     return ImageSet(names, [kept for kept, _ in split], [held for _, held in split])
+
+
+def _draw(images: ImageSet, count: int, seed: int, root: Path) -> list[list[ImageFile]]:
+    """Return so many training images of each class, in the order of their names. Raises ValueError for a class with fewer."""
+    drawn = []
+    for number, (name, files) in enumerate(zip(images.names, images.train, strict=True)):
+        if len(files) < count:
+            raise ValueError(f"{root} has {len(files):,} training images of {name!r}: take a train_per_class of at most that")
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(derive(seed, "train", number)))
+        drawn.append([files[place] for place in order[:count].sort().values.tolist()])
+    return drawn
 
 
 def _outer(found: Sequence[ImageFile]) -> str:

@@ -149,10 +149,11 @@ def _images(recording: Recording, root: str | Path | None) -> tuple[Samples, Sam
         height, width, mode, test, seed = (options.pop(name) for name in ("height", "width", "mode", "test", "seed"))
         size = None if height is None and width is None else [height, width]
         check_images(size, mode, test)
-        check_options({"seed": seed})
+        train_per_class = options.pop("train_per_class", None)
+        check_options({"seed": seed, "train_per_class": train_per_class}, "train_per_class")
     except (KeyError, ValueError) as error:
         raise ValueError(f"{recording.file} asks for images that can't be: {error}") from None
-    _, train, tested = load_images(root, size, mode, test, seed)
+    _, train, tested = load_images(root, size, mode, test, seed, train_per_class=train_per_class)
     return train, tested
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clstream.strategies import Finetune
 from clstream.streams import image_cache, image_folder, recorded
 from picture_folders import as_tensor, in_parts, picture, write_pictures, zipped
 from PIL import Image
@@ -16,6 +17,8 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from clstream.checks import check_stream
 from clstream.cli import main
+from clstream.engine.run_params import run_params
+from clstream.models import Mlp
 from clstream.recording import record
 from clstream.stream import Stream
 
@@ -187,7 +190,35 @@ def test_classes_are_named_by_their_folders(tmp_path: Path) -> None:
         image_folder(root, tasks=[["gnu"], ["cat"]])
 
 
-@pytest.mark.parametrize("options", [{"tasks": 2, "validation": 0.2}, {"tasks": [["owl"], ["cat"]], "size": 4, "mode": "L"}])
+@pytest.mark.parametrize("parts", [True, False])
+def test_so_many_training_images_of_each_class_are_drawn(tmp_path: Path, parts: bool) -> None:
+    root = in_parts(tmp_path / "pets") if parts else write_pictures(tmp_path / "pets", {"cat": 10, "dog": 5, "owl": 9, "fox": 8})
+    whole, drawn = image_folder(root, tasks=2), image_folder(root, tasks=2, train_per_class=3)
+    everything = samples_of(whole)
+    rows = samples_of(drawn)
+    assert [row for row in rows if row[0] == "test"] == [row for row in everything if row[0] == "test"]
+    assert {row for row in rows if row[0] == "train"} < {row for row in everything if row[0] == "train"}
+    assert [len(task.train) for task in drawn.tasks] == [6, 6] and len(set(rows)) == len(rows)
+    other = image_folder(root, tasks=2, train_per_class=3, seed=1 if parts else 0, class_order=None if parts else 1)
+    assert drawn.fingerprint == image_folder(root, tasks=2, train_per_class=3).fingerprint
+    assert len({stream.fingerprint for stream in (whole, drawn, other)}) == 3
+    assert "note: 3 training images of each class, drawn by seed 0" in str(drawn)
+    assert run_params(Finetune(Mlp((3, 6, 6), 4)), drawn, 0, "cpu")["stream.train_per_class"] == 3
+    assert "stream.train_per_class" not in run_params(Finetune(Mlp((3, 6, 6), 4)), whole, 0, "cpu")
+    with pytest.raises(ValueError, match=r"pets has \d training images of '\w+': take a train_per_class of at most that"):
+        image_folder(root, tasks=2, train_per_class=7)
+    with pytest.raises(ValueError, match="train_per_class must be a whole number of at least 1 or None, not 0"):
+        image_folder(root, tasks=2, train_per_class=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tasks": 2, "validation": 0.2},
+        {"tasks": [["owl"], ["cat"]], "size": 4, "mode": "L"},
+        {"tasks": 2, "train_per_class": 4, "seed": 3},
+    ],
+)
 @pytest.mark.parametrize("parts", [True, False])
 def test_it_is_recorded_over_the_same_folder(tmp_path: Path, options: dict[str, object], parts: bool) -> None:
     root = (

@@ -30,9 +30,16 @@ def run_params(
         "stream.batch_size": stream.batch_size,
         "stream.boundaries": stream.boundaries,
         **({"stream.drop_last": True} if stream.drop_last else {}),
+        **_drawn(stream),
         "seed": seed,
         "device": str(device),
     }
+
+
+def _drawn(stream: Stream) -> dict[str, str | int | float | None]:
+    """Return how many training images of each class were drawn from a folder, if not all are taken."""
+    options = stream.data.options if stream.data is not None and stream.data.loader == "image_folder" else {}
+    return {"stream.train_per_class": options["train_per_class"]} if "train_per_class" in options else {}
 
 
 def built_from(strategy: Strategy, stream: Stream) -> Iterator[object]:
