@@ -80,21 +80,27 @@ class DER(Strategy):
         self.alpha, self.beta, self.draws, self.offer = alpha, beta, draws, offer
         self.batch_logits: Tensor | None = None  # the outputs for the batch under way
 
+    def draw(self, samples: Samples) -> tuple[Samples, ...]:
+        """Return the draws of both terms of the past, one for each or one for both, if anything is kept."""
+        if not len(self.memory):
+            return ()
+        n = self.replay_batch or len(samples)
+        return tuple(self.memory.sample(n, repeats=False) for _ in range(self.draws if self.beta else 1))
+
     def loss(self, samples: Samples) -> Tensor:
         """Return the sum of the three terms for a batch and the samples drawn for it."""
+        drawn = self.drawn_for(samples)
         outputs = self.outputs(samples)
         self.batch_logits = outputs.detach()
         loss = self.loss_of_outputs(outputs, samples)
-        if not len(self.memory):
+        if not drawn:
             return loss
-        n = self.replay_batch or len(samples)
-        past = self.memory.sample(n, repeats=False)
-        now = self.outputs(past)
-        loss = loss + self.alpha * drift(now, past.extra["logits"])
+        now = self.outputs(drawn[0])
+        loss = loss + self.alpha * drift(now, drawn[0].extra["logits"])
         if not self.beta:
             return loss
-        if self.draws == 2:
-            past = self.memory.sample(n, repeats=False)
+        past = drawn[-1]
+        if len(drawn) == 2:
             now = self.outputs(past)
         return loss + self.beta * self.loss_of_outputs(now, past)
 

@@ -99,6 +99,11 @@ class ERACE(Strategy):
             )
         self.highest = torch.zeros((), dtype=torch.int64, device=event.stream.device or "cpu")
 
+    def draw(self, samples: Samples) -> tuple[Samples, ...]:
+        """Return one draw, if anything is kept, once replay has started."""
+        waits = self.finished is not None and not self.finished.tasks
+        return (self.memory.sample(self.replay_batch or len(samples)),) if len(self.memory) and not waits else ()
+
     def loss(self, samples: Samples) -> Tensor:
         """Return the sum of both losses."""
         logits = self.logits(samples)
@@ -111,8 +116,7 @@ class ERACE(Strategy):
         if self.competing == "batch_and_above":
             absent &= torch.arange(logits.shape[1], device=logits.device) < self.highest
         loss = mean_loss(logits.masked_fill(absent, float("-inf")), samples.y, samples.target, self.bce_mean)
-        if len(self.memory):
-            past = self.memory.sample(self.replay_batch or len(samples))
+        for past in self.drawn_for(samples):
             loss = loss + mean_loss(self.logits(past), past.y, past.target, self.bce_mean)
         return loss
 

@@ -105,11 +105,17 @@ class Replay(Strategy):
         if self.per_class is not None:
             self.memory = ClassBalanced(self.per_class * stream.classes, self.per_class)
 
+    def draw(self, samples: Samples) -> tuple[Samples, ...]:
+        """Return one draw, if anything is kept."""
+        if not len(self.memory):
+            return ()
+        n = self.replay_batch or len(samples)
+        return (self.memory.sample(n) if self.retrieval == "random" else self.most_interfered(samples, n),)
+
     def loss(self, samples: Samples) -> Tensor:
         """Return the mean loss over the batch and the samples drawn for it."""
-        if len(self.memory):
-            n = self.replay_batch or len(samples)
-            samples = samples + (self.memory.sample(n) if self.retrieval == "random" else self.most_interfered(samples, n))
+        for past in self.drawn_for(samples):
+            samples = samples + past
         return super().loss(samples) if self.mix is None else self.mixed_loss(samples, self.mix)
 
     def mixed_loss(self, samples: Samples, kind: str) -> Tensor:

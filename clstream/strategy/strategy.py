@@ -31,6 +31,10 @@ ACTIVE_CLASSES = ("all", "seen", "task")
 class Strategy(Emitter, HasParams):
     """Plain fine-tuning; override `loss`, `learn`, `scores` or `predict`, and subscribe with `on`.
 
+    A step has two halves. `draw` reads memories, and all that is random about them happens there. `loss` asks `drawn_for` for it;
+    but for that it reads no memory: it is a function of the samples, of what was drawn, and of the strategy's tensors, and changes
+    nothing but attributes of the strategy. So `objective_with` can be compiled, or computed for several seeds at once.
+
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits, or to values.
         optimizer: makes the optimizer from the model's parameters.
@@ -46,8 +50,11 @@ class Strategy(Emitter, HasParams):
 
     """
 
-    not_state: tuple[str, ...] = ()
+    not_state: tuple[str, ...] = ("drawn_before",)
     """Attributes that are no state: what they hold is not seeded, moved, or kept. Subclasses add their own."""
+
+    drawn_before: tuple[Samples, ...] | None = None
+    """What was drawn for the step that goes on; None but within `objective_with`."""
 
     checkpoint_modules: tuple[str, ...] = ()
     """Modules beside its own whose classes a checkpoint may name: those of objects that come while the run goes on."""
@@ -189,6 +196,14 @@ class Strategy(Emitter, HasParams):
         """Return the (n, classes) outputs for samples to learn, augmented, those that don't compete masked with -inf."""
         return self.mask_other_heads(self.outputs(samples), samples.y, samples.extra.get("task"))
 
+    def draw(self, samples: Samples) -> tuple[Samples, ...]:
+        """Return the past samples that a step on these learns beside them: one for each draw, none without a memory. Here none."""
+        return ()
+
+    def drawn_for(self, samples: Samples) -> tuple[Samples, ...]:
+        """Return what `objective_with` was given, else what `draw` returns now."""
+        return self.draw(samples) if self.drawn_before is None else self.drawn_before
+
     @learns
     def loss(self, samples: Samples) -> Tensor:
         """Return what one step minimises: a scalar that can be differentiated.
@@ -230,6 +245,15 @@ class Strategy(Emitter, HasParams):
             loss = loss + regulariser.penalty(samples)
             regulariser.penalised = True
         return loss
+
+    @learns
+    def objective_with(self, samples: Samples, drawn: tuple[Samples, ...]) -> Tensor:
+        """Return `objective(samples)` with what was drawn for it before, so that nothing is drawn now."""
+        self.drawn_before = drawn
+        try:
+            return self.objective(samples)
+        finally:
+            self.drawn_before = None
 
     @learns
     def learn(self, batch: Batch) -> Tensor:

@@ -61,6 +61,10 @@ class Wrapper(Strategy):
         """Add them to the wrapped strategy."""
         self.base.add_regularisers(*regularisers)
 
+    def draw(self, samples: Samples) -> tuple[Samples, ...]:
+        """Return what the wrapped strategy draws."""
+        return self.base.draw(samples)
+
     def loss(self, samples: Samples) -> Tensor:
         """Return the wrapped strategy's loss."""
         return self.base.loss(samples)
@@ -68,6 +72,10 @@ class Wrapper(Strategy):
     def objective(self, samples: Samples) -> Tensor:
         """Return what the wrapped strategy's steps minimise."""
         return self.base.objective(samples)
+
+    def objective_with(self, samples: Samples, drawn: tuple[Samples, ...]) -> Tensor:
+        """Return the same, with what was drawn for it before."""
+        return self.base.objective_with(samples, drawn)
 
     def learn(self, batch: Batch) -> Tensor:
         """Have the wrapped strategy take its step."""
