@@ -19,6 +19,7 @@ MODELS = {
     "Mlp": (partial(Mlp, IMAGE, hidden=(7, 5)), 5),
     "linear Mlp": (partial(Mlp, IMAGE, hidden=()), 576),
     "ConvNet": (partial(ConvNet, IMAGE, channels=(2, 3, 4), hidden=6), 6),
+    "normed ConvNet": (partial(ConvNet, IMAGE, channels=(2, 3, 4), hidden=6, norm="batch"), 6),
     "LeNet": (partial(LeNet, IMAGE), 84),
     "ResNet18": (partial(ResNet18, IMAGE, width=3), 24),
     "SlimResNet18": (partial(SlimResNet18, IMAGE), 160),
@@ -138,6 +139,21 @@ def test_convnet_is_three_convolutions_and_a_hidden_layer():
     out = F.conv2d(out, *weights[4:6], padding=1).relu().flatten(1)
     out = F.linear(F.linear(out, *weights[6:8]).relu(), *weights[8:10])
     torch.testing.assert_close(model(x), out)
+
+
+def test_convnet_can_have_batch_norm_before_the_relus():
+    model = ConvNet((1, 8, 12), 3, channels=(2, 4, 5), hidden=6, norm="batch")
+    weights = [p.detach() for p in model.parameters()]
+    x = torch.randn(4, 1, 8, 12)
+    out = x
+    for place in (0, 4, 8):
+        weight, bias, *scale = weights[place : place + 4]
+        out = F.batch_norm(F.conv2d(out, weight, bias, padding=1), None, None, *scale, training=True).relu()
+        out = F.max_pool2d(out, 2) if place < 8 else out
+    out = F.linear(F.linear(out.flatten(1), *weights[12:14]).relu(), *weights[14:16])
+    torch.testing.assert_close(model(x), out)
+    with pytest.raises(ValueError, match="norm must be one of none, batch, not 'layer'"):
+        ConvNet((1, 8, 12), 3, norm="layer")
 
 
 def resnet_parameters(width, classes):

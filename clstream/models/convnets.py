@@ -6,7 +6,7 @@ from torch import nn
 
 from clstream.models.classifier import Classifier, _image_shape
 from clstream.models.layers import HalvingPool, LinearRelu, Normalise, PaddedInput
-from clstream.params import check_integer, check_integers
+from clstream.params import check_choice, check_integer, check_integers
 
 
 class ConvNet(Classifier):
@@ -19,6 +19,7 @@ class ConvNet(Classifier):
         hidden: width of the layer before the head.
         head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+        norm: "none", or "batch" for batch norm before the ReLU of each convolution.
 
     """
 
@@ -31,19 +32,26 @@ class ConvNet(Classifier):
         head: str = "fixed",
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
+        norm: str = "none",
     ) -> None:
         into, height, width = _image_shape("ConvNet", input_shape, 4)
+        check_choice(("none", "batch"), norm=norm)
         check_integers(1, channels=channels)
         check_integer(1, hidden=hidden, classes=classes)
         if len(channels) != 3:
             raise ValueError(f"channels must be three numbers, one for each convolution, not {list(channels)}")
         first, second, third = channels
         flat = third * (height // 4) * (width // 4)
+
+        def convolution(into: int, out: int) -> list[nn.Module]:
+            norms = [nn.BatchNorm2d(out)] if norm == "batch" else []
+            return [nn.Conv2d(into, out, 3, padding=1), *norms, nn.ReLU()]
+
         stages = {
             "input": Normalise(mean, std),
-            "conv1": nn.Sequential(nn.Conv2d(into, first, 3, padding=1), nn.ReLU(), HalvingPool()),
-            "conv2": nn.Sequential(nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), HalvingPool()),
-            "conv3": nn.Sequential(nn.Conv2d(second, third, 3, padding=1), nn.ReLU()),
+            "conv1": nn.Sequential(*convolution(into, first), HalvingPool()),
+            "conv2": nn.Sequential(*convolution(first, second), HalvingPool()),
+            "conv3": nn.Sequential(*convolution(second, third)),
             "hidden": nn.Sequential(nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU()),
         }
         super().__init__(stages, hidden, classes, head, cut="conv3")
