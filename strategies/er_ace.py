@@ -101,8 +101,9 @@ class ERACE(Strategy):
 
     def draw(self, samples: Samples) -> tuple[Samples, ...]:
         """Return one draw, if anything is kept, once replay has started."""
-        waits = self.finished is not None and not self.finished.tasks
-        return (self.memory.sample(self.replay_batch or len(samples)),) if len(self.memory) and not waits else ()
+        if self.finished is not None and not self.finished.tasks:
+            return ()
+        return (self.memory.sample(self.replay_batch or len(samples)),) if len(self.memory) else ()
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the sum of both losses."""
