@@ -43,6 +43,9 @@ class RunControl(Protocol):
     sessions: int
     """The number of sessions of the run."""
 
+    options: dict[str, str | bool]
+    """Options of the engine that change the bits of a run, by name, where they are not as by default."""
+
     changed_code: list[str]
     """The user's own code that has changed since the checkpoint, and was accepted: a text for each file."""
 

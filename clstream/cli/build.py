@@ -37,6 +37,11 @@ def measures_of(options: Namespace) -> list[str | type[Measure]]:
     return [measure_of(name, options.trust) for name in split_names(options.measures)] if options.measures else []
 
 
+def numerics_of(options: Namespace) -> dict[str, Any]:
+    """Return how a run is to compute, as `run` takes it."""
+    return {"precision": options.precision or "fp32", "deterministic": bool(options.deterministic)}
+
+
 def build_stream(parser: Parser, options: Namespace, adapt: Callable[[Stream], Stream] | None = None) -> Stream:
     """Return the stream that was asked for, with its probes, or its features; `adapt` makes another one of it before these.
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from clstream.bus import ObserverError, on
 from clstream.checkpoint import Checkpointer, Stopped, newest
 from clstream.cli import run_folders
-from clstream.cli.build import build_strategy, build_stream, measures_of, observers_of, seeds_of
+from clstream.cli.build import build_strategy, build_stream, measures_of, numerics_of, observers_of, seeds_of
 from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import TRACKERS, trust_needed
 from clstream.cli.option_parser import Parser
@@ -27,6 +27,7 @@ from clstream.cli.settings import split_names
 from clstream.cli.yaml_files import parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
+from clstream.engine.numerics import NotDeterministicError, Numerics
 from clstream.events import RunStarted
 from clstream.files import FolderError, check_plain_files, locked
 from clstream.online_metrics import Detection, Prequential
@@ -103,6 +104,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
             strategy, stream, options.device, options.evaluate_every, options.max_sessions,
             evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on, measures=measures_of(options),
         )  # fmt: skip
+        Numerics(**numerics_of(options)).check(options.device)
         title = f"{type(strategy).__name__} on {stream.name}"
         say = Console(stderr=True, highlight=False, soft_wrap=True)
         say.print(printable(str(stream)), markup=False)
@@ -111,7 +113,10 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
             folder, resumed = _run_folder(parser, options, type(strategy).__name__, stream.name)
         elif folder is None:
             _check_store(options)
-    with ExitStack() as stack, as_failure(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError):
+    with (
+        ExitStack() as stack,
+        as_failure(FolderError, CaptureError, ObserverError, OtherRunError, FloatingPointError, NotDeterministicError),
+    ):
         if folder is not None:
             check_plain_files(folder)
             stack.enter_context(locked(folder))
@@ -261,6 +266,7 @@ class Experiment:
         same: dict[str, Any] = {
             "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": code,
             "evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on, "measures": measures_of(options),
+            **numerics_of(options),
             "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
         }  # fmt: skip
         if finished and state is not None and state["position"][0] == state["sessions"]:

@@ -82,6 +82,14 @@ def run_parser() -> Parser:
         "--workers", type=int, help="run several seeds at a time, each in a process of its own with --threads, or one"
     )
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--precision", type=Literal["fp32", "bf16"],
+        help="bf16: networks compute in bfloat16; weights, losses, memories and statistics stay float32, which is the default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deterministic", action="store_true", default=None,
+        help="run none but deterministic algorithms: on a GPU, the same bits in each run",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice, with --workers one")
     parser.add_argument("--evaluate_every", type=int, help="also evaluate after every so many batches")
     parser.add_argument(

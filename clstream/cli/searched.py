@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from clstream.cli.build import build_strategy, build_stream, seeds_of
+from clstream.cli.build import build_strategy, build_stream, numerics_of, seeds_of
 from clstream.cli.errors import UsageError, nearest
 from clstream.cli.experiment import print_notes
 from clstream.cli.option_parser import Parser
@@ -24,6 +24,7 @@ from clstream.cli.parser import as_yaml, parse_run
 from clstream.cli.settings import as_config
 from clstream.cli.yaml_files import dump_yaml, parse_yaml, read_yaml
 from clstream.engine import check_fits
+from clstream.engine.numerics import Numerics
 from clstream.stream import Stream
 from clstream.tuning import Choice, Job, Outcome, Range, Search, check_installed, parse_space, run_trial, trial_stream
 
@@ -148,6 +149,7 @@ def searched(arguments: list[str], space_file: str | None, tasks: int | None, he
     stream = stream_of(setting)
     strategy = build_strategy(parser, options, stream, options.seed)
     check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions, options.seed)
+    Numerics(**numerics_of(options)).check(options.device)
     whole = stream.name.removesuffix(" (validation)")
     name = type(strategy).__name__
     of = "" if tasks is None else f" of the first {tasks} task{'s' * (tasks > 1)}"
@@ -179,7 +181,7 @@ def play(setting: Setting, job: Job | None) -> Outcome | None:
     strategy = build_strategy(parser, options, stream, options.seed)
     return run_trial(
         strategy, stream, job.earlier, seed=options.seed, device=options.device, evaluate_every=options.evaluate_every,
-        max_sessions=options.max_sessions,
+        max_sessions=options.max_sessions, **numerics_of(options),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from clstream.cli.build import build_strategy, build_stream, measures_of, observers_of, seeds_of
+from clstream.cli.build import build_strategy, build_stream, measures_of, numerics_of, observers_of, seeds_of
 from clstream.cli.errors import UsageError, as_failure
 from clstream.cli.lookup import PLACES, resolve
 from clstream.cli.option_parser import Parser, options_of
@@ -20,6 +20,7 @@ from clstream.cli.parser import DEFAULTS, as_yaml, parse_run, run_parser, truste
 from clstream.cli.settings import CHOICES, as_config, parse_seeds
 from clstream.cli.yaml_files import dump_yaml, load_yaml, read_yaml
 from clstream.engine import check_fits
+from clstream.engine.numerics import Numerics
 from clstream.strategy import Strategy
 from clstream.stream import Stream
 from clstream.sweep.grid import Combination, GridError, Known, combinations, read_grid
@@ -153,6 +154,7 @@ def _planned(
                 strategy, stream, options.device, options.evaluate_every, options.max_sessions,
                 evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on, measures=measures_of(options),
             )  # fmt: skip
+            Numerics(**numerics_of(options)).check(options.device)
     except ValueError as error:
         raise UsageError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     config = as_yaml(parser, options)

@@ -15,6 +15,7 @@ from torch import Tensor
 from clstream import events
 from clstream.bus import with_parts
 from clstream.engine.compatibility import check_fits
+from clstream.engine.numerics import Numerics
 from clstream.engine.saved_state import Position
 from clstream.engine.simulation import Simulation
 from clstream.eval_mode import as_written
@@ -46,6 +47,8 @@ def run(
     evaluate_at: str = "sessions",
     evaluate_on: str = "all",
     measures: Sequence[str | Measure | type[Measure]] | None = None,
+    precision: str = "fp32",
+    deterministic: bool = False,
 ) -> Result:
     """Play `stream` to `strategy`, evaluate it, and return what was measured.
 
@@ -68,25 +71,32 @@ def run(
         accept_changed_code: go on from a checkpoint though source code of your own has changed since; it is logged, and tracked.
         code: classes, functions and modules of your own that belong to the run beside those of the strategy, the model, what the
             stream applies to samples, and the observers: the function that built the stream.
+        precision: "fp32", or "bf16": networks compute in bfloat16 where torch's autocast takes it, while batches are learned and
+            while the strategy is evaluated; weights, losses, memories and statistics stay float32.
+        deterministic: run none but torch's deterministic algorithms. On CUDA, results are the same bits in each run then; on the
+            CPU they are so without.
 
     Raises:
         ValueError, TypeError: if these don't fit together, or `resume` is of another run; before anything is learned.
         FloatingPointError: if a loss is not finite; it names the task, session and batch.
+        NotDeterministicError: a RuntimeError, for an operation that has no deterministic form in a run that is to be so.
 
     """
     check_bool(accept_changed_code=accept_changed_code)
     taken = check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures)
+    numerics = Numerics(precision, deterministic)
+    numerics.check(device)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         simulation = Simulation(
             strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
-            evaluate_at, evaluate_on, taken,
+            evaluate_at, evaluate_on, taken, numerics,
         )  # fmt: skip
         if resume is not None:
             simulation.check_same(resume)
         note_used(strategy, warn=resume is None)
         try:
-            with simulation.ledger.running():
+            with simulation.ledger.running(), numerics.running(simulation.device):
                 simulation.start(resume)
                 play(simulation)
         except BaseException as raised:
@@ -128,6 +138,8 @@ def check_same_run(
     evaluate_at: str = "sessions",
     evaluate_on: str = "all",
     measures: Sequence[str | Measure | type[Measure]] | None = None,
+    precision: str = "fp32",
+    deterministic: bool = False,
 ) -> list[str]:
     """Check that `run` with these arguments would go on from a checkpoint, and return what code of the user's own has changed.
 
@@ -138,6 +150,7 @@ def check_same_run(
         simulation = Simulation(
             strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
             evaluate_at, evaluate_on, chosen(measures, stream.targets, stream.scenario, stream.name),
+            Numerics(precision, deterministic),
         )  # fmt: skip
         try:
             simulation.check_same(resume)
@@ -175,10 +188,11 @@ def learn(simulation: Simulation, session: Session, task: Task) -> None:
     """Play what is left of a session. `task` is its task or, where it mixes tasks, the one that most of its samples are of."""
     strategy, emit, every = simulation.strategy, simulation.bus.emit, simulation.evaluate_every
     first, meter = simulation.position, simulation.ledger.meter
+    learn_batch = simulation.numerics.lowered(strategy.learn, simulation.device)
 
     def step(batch: Batch) -> Tensor:
         emit(events.BatchReady(batch))
-        loss = strategy.learn(batch)
+        loss = learn_batch(batch)
         emit(events.BatchLearned(batch, loss))
         return loss
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from clstream.attributes import find_all, walk
+from clstream.events import RunStarted
 from clstream.params import HasParams, flat
 from clstream.strategy import Strategy
 from clstream.stream import Stream, Subset
@@ -34,6 +35,12 @@ def run_params(
         "seed": seed,
         "device": str(device),
     }
+
+
+def params_of(started: RunStarted) -> dict[str, str | int | float | bool | None]:
+    """Return the parameters of a run that begins, and those options of the engine that are not as by default."""
+    options = {} if started.run is None else started.run.options
+    return run_params(started.strategy, started.stream, started.seed, started.stream.device or "cpu") | options
 
 
 def _drawn(stream: Stream) -> dict[str, str | int | float | None]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clstream import events
 from clstream.bus import Bus, Stopwatch, with_parts
+from clstream.engine.numerics import Numerics
 from clstream.engine.placement import Placement
 from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
 from clstream.engine.saved_state import ChangedCodeError, OtherRunError, Position, check_state
@@ -44,6 +45,7 @@ class Simulation:
         strategy, stream, observers, seed, device, evaluate_every, evaluate_at, evaluate_on, max_sessions, code,
         accept_changed_code: see `run`.
         measures: that are taken.
+        numerics: how it computes.
 
     """
 
@@ -61,11 +63,13 @@ class Simulation:
         evaluate_at: str = "sessions",
         evaluate_on: str = "all",
         measures: Sequence[Measure] | None = None,
+        numerics: Numerics = Numerics(),
     ) -> None:
         self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
         self.evaluate_at, self.evaluate_on = evaluate_at, evaluate_on
         self.measures = chosen(None, stream.targets, stream.scenario) if measures is None else tuple(measures)
+        self.numerics, self.options = numerics, numerics.options
         self.questions: Questions | None = None
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
@@ -93,6 +97,7 @@ class Simulation:
             "probes": ", ".join(probe.name for probe in stream.probes),
             "max_sessions": max_sessions,
             **({} if stream.shuffle else {"stream.shuffle": False}),
+            **self.options,
         }
 
     @property
@@ -129,7 +134,7 @@ class Simulation:
         asked = seen if self.evaluate_on == "seen" else torch.ones_like(seen)
         if self.questions is None or not torch.equal(self.questions.asked, asked):
             self.questions = Questions(self.strategy, self.stream, asked, self.measures)
-        with self.ledger.evaluating():
+        with self.ledger.evaluating(), self.numerics.lowering(self.device):
             return measure(self.strategy, self.questions, seen, self.listener)
 
     @property
@@ -201,7 +206,7 @@ class Simulation:
         """Return the results so far, and the parameters of the run."""
         return {
             "evaluation": self.evaluation.to_dict(),
-            "params": run_params(self.strategy, self.stream, self.seed, self.device),
+            "params": run_params(self.strategy, self.stream, self.seed, self.device) | self.options,
             "seconds": self.seconds,
             "cost": self.cost.to_dict(),
         }

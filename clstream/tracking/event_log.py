@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clstream import __version__, events, metrics
 from clstream.bus import Event, on
-from clstream.engine.run_params import run_params
+from clstream.engine.run_params import params_of
 from clstream.files import check_writable
 from clstream.params import check_bool
 from clstream.results import Evaluation
@@ -182,7 +182,7 @@ def _of_run(event: events.RunStarted) -> Entry:
         "log": FORMAT,
         "clstream": __version__,
         "title": f"{type(strategy).__name__} on {stream.name}, seed {event.seed}",
-        "params": to_plain(run_params(strategy, stream, event.seed, stream.device or "cpu")),
+        "params": to_plain(params_of(event)),
         "data_fingerprint": stream.fingerprint,
         **({"class_names": list(stream.class_names)} if stream.class_names else {}),
     }

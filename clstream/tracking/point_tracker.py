@@ -10,7 +10,7 @@ from typing import Any
 
 from clstream import events
 from clstream.bus import on
-from clstream.engine.run_params import run_params
+from clstream.engine.run_params import params_of
 from clstream.files import check_writable
 from clstream.tracking.curves import Curve, Curves
 
@@ -71,8 +71,7 @@ class PointTracker(Curves):
     def _create(self) -> None:
         if self.started is None:
             raise RuntimeError("a tracker has a state, and writes, only while a run goes on")
-        stream, strategy, seed = self.started.stream, self.started.strategy, self.started.seed
-        self.create(self.name or self.title, run_params(strategy, stream, seed, stream.device or "cpu"))
+        self.create(self.name or self.title, params_of(self.started))
         self.is_open = True
 
     @on(events.Evaluated)

@@ -24,7 +24,7 @@ import torch
 
 from clstream import __version__, events
 from clstream.bus import on
-from clstream.engine.run_params import run_params
+from clstream.engine.run_params import params_of
 from clstream.figures import accuracy_matrix, forgetting_curves
 from clstream.files import check_writable
 from clstream.results import Evaluation, write_csv
@@ -114,7 +114,7 @@ class MlflowTracker(Curves):
     def _create(self) -> Outbox:
         if self.started is None:
             raise RuntimeError("a tracker has a state, and writes, only while a run goes on")
-        stream, strategy, seed = self.started.stream, self.started.strategy, self.started.seed
+        stream = self.started.stream
         commit = _commit()
         tags = {
             "mlflow.source.name": "clstream",
@@ -128,7 +128,7 @@ class MlflowTracker(Curves):
         }
         self.uploader = begin_run(self.uri, self.experiment, self.connection, self.file, self.name or self.title, tags)
         outbox, self.is_open = self.uploader.outbox, True
-        params = run_params(strategy, stream, seed, stream.device or "cpu")
+        params = params_of(self.started)
         outbox.put("params", values={key: str(value)[:6000] for key, value in params.items()})
         outbox.put("artifact", name="stream.txt", text=str(stream))
         if self.config is not None:

@@ -106,6 +106,8 @@ def run_trial(
     device: str | torch.device = "cpu",
     evaluate_every: int | None = None,
     max_sessions: int | None = None,
+    precision: str = "fp32",
+    deterministic: bool = False,
 ) -> Outcome:
     """Run a strategy on the stream of a search, and return what came of it. A loss that is not finite is no error here.
 
@@ -114,7 +116,7 @@ def run_trial(
         stream: as `trial_stream` returns it.
         earlier: Optuna's trials that are over; this one ends early if it is in their worst quarter, though not before its second
             session (in a stream of one session: not before half of it).
-        seed, device, max_sessions: see `run`.
+        seed, device, max_sessions, precision, deterministic: see `run`.
         evaluate_every: see `run`. None: four times a session, as long as the first one.
 
     Raises:
@@ -126,7 +128,10 @@ def run_trial(
     every = evaluate_every or max(1, steps // EVALUATIONS)
     pruner = Pruner(earlier, math.ceil(steps / every) if sessions > 1 else steps // every // 2)
     began = time.perf_counter()
-    options: dict[str, Any] = {"seed": seed, "device": device, "evaluate_every": every, "max_sessions": max_sessions}
+    options: dict[str, Any] = {
+        "seed": seed, "device": device, "evaluate_every": every, "max_sessions": max_sessions, "precision": precision,
+        "deterministic": deterministic,
+    }  # fmt: skip
     state, value, note = "complete", math.nan, ""
     try:
         value = run(strategy, stream, pruner, **options).average
