@@ -6,6 +6,8 @@ from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
 from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
+from clstream.streams.episodes import episode
+from clstream.streams.episodes import episodes as episodes
 from clstream.streams.features import features
 from clstream.streams.image_folder import image_folder
 from clstream.streams.imbalanced import few_shot_tasks, imbalanced_tasks
@@ -32,6 +34,7 @@ __all__ = [
     "blurry_episodes",
     "blurry_tasks",
     "drifting",
+    "episode",
     "feature_drift",
     "features",
     "few_shot",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clstream.params import check_choice, check_integer
+from clstream.params import check_choice, check_integer, check_number
 
 KINDS = ("noise", "blur", "occlusion", "contrast")
 
@@ -95,6 +95,62 @@ def check_corruptible(x: Tensor, kind: str) -> None:
         )
     if kind == "contrast" and x.shape[1] not in (1, 3):
         raise ValueError(f"contrast is for grey images and those of three colours, not for {what}")
+
+
+@dataclass(frozen=True)
+class PixelNoise:
+    """Images with a share of their numbers replaced by noise, exactly int(share * channels * height * width) of them in each image.
+
+    Which these are is drawn over all channels and pixels, for each image by itself, and each becomes uniform from 0 to 1, or a
+    uniform byte (the instance test of Kowadlo et al. 2024).
+    """
+
+    share: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number(0, 1, share=self.share)
+        check_integer(0, seed=self.seed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return images of the same shape and dtype. Raises ValueError for inputs that can't be corrupted so."""
+        check_corruptible(x, "noise")
+        draw, flat = torch.Generator().manual_seed(self.seed), x.flatten(1)
+        places = torch.rand(flat.shape, generator=draw, dtype=torch.float64).argsort(1)[:, : int(self.share * flat.shape[1])]
+        noise = torch.rand(places.shape, generator=draw)
+        values = (256 * noise).to(x.dtype) if x.dtype == torch.uint8 else noise.to(x.dtype)
+        return flat.scatter(1, places.to(x.device), values.to(x.device)).view(x.shape)
+
+
+@dataclass(frozen=True)
+class Disc:
+    """Images partly hidden by a disc, which is 0 in all channels.
+
+    Its radius is int(radius * height) pixels, and a pixel belongs to it whose centre is no farther than that from its centre, which
+    is drawn for each image by itself: a pixel at least the radius away from the borders above and left, and more than that from
+    those below and right; the one in the middle where there is none (the instance test of Kowadlo et al. 2024). On black ink
+    on white paper, as Omniglot is, 0 is ink.
+    """
+
+    radius: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number(0, 0.5, radius=self.radius)
+        check_integer(0, seed=self.seed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return images of the same shape and dtype. Raises ValueError for inputs that can't be corrupted so."""
+        check_corruptible(x, "occlusion")
+        draw, reach = torch.Generator().manual_seed(self.seed), int(self.radius * x.shape[2])
+        squares = []
+        for side in x.shape[2:]:
+            if side < 2 * reach:
+                raise ValueError(f"a disc of radius {reach} does not fit images of {tuple(x.shape[2:])}")
+            centre = reach + torch.randint(max(1, side - 2 * reach), (len(x), 1), generator=draw)
+            squares.append((torch.arange(side) - centre).square())
+        hidden = squares[0][:, :, None] + squares[1][:, None, :] <= reach**2
+        return x.masked_fill(hidden[:, None].to(x.device), 0)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Streams: samples, tasks, sessions, batches, and the schedules over them."""
 
+from clstream.stream.episodes import Draw as Draw
+from clstream.stream.episodes import Episodes as Episodes
 from clstream.stream.samples import TARGETS as TARGETS
 from clstream.stream.samples import Samples as Samples
 from clstream.stream.samples import Subset as Subset
