@@ -1,57 +1,58 @@
-"""The README's table of methods is what the records of its sweep say, and these are of the grid that makes it."""
+"""The tables of methods in the README and the docs are what the records say, and these are of the grid that makes them."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from statistics import mean
 
 import pytest
 import yaml
+from clstream.experiments import headline_table
 
 from clstream.comparison import read_records
 from clstream.comparison.comparisons import compare
 
 ROOT = Path(__file__).parent.parent
-STREAMS = ("split_mnist", "split_fashion_mnist")
 
 
-def rows() -> dict[str, list[str]]:
-    """Return the cells of the README's table by method."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## How the methods compare")[2].partition("\n## ")[0]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
-    return {re.findall(r"`(\w+)`", cells[0])[0]: cells[1:] for cells in table}
+@pytest.fixture(scope="module")
+def records():
+    return read_records(ROOT / headline_table.RECORDS)
 
 
-def test_the_table_is_what_the_records_say() -> None:
-    records = read_records(ROOT / "experiments" / "results" / "headline.jsonl")
-    shown = rows()
-    assert set(shown) == {record.strategy for record in records}
-    for method, cells in shown.items():
-        for place, stream in enumerate(STREAMS):
-            runs = [record for record in records if (record.strategy, record.stream) == (method, stream)]
-            for cell, metric in zip(cells[2 * place :], ("average_accuracy", "forgetting"), strict=False):
-                if not runs:
-                    assert cell == "open"
-                    continue
-                assert sorted(record.seed for record in runs) == [0, 1, 2, 3, 4] and all(record.tuned for record in runs)
-                assert float(cell.split()[0]) == pytest.approx(mean(record.metrics[metric] for record in runs), abs=5e-4)
+def test_both_pages_are_what_the_records_say():
+    for path, text in headline_table.pages(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, f"python experiments/headline_table.py writes {path.name} anew"
 
 
-def test_what_the_text_says_of_the_differences_is_shown() -> None:
-    records = [
-        record for record in read_records(ROOT / "experiments" / "results" / "headline.jsonl") if record.stream == "split_mnist"
-    ]
+def test_a_cell_is_the_mean_over_the_seeds(records):
+    runs = [record for record in records if (record.strategy, record.stream, record.scenario) == ("DER", "split_mnist", "class")]
+    average = sum(record.metrics["average_accuracy"] for record in runs) / 5
+    row = next(line for line in headline_table.readme_table(records).splitlines() if line.startswith("| `DER` |"))
+    assert row.split("|")[2].strip().startswith(f"{average:.3f}"[1:])
+
+
+def test_each_row_is_five_seeds_with_the_options_chosen_for_it(records):
+    seeds = {}
+    for record in records:
+        assert record.tuned.startswith("12 trials") and not record.error
+        seeds.setdefault((record.strategy, record.stream, record.scenario), []).append(record.seed)
+    assert all(sorted(numbers) == [0, 1, 2, 3, 4] for numbers in seeds.values())
+
+
+def test_what_the_text_says_of_the_differences_is_shown(records):
+    runs = [record for record in records if (record.stream, record.scenario) == ("split_mnist", "class")]
     same = {"DER", "DERpp", "ERACE", "Refresh", "Replay"}
-    pairs = [pair for pair in compare(records, ["average_accuracy"]).differences if {pair.first, pair.second} <= same]
+    comparison = compare(runs, ["average_accuracy"])
+    pairs = [pair for pair in comparison.differences if {pair.first, pair.second} <= same]
     assert len(pairs) == 10 and not any(pair.is_shown for pair in pairs)
-    accuracy = {method: float(cells[0].split()[0]) for method, cells in rows().items()}
+    (stream,) = comparison.streams
+    accuracy = {method: comparison.cells[stream, method, "average_accuracy"].mean.mean for method in comparison.methods}
     assert accuracy["EWC"] < accuracy["Finetune"] > accuracy["SI"]
 
 
-def test_the_grid_has_each_method_with_the_options_chosen_for_it() -> None:
+def test_the_grid_has_the_configs_of_what_was_run(records):
     grid = yaml.safe_load((ROOT / "experiments" / "headline.yaml").read_text())
-    configs = [ROOT / "experiments" / config for config in grid["sweep"]["config"]]
-    assert all(yaml.safe_load(config.read_text())["tuned"].startswith("12 trials") for config in configs)
-    pairs = {(record.strategy, record.stream) for record in read_records(ROOT / "experiments" / "results" / "headline.jsonl")}
-    assert {tuple(config.stem.split("-")) for config in configs} >= pairs
+    configs = [yaml.safe_load((ROOT / "experiments" / config).read_text()) for config in grid["sweep"]["config"]]
+    assert all(config["tuned"].startswith("12 trials") for config in configs)
+    assert len(configs) * 5 >= len(records)
+    assert {config["strategy"]["class_path"].rpartition(".")[2] for config in configs} >= {record.strategy for record in records}
