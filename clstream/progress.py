@@ -7,8 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+except ModuleNotFoundError:
+    raise ImportError("the progress bar needs the package rich: pip install rich, or run without a ProgressBar") from None
 
 from clstream.bus import on
 from clstream.events import BatchLearned, EpochStarted, Evaluated, RunEnded, RunStarted

@@ -363,8 +363,10 @@ class Result(Evaluation):
             measure: a name in `measured`. None: the main matrix, with a column for each task.
 
         """
-        from pandas import DataFrame
-
+        try:
+            from pandas import DataFrame
+        except ModuleNotFoundError:
+            raise ImportError("a DataFrame needs the package pandas, which is not installed: pip install pandas") from None
         return DataFrame(self._columns(measure)).set_index("sessions_finished")
 
     def to_csv(self, file: str | Path, measure: str | None = None) -> None:

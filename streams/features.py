@@ -20,6 +20,7 @@ from time import monotonic
 
 import torch
 from clstream.streams.data import cache_folder
+from clstream.streams.progress import progress_bar
 from filelock import FileLock
 from torch import Tensor, nn
 
@@ -226,7 +227,7 @@ class _Maker:
         done = _done(part, note, size, len(inputs))
         room = torch.from_file(str(part), shared=True, size=len(inputs) * self.width, dtype=torch.float32).view(-1, self.width)
         saved = monotonic()
-        with _bar(f"features of {self.stream.name}", len(inputs), done, self.progress) as advance:
+        with progress_bar(f"features of {self.stream.name}", len(inputs), self.progress, done) as advance:
             for begin, x in inputs.chunks(done, self.chunk_size):
                 room[begin : begin + len(x)] = self.compute(x)
                 advance(len(x))
@@ -250,17 +251,6 @@ def _done(part: Path, note: Path, size: int, rows: int) -> int:
 
 def _mapped(file: Path, rows: int, width: int) -> Tensor:
     return torch.from_file(str(file), shared=False, size=rows * width, dtype=torch.float32).view(rows, width)
-
-
-@contextmanager
-def _bar(what: str, total: int, done: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
-        shown = bar.add_task(what, total=total, completed=done)
-        yield lambda count: bar.advance(shown, count)
 
 
 def _key(part: Samples | Subset, views: int) -> tuple[int, str, int]:

@@ -22,6 +22,7 @@ from typing import IO
 import torch
 from clstream.streams.data import cache_folder
 from clstream.streams.image_files import ImageFile, decode, opened, pixels
+from clstream.streams.progress import progress_bar
 
 from clstream.files import check_writable, write_atomically
 from clstream.stream import Samples
@@ -167,16 +168,11 @@ def _write_at(descriptor: int, content: bytes, position: int) -> None:
 
 def _in_threads(convert: Callable[[int], int], begins: Sequence[int], total: int, what: str, progress: bool) -> None:
     """Call a function of each begin in as many threads as torch uses, and show how far it is, in a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
     executor = ThreadPoolExecutor(torch.get_num_threads())
     try:
-        with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
-            shown = bar.add_task(what, total=total)
+        with progress_bar(what, total, progress) as advance:
             for done in executor.map(convert, begins):
-                bar.advance(shown, done)
+                advance(done)
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -13,6 +13,7 @@ import torch
 from clstream.streams.arrays import as_inputs, as_labels, as_samples, as_tensor
 from clstream.streams.class_splits import Array, hold_back, places, relabelled, split_classes, without_gaps
 from clstream.streams.options import Tasks, check_options
+from clstream.streams.progress import progress_bar
 from clstream.streams.targets import multilabel_tasks, value_tasks
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -211,9 +212,6 @@ def read(
 
     Labels that are to be numbered anew are an array of what the data set has.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     if isinstance(dataset, DataLoader):
         raise TypeError(f"{what} set is a DataLoader, which makes batches of its own: pass its data set, loader.dataset")
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -227,18 +225,19 @@ def read(
         dataset, batch_size=256, num_workers=workers, collate_fn=partial(collate, target=target), generator=torch.Generator()
     )
     done = 0
-    console = Console(stderr=True)
-    for inputs, labels in track(loader, f"reading {what}", console=console, disable=not (progress and console.is_terminal)):
-        if x is None:
-            x = _room((total, *inputs.shape[1:]), inputs.dtype, file)
-        if inputs.shape[1:] != x.shape[1:] or inputs.dtype != x.dtype:
-            raise ValueError(
-                f"{what}: input {done} or one of the next {len(inputs)} is {tuple(inputs.shape[1:])} of {inputs.dtype}, "
-                f"the first was {tuple(x.shape[1:])} of {x.dtype}"
-            )
-        x[done : done + len(inputs)] = inputs
-        y += labels
-        done += len(inputs)
+    with progress_bar(f"reading {what}", total, progress) as advance:
+        for inputs, labels in loader:
+            if x is None:
+                x = _room((total, *inputs.shape[1:]), inputs.dtype, file)
+            if inputs.shape[1:] != x.shape[1:] or inputs.dtype != x.dtype:
+                raise ValueError(
+                    f"{what}: input {done} or one of the next {len(inputs)} is {tuple(inputs.shape[1:])} of {inputs.dtype}, "
+                    f"the first was {tuple(x.shape[1:])} of {x.dtype}"
+                )
+            x[done : done + len(inputs)] = inputs
+            y += labels
+            done += len(inputs)
+            advance(len(inputs))
     assert x is not None
     if target != "label":
         if len(widths := {len(row) for row in y}) > 1:

@@ -1,3 +1,3 @@
 """The command `clstream`."""
 
-from clstream.cli.commands import main as main
+from clstream.cli.entry import main as main

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 from clstream.measures.labels import Accuracy, BalancedAccuracy, Brier, CalibrationError, NegativeLogLikelihood, TopK
 from clstream.measures.measure import ASKS, SCORES, Measure
@@ -28,6 +29,9 @@ MAIN = {"label": "accuracy", "multilabel": "map", "value": "r2"}
 
 WITH_THRESHOLD = ("cf1", "of1")
 
+WITH_TORCHMETRICS = ("ece", "map", "cf1", "of1", "auroc", "fpr95", "mse")
+"""Those that torchmetrics computes."""
+
 OTHER_CURVES = ("anytime", "cost", "events", "final", "forgetting", "transfer")
 """What else MLflow's curves are called, up to a slash: no measure of the user's own is."""
 
@@ -35,7 +39,7 @@ OTHER_CURVES = ("anytime", "cost", "events", "final", "forgetting", "transfer")
 def measure_named(name: str) -> Measure:
     """Return a measure by name: "accuracy", "cf1", "cf1:0.8" (with its threshold), "task_top5" (with the task given).
 
-    Raises ValueError for a name that there isn't.
+    Raises ValueError for a name that there isn't, and ImportError for one that needs torchmetrics where that is not installed.
     """
     plain = name.removeprefix("task_")
     base, colon, threshold = plain.partition(":")
@@ -43,6 +47,8 @@ def measure_named(name: str) -> Measure:
         near = get_close_matches(base, MEASURES, n=1)
         hint = f"did you mean {near[0]!r}? " if near and near[0] != base else ""
         raise ValueError(f"there is no measure {name!r}: {hint}measures are {', '.join(MEASURES)}, and task_ before any of them")
+    if base in WITH_TORCHMETRICS and find_spec("torchmetrics") is None:
+        raise ImportError(f"the measure {base} needs the package torchmetrics, which is not installed: pip install torchmetrics")
     try:
         measure = MEASURES[base](float(threshold)) if colon else MEASURES[base]()
     except ValueError:

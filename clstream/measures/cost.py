@@ -104,8 +104,10 @@ class Cost:
 
     def to_frame(self) -> DataFrame:
         """Return a pandas DataFrame: a row for each session, a column for each of the tensors."""
-        from pandas import DataFrame, RangeIndex
-
+        try:
+            from pandas import DataFrame, RangeIndex
+        except ModuleNotFoundError:
+            raise ImportError("a DataFrame needs the package pandas, which is not installed: pip install pandas") from None
         columns = {name: getattr(self, name).numpy() for name in (*ADDED, *HELD)}
         return DataFrame(columns, index=RangeIndex(1, len(self) + 1, name="sessions_finished"))
 

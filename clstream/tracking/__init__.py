@@ -30,4 +30,9 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    try:
+        return getattr(import_module(_PLACES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("mlflow", "pandas"):
+            raise
+        raise ImportError(f"{name} needs the package {error.name}, which is not installed: pip install mlflow") from None
