@@ -257,6 +257,29 @@ def harmonic(accuracy: Tensor, taught: Tensor | None = None, tasks: int = 1) -> 
     return 0.0 if old == 0 or new == 0 else 2 * old * new / (old + new)
 
 
+def few_shot_curves(accuracy: Tensor, taught: Tensor | None = None, tasks: int = 1) -> dict[str, Tensor]:
+    """Return `base`, `novel` and `harmonic` after each row, by these names: each (rows,), float64; NaN where one is not defined."""
+    matrix, marks, _, _ = _checked(accuracy, taught)
+    rows = range(1, len(matrix) + 1)
+    measures = {"base": base, "novel": novel, "harmonic": harmonic}
+    return {
+        name: torch.tensor([measure(matrix[:row], marks[:row], tasks) for row in rows], dtype=torch.float64)
+        for name, measure in measures.items()
+    }
+
+
+def performance_drop(seen: Tensor, higher_is_better: bool = True) -> float:
+    """Return how much lower the last value is than the first (PD): of the accuracies over all classes seen after each session.
+
+    `seen` is (rows,): the column "seen" of `Result.measured["accuracy"]`.
+    """
+    values = torch.as_tensor(seen, dtype=torch.float64).cpu()
+    if values.dim() != 1 or not len(values):
+        raise ValueError(f"seen must be a value for each evaluation, (rows,), not of shape {tuple(values.shape)}")
+    values = _oriented(values, higher_is_better)
+    return float(values[0] - values[-1])
+
+
 def _few_shot(accuracy: Tensor, taught: Tensor | None, tasks: int) -> tuple[Tensor, Tensor]:
     matrix, _, first, _ = _checked(accuracy, taught)
     if isinstance(tasks, bool) or not isinstance(tasks, int) or not 1 <= tasks <= matrix.shape[1]:

@@ -1,4 +1,4 @@
-"""Online metrics, measured by observers while a run goes on: prequential accuracy, and how well boundaries are detected."""
+"""Online metrics, measured by observers while a run goes on: prequential accuracy, detected boundaries, few-shot sessions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clstream import metrics
 from clstream.bus import Event, ObserverError, on
 from clstream.drift_detection import ShiftDetected
 from clstream.evaluation import evaluating
-from clstream.events import BatchLearned, BatchReady, RunStarted, SessionEnded, SessionStarted
+from clstream.events import BatchLearned, BatchReady, Evaluated, RunStarted, SessionEnded, SessionStarted
 from clstream.params import check_integer
 
 
@@ -115,6 +116,58 @@ class Prequential:
         self.hits = list(state["hits"].to(device).unbind())
         self.sizes, self.first = list(state["sizes"]), state["first"]
         self.before = torch.stack([state["hits"][: self.first].sum(), torch.tensor(sum(self.sizes[: self.first]))])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FewShotMeasured(Event):
+    """A session was evaluated: accuracy on base and novel classes, their harmonic mean, that over all classes seen, the drop."""
+
+    base: float
+    novel: float
+    harmonic: float
+    seen: float
+    drop: float
+
+    def curves(self) -> dict[str, float]:
+        """Return those that are defined, for the tracker: after the base session there are no novel classes."""
+        named = {name: getattr(self, name) for name in ("base", "novel", "harmonic", "seen", "drop")}
+        return {f"few_shot/{name}": value for name, value in named.items() if not math.isnan(value)}
+
+
+class FewShot:
+    """Measures few-shot class-incremental runs after each session, and emits `FewShotMeasured`, so the tracker draws it.
+
+    `base`, `novel` and `harmonic` are those of `clstream.metrics`, means over tasks; `seen` is the accuracy on all test samples of
+    the classes seen so far, and `drop` how much lower that is than after the first session. It is for labels.
+
+    Args:
+        tasks: how many of the first tasks are the base.
+
+    """
+
+    def __init__(self, tasks: int = 1) -> None:
+        check_integer(1, tasks=tasks)
+        self.tasks = tasks
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Keep the run. Raises ObserverError for a stream with other targets than labels, or without so many tasks."""
+        stream: Any = event.stream
+        if others := [target for target in stream.targets if target != "label"]:
+            raise ObserverError(f"few-shot accuracies are of labels, and {stream.name} has {others[0]} ones: leave FewShot out")
+        if self.tasks > len(stream.tasks):
+            raise ObserverError(f"{stream.name} has {len(stream.tasks)} tasks, so no {self.tasks} of them are the base of FewShot")
+        self.started = event
+
+    @on(Evaluated)
+    def emit_measured(self, event: Evaluated) -> None:
+        """Emit what was measured; not within a session."""
+        evaluation = event.evaluation
+        if evaluation.within_session or self.started.run is None:
+            return
+        marks, seen = evaluation.taught, evaluation.measured["accuracy"][:, -1]
+        newest = {name: float(curve[-1]) for name, curve in metrics.few_shot_curves(evaluation.accuracy, marks, self.tasks).items()}
+        self.started.run.emit_to_observers(FewShotMeasured(**newest, seen=float(seen[-1]), drop=metrics.performance_drop(seen)))
 
 
 def _share(sums: Tensor) -> float:

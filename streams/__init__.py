@@ -9,8 +9,9 @@ from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
 from clstream.streams.episodes import episode
 from clstream.streams.episodes import episodes as episodes
 from clstream.streams.features import features
+from clstream.streams.few_shots import few_shot_tasks
 from clstream.streams.image_folder import image_folder
-from clstream.streams.imbalanced import few_shot_tasks, imbalanced_tasks
+from clstream.streams.imbalanced import imbalanced_tasks
 from clstream.streams.multilabel_canvas import multilabel_canvas
 from clstream.streams.omniglot import omniglot
 from clstream.streams.recorded import recorded

@@ -334,10 +334,17 @@ def few_shot(stream: Stream, shots: int = 5, after: int = 1, seed: int = 0) -> S
         after: how many tasks keep all of theirs.
         seed: of which are left.
 
+    Raises ValueError for a class of a later task that has fewer samples.
     """
     check_options(locals())
+
+    def left(task: int, label: int, count: int) -> int:
+        if task >= after and count < shots:
+            raise ValueError(f"{stream.name} has {count} training samples of class {label}: that is too few for {shots} shots")
+        return count if task < after else shots
+
     note = f"few shots: {shots} a class, from task {after} on"
-    return _thinned(stream, note, seed, lambda task, _, count: count if task < after else min(count, shots))
+    return _thinned(stream, note, seed, left)
 
 
 def _thinned(stream: Stream, note: str, seed: int, left: Callable[[int, int, int], int]) -> Stream:

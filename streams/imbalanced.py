@@ -1,11 +1,11 @@
-"""Rare classes: task after task, with long tails or a few samples of each class; `data` is as in `clstream.streams.task_free`."""
+"""Rare classes: task after task, with long tails; `data` is as in `clstream.streams.task_free`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from clstream.streams.drifting import few_shot, long_tailed
+from clstream.streams.drifting import long_tailed
 from clstream.streams.options import Tasks, check_options
 from clstream.streams.task_free import split_source
 
@@ -39,32 +39,3 @@ def imbalanced_tasks(
     check_options(locals())
     stream = split_source("imbalanced", data, root, tasks, epochs, batch_size, class_order, validation, seed)
     return replace(long_tailed(stream, ratio, shuffled, seed), boundaries=boundaries, drop_last=drop_last)
-
-
-def few_shot_tasks(
-    data: str = "digits",
-    tasks: Tasks = 5,
-    shots: int = 5,
-    after: int = 1,
-    epochs: int = 1,
-    batch_size: int = 10,
-    class_order: int | list[int] | None = None,
-    validation: float = 0.0,
-    boundaries: bool = True,
-    seed: int = 0,
-    root: str | Path | None = None,
-    drop_last: bool = False,
-) -> Stream:
-    """Few-shot class-incremental learning: the first tasks have all of their samples, the others a few of each class.
-
-    Args:
-        shots: training samples of each class in the later tasks.
-        after: how many tasks keep all of theirs.
-        boundaries: whether strategies are told of tasks.
-        seed: of which samples are left.
-        data, tasks, epochs, batch_size, class_order, validation, root, drop_last: see `fuzzy_tasks`.
-
-    """
-    check_options(locals())
-    stream = split_source("few_shot", data, root, tasks, epochs, batch_size, class_order, validation, seed)
-    return replace(few_shot(stream, shots, after, seed), boundaries=boundaries, drop_last=drop_last)
