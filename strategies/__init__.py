@@ -11,6 +11,7 @@ from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
 from clstream.strategies.fecam import FeCAM
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.hypernetwork import Hypernetwork
+from clstream.strategies.icarl import ICaRL
 from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
@@ -42,6 +43,7 @@ __all__ = [
     "FeCAM",
     "Finetune",
     "Hypernetwork",
+    "ICaRL",
     "Joint",
     "L2",
     "LinearProbe",
