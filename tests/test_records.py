@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -134,6 +136,25 @@ def test_a_file_of_records(record: Record, tmp_path: Path) -> None:
         append_record(file, replace(record, seed=seed))
     assert [read.seed for read in read_records(file)] == [0, 1, 2]
     assert [read.seed for read in read_records(tmp_path)] == [0, 1, 2]  # as a sweep's folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_two_sweeps_can_append_to_one_file(record: Record, tmp_path: Path) -> None:
+    import fcntl
+
+    file = tmp_path / "records.jsonl"
+    second = Thread(target=append_record, args=(file, replace(record, seed=1)))
+    with file.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        line = to_json(replace(record, seed=0)) + "\n"
+        other.write(line[:100])
+        other.flush()
+        second.start()
+        second.join(0.05)
+        assert second.is_alive() and file.stat().st_size == 100  # it waits, and doesn't take what is half written for torn
+        other.write(line[100:])
+    second.join()
+    assert [read.seed for read in read_records(file)] == [0, 1]
 
 
 def test_a_torn_last_line_is_told_and_written_over(record: Record, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from clstream.results import Evaluation, Result
 from clstream.tracking.run_metrics import cost_metrics, final_metrics, session_metrics
+
+if sys.platform != "win32":
+    import fcntl
 
 FILE = "records.jsonl"
 """The records in the folder of a sweep."""
@@ -234,9 +238,12 @@ def _number(value: Any) -> float:
 def append_record(file: str | Path, record: Record) -> None:
     """Append a record to a file, and sync it to the disk; a line that a crash left half written is cut off before.
 
-    One process at a time may append. Raises OSError if the file can't be written.
+    Several processes may append: each waits for the others, but for Windows, which has no such locks. Raises OSError if the file
+    can't be written.
     """
     with Path(file).open("a+b") as out:
+        if sys.platform != "win32":
+            fcntl.flock(out, fcntl.LOCK_EX)  # until it is closed
         size = out.seek(0, os.SEEK_END)
         out.seek(0)
         text = out.read()
