@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from operator import index
 from typing import Any
@@ -98,7 +98,9 @@ def run(
         try:
             with simulation.ledger.running(), numerics.running(simulation.device):
                 simulation.start(resume)
-                play(simulation)
+                for batch in play(simulation):
+                    if batch is not None:
+                        learn(simulation, batch)
         except BaseException as raised:
             error = raised
             raise
@@ -159,8 +161,11 @@ def check_same_run(
     return simulation.changed_code
 
 
-def play(simulation: Simulation) -> None:
-    """Play the sessions that are left."""
+def play(simulation: Simulation) -> Iterator[Batch | None]:
+    """Play the sessions that are left: yield each batch when it is to be learned, and None when what comes next is no step.
+
+    The loss of a batch is to be in `simulation.losses` before the next one is asked for.
+    """
     emit, ledger = simulation.bus.emit, simulation.ledger
     for delivery in simulation.deliveries():
         session, task = delivery.session, delivery.task
@@ -172,7 +177,7 @@ def play(simulation: Simulation) -> None:
                 emit(events.SessionStarted(session))
             simulation.placement.update()
             ledger.look()
-        learn(simulation, session, task)
+        yield from play_session(simulation, session, task)
         with ledger.consolidating():
             emit(events.SessionEnded(session))
             if delivery.ends_task:
@@ -184,41 +189,49 @@ def play(simulation: Simulation) -> None:
         simulation.run_deferred()
 
 
-def learn(simulation: Simulation, session: Session, task: Task) -> None:
+def play_session(simulation: Simulation, session: Session, task: Task) -> Iterator[Batch | None]:
     """Play what is left of a session. `task` is its task or, where it mixes tasks, the one that most of its samples are of."""
     strategy, emit, every = simulation.strategy, simulation.bus.emit, simulation.evaluate_every
     first, meter = simulation.position, simulation.ledger.meter
-    learn_batch = simulation.numerics.lowered(strategy.learn, simulation.device)
-
-    def step(batch: Batch) -> Tensor:
-        emit(events.BatchReady(batch))
-        loss = learn_batch(batch)
-        emit(events.BatchLearned(batch, loss))
-        return loss
-
+    losses = simulation.losses = list[Tensor]()
     for epoch in islice(session, first.epoch, None):
         begin = first.batch if epoch.index == first.epoch else 0
         if not begin:
             with meter.counting("learning"):
                 emit(events.EpochStarted(epoch))
-        losses: list[Tensor] = []
         for batch in epoch.batches(begin):
-            size = len(batch.samples)
-            loss: Tensor = step(batch) if meter.skips(size) else meter.step(size, step, batch)
-            losses.append(loss)
+            yield batch
             simulation.step += 1
             evaluating = every and simulation.step % every == 0
             if evaluating or simulation.deferred or len(losses) == FINITE_EVERY:
                 check_losses(losses, strategy, task, session, batch)
             if evaluating:
+                yield None
                 simulation.evaluate(task, within_session=True)
             if simulation.deferred:
+                yield None
                 simulation.position = Position(session.index, epoch.index, batch.index + 1)
                 simulation.run_deferred()
         if losses:
             check_losses(losses, strategy, task, session, batch)
+        yield None
         with meter.counting("learning"):
             emit(events.EpochEnded(epoch))
+
+
+def learn(simulation: Simulation, batch: Batch) -> None:
+    """Have the strategy take its step on a batch."""
+    size, meter = len(batch.samples), simulation.ledger.meter
+    simulation.losses.append(step(simulation, batch) if meter.skips(size) else meter.step(size, step, simulation, batch))
+
+
+def step(simulation: Simulation, batch: Batch) -> Tensor:
+    """Emit the events around a step, and take it."""
+    emit = simulation.bus.emit
+    emit(events.BatchReady(batch))
+    loss = simulation.learn(batch)
+    emit(events.BatchLearned(batch, loss))
+    return loss
 
 
 def check_losses(losses: list[Tensor], strategy: Strategy, task: Task, session: Session, newest: Batch) -> None:

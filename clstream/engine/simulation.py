@@ -82,8 +82,10 @@ class Simulation:
         self.stream = stream.reseeded(seed).to(device)
         self.ledger = Ledger(strategy, self.stream, self.device, lambda: self.seconds, self.tracking)
         self.bus.on_own_event = self.ledger.meter.on_own_event
+        self.learn = numerics.lowered(strategy.learn, self.device)
         self.sessions = min(len(stream), max_sessions or len(stream))
         self.position, self.step = Position(0), 0
+        self.losses = list[Tensor]()  # of the newest batches, not looked at yet
         self.deferred: list[Callable[[], object]] = []
         self.parts = list(with_parts(strategy))  # those that the bus calls, whatever becomes of `strategy.parts`
         self.identity = run_params(strategy, self.stream, seed, self.device.type) | {
