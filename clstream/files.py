@@ -71,8 +71,11 @@ def write_atomically(file: Path | Callable[[], Path], write: Callable[[IO[bytes]
             out.flush()
             os.fsync(out.fileno())
         path = beside.replace(file if isinstance(file, Path) else file())
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and isinstance(file, Path):  # the user knows no other name
+            error.filename, error.filename2 = str(file), None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
