@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clstream.params import check_integer
-from clstream.stream import Samples
+from clstream.stream import Samples, sent
 
 OFFERS = ("first_epoch", "every_epoch")
 """When a strategy offers what it learns to its memory: in the first pass over a session only, or in each."""
@@ -64,7 +64,7 @@ class Memory:
             index = torch.randint(self.size, (n,), generator=self.random)
         else:
             index = torch.randperm(self.size, generator=self.random)[:n]
-        return kept[index.to(kept.y.device)]
+        return kept[sent(index, kept.y.device)]
 
     def all(self) -> Samples:
         """Return every kept sample, as a view of the storage: what is added later may change it. ValueError if there are none."""
@@ -94,8 +94,8 @@ class Memory:
         """Put `samples[rows]` into `slots`; no slot may come twice, or inputs and labels could be mispaired."""
         kept = self.kept
         assert kept is not None
-        where = torch.from_numpy(slots).to(kept.y.device)
-        which = torch.from_numpy(rows).to(samples.y.device)
+        where = sent(torch.from_numpy(slots), kept.y.device)
+        which = sent(torch.from_numpy(rows), samples.y.device)
         kept.x.index_copy_(0, where, samples.x.detach().index_select(0, which))
         kept.y.index_copy_(0, where, samples.y.index_select(0, which))
         for name, values in samples.extra.items():

@@ -2,6 +2,6 @@
 
 import sys
 
-from clstream.cli.commands import main
+from clstream.cli import main
 
 sys.exit(main())

@@ -7,6 +7,7 @@ from clstream.stream.samples import Samples as Samples
 from clstream.stream.samples import Subset as Subset
 from clstream.stream.samples import content_hash as content_hash
 from clstream.stream.samples import own_storage as own_storage
+from clstream.stream.samples import sent as sent
 from clstream.stream.sessions import Batch as Batch
 from clstream.stream.sessions import DataSource as DataSource
 from clstream.stream.sessions import Delivery as Delivery

@@ -71,6 +71,18 @@ class Samples:
         extra = {name: rows.to(device) for name, rows in self.extra.items()} if self.extra else NOTHING
         return Samples(self.x.to(device), self.y.to(device), extra, self.target)
 
+    def sent_to(self, device: torch.device) -> Samples:
+        """Return these samples on a device, as `to` does; a GPU is not waited for: see `sent`."""
+        extra = {name: sent(rows, device) for name, rows in self.extra.items()} if self.extra else NOTHING
+        return Samples(sent(self.x, device), sent(self.y, device), extra, self.target)
+
+
+def sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. One that goes to a GPU is pinned, so that nobody waits until the GPU has come so far."""
+    if device.type != "cuda" or rows.is_cuda:
+        return rows.to(device)
+    return rows.pin_memory().to(device, non_blocking=True)
+
 
 def rows_of(tensor: Tensor, index: Tensor | slice) -> Tensor:
     """Return some rows: `index` is a slice, (k,) int64 row numbers, or an (n,) bool mask."""

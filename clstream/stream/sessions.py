@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clstream.params import check_choice, check_integer
 from clstream.seeds import derive
-from clstream.stream.samples import TARGETS, Samples, Subset, positives, with_target
+from clstream.stream.samples import TARGETS, Samples, Subset, positives, sent, with_target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,16 +169,16 @@ class Epoch:
         if (
             isinstance(samples, Subset) and samples.transform is None and samples.class_mask is None
         ):  # straight from the source: one gather a batch
-            order = samples.index[order.to(samples.index.device)]
+            order = samples.index[sent(order, samples.index.device)]
             samples = samples.source
-        order = order.to(samples.y.device)
+        order = sent(order, samples.y.device)
         chunks = order[first * session.batch_size :].split(session.batch_size) if first < len(self) else ()
         if session.device is None:
             for index, chunk in enumerate(chunks, first):
                 yield Batch(samples[chunk], session.task_if_shown, index, number)
         else:
             for index, chunk in enumerate(chunks, first):
-                yield Batch(samples[chunk].to(session.device), session.task_if_shown, index, number)
+                yield Batch(samples[chunk].sent_to(session.device), session.task_if_shown, index, number)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
