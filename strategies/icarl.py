@@ -18,10 +18,16 @@ A growing head has none of these. T is 1 in both; other code that builds on iCaR
 Deviations: K / t is rounded down (theirs up, so that the memory may hold more than K); what was chosen is not chosen again, which
 the paper leaves open; means are of the exemplars as they are (theirs also of mirrored ones). Our own choice, where a class comes
 in several sessions: it is new again, and its exemplars are chosen among the session's samples and those that it had.
+
+Merging (`export`, `merge`), in the form of Hendryx, KC, Walls, Morrison 2021, "Federated Reconnaissance", as their code has it: the
+network is the average of the learners' networks, but an output is averaged over those learners alone that know its class. Exemplars
+come with the networks, and all are learned with cross-entropy for `merge_epochs`. Our own: they are chosen again by herding under
+the merged network (theirs: the first ones).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -30,13 +36,14 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream.bus import on
-from clstream.eval_mode import evaluating
+from clstream.eval_mode import as_written, evaluating
 from clstream.events import BatchReady, EpochStarted, RunStarted, SessionEnded, SessionStarted
 from clstream.models import GrowingHead
 from clstream.params import check_choice, check_integer, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.strategy.answers import mask_logits
 from clstream.strategy.frozen_features import add_by_class
+from clstream.strategy.merging import Payload, as_payloads, average, check_is_payload, check_tensors, shares_of
 from clstream.strategy.regulariser import frozen
 from clstream.stream import Samples, Task
 
@@ -54,6 +61,8 @@ class ICaRL(Strategy):
         form: of the loss, "sum" (over classes, the paper's) or "mean" (over outputs, the authors' code's).
         temperature: T, that the outputs of the network before are divided by.
         answer: "means" (nearest mean of exemplars) or "outputs" (the highest output of a class that came).
+        merge_epochs: passes over all exemplars after networks were merged, 0 for none.
+        merge_batch: samples of a step in these.
 
     """
 
@@ -69,6 +78,8 @@ class ICaRL(Strategy):
         form: str = "sum",
         temperature: float = 1.0,
         answer: str = "means",
+        merge_epochs: int = 50,
+        merge_batch: int = 64,
     ) -> None:
         super().__init__(model, optimizer)
         if not callable(getattr(model, "features", None)):
@@ -77,13 +88,16 @@ class ICaRL(Strategy):
         check_choice(("sum", "mean"), form=form)
         check_positive(temperature=temperature)
         check_choice(("means", "outputs"), answer=answer)
+        check_integer(0, merge_epochs=merge_epochs)
+        check_integer(1, merge_batch=merge_batch)
+        self.merge_epochs, self.merge_batch, self.make_optimizer = merge_epochs, merge_batch, optimizer
         self.capacity, self.form, self.temperature, self.answer = capacity, form, temperature, answer
         self.random = torch.Generator()
-        self.forget_all(0, "cpu")
+        self.forget_all(0, (), "cpu")
 
-    def forget_all(self, classes: int, device: torch.device | str) -> None:
-        """Start with nothing learned, on a stream of so many classes."""
-        self.classes = classes
+    def forget_all(self, classes: int, input_shape: tuple[int, ...], device: torch.device | str) -> None:
+        """Start with nothing learned, on a stream of so many classes and of inputs of a shape."""
+        self.classes, self.input_shape = classes, input_shape
         self.exemplars: Samples | None = None  # class by class, each in the order of its herding
         self.counts: dict[int, int] = {}  # exemplars of each class, in their order
         self.means: Tensor | None = None  # (classes, features), of length 1; 0 of those that have none
@@ -95,7 +109,7 @@ class ICaRL(Strategy):
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:
         """Forget the exemplars: nothing was learned yet."""
-        self.forget_all(event.stream.classes, event.stream.device or "cpu")
+        self.forget_all(event.stream.classes, event.stream.input_shape, event.stream.device or "cpu")
 
     @on(SessionStarted)
     def open(self, event: SessionStarted) -> None:
@@ -162,7 +176,7 @@ class ICaRL(Strategy):
                 if label in labels:
                     rows = samples.y == label
                     new = Samples(samples.x[rows], samples.y[rows]).to(self.new_classes.device)
-                    candidates = new if candidates is None else candidates + new
+                    candidates = new if candidates is None else distinct(candidates + new)
                     candidates = candidates[herding(self.unit_features(candidates.x), share)]
                 assert candidates is not None
                 chosen[label] = candidates[:share]
@@ -201,12 +215,12 @@ class ICaRL(Strategy):
             outputs: Tensor = self.model(x)
             return outputs
         if self.answer == "outputs":
-            return mask_logits(self.model(x), self.exemplars_labels)
+            return mask_logits(self.model(x), self.labels)
         features = F.normalize(self.model.features(x), dim=1)  # type: ignore[operator]  # the constructor has asked for it
         return (features @ self.means.T).masked_fill((self.means == 0).all(1), float("-inf"))
 
     @property
-    def exemplars_labels(self) -> Tensor:
+    def labels(self) -> Tensor:
         """The classes that came, sorted."""
         return self.new_classes.new_tensor([*self.counts])
 
@@ -219,6 +233,86 @@ class ICaRL(Strategy):
     def scores_ignore_task(self) -> bool:
         """Whether `scores` is the same with and without the task given: it is."""
         return self.predicts_from_scores
+
+    def export(self, since: Payload | None = None) -> dict[str, Tensor]:
+        """Return the model, the classes that came, and exemplars; with `since`, only those of the newest session's classes."""
+        payload = super().export()
+        own = self.exemplars
+        if own is None:
+            return payload
+        rows = torch.isin(own.y, self.new_classes) if since else torch.ones_like(own.y, dtype=torch.bool)
+        return {**payload, "classes": self.labels, "exemplars.x": own.x[rows], "exemplars.y": own.y[rows]}
+
+    def merge(self, payloads: Payload | Iterable[Payload], weights: Sequence[float] | None = None) -> None:
+        """Average models, each output over those that know its class, join the exemplars, choose among them, and learn them."""
+        payloads = as_payloads(payloads)
+        self.become(payloads, shares_of(weights, len(payloads)))
+        if self.merge_epochs and self.exemplars is not None:
+            with as_written():
+                self.learn_exemplars()
+            with evaluating(self):
+                self.take_means()
+
+    def take_over(self, payload: Payload) -> None:
+        """Become what another learner exported: its model and its exemplars."""
+        self.become([payload], [1.0])
+
+    def check_payload(self, payload: Payload) -> None:
+        """Raise ValueError for a model of other shapes, numbers that are not finite, and exemplars that are none."""
+        check_is_payload(payload, "ICaRL")
+        super().check_payload({name: tensor for name, tensor in payload.items() if name.startswith("model.")})
+        others = {name: tensor for name, tensor in payload.items() if not name.startswith("model.")}
+        if not others:
+            return
+        images = 1 + len(self.input_shape)
+        check_tensors(others, "ICaRL", {}, {"classes": 1, "exemplars.x": images, "exemplars.y": 1})
+        x, y, labels = others["exemplars.x"], others["exemplars.y"], others["classes"]
+        if len(x) != len(y) or tuple(x.shape[1:]) != self.input_shape:
+            raise ValueError(f"these exemplars are {tuple(x.shape)} inputs with {len(y)} labels, and inputs are {self.input_shape}")
+        if labels.is_floating_point() or y.is_floating_point() or not bool(torch.isin(y, labels).all()):
+            raise ValueError("these exemplars have labels that are not among the classes that came to their learner")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise ValueError(f"these exemplars have classes outside of the stream's 0 to {self.classes - 1}")
+
+    def become(self, payloads: Sequence[Payload], shares: Sequence[float]) -> None:
+        """Take the average of models, and choose exemplars among the own ones and those that come with them."""
+        for payload in payloads:
+            self.check_payload(payload)
+        came = {*self.counts, *(label for payload in payloads for label in payload.get("classes", self.labels).tolist())}
+        if len(came) > self.capacity:
+            raise ValueError(
+                f"merging makes it {len(came)} classes, and capacity={self.capacity} exemplars are fewer: take a larger capacity"
+            )
+        state = {name: average([payload[f"model.{name}"] for payload in payloads], shares) for name in self.model.state_dict()}
+        known = torch.zeros(len(payloads), self.classes, dtype=torch.float64)
+        for row, payload in zip(known, payloads, strict=True):
+            row[payload.get("classes", self.labels).cpu()] = 1
+        weights = known * torch.tensor(shares, dtype=torch.float64)[:, None]  # of each output in the average of it
+        for name, merged in state.items():
+            if name.startswith("head.") and merged.dim() and len(merged) >= self.classes:
+                for label in (known.sum(0) > 0).nonzero().flatten().tolist():
+                    share = (weights[:, label] / weights[:, label].sum()).tolist()
+                    merged[label] = average([payload[f"model.{name}"][label] for payload in payloads], share)
+        self._load_model(state)
+        parts = [payload for payload in payloads if "exemplars.x" in payload]
+        if parts:
+            x, y = (
+                torch.cat([part[name] for part in parts]).to(self.new_classes.device) for name in ("exemplars.x", "exemplars.y")
+            )
+            self.choose(Samples(x, y), y.unique().tolist())
+
+    def learn_exemplars(self) -> None:
+        """Pass `merge_epochs` times over all exemplars, with the cross-entropy of the classes that came."""
+        assert self.exemplars is not None
+        optimizer, labels = self.make_optimizer(self.model.parameters()), self.labels
+        for _ in range(self.merge_epochs):
+            order = torch.randperm(len(self.exemplars), generator=self.random).to(labels.device)
+            for rows in order.split(self.merge_batch):
+                x = self.exemplars.x[rows] if self.augment is None else self.augment(self.exemplars.x[rows])
+                loss = F.cross_entropy(mask_logits(self.model(x), labels), self.exemplars.y[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
 
 
 def herding(features: Tensor, most: int) -> Tensor:
@@ -235,3 +329,10 @@ def herding(features: Tensor, most: int) -> Tensor:
         total = total + features[nearest]
         order.append(nearest)
     return torch.stack(order)
+
+
+def distinct(samples: Samples) -> Samples:
+    """Return samples without those whose input came before among them: learners that are merged may have some in common."""
+    number = samples.x.flatten(1).unique(dim=0, return_inverse=True)[1]
+    first = (number[:, None] == number).int().argmax(1)
+    return samples[first == torch.arange(len(number), device=number.device)]

@@ -17,7 +17,7 @@ as `model`. G is M x M: 800 MB in float64 with M = 10,000, and half of that in f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded
 from clstream.params import check_integer, check_positive
 from clstream.strategy.frozen_features import FrozenFeatures, add_by_class
+from clstream.strategy.merging import Payload, as_payloads, check_is_payload
 
 RIDGES = [10.0**power for power in range(-8, 9)]
 """What is tried where none is given."""
@@ -135,20 +136,34 @@ class RanPAC(FrozenFeatures):
         """Return (n,): 1 minus the greatest regressed label; own choice."""
         return 1 - scores.amax(1).clamp(min=-1e30)
 
-    def export(self) -> dict[str, Tensor]:
-        """Return the sums of all samples so far, and the projection that they are of."""
-        exported = super().export()
-        return exported if self.weights is None or not exported else {**exported, "projection": self.weights.clone()}
+    def export(self, since: Payload | None = None) -> dict[str, Tensor]:
+        """Return the sums of samples, and the projection that they are of, unless `since` has it."""
+        exported = super().export(since)
+        if self.weights is None or not exported or (since and "projection" in since):
+            return exported
+        return {**exported, "projection": self.weights.clone()}
 
-    def merge(self, statistics: Mapping[str, Tensor]) -> None:
-        """Add what another learner exported that has the same network and the same projection: run both with one seed.
+    def merge(self, payloads: Payload | Iterable[Payload], weights: Sequence[float] | None = None) -> None:
+        """Add what others exported that have the same network and the same projection: run them with one seed.
 
         Raises ValueError for statistics of another projection, or of other shapes.
         """
-        sums = {name: tensor for name, tensor in statistics.items() if name != "projection"}
-        theirs = statistics.get("projection")
-        if self.weights is None and theirs is not None:
-            self.weights = theirs.clone()
-        elif theirs is not None and self.weights is not None and not torch.equal(theirs.to(self.weights), self.weights):
+        payloads = as_payloads(payloads)
+        for payload in payloads:
+            self.check_payload(payload)
+        drawn = (payload["projection"] for payload in payloads if "projection" in payload)
+        self.weights = next(drawn, None) if self.weights is None else self.weights
+        super().merge([sums_of(payload) for payload in payloads], weights)
+
+    def check_payload(self, payload: Payload) -> None:
+        """Raise ValueError for statistics of another projection, or of other shapes."""
+        check_is_payload(payload, "RanPAC")
+        theirs = payload.get("projection")
+        if theirs is not None and self.weights is not None and not torch.equal(theirs.to(self.weights), self.weights):
             raise ValueError("these statistics are of another random projection: run learners that are merged with one seed")
-        super().merge(sums)
+        super().check_payload(sums_of(payload))
+
+
+def sums_of(payload: Payload) -> dict[str, Tensor]:
+    """Return what is a sum over samples in a payload of RanPAC."""
+    return {name: tensor for name, tensor in payload.items() if name != "projection"}

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from clstream.params import check_choice, check_number
 from clstream.strategy.frozen_features import FrozenFeatures, class_means
+from clstream.strategy.merging import Payload
 
 
 class SLDA(FrozenFeatures):
@@ -81,14 +82,11 @@ class SLDA(FrozenFeatures):
         logits: Tensor = features @ weights - biases
         return logits
 
-    def merge(self, statistics: Mapping[str, Tensor]) -> None:
-        """Add what another learner around the same network exported: as if its samples had come here.
-
-        Raises ValueError for statistics of other shapes, and with covariance="streaming".
-        """
+    def check_payload(self, payload: Payload) -> None:
+        """Raise ValueError for statistics of other shapes, and with covariance="streaming"."""
         if self.covariance == "streaming":
             raise ValueError("the sums of covariance='streaming' depend on the order of samples: merge learners of 'within'")
-        super().merge(statistics)
+        super().check_payload(payload)
 
 
 def means_before(statistics: Mapping[str, Tensor], features: Tensor, y: Tensor) -> Tensor:

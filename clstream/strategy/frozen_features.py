@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from clstream.bus import on
 from clstream.events import RunStarted, SessionEnded
 from clstream.measures.flops import consolidating, same_flops
 from clstream.params import check_choice
+from clstream.strategy.merging import Payload, as_payloads, check_is_payload, check_tensors
 from clstream.strategy.strategy import Strategy
 from clstream.stream import Batch, Task
 
@@ -122,25 +123,44 @@ class FrozenFeatures(Strategy):
     def answer(self, solved: Any, features: Tensor) -> Tensor:
         """Return (n, classes), higher is likelier, for (n, features); of classes that did not come it may be anything."""
 
-    def export(self) -> dict[str, Tensor]:
-        """Return the statistics of all samples so far: sums, as `merge` takes them. Empty before the first sample."""
-        return self.with_waiting()
+    def export(self, since: Payload | None = None) -> dict[str, Tensor]:
+        """Return the statistics of all samples, or of those that came `since` others were taken over: sums, as `merge` takes them.
 
-    def merge(self, statistics: Mapping[str, Tensor]) -> None:
-        """Add what another learner around the same network exported: as if its samples had come here.
-
-        Raises ValueError for statistics of other names or shapes.
+        Empty before the first sample.
         """
         own = self.with_waiting()
-        if own and statistics:
-            shapes = [{name: tuple(tensor.shape) for name, tensor in part.items()} for part in (own, statistics)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(f"{type(self).__name__} has statistics of the shapes {shapes[0]}, and these are of {shapes[1]}")
-        self.statistics, self.waiting, self.solved = (
-            {name: own[name] + tensor.to(own[name]) if own else tensor.clone() for name, tensor in statistics.items()} or own,
-            [],
-            None,
-        )
+        return {name: tensor - since[name].to(tensor) if since else tensor for name, tensor in own.items()}
+
+    def merge(self, payloads: Payload | Iterable[Payload], weights: Sequence[float] | None = None) -> None:
+        """Add what other learners around the same network exported: as if their samples had come here.
+
+        Args:
+            payloads: what `export` of others returned: one, or several.
+            weights: without meaning here: sums hold the numbers of their samples.
+
+        Raises ValueError, before anything changes, for what `check_payload` refuses.
+        """
+        payloads = as_payloads(payloads)
+        for payload in payloads:
+            self.check_payload(payload)
+        merged = self.with_waiting()
+        for payload in payloads:
+            if merged and payload:
+                merged = {name: tensor + payload[name].to(tensor) for name, tensor in merged.items()}
+            else:
+                merged = merged or {name: tensor.clone() for name, tensor in payload.items()}
+        self.statistics, self.waiting, self.solved = merged, [], None
+
+    def check_payload(self, payload: Payload) -> None:
+        """Raise ValueError for statistics of other names or shapes, or of numbers that are not finite."""
+        check_is_payload(payload, type(self).__name__)
+        if not payload:
+            return
+        own = self.with_waiting() or payload
+        shapes = [{name: tuple(tensor.shape) for name, tensor in part.items()} for part in (own, payload)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{type(self).__name__} has statistics of the shapes {shapes[0]}, and these are of {shapes[1]}")
+        check_tensors(payload, type(self).__name__, shapes[0])
 
     @torch.no_grad()
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:

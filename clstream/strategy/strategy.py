@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from clstream.losses import mean_loss, sample_losses
 from clstream.models.heads import grow_heads
 from clstream.params import HasParams, check_choice
 from clstream.strategy.answers import allowed, heads_of_positives, mask_logits, predictions_of, session_outputs, softmax_novelty
+from clstream.strategy.merging import Merging
 from clstream.stream import Batch, Samples, Subset, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -28,7 +29,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ACTIVE_CLASSES = ("all", "seen", "task")
 
 
-class Strategy(Emitter, HasParams):
+class Strategy(Merging, Emitter, HasParams):
     """Plain fine-tuning; override `loss`, `learn`, `scores` or `predict`, and subscribe with `on`.
 
     A step has two halves. `draw` reads memories, and all that is random about them happens there. `loss` asks `drawn_for` for it;
@@ -337,12 +338,6 @@ class Strategy(Emitter, HasParams):
         if type(self).novelty is not Strategy.novelty or type(self).novelty_of is not Strategy.novelty_of:
             return True
         return self.scores_are != "ranks" and "value" not in targets
-
-    def answering_weights(self) -> Iterator[Tensor]:
-        """Yield the parameters and buffers that it answers with, here the model's: what else it holds counts as memory."""
-        model = getattr(self, "model", None)
-        if isinstance(model, nn.Module):
-            yield from (*model.parameters(), *model.buffers())
 
     def kept_samples(self) -> Iterable[Samples | Subset]:
         """Return samples of the stream that it learns again, though it only refers to them: they count as memory. Here none."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
+from clstream.strategy.merging import Payload
 from clstream.strategy.strategy import Regulariser, Strategy
 from clstream.stream import Batch, Samples, Subset, Task
 
@@ -127,6 +128,31 @@ class Wrapper(Strategy):
     def kept_samples(self) -> Iterable[Samples | Subset]:
         """Return what the wrapped strategy keeps."""
         return self.base.kept_samples()
+
+    def export(self, since: Payload | None = None) -> dict[str, Tensor]:
+        """Return what the wrapped strategy exports. Raises TypeError for a wrapper that answers otherwise than it does."""
+        self._check_merges()
+        return self.base.export(since)
+
+    def merge(self, payloads: Payload | Iterable[Payload], weights: Sequence[float] | None = None) -> None:
+        """Have the wrapped strategy merge. Raises TypeError for a wrapper that answers otherwise than it does."""
+        self._check_merges()
+        self.base.merge(payloads, weights)
+
+    def take_over(self, payload: Payload) -> None:
+        """Have the wrapped strategy take over what another exported."""
+        self._check_merges()
+        self.base.take_over(payload)
+
+    def check_payload(self, payload: Payload) -> None:
+        """Refuse what the wrapped strategy refuses to merge."""
+        self._check_merges()
+        self.base.check_payload(payload)
+
+    def _check_merges(self) -> None:
+        if type(self).scores is not Wrapper.scores:
+            name, base = type(self).__name__, type(self.base).__name__
+            raise TypeError(f"{name} answers otherwise than the {base} that it wraps, so merging those makes no {name}")
 
     @property
     def predicts_from_scores(self) -> bool:
