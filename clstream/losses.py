@@ -88,3 +88,41 @@ def nt_xent(projections: Tensor, temperature: float) -> Tensor:
     """
     samples = torch.arange(len(projections) // 2, device=projections.device)
     return supervised_contrastive(projections, samples.repeat(2), temperature)
+
+
+SIMILARITIES = ("squared", "cosine", "dot")
+"""How near a sample's features f are to a prototype m: -|f - m|^2, their cosine, or their dot product."""
+
+
+def prototype_scores(features: Tensor, prototypes: Tensor, similarity: str = "squared", scale: float = 1.0) -> Tensor:
+    """Return how near features are to prototypes, times `scale`: (..., n, classes), as logits.
+
+    Args:
+        features: (..., n, d).
+        prototypes: (..., classes, d).
+        similarity: one of SIMILARITIES. The cosine with a row of zeros is 0.
+        scale: above 0.
+
+    """
+    if similarity == "cosine":
+        features, prototypes = F.normalize(features, dim=-1), F.normalize(prototypes, dim=-1)
+    products = features @ prototypes.mT
+    if similarity == "squared":
+        lengths = features.square().sum(-1)[..., :, None] + prototypes.square().sum(-1)[..., None, :]
+        return scale * (2 * products - lengths)
+    return scale * products
+
+
+def prototypical(support: Tensor, queries: Tensor, ways: int, similarity: str = "squared", scale: float = 1.0) -> Tensor:
+    """Return the mean cross-entropy of queries over the prototypes of their episode, a scalar (Snell, Swersky, Zemel 2017).
+
+    Args:
+        support: (ways * shots, d), the features of an episode's support samples, class by class; their means are the prototypes.
+        queries: (ways * queries, d), likewise of the samples that are asked about.
+        ways: the number of classes.
+        similarity, scale: see `prototype_scores`.
+
+    """
+    prototypes = support.view(ways, -1, support.shape[1]).mean(1)
+    labels = torch.arange(ways, device=queries.device).repeat_interleave(len(queries) // ways)
+    return F.cross_entropy(prototype_scores(queries, prototypes, similarity, scale), labels)

@@ -20,6 +20,7 @@ from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
 from clstream.strategies.ncm import NCM
 from clstream.strategies.prd import PRD
+from clstream.strategies.protonet import EpisodicTraining, ProtoNet
 from clstream.strategies.ranpac import RanPAC
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.regularised import Regularised
@@ -40,6 +41,7 @@ __all__ = [
     "DERpp",
     "ERACE",
     "EWC",
+    "EpisodicTraining",
     "FeCAM",
     "Finetune",
     "Hypernetwork",
@@ -51,6 +53,7 @@ __all__ = [
     "LwFMC",
     "NCM",
     "PRD",
+    "ProtoNet",
     "RanPAC",
     "Refresh",
     "Regularised",

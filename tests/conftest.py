@@ -93,6 +93,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.RanPAC(model, projection=100)
     if name == "SimCLR":  # the examples' patterns are white noise: a small crop of one, enlarged, is nothing of it
         return lambda model: zoo.SimCLR(model, partial(SGD, lr=0.1), temperature=1.0, smallest=1.0, jitter=0.0, blur=0.0)
+    if name == "EpisodicTraining":  # the examples have batches of 8
+        return lambda model: zoo.EpisodicTraining(model, partial(SGD, lr=0.1), ways=2, shots=1, queries=1)
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     return getattr(zoo, name)

@@ -247,7 +247,11 @@ def test_pretraining_on_other_classes_helps(objective: Callable[..., Strategy]) 
 @pytest.mark.parametrize(
     ("status", "arguments", "sentence"),
     [
-        (2, ["--objective", "simcrl"], "there is no objective 'simcrl': did you mean simclr?; there are supervised, simclr"),
+        (
+            2,
+            ["--objective", "simcrl"],
+            "no objective 'simcrl': did you mean simclr?; there are supervised, simclr, episodes",
+        ),
         (2, ["--objective.temprature", "1"], "Finetune has no option 'temprature'"),
         (2, ["--classes", "0-"], "--classes takes whole numbers with commas, as 0,1,2 or 0-4,7, not '0-'"),
         (1, ["--schedule", "linear"], "schedule must be one of cosine, constant, not 'linear'"),

@@ -14,7 +14,7 @@ from clstream.cli.errors import Failure, UsageError, as_failure, nearest, printa
 if TYPE_CHECKING:
     from argparse import Namespace
 
-OBJECTIVES = {"supervised": "Finetune", "simclr": "SimCLR"}
+OBJECTIVES = {"supervised": "Finetune", "simclr": "SimCLR", "episodes": "EpisodicTraining"}
 """The strategies that pre-train, by what `--objective` calls them."""
 
 PASSED_ON = ("--stream", "--model", "--optimizer", "--seed", "--device", "--threads", "--data_root", "--data-root", "--trust")
@@ -101,7 +101,8 @@ def pretrain_parser() -> CommandParser:
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument(
         "--objective", default="supervised",
-        help="supervised (by default: the labels), or simclr (two views of each image, without labels)",
+        help="supervised (by default: the labels), simclr (two views of each image, without labels), or episodes (few-shot "
+        "episodes drawn from each batch)",
     )  # fmt: skip
     parser.add_argument("--classes", help="the labels to train on, as 0,1,2 or 0-4,7; by default all")
     parser.add_argument("--epochs", type=int, help="passes over the samples; by default those of the stream")

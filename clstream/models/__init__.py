@@ -1,6 +1,7 @@
 """Models: modules whose first layer normalises raw input, and whose stages and head can be reached by name."""
 
 from clstream.models.classifier import Classifier as Classifier
+from clstream.models.convnets import Conv4 as Conv4
 from clstream.models.convnets import ConvNet as ConvNet
 from clstream.models.convnets import LeNet as LeNet
 from clstream.models.convnets import MnistLike as MnistLike
@@ -15,6 +16,7 @@ from clstream.models.timm import Timm as Timm
 from clstream.models.vit import VitTiny as VitTiny
 
 __all__ = [
+    "Conv4",
     "ConvNet",
     "LeNet",
     "Linear",

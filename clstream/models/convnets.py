@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from clstream.models.classifier import Classifier, _image_shape
@@ -55,6 +57,52 @@ class ConvNet(Classifier):
             "hidden": nn.Sequential(nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU()),
         }
         super().__init__(stages, hidden, classes, head, cut="conv3")
+
+
+class Conv4(Classifier):
+    """The network of few-shot learning: four blocks of a convolution (3x3), a norm, ReLU and max-pooling (Vinyals et al. 2016).
+
+    For (1, 28, 28) images it has 64 features and, with batch norm, 111,936 parameters below the head.
+
+    Args:
+        input_shape: (channels, height, width), at least 2 ** blocks each way.
+        classes: number of outputs.
+        width: channels of each convolution.
+        blocks: how many there are, 1 to 6; they halve height and width, rounded down.
+        norm: "batch", "layer" (over all channels and pixels of an image, which does not depend on other images) or "none".
+        head: "fixed", "growing" or "cosine".
+        mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        width: int = 64,
+        blocks: int = 4,
+        norm: str = "batch",
+        head: str = "fixed",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        check_integer(1, width=width, classes=classes)
+        check_integer(1, 6, blocks=blocks)
+        norms: dict[str, Callable[[], list[nn.Module]]] = {
+            "batch": lambda: [nn.BatchNorm2d(width)],
+            "layer": lambda: [nn.GroupNorm(1, width)],
+            "none": list,
+        }
+        check_choice(norms, norm=norm)
+        channels, high, wide = _image_shape("Conv4", input_shape, 2**blocks)
+        stages: dict[str, nn.Module] = {"input": Normalise(mean, std)}
+        for number in range(1, blocks + 1):
+            into = channels if number == 1 else width
+            stages[f"block{number}"] = nn.Sequential(
+                nn.Conv2d(into, width, 3, padding=1), *norms[norm](), nn.ReLU(), nn.MaxPool2d(2)
+            )
+        stages["flat"] = nn.Flatten()
+        super().__init__(stages, width * (high >> blocks) * (wide >> blocks), classes, head, cut=f"block{blocks}")
 
 
 def _conv(into: int, out: int, pool: bool = False) -> nn.Sequential:
