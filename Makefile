@@ -16,7 +16,7 @@ test: $(VENV)/tested
 
 # Where there is a GPU: from the source tree, with any Python that has torch and pytest.
 gpu:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest tests/gpu
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu tests/gpu
 
 # Real clusters of Ray and Dask on this machine, and MLflow on PostgreSQL, if that is installed.
 cluster: $(VENV)/tested

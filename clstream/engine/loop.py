@@ -15,6 +15,7 @@ from torch import Tensor
 from clstream import events
 from clstream.bus import with_parts
 from clstream.engine.compatibility import check_fits
+from clstream.engine.finite_losses import FiniteLosses
 from clstream.engine.numerics import Numerics
 from clstream.engine.saved_state import Position
 from clstream.engine.simulation import Simulation
@@ -27,7 +28,7 @@ from clstream.strategy import Strategy
 from clstream.stream import Batch, Session, Stream, Task
 
 FINITE_EVERY = 64
-"""Batches after which the losses are checked together: one look at the device for all of them."""
+"""Batches after which the losses are looked at together."""
 
 _RAN = WeakValueDictionary[int, Strategy]()
 """The strategies that were run, by id, so that a second run of one is noticed."""
@@ -191,7 +192,7 @@ def play(simulation: Simulation) -> Iterator[Batch | None]:
 
 def play_session(simulation: Simulation, session: Session, task: Task) -> Iterator[Batch | None]:
     """Play what is left of a session. `task` is its task or, where it mixes tasks, the one that most of its samples are of."""
-    strategy, emit, every = simulation.strategy, simulation.bus.emit, simulation.evaluate_every
+    emit, every, checked = simulation.bus.emit, simulation.evaluate_every, FiniteLosses(simulation.strategy, task, session)
     first, meter = simulation.position, simulation.ledger.meter
     losses = simulation.losses = list[Tensor]()
     for epoch in islice(session, first.epoch, None):
@@ -204,7 +205,9 @@ def play_session(simulation: Simulation, session: Session, task: Task) -> Iterat
             simulation.step += 1
             evaluating = every and simulation.step % every == 0
             if evaluating or simulation.deferred or len(losses) == FINITE_EVERY:
-                check_losses(losses, strategy, task, session, batch)
+                checked.look(losses, batch)
+            if evaluating or simulation.deferred:
+                checked.finish()
             if evaluating:
                 yield None
                 simulation.evaluate(task, within_session=True)
@@ -213,10 +216,11 @@ def play_session(simulation: Simulation, session: Session, task: Task) -> Iterat
                 simulation.position = Position(session.index, epoch.index, batch.index + 1)
                 simulation.run_deferred()
         if losses:
-            check_losses(losses, strategy, task, session, batch)
+            checked.look(losses, batch)
         yield None
         with meter.counting("learning"):
             emit(events.EpochEnded(epoch))
+    checked.finish()
 
 
 def learn(simulation: Simulation, batch: Batch) -> None:
@@ -232,22 +236,3 @@ def step(simulation: Simulation, batch: Batch) -> Tensor:
     loss = simulation.learn(batch)
     emit(events.BatchLearned(batch, loss))
     return loss
-
-
-def check_losses(losses: list[Tensor], strategy: Strategy, task: Task, session: Session, newest: Batch) -> None:
-    """Refuse losses that are not detached, finite scalars, naming the batch of the first one; then forget them."""
-    if not losses:
-        return
-    for loss in losses:
-        if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.requires_grad:
-            raise TypeError(
-                f"{type(strategy).__name__}.learn must return its loss as a detached scalar tensor: `return loss.detach()`"
-            )
-    finite = torch.stack(losses).isfinite()
-    if not finite.all():
-        back = len(losses) - 1 - int((~finite).nonzero()[0])
-        raise FloatingPointError(
-            f"the loss is {float(losses[len(losses) - 1 - back])} in task {task.id}, session {session.index}, "
-            f"epoch {newest.epoch}, batch {newest.index - back}: try a smaller learning rate, or look at that batch"
-        )
-    losses.clear()

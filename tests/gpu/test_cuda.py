@@ -26,6 +26,7 @@ from clstream.seeds import isolated
 
 DEVICE = "cuda"
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
     pytest.mark.filterwarnings("ignore:SHARP. after episode"),  # its layers are small here
 ]
