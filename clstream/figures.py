@@ -389,3 +389,37 @@ def composition(stream: Stream, by: str | None = None, most: int = MOST) -> Comp
 def _counted(y: Tensor, classes: int) -> Tensor:
     """Return the number of samples of each class, from labels or multi-label targets."""
     return y.bincount(minlength=classes) if y.dim() == 1 else y.sum(0).long()[:classes]
+
+
+def episodes_figure(accuracy: Tensor, by_set: Tensor, chance: float, nearest: Tensor | None = None, title: str = "") -> Figure:
+    """Draw how episodes ended: a histogram of their accuracies, and the mean accuracy by support set, in the order of these.
+
+    Args:
+        accuracy: (episodes,), over all targets of each episode.
+        by_set: (episodes, sets), over the targets of each support set.
+        chance: the accuracy of a guess.
+        nearest: (episodes,), of the nearest neighbour among raw inputs.
+        title: of the figure.
+
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(accuracy.tolist(), bins=20, range=(0, 1), color=COLOURS[4])
+    left.axvline(float(accuracy.mean()), color=COLOURS[0], label=f"mean {float(accuracy.mean()):.3f}")
+    if nearest is not None:
+        left.axvline(float(nearest.mean()), color=COLOURS[1], linestyle="--", label=f"1-NN {float(nearest.mean()):.3f}")
+    left.axvline(chance, color=COLOURS[6], linestyle=":", label=f"chance {chance:.3f}")
+    left.set(xlabel="accuracy of an episode", ylabel="episodes", xlim=(0, 1))
+    left.legend(frameon=False)
+    sets = range(1, by_set.shape[1] + 1)
+    error = by_set.std(0) / max(1, len(by_set)) ** 0.5 if len(by_set) > 1 else torch.zeros(by_set.shape[1])
+    right.errorbar(sets, by_set.mean(0).tolist(), 1.96 * error, color=COLOURS[0], marker="o", markersize=3, capsize=2)
+    right.axhline(chance, color=COLOURS[6], linestyle=":")
+    right.set(xlabel="support set, as they came", ylabel="accuracy on its targets", ylim=(0, 1.02))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title:
+        figure.suptitle(title)
+    return figure

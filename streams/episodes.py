@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from clstream.streams.corruptions import Disc, PixelNoise, check_corruptible
 from clstream.streams.data import NAMES, source
+from clstream.streams.features import features
 from clstream.streams.omniglot import load_omniglot
+from torch import nn
 
 from clstream.params import check_bool, check_choice, check_integer, check_number
-from clstream.stream import Episodes, Samples, Stream
+from clstream.stream import Episodes, Samples, Stream, Task
 from clstream.stream.episodes import Corruption
 
 OMNIGLOT = ("omniglot_base", "omniglot_novel")
@@ -102,6 +104,17 @@ def episodes(
         f"{data} episodes", pool, ways, shots, targets, sets, sets_per_group, overwrite, repeats, instances, corruptions, steps,
         count, seed,
     )  # fmt: skip
+
+
+def episode_features(episodes: Episodes, backbone: nn.Module, cache: str | Path | None = None, progress: bool = True) -> Episodes:
+    """Return the same episodes with each sample as a backbone's features, computed once and kept: see `features`.
+
+    Raises ValueError where targets are corrupted: give the backbone to the learner instead.
+    """
+    pool = episodes.pool
+    whole = Stream(episodes.name, [Task(0, tuple(pool.y.unique().tolist()), pool, pool[:1])])
+    inputs = features(whole, backbone, cache=cache, progress=progress).tasks[0].train[:].x
+    return episodes.with_inputs(inputs, f"{episodes.name}, features of {type(backbone).__name__}")
 
 
 def load_pool(data: str, rotations: bool = False, root: str | Path | None = None, cache: str | Path | None = None) -> Samples:

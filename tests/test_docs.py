@@ -21,6 +21,8 @@ from conftest import HAS_AVALANCHE
 from clstream.cli import main
 from clstream.cli.anchors import load_anchor
 from clstream.cli.compare import compare_parser, tracking_parser
+from clstream.cli.episodes import episodes_parser
+from clstream.cli.episodes import options_of_run as options_of_episodes
 from clstream.cli.parser import as_yaml, parse_run, run_parser
 from clstream.cli.pretrain import options_of_run, pretrain_parser
 from clstream.cli.searched import parse_search
@@ -171,6 +173,8 @@ def check_command(words: list[str]) -> None:
             plan_of(own.grid, rest)
     elif command == "pretrain":
         parse_run(options_of_run(*pretrain_parser().parse_known_args(arguments)))
+    elif command == "episodes":
+        parse_run(options_of_episodes(episodes_parser().parse_known_args(arguments)[1]))
     elif command == "tune":
         parse_search(split_tune(arguments)[1])
     elif command == "show":

@@ -12,6 +12,7 @@ from clstream import __version__
 from clstream.cli.command_parser import print_error
 from clstream.cli.compare import compare_command
 from clstream.cli.doctor import doctor_command
+from clstream.cli.episodes import episodes_command
 from clstream.cli.errors import Failure, UsageError, nearest
 from clstream.cli.logs import list_command, log_command, sync_command
 from clstream.cli.pretrain import pretrain_command
@@ -36,6 +37,7 @@ usage: clstream COMMAND [options]
   prove-resume  kill a run again and again:   clstream prove-resume --strategy my_file.MyStrategy --kills 20
   parity        hold our methods against Avalanche's:  clstream parity --methods EWC,Replay --seeds 0,1,2,3,4
   pretrain      train a model to start from:  clstream pretrain --stream split_mnist --model VitTiny --out vit.pt
+  episodes      many few-shot episodes:       clstream episodes --weights conv4.pt --stream.sets 4 --out protonet
   show          draw a stream before running:  clstream show fuzzy_tasks --stream.width 0.8
   record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
   log           read what happened in a run:  clstream log runs/NAME
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
         "sweep": sweep_command, "report": report_command, "tune": tune_command, "doctor": doctor_command,
-        "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "show": show_command,
+        "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "episodes": episodes_command,
+        "show": show_command,
         "record": record_command, "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip
     if not given or given[0] in ("-h", "--help"):

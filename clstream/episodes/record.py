@@ -21,6 +21,8 @@ FORMAT = "clstream episodes 1"
 class EpisodesRecord:
     """Writes the outcome of each episode when it is over; a line that was cut off is left out when the file is read again.
 
+    It reads, and refuses what it can't go on with, when it is made; and writes within `with`.
+
     Args:
         folder: where the file is; None: nothing is written.
         identity: what is run, in plain values.
@@ -35,17 +37,14 @@ class EpisodesRecord:
 
     def __init__(self, folder: str | Path | None, identity: Mapping[str, Any], resume: bool) -> None:
         self.outcomes: dict[int, EpisodeOutcome] = {}
+        self.header = {"format": FORMAT, **identity}
         self.file = None if folder is None else check_writable(Path(folder), "the folder of the episodes") / FILE
         if self.file is None:
             return
-        header = {"format": FORMAT, **identity}
         if self.file.exists():
             if not resume:
                 raise FileExistsError(f"{self.file} has episodes already: resume=True goes on with them, or name another folder")
-            self.read(header)
-        self.opened = self.file.open("ab")
-        if not self.opened.tell():
-            self._write(header)
+            self.read(self.header)
 
     def read(self, header: Mapping[str, Any]) -> None:
         """Take what is in the file, and cut off a line that is not whole."""
@@ -79,6 +78,10 @@ class EpisodesRecord:
         self.opened.flush()
 
     def __enter__(self) -> EpisodesRecord:
+        if self.file is not None:
+            self.opened = self.file.open("ab")
+            if not self.opened.tell():
+                self._write(self.header)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

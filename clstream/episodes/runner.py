@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from operator import index
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,10 +74,7 @@ def run_episodes(
         raise TypeError(f"make_strategy must return a Strategy, not a {type(snapshot).__name__}")
     give_start(snapshot, start)
     check_fits(snapshot, first, device, evaluate_at="end")
-    params = run_params(snapshot, first, seed, device)
-    identity = {"params": {name: describe(value) for name, value in params.items()}, "start": weights_hash(snapshot)}
-    identity |= {"episodes": repr(episodes), "drawn_from": family_hash(episodes)}
-    with EpisodesRecord(folder, identity, resume) as record:
+    with EpisodesRecord(folder, identity_of(snapshot, episodes, seed, device), resume) as record:
         for number in range(len(episodes)):
             if number not in record.outcomes:
                 outcome = run_episode(snapshot, episodes[number], number, seed, device)
@@ -84,6 +82,17 @@ def run_episodes(
                 bus.emit(EpisodeEnded(outcome))
     outcomes = tuple(record.outcomes[number] for number in range(len(episodes)))
     return EpisodesResult(type(snapshot).__name__, repr(episodes), episodes.chance, outcomes)
+
+
+def identity_of(strategy: Strategy, episodes: Episodes, seed: int, device: str | torch.device) -> dict[str, Any]:
+    """Return what makes episodes those of one run, in plain values: those of another are not gone on with."""
+    params = run_params(strategy, episodes[0], seed, device)
+    return {
+        "params": {name: describe(value) for name, value in params.items()},
+        "start": weights_hash(strategy),
+        "episodes": repr(episodes),
+        "drawn_from": family_hash(episodes),
+    }
 
 
 def run_episode(
