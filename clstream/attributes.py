@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 _POINTER = struct.calcsize("P")
 
-_LEAVES = (
-    Tensor, np.ndarray, nn.Module, Optimizer, torch.Generator, torch.device, torch.dtype, type,
+_LEAVES = (  # those first that are told soonest
     str, bytes, int, float, complex, bool, type(None), FunctionType, BuiltinFunctionType, MethodType, ModuleType,
+    Tensor, np.ndarray, nn.Module, Optimizer, torch.Generator, torch.device, torch.dtype, type,
 )  # fmt: skip
 _SHARED = (str, int, float, bool, type(None), tuple, frozenset)
 """What may be one object for many values."""
@@ -36,6 +36,7 @@ def walk(root: object, leaves: tuple[type, ...] = ()) -> Iterator[tuple[str, obj
     optimizer, a generator) is one value. What a class names in `not_state` is left out: the constructor's `params`, since
     they are not what it became, and the run's bus. Objects of the types in `leaves` are yielded, and not followed.
     """
+    kinds = (*_LEAVES, *leaves)
     met: set[int] = set()
     stack: list[tuple[str, object]] = [(type(root).__name__, root)]
     while stack:
@@ -45,7 +46,7 @@ def walk(root: object, leaves: tuple[type, ...] = ()) -> Iterator[tuple[str, obj
         if not isinstance(value, _SHARED):
             met.add(id(value))
         yield path, value
-        if not isinstance(value, (*_LEAVES, *leaves)):
+        if not isinstance(value, kinds):
             stack += [(path + name, item) for name, item in reversed([*contents(value)])]
 
 

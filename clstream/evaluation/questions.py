@@ -109,7 +109,7 @@ class Questions:
 
     def best_of_task(self, scores: Tensor, number: Tensor) -> Tensor:
         """Return for each sample the class of its task with the highest score; 0 where none of them competes."""
-        columns = self.columns[self.kind[number]]
+        columns = self.columns.index_select(0, self.kind.index_select(0, number))
         best, place = scores.gather(1, columns).max(1)
         return columns.gather(1, place[:, None])[:, 0].masked_fill(best == float("-inf"), 0)
 

@@ -76,6 +76,8 @@ OWN_FORMULAS: dict[str, Callable[..., int]] = {
     "mkldnn_rnn_layer_backward": lambda *args, **kwargs: 2 * _rnn(*args, **kwargs),
     "_native_multi_head_attention": _self_attention,
     "_transformer_encoder_layer_fwd": _transformer_layer,
+    "mm": lambda left, right, *_, **__: 2 * left.numel() * right.shape[1],
+    "addmm": lambda _, left, right, *__, **___: 2 * left.numel() * right.shape[1],
     "mv": lambda matrix, *_, **__: 2 * matrix.numel(),
     "addmv": lambda _, matrix, *__, **___: 2 * matrix.numel(),
     "addmv_": lambda _, matrix, *__, **___: 2 * matrix.numel(),
@@ -83,7 +85,7 @@ OWN_FORMULAS: dict[str, Callable[..., int]] = {
     "addbmm": lambda _, left, right, *__, **___: 2 * left.numel() * right.shape[2],
     "addbmm_": lambda _, left, right, *__, **___: 2 * left.numel() * right.shape[2],
 }
-"""Operations that torch's formulas leave out or get wrong, by name."""
+"""Operations that torch's formulas leave out, get wrong, or take long for, by name."""
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,

@@ -42,7 +42,7 @@ class Samples:
         )
 
     def __len__(self) -> int:
-        return len(self.y)
+        return self.y.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Samples:
         """Return some of the samples; `index` is a slice, (k,) int64 row numbers, or an (n,) bool mask."""
