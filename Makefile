@@ -32,7 +32,7 @@ check: $(VENV)/checked
 	cd $(VENV) && bin/mypy --strict --config-file ../setup.cfg -p clstream
 
 bench: $(VENV)/installed
-	$(BIN)/python experiments/bench_methods.py --out bench
+	$(BIN)/python experiments/bench_methods.py --busy --out bench --track
 	$(BIN)/python experiments/bench_engine.py
 	$(BIN)/python experiments/bench_evaluation.py
 

@@ -2,12 +2,13 @@
 
 Each is one function with the whole method in it, over inputs that were made floats beforehand. They do the same arithmetic as
 clstream's strategies of that name: the same draws, losses and steps, and an evaluation of all tasks before the first and after
-each.
+each. Given the seeds that a run derives, they end in the weights that it ends in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,10 +18,11 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from clstream import Stream
+from clstream.seeds import derive
 
 
 class Data(NamedTuple):
-    """All samples of a stream: float inputs as the network takes them, labels, and the classes of each task."""
+    """All samples of a stream: float inputs as the network takes them, labels, and of each task its rows and its order's seed."""
 
     x: Tensor
     y: Tensor
@@ -28,6 +30,7 @@ class Data(NamedTuple):
     y_test: Tensor
     tasks: list[Tensor]
     tests: list[Tensor]
+    seeds: list[int]
     batch: int
 
 
@@ -40,27 +43,30 @@ class Spent(NamedTuple):
     accuracy: float
 
 
-def data_of(stream: Stream, batch: int) -> Data:
-    """Return a stream's samples, and the rows of each task."""
+def data_of(stream: Stream, seed: int = 0) -> Data:
+    """Return a stream's samples, the rows of each task, and what seeds its order in a run with some seed."""
     train, test = ([getattr(task, part)[:] for task in stream.tasks] for part in ("train", "test"))
     x, x_test = (torch.cat([part.x for part in parts]).float() / 255 for parts in (train, test))
     y, y_test = (torch.cat([part.y for part in parts]) for parts in (train, test))
     rows, tests = (torch.arange(sum(map(len, parts))).split([len(part) for part in parts]) for parts in (train, test))
-    return Data(x, y, x_test, y_test, [*rows], [*tests], batch)
+    seeds = [derive(stream.reseeded(seed).seed, task, 0) for task in range(len(stream.tasks))]
+    return Data(x, y, x_test, y_test, [*rows], [*tests], seeds, stream.batch_size)
 
 
 class Reservoir:
     """A uniform sample of all rows so far, with its fields side by side."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, seed: int) -> None:
         self.capacity, self.seen, self.fields = capacity, 0, list[Tensor]()
+        self.random = torch.Generator().manual_seed(seed)
 
     def add(self, *rows: Tensor) -> None:
         """Offer rows."""
         if not self.fields:
             self.fields = [row.new_zeros(self.capacity, *row.shape[1:]) for row in rows]
         order = torch.arange(self.seen, self.seen + len(rows[0]))
-        slot = torch.where(order < self.capacity, order, (torch.rand(len(order)) * (order + 1)).long())
+        drawn = (torch.rand(len(order), generator=self.random, dtype=torch.float64) * (order + 1)).long()
+        slot = torch.where(order < self.capacity, order, drawn)
         kept = (slot < self.capacity).nonzero()[:, 0]
         for field, row in zip(self.fields, rows, strict=True):
             field[slot[kept]] = row[kept]
@@ -69,7 +75,8 @@ class Reservoir:
     def sample(self, n: int, repeats: bool = True) -> list[Tensor]:
         """Draw rows."""
         size = min(self.seen, self.capacity)
-        drawn = torch.randint(size, (n,)) if repeats else torch.randperm(size)[:n]
+        random = self.random
+        drawn = torch.randint(size, (n,), generator=random) if repeats else torch.randperm(size, generator=random)[:n]
         return [field.index_select(0, drawn) for field in self.fields]
 
 
@@ -92,10 +99,10 @@ def play(net: nn.Module, data: Data, lr: float, loss: Callable[[Tensor, Tensor],
     begin = perf_counter()
     row = accuracy_of(net, data)  # as it starts
     spent = [0.0, 0.0, perf_counter() - begin]
-    for rows in data.tasks:
+    for rows, seed in zip(data.tasks, data.seeds, strict=True):
         begin = perf_counter()
         x, y = data.x[rows], data.y[rows]
-        for index in torch.randperm(len(y)).split(data.batch):
+        for index in torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).split(data.batch):
             batch_x, batch_y = x.index_select(0, index), y.index_select(0, index)
             optimizer.zero_grad()
             loss(batch_x, batch_y).backward()
@@ -119,9 +126,9 @@ def finetune(net: nn.Module, data: Data, lr: float) -> Spent:
     return play(net, data, lr, lambda x, y: F.cross_entropy(net(x), y), nothing, nothing)
 
 
-def replay(net: nn.Module, data: Data, lr: float, capacity: int) -> Spent:
+def replay(net: nn.Module, data: Data, lr: float, capacity: int, seed: int = 0) -> Spent:
     """Experience replay: as many past samples as the batch holds."""
-    memory = Reservoir(capacity)
+    memory = Reservoir(capacity, seed)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         if memory.seen:
@@ -132,9 +139,9 @@ def replay(net: nn.Module, data: Data, lr: float, capacity: int) -> Spent:
     return play(net, data, lr, loss, memory.add, nothing)
 
 
-def derpp(net: nn.Module, data: Data, lr: float, capacity: int, alpha: float, beta: float) -> Spent:
+def derpp(net: nn.Module, data: Data, lr: float, capacity: int, alpha: float, beta: float, seed: int = 0) -> Spent:
     """DER++: two draws, one held near its outputs of then, one near its labels."""
-    memory, outputs = Reservoir(capacity), list[Tensor]()
+    memory, outputs = Reservoir(capacity, seed), list[Tensor]()
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         now = net(x)
@@ -185,9 +192,7 @@ def ewc(net: nn.Module, data: Data, lr: float, strength: float, chunk: int = 128
 
 
 def lwf(net: nn.Module, data: Data, lr: float, temperature: float) -> Spent:
-    """Learning without forgetting: the outputs of each past task held near those of the network before the task."""
-    from copy import deepcopy
-
+    """Learning without forgetting: the outputs of all past classes held near those of the network before the task."""
     teacher, past = list[nn.Module](), list[Tensor]()
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -195,16 +200,12 @@ def lwf(net: nn.Module, data: Data, lr: float, temperature: float) -> Spent:
         whole = F.cross_entropy(outputs, y)
         if teacher:
             with torch.no_grad():
-                before = teacher[0](x)
-            terms = []
-            for labels in past:
-                targets = (before[:, labels] / temperature).softmax(1)
-                terms.append(-(targets * (outputs[:, labels] / temperature).log_softmax(1)).sum(1).mean())
-            whole = whole + torch.stack(terms).sum()
+                targets = (teacher[0](x)[:, past[0]] / temperature).softmax(1)
+            whole = whole - (targets * (outputs[:, past[0]] / temperature).log_softmax(1)).sum(1).mean()
         return whole
 
     def keep(_: Tensor, y: Tensor) -> None:
         teacher[:] = [deepcopy(net).eval().requires_grad_(False)]
-        past.append(y.unique())
+        past[:] = [torch.cat([*past, y]).unique()]
 
     return play(net, data, lr, loss, nothing, keep)
