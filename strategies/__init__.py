@@ -30,6 +30,7 @@ from clstream.strategies.si import SI
 from clstream.strategies.si import SIPenalty as SIPenalty
 from clstream.strategies.simclr import SimCLR
 from clstream.strategies.slda import SLDA
+from clstream.strategies.support_replay import SupportReplay
 from clstream.strategies.tame import TAME
 from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
@@ -62,6 +63,7 @@ __all__ = [
     "SI",
     "SLDA",
     "SimCLR",
+    "SupportReplay",
     "TAME",
     "WithDetectedBoundaries",
 ]

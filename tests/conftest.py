@@ -95,6 +95,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.SimCLR(model, partial(SGD, lr=0.1), temperature=1.0, smallest=1.0, jitter=0.0, blur=0.0)
     if name == "EpisodicTraining":  # the examples have batches of 8
         return lambda model: zoo.EpisodicTraining(model, partial(SGD, lr=0.1), ways=2, shots=1, queries=1)
+    if name == "SupportReplay":  # its learning rate is for the many steps of episodes
+        return lambda model: zoo.SupportReplay(model, partial(SGD, lr=0.1))
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     return getattr(zoo, name)
