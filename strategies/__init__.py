@@ -10,6 +10,7 @@ from clstream.strategies.ewc import EWCPenalty as EWCPenalty
 from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
 from clstream.strategies.fecam import FeCAM
 from clstream.strategies.finetune import Finetune
+from clstream.strategies.fscil import FSCIL
 from clstream.strategies.hypernetwork import Hypernetwork
 from clstream.strategies.icarl import ICaRL
 from clstream.strategies.joint import Joint
@@ -43,6 +44,7 @@ __all__ = [
     "ERACE",
     "EWC",
     "EpisodicTraining",
+    "FSCIL",
     "FeCAM",
     "Finetune",
     "Hypernetwork",

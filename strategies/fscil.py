@@ -1,0 +1,156 @@
+"""Few-shot class-incremental learning: an encoder is trained in the first session, and then class means answer.
+
+Roy, Park, Fahrezi, Etemad 2024, "A Bag of Tricks for Few-Shot Class-Incremental Learning" (arXiv 2403.14392). Of the paper only the
+abstract could be read, and there is no public code of it. So this is its pipeline with each trick, as others name them, in the form
+of the reference code of the technique itself: after the paper, not as in it. No published number is for this.
+
+The baseline, f the encoder's features and cos the cosine:
+
+    first session    cross-entropy of scale * cos(f(x), w_c), over the classes of this session alone
+    when it ends     the encoder is frozen, in evaluation mode; each row is replaced by the mean of f over the class's images, which
+                     are not augmented
+    later sessions   nothing is trained; a new class has the mean of f over its images, taken when the session ends
+    an answer        scale * cos(f(x), mean_c), all classes with a mean compete
+
+The learning rate of the first session falls by a cosine, epoch by epoch (SAVC's command has it so).
+
+Deviations: a class that comes again has the mean over all of its images. The model's own head is not used.
+
+Defaults: the scale of 16, the learning rate, its cosine and the weight decay are those of SAVC's code and command for CIFAR-100
+(Song et al. 2023), the momentum is own choice. The learning rate is to be chosen for a stream: see `experiments/spaces.yaml`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from clstream.bus import on
+from clstream.eval_mode import evaluating
+from clstream.events import EpochStarted, RunStarted, SessionEnded, SessionStarted
+from clstream.models import GrowingHead
+from clstream.models.heads import grow_heads
+from clstream.params import check_choice, check_positive
+from clstream.strategy import OptimizerFactory, Strategy
+from clstream.strategy.frozen_features import add_by_class
+from clstream.stream import Batch, Samples, Task
+
+TOGETHER = 1024
+"""Samples whose features are computed together."""
+
+
+class FSCIL(Strategy):
+    """Train an encoder in the first session, and answer with class means from then on.
+
+    Args:
+        model: has `features`, raw inputs to (n, features), and a linear `head`, as those of `clstream.models`, which is not used.
+        optimizer: makes the optimizer of the first session from the model's parameters; those of the cosine head join it.
+        scale: what cosines are multiplied by.
+        schedule: of the learning rate in the first session: "cosine" or "constant".
+
+    """
+
+    fixed_classes = "in the loss those of the first session, in an answer those with a mean"
+    rehearsal_free = True
+    takes_regularisers = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory = partial(SGD, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
+        scale: float = 16.0,
+        schedule: str = "cosine",
+    ) -> None:
+        super().__init__(model, optimizer)
+        check_positive(scale=scale)
+        check_choice(("cosine", "constant"), schedule=schedule)
+        self.scale, self.schedule = scale, schedule
+        self.width, self.classes = widths(model)
+        self.head = GrowingHead(self.width, self.classes, bias=False)
+        self.optimizer.add_param_group({"params": [self.head.weight]})
+        self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        self.session = -1  # the number of the one that goes on
+        self.sums: Tensor | None = None  # (classes, width), of the features of each class's images
+        self.counts = torch.zeros(0)  # (classes,), of these images
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Start with a network that learns, and no means."""
+        self.model.train()
+        self.session, self.sums = -1, None
+
+    @on(SessionStarted)
+    def begin_session(self, event: SessionStarted) -> None:
+        """Count the session; in the first one, make a row for each of its classes."""
+        self.session = event.session.index
+        if self.session == 0:
+            grow_heads(self.head, [self.optimizer], lambda: event.session.classes)
+
+    @on(EpochStarted)
+    def set_rates(self, event: EpochStarted) -> None:
+        """Set the learning rates of an epoch of the first session."""
+        if self.schedule == "cosine" and self.session == 0:
+            factor = (1 + math.cos(math.pi * event.epoch.index / event.epoch.session.epochs)) / 2
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Take a step in the first session; later ones have none, and a loss of 0."""
+        return super().learn(batch) if self.session == 0 else torch.zeros((), device=batch.samples.y.device)
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the cross-entropy of the cosine head, over the classes of the first session."""
+        features = self.features(samples.x if self.augment is None else self.augment(samples.x))
+        return F.cross_entropy(self.head_scores(features), samples.y)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the encoder's (n, features) for raw inputs."""
+        features: Tensor = self.model.features(x)  # type: ignore[operator]  # the constructor has asked for it
+        return features
+
+    def head_scores(self, features: Tensor) -> Tensor:
+        """Return (n, classes) of the cosine head for (n, features); -inf for classes without a row."""
+        scores = self.scale * F.normalize(features, dim=1) @ F.normalize(self.head.weight, dim=1).T
+        return scores.new_full((len(scores), self.head.classes), float("-inf")).index_copy(1, self.head.labels, scores)
+
+    @on(SessionEnded)
+    def take_means(self, event: SessionEnded) -> None:
+        """Take up the images of the session's classes; after the first session the encoder is frozen."""
+        self.model.eval()
+        samples, device = event.session.samples, self.head.weight.device
+        if self.sums is None:
+            self.sums = torch.zeros(self.classes, self.width, device=device)
+            self.counts = torch.zeros(self.classes, device=device)
+        with evaluating(self):
+            for start in range(0, len(samples), TOGETHER):
+                part = samples[start : start + TOGETHER].to(device)
+                add_by_class(self.sums, part.y, self.features(part.x))
+                add_by_class(self.counts, part.y, torch.ones(len(part), device=device))
+
+    def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """Return (n, classes): scaled cosines, -inf for classes without a mean; in the first session those of the head."""
+        features = self.features(x)
+        if self.sums is None:
+            return self.head_scores(features)
+        scores = self.scale * F.normalize(features, dim=1) @ F.normalize(self.sums, dim=1).T
+        return scores.masked_fill(self.counts == 0, float("-inf"))
+
+    @property
+    def scores_ignore_task(self) -> bool:
+        """Whether `scores` is the same with and without the task given: it is."""
+        return type(self).scores is FSCIL.scores and self.predicts_from_scores
+
+
+def widths(model: nn.Module) -> tuple[int, int]:
+    """Return the width of a model's features, and its number of classes; TypeError for a model that doesn't show them."""
+    head = getattr(model, "head", None)
+    if not callable(getattr(model, "features", None)) or not isinstance(head, (nn.Linear, GrowingHead)):
+        raise TypeError(
+            f"FSCIL needs a model with a method `features` and a linear `head`, as those of clstream, not {type(model).__name__}"
+        )
+    return head.in_features, head.out_features if isinstance(head, nn.Linear) else head.classes
