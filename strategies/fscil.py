@@ -14,10 +14,16 @@ The baseline, f the encoder's features and cos the cosine:
 
 The learning rate of the first session falls by a cosine, epoch by epoch (SAVC's command has it so).
 
+Tricks of the first session, each a switch:
+
+    contrast > 0     + contrast * the supervised contrastive loss (Khosla et al. 2020) of a projection of f, over two views of each
+                     image (`ContrastiveViews`), in the batch; the cross-entropy goes on over the plain images
+
 Deviations: a class that comes again has the mean over all of its images. The model's own head is not used.
 
-Defaults: the scale of 16, the learning rate, its cosine and the weight decay are those of SAVC's code and command for CIFAR-100
-(Song et al. 2023), the momentum is own choice. The learning rate is to be chosen for a stream: see `experiments/spaces.yaml`.
+Defaults: the scale of 16, the cosine of the learning rate and the weight decay are those of SAVC's code and command for CIFAR-100
+(Song et al. 2023). All others are own choices, the learning rate too (there it is 0.1, for a network with batch norm). It is to be
+chosen for a stream: see `experiments/spaces.yaml`.
 """
 
 from __future__ import annotations
@@ -30,15 +36,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from clstream.augmentations import ContrastiveViews
 from clstream.bus import on
 from clstream.eval_mode import evaluating
 from clstream.events import EpochStarted, RunStarted, SessionEnded, SessionStarted
+from clstream.losses import supervised_contrastive
 from clstream.models import GrowingHead
 from clstream.models.heads import grow_heads
-from clstream.params import check_choice, check_positive
+from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.strategy.frozen_features import add_by_class
-from clstream.stream import Batch, Samples, Task
+from clstream.stream import Batch, Samples, StreamView, Task
 
 TOGETHER = 1024
 """Samples whose features are computed together."""
@@ -52,6 +60,10 @@ class FSCIL(Strategy):
         optimizer: makes the optimizer of the first session from the model's parameters; those of the cosine head join it.
         scale: what cosines are multiplied by.
         schedule: of the learning rate in the first session: "cosine" or "constant".
+        contrast: weight of the supervised contrastive loss. 0: there is none.
+        temperature: of the contrastive loss.
+        projection: width of the projection's output; its hidden layer is as wide as the features.
+        smallest, flip, jitter: of the views, see `ContrastiveViews`; they are not blurred.
 
     """
 
@@ -62,17 +74,32 @@ class FSCIL(Strategy):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: OptimizerFactory = partial(SGD, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
+        optimizer: OptimizerFactory = partial(SGD, lr=0.01, momentum=0.9, weight_decay=5e-4),
         scale: float = 16.0,
         schedule: str = "cosine",
+        contrast: float = 0.0,
+        temperature: float = 0.1,
+        projection: int = 128,
+        smallest: float = 0.2,
+        flip: bool | None = None,
+        jitter: float = 0.0,
     ) -> None:
         super().__init__(model, optimizer)
         check_positive(scale=scale)
         check_choice(("cosine", "constant"), schedule=schedule)
+        check_number(0, contrast=contrast)
+        check_positive(temperature=temperature)
+        check_integer(1, projection=projection)
         self.scale, self.schedule = scale, schedule
         self.width, self.classes = widths(model)
         self.head = GrowingHead(self.width, self.classes, bias=False)
-        self.optimizer.add_param_group({"params": [self.head.weight]})
+        self.contrast, self.temperature = contrast, temperature
+        self.views = ContrastiveViews(smallest, flip, jitter, grayscale=0.2 if jitter else 0.0, blur=0.0)
+        self.projection: nn.Sequential | None = None
+        if contrast:
+            self.projection = nn.Sequential(nn.Linear(self.width, self.width), nn.ReLU(), nn.Linear(self.width, projection))
+        beside = [] if self.projection is None else list(self.projection.parameters())
+        self.optimizer.add_param_group({"params": [self.head.weight, *beside]})
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.session = -1  # the number of the one that goes on
         self.sums: Tensor | None = None  # (classes, width), of the features of each class's images
@@ -80,7 +107,8 @@ class FSCIL(Strategy):
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
-        """Start with a network that learns, and no means."""
+        """Start with a network that learns, and no means. Raises ValueError for a stream that a trick can't learn from."""
+        check_shape(event.stream, contrast=bool(self.contrast))
         self.model.train()
         self.session, self.sums = -1, None
 
@@ -104,9 +132,19 @@ class FSCIL(Strategy):
         return super().learn(batch) if self.session == 0 else torch.zeros((), device=batch.samples.y.device)
 
     def loss(self, samples: Samples) -> Tensor:
-        """Return the cross-entropy of the cosine head, over the classes of the first session."""
+        """Return the cross-entropy of the cosine head, over the classes of the first session, and the losses of the tricks."""
         features = self.features(samples.x if self.augment is None else self.augment(samples.x))
-        return F.cross_entropy(self.head_scores(features), samples.y)
+        loss = F.cross_entropy(self.head_scores(features), samples.y)
+        if self.contrast:
+            views = self.projected_views(samples.x)
+            loss = loss + self.contrast * supervised_contrastive(views, samples.y.repeat(2), self.temperature)
+        return loss
+
+    def projected_views(self, x: Tensor) -> Tensor:
+        """Return the projections of two views of each image, first the first ones: (2n, projection)."""
+        assert self.projection is not None
+        projected: Tensor = self.projection(self.features(self.views(torch.cat([x, x]))))
+        return projected
 
     def features(self, x: Tensor) -> Tensor:
         """Return the encoder's (n, features) for raw inputs."""
@@ -144,6 +182,15 @@ class FSCIL(Strategy):
     def scores_ignore_task(self) -> bool:
         """Whether `scores` is the same with and without the task given: it is."""
         return type(self).scores is FSCIL.scores and self.predicts_from_scores
+
+
+def check_shape(stream: StreamView, **tricks: bool) -> None:
+    """Raise ValueError for a stream whose inputs are no images, where one of the tricks needs them."""
+    if len(stream.input_shape) != 3 and any(tricks.values()):
+        used = " and ".join(name for name, chosen in tricks.items() if chosen)
+        raise ValueError(
+            f"{used} of FSCIL needs images (channels, height, width), and {stream.name} has inputs of shape {stream.input_shape}"
+        )
 
 
 def widths(model: nn.Module) -> tuple[int, int]:

@@ -7,12 +7,15 @@ from functools import partial
 import pytest
 import torch
 from clstream.strategies import FSCIL
+from clstream.streams import blobs
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream import EpochStarted, on, run
 from clstream.checks import example_model, example_stream, normed_model
+from clstream.losses import supervised_contrastive
+from clstream.models import Mlp
 from clstream.seeds import isolated
 
 OPTIMIZER = partial(SGD, lr=0.1, momentum=0.9)
@@ -81,11 +84,37 @@ def test_the_learning_rate_falls_by_a_cosine_in_the_first_session() -> None:
     assert rates == pytest.approx([0.1, 0.05, 0.05, 0.05, 0.05, 0.05])
 
 
+def test_supervised_contrast_of_four_rows_by_hand() -> None:
+    rows, y = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.8, 0.6]], dtype=torch.float64), torch.tensor([0, 0, 1, 2])
+    for row, expected in ((0, 0.0024765146), (1, 2.1272234419)):  # of the two with a positive, each by the other's sum
+        others = [other for other in range(4) if other != row]
+        similar = rows @ rows[row] / 0.1
+        assert float(similar[others].logsumexp(0) - similar[1 - row]) == pytest.approx(expected, abs=1e-9)
+    assert float(supervised_contrastive(rows, y, 0.1)) == pytest.approx(1.0648499783, abs=1e-9)  # others are left out
+
+
+def test_contrast_adds_its_loss_and_leaves_the_rest_alone() -> None:
+    samples = example_stream().tasks[0].train[:8]
+    with isolated(0, "strategy"):
+        strategy = FSCIL(example_model(), OPTIMIZER, contrast=0.5, temperature=0.2)
+    run(strategy, example_stream(), max_sessions=1)
+    with isolated(1, "views"):
+        whole = strategy.loss(samples)
+    with isolated(1, "views"):
+        z = strategy.projection(strategy.model.features(strategy.views(torch.cat([samples.x, samples.x]))))  # type: ignore[misc]
+    strategy.contrast = 0.0
+    added = 0.5 * supervised_contrastive(z, torch.cat([samples.y, samples.y]), 0.2)
+    torch.testing.assert_close(whole - strategy.loss(samples), added)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"scale": 0.0}, "scale must be a finite number above 0, not 0"),
         ({"schedule": "step"}, "schedule must be one of cosine, constant"),
+        ({"contrast": -1}, "contrast must be a finite number of at least 0, not -1"),
+        ({"temperature": 0}, "temperature must be a finite number above 0, not 0"),
+        ({"projection": 0}, "projection must be a whole number of at least 1, not 0"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, object], problem: str) -> None:
@@ -96,3 +125,11 @@ def test_what_cannot_be_is_refused(options: dict[str, object], problem: str) -> 
 def test_models_without_features_are_refused() -> None:
     with pytest.raises(TypeError, match=r"FSCIL needs a model with a method `features` and a linear `head`, .* not Linear"):
         FSCIL(nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("trick", [{"contrast": 1.0}])
+def test_tricks_on_images_refuse_what_is_none(trick: dict[str, object]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(trick))} of FSCIL needs images .*, and blobs has inputs of the shape \(20,\)"
+    ):
+        run(FSCIL(Mlp(20, 10), **trick), blobs())  # type: ignore[arg-type]
