@@ -18,6 +18,8 @@ Tricks of the first session, each a switch:
 
     contrast > 0     + contrast * the supervised contrastive loss (Khosla et al. 2020) of a projection of f, over two views of each
                      image (`ContrastiveViews`), in the batch; the cross-entropy goes on over the plain images
+    self_supervised  so many of the session's passes come first without labels: NT-Xent (Chen et al. 2020) of a projection of f, over two
+                     views; the learning rate falls by a cosine in these, and by another in the others
 
 Deviations: a class that comes again has the mean over all of its images. The model's own head is not used.
 
@@ -40,7 +42,7 @@ from clstream.augmentations import ContrastiveViews
 from clstream.bus import on
 from clstream.eval_mode import evaluating
 from clstream.events import EpochStarted, RunStarted, SessionEnded, SessionStarted
-from clstream.losses import supervised_contrastive
+from clstream.losses import nt_xent, supervised_contrastive
 from clstream.models import GrowingHead
 from clstream.models.heads import grow_heads
 from clstream.params import check_choice, check_integer, check_number, check_positive
@@ -61,7 +63,8 @@ class FSCIL(Strategy):
         scale: what cosines are multiplied by.
         schedule: of the learning rate in the first session: "cosine" or "constant".
         contrast: weight of the supervised contrastive loss. 0: there is none.
-        temperature: of the contrastive loss.
+        self_supervised: passes over the first session without labels, before the others. The stream must have more.
+        temperature: of both contrastive losses.
         projection: width of the projection's output; its hidden layer is as wide as the features.
         smallest, flip, jitter: of the views, see `ContrastiveViews`; they are not blurred.
 
@@ -78,6 +81,7 @@ class FSCIL(Strategy):
         scale: float = 16.0,
         schedule: str = "cosine",
         contrast: float = 0.0,
+        self_supervised: int = 0,
         temperature: float = 0.1,
         projection: int = 128,
         smallest: float = 0.2,
@@ -90,25 +94,32 @@ class FSCIL(Strategy):
         check_number(0, contrast=contrast)
         check_positive(temperature=temperature)
         check_integer(1, projection=projection)
+        check_integer(0, self_supervised=self_supervised)
         self.scale, self.schedule = scale, schedule
         self.width, self.classes = widths(model)
         self.head = GrowingHead(self.width, self.classes, bias=False)
-        self.contrast, self.temperature = contrast, temperature
+        self.contrast, self.self_supervised, self.temperature = contrast, self_supervised, temperature
         self.views = ContrastiveViews(smallest, flip, jitter, grayscale=0.2 if jitter else 0.0, blur=0.0)
         self.projection: nn.Sequential | None = None
-        if contrast:
+        if contrast or self_supervised:
             self.projection = nn.Sequential(nn.Linear(self.width, self.width), nn.ReLU(), nn.Linear(self.width, projection))
         beside = [] if self.projection is None else list(self.projection.parameters())
         self.optimizer.add_param_group({"params": [self.head.weight, *beside]})
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
-        self.session = -1  # the number of the one that goes on
+        self.session, self.epoch = -1, 0  # the numbers of those that go on
         self.sums: Tensor | None = None  # (classes, width), of the features of each class's images
         self.counts = torch.zeros(0)  # (classes,), of these images
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
         """Start with a network that learns, and no means. Raises ValueError for a stream that a trick can't learn from."""
-        check_shape(event.stream, contrast=bool(self.contrast))
+        stream = event.stream
+        check_shape(stream, contrast=bool(self.contrast), self_supervised=bool(self.self_supervised))
+        if self.self_supervised >= stream.epochs:
+            raise ValueError(
+                f"FSCIL learns without labels in the first {self.self_supervised} passes, and {stream.name} has {stream.epochs}: give "
+                "it more epochs"
+            )
         self.model.train()
         self.session, self.sums = -1, None
 
@@ -120,12 +131,20 @@ class FSCIL(Strategy):
             grow_heads(self.head, [self.optimizer], lambda: event.session.classes)
 
     @on(EpochStarted)
-    def set_rates(self, event: EpochStarted) -> None:
-        """Set the learning rates of an epoch of the first session."""
-        if self.schedule == "cosine" and self.session == 0:
-            factor = (1 + math.cos(math.pi * event.epoch.index / event.epoch.session.epochs)) / 2
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
+    def begin_epoch(self, event: EpochStarted) -> None:
+        """Count the pass, and set its learning rates in the first session."""
+        self.epoch = event.epoch.index
+        if self.schedule == "constant" or self.session:
+            return
+        first, end = (self.self_supervised, event.epoch.session.epochs) if self.labelled else (0, self.self_supervised)
+        factor = (1 + math.cos(math.pi * (self.epoch - first) / (end - first))) / 2
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pass that goes on learns from labels."""
+        return self.epoch >= self.self_supervised
 
     def learn(self, batch: Batch) -> Tensor:
         """Take a step in the first session; later ones have none, and a loss of 0."""
@@ -133,6 +152,8 @@ class FSCIL(Strategy):
 
     def loss(self, samples: Samples) -> Tensor:
         """Return the cross-entropy of the cosine head, over the classes of the first session, and the losses of the tricks."""
+        if not self.labelled:
+            return nt_xent(self.projected_views(samples.x), self.temperature)
         features = self.features(samples.x if self.augment is None else self.augment(samples.x))
         loss = F.cross_entropy(self.head_scores(features), samples.y)
         if self.contrast:

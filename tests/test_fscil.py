@@ -8,13 +8,13 @@ import pytest
 import torch
 from clstream.strategies import FSCIL
 from clstream.streams import blobs
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from clstream import EpochStarted, on, run
+from clstream import EpochStarted, Samples, on, run
 from clstream.checks import example_model, example_stream, normed_model
-from clstream.losses import supervised_contrastive
+from clstream.losses import nt_xent, supervised_contrastive
 from clstream.models import Mlp
 from clstream.seeds import isolated
 
@@ -107,12 +107,39 @@ def test_contrast_adds_its_loss_and_leaves_the_rest_alone() -> None:
     torch.testing.assert_close(whole - strategy.loss(samples), added)
 
 
+def test_a_self_supervised_start_learns_without_labels() -> None:
+    rates: list[float] = []
+    losses: list[Tensor] = []
+
+    class Watch:
+        @on(EpochStarted)
+        def keep(self, event: EpochStarted) -> None:
+            rates.append(strategy.optimizer.param_groups[0]["lr"])
+
+    with isolated(0, "strategy"):
+        strategy = FSCIL(example_model(), OPTIMIZER, self_supervised=2)
+    run(strategy, example_stream(epochs=4), Watch(), max_sessions=1)
+    assert rates == pytest.approx([0.1, 0.05, 0.1, 0.05])
+    samples = example_stream().tasks[0].train[:8]
+    for epoch in (1, 2):
+        strategy.epoch = epoch
+        for y in (samples.y, 1 - samples.y):
+            with isolated(1, "views"):
+                losses.append(strategy.loss(Samples(samples.x, y)))
+    with isolated(1, "views"):
+        z = strategy.projection(strategy.model.features(strategy.views(torch.cat([samples.x, samples.x]))))  # type: ignore[misc]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], nt_xent(z, 0.1)) and losses[2] != losses[3]
+    with pytest.raises(ValueError, match="FSCIL learns without labels in the first 3 passes, and example has 3: give it more"):
+        play(self_supervised=3)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"scale": 0.0}, "scale must be a finite number above 0, not 0"),
         ({"schedule": "step"}, "schedule must be one of cosine, constant"),
         ({"contrast": -1}, "contrast must be a finite number of at least 0, not -1"),
+        ({"self_supervised": -1}, "self_supervised must be a whole number of at least 0, not -1"),
         ({"temperature": 0}, "temperature must be a finite number above 0, not 0"),
         ({"projection": 0}, "projection must be a whole number of at least 1, not 0"),
     ],
@@ -127,7 +154,7 @@ def test_models_without_features_are_refused() -> None:
         FSCIL(nn.Linear(3, 2))
 
 
-@pytest.mark.parametrize("trick", [{"contrast": 1.0}])
+@pytest.mark.parametrize("trick", [{"contrast": 1.0}, {"self_supervised": 1}])
 def test_tricks_on_images_refuse_what_is_none(trick: dict[str, object]) -> None:
     with pytest.raises(
         ValueError, match=rf"{next(iter(trick))} of FSCIL needs images .*, and blobs has inputs of the shape \(20,\)"
