@@ -16,10 +16,12 @@ The learning rate of the first session falls by a cosine, epoch by epoch (SAVC's
 
 Tricks of the first session, each a switch:
 
-    contrast > 0     + contrast * the supervised contrastive loss (Khosla et al. 2020) of a projection of f, over two views of each
-                     image (`ContrastiveViews`), in the batch; the cross-entropy goes on over the plain images
-    self_supervised  so many of the session's passes come first without labels: NT-Xent (Chen et al. 2020) of a projection of f, over two
-                     views; the learning rate falls by a cosine in these, and by another in the others
+    contrast         + contrast * the supervised contrastive loss (Khosla et al. 2020) of a projection of f, in the batch, over two
+                     views of each image (`ContrastiveViews`); the cross-entropy goes on over the plain images
+    self_supervised  so many of the session's passes come first, without labels: NT-Xent (Chen et al. 2020) of a projection of f,
+                     over two views; the learning rate falls by a cosine in these, and by another in the others
+    rotation         + rotation * the cross-entropy of a head on f that tells by how many quarters an image was turned; each image
+                     of the batch is there in all four turns (Gidaris et al. 2018)
 
 Deviations: a class that comes again has the mean over all of its images. The model's own head is not used.
 
@@ -48,7 +50,7 @@ from clstream.models.heads import grow_heads
 from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.strategy.frozen_features import add_by_class
-from clstream.stream import Batch, Samples, StreamView, Task
+from clstream.stream import Batch, Samples, Stream, StreamView, Task
 
 TOGETHER = 1024
 """Samples whose features are computed together."""
@@ -64,6 +66,7 @@ class FSCIL(Strategy):
         schedule: of the learning rate in the first session: "cosine" or "constant".
         contrast: weight of the supervised contrastive loss. 0: there is none.
         self_supervised: passes over the first session without labels, before the others. The stream must have more.
+        rotation: weight of the loss of telling quarter turns. 0: there is none. Images must be square.
         temperature: of both contrastive losses.
         projection: width of the projection's output; its hidden layer is as wide as the features.
         smallest, flip, jitter: of the views, see `ContrastiveViews`; they are not blurred.
@@ -82,6 +85,7 @@ class FSCIL(Strategy):
         schedule: str = "cosine",
         contrast: float = 0.0,
         self_supervised: int = 0,
+        rotation: float = 0.0,
         temperature: float = 0.1,
         projection: int = 128,
         smallest: float = 0.2,
@@ -91,19 +95,20 @@ class FSCIL(Strategy):
         super().__init__(model, optimizer)
         check_positive(scale=scale)
         check_choice(("cosine", "constant"), schedule=schedule)
-        check_number(0, contrast=contrast)
+        check_number(0, contrast=contrast, rotation=rotation)
         check_positive(temperature=temperature)
         check_integer(1, projection=projection)
         check_integer(0, self_supervised=self_supervised)
         self.scale, self.schedule = scale, schedule
         self.width, self.classes = widths(model)
         self.head = GrowingHead(self.width, self.classes, bias=False)
-        self.contrast, self.self_supervised, self.temperature = contrast, self_supervised, temperature
+        self.contrast, self.self_supervised, self.rotation, self.temperature = contrast, self_supervised, rotation, temperature
         self.views = ContrastiveViews(smallest, flip, jitter, grayscale=0.2 if jitter else 0.0, blur=0.0)
         self.projection: nn.Sequential | None = None
         if contrast or self_supervised:
             self.projection = nn.Sequential(nn.Linear(self.width, self.width), nn.ReLU(), nn.Linear(self.width, projection))
-        beside = [] if self.projection is None else list(self.projection.parameters())
+        self.turn_head = nn.Linear(self.width, 4) if rotation else None
+        beside = [weight for part in (self.projection, self.turn_head) if part is not None for weight in part.parameters()]
         self.optimizer.add_param_group({"params": [self.head.weight, *beside]})
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.session, self.epoch = -1, 0  # the numbers of those that go on
@@ -114,11 +119,13 @@ class FSCIL(Strategy):
     def begin(self, event: RunStarted) -> None:
         """Start with a network that learns, and no means. Raises ValueError for a stream that a trick can't learn from."""
         stream = event.stream
-        check_shape(stream, contrast=bool(self.contrast), self_supervised=bool(self.self_supervised))
+        check_images(stream, contrast=bool(self.contrast), self_supervised=bool(self.self_supervised), rotation=bool(self.rotation))
+        if self.rotation:
+            check_square(stream)
         if self.self_supervised >= stream.epochs:
             raise ValueError(
-                f"FSCIL learns without labels in the first {self.self_supervised} passes, and {stream.name} has {stream.epochs}: give "
-                "it more epochs"
+                f"FSCIL learns without labels in the first {self.self_supervised} passes, and {stream.name} has {stream.epochs}: "
+                "give it more epochs"
             )
         self.model.train()
         self.session, self.sums = -1, None
@@ -154,11 +161,15 @@ class FSCIL(Strategy):
         """Return the cross-entropy of the cosine head, over the classes of the first session, and the losses of the tricks."""
         if not self.labelled:
             return nt_xent(self.projected_views(samples.x), self.temperature)
-        features = self.features(samples.x if self.augment is None else self.augment(samples.x))
+        x = samples.x if self.augment is None else self.augment(samples.x)
+        features = self.features(x)
         loss = F.cross_entropy(self.head_scores(features), samples.y)
         if self.contrast:
             views = self.projected_views(samples.x)
             loss = loss + self.contrast * supervised_contrastive(views, samples.y.repeat(2), self.temperature)
+        if self.turn_head is not None:
+            turns = self.turn_head(self.features(torch.cat([turned(x, turn) for turn in range(4)])))
+            loss = loss + self.rotation * F.cross_entropy(turns, torch.arange(4, device=x.device).repeat_interleave(len(x)))
         return loss
 
     def projected_views(self, x: Tensor) -> Tensor:
@@ -205,13 +216,25 @@ class FSCIL(Strategy):
         return type(self).scores is FSCIL.scores and self.predicts_from_scores
 
 
-def check_shape(stream: StreamView, **tricks: bool) -> None:
+def check_images(stream: Stream | StreamView, **tricks: bool) -> None:
     """Raise ValueError for a stream whose inputs are no images, where one of the tricks needs them."""
     if len(stream.input_shape) != 3 and any(tricks.values()):
         used = " and ".join(name for name, chosen in tricks.items() if chosen)
         raise ValueError(
             f"{used} of FSCIL needs images (channels, height, width), and {stream.name} has inputs of shape {stream.input_shape}"
         )
+
+
+def check_square(stream: Stream | StreamView) -> None:
+    """Raise ValueError for images that a quarter turn gives another shape."""
+    _, height, width = stream.input_shape
+    if height != width:
+        raise ValueError(f"FSCIL turns images by quarters, which must be square, and those of {stream.name} are {height} x {width}")
+
+
+def turned(x: Tensor, turns: int) -> Tensor:
+    """Return (n, channels, height, width) images turned by some quarters, counterclockwise."""
+    return x.rot90(turns, (2, 3))
 
 
 def widths(model: nn.Module) -> tuple[int, int]:

@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 import torch
 from clstream.strategies import FSCIL
+from clstream.strategies.fscil import turned
 from clstream.streams import blobs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from clstream import EpochStarted, Samples, on, run
+from clstream import EpochStarted, Samples, Stream, Task, on, run
 from clstream.checks import example_model, example_stream, normed_model
 from clstream.losses import nt_xent, supervised_contrastive
 from clstream.models import Mlp
@@ -133,6 +134,23 @@ def test_a_self_supervised_start_learns_without_labels() -> None:
         play(self_supervised=3)
 
 
+def test_turns_are_told_of_all_four_of_each_image() -> None:
+    x = example_stream().tasks[0].train[:8].x
+    once = turned(x, 1)
+    for _ in range(3):
+        once = turned(once, 1)
+    assert torch.equal(once, x) and torch.equal(turned(turned(x, 1), 1), turned(x, 2))
+    strategy = play(sessions=1, rotation=0.5)
+    samples = Samples(x, example_stream().tasks[0].train[:8].y)
+    whole, strategy.turn_head, head = strategy.loss(samples), None, strategy.turn_head
+    turns = head(strategy.model.features(torch.cat([turned(x, turn) for turn in range(4)])))  # type: ignore[misc]
+    expected = 0.5 * F.cross_entropy(turns, torch.tensor([0] * 8 + [1] * 8 + [2] * 8 + [3] * 8))
+    torch.testing.assert_close(whole - strategy.loss(samples), expected)
+    wide = Samples(torch.zeros(6, 1, 4, 8), torch.arange(6) % 2)
+    with pytest.raises(ValueError, match="FSCIL turns images by quarters, which must be square, and those of wide are 4 x 8"):
+        run(FSCIL(Mlp((1, 4, 8), 2), rotation=1.0), Stream("wide", [Task(0, (0, 1), wide, wide)]))
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -140,6 +158,7 @@ def test_a_self_supervised_start_learns_without_labels() -> None:
         ({"schedule": "step"}, "schedule must be one of cosine, constant"),
         ({"contrast": -1}, "contrast must be a finite number of at least 0, not -1"),
         ({"self_supervised": -1}, "self_supervised must be a whole number of at least 0, not -1"),
+        ({"rotation": -1}, "rotation must be a finite number of at least 0, not -1"),
         ({"temperature": 0}, "temperature must be a finite number above 0, not 0"),
         ({"projection": 0}, "projection must be a whole number of at least 1, not 0"),
     ],
@@ -154,7 +173,7 @@ def test_models_without_features_are_refused() -> None:
         FSCIL(nn.Linear(3, 2))
 
 
-@pytest.mark.parametrize("trick", [{"contrast": 1.0}, {"self_supervised": 1}])
+@pytest.mark.parametrize("trick", [{"contrast": 1.0}, {"self_supervised": 1}, {"rotation": 1.0}])
 def test_tricks_on_images_refuse_what_is_none(trick: dict[str, object]) -> None:
     with pytest.raises(
         ValueError, match=rf"{next(iter(trick))} of FSCIL needs images .*, and blobs has inputs of the shape \(20,\)"
