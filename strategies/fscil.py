@@ -22,6 +22,10 @@ Tricks of the first session, each a switch:
                      over two views; the learning rate falls by a cosine in these, and by another in the others
     rotation         + rotation * the cross-entropy of a head on f that tells by how many quarters an image was turned; each image
                      of the batch is there in all four turns (Gidaris et al. 2018)
+    copies           pseudo-classes (SAVC): each image comes in M copies, copy m of class y has the label y M + m, and all labels
+                     of the session compete, also in the contrast. A class has M means, those of its copies; an answer is
+                     score(y) = mean over m of scale * cos(f(copy m of x), mean of label y M + m). "half_turn": as it is, and upside
+                     down. "turns_and_channels": four turns, each in three cyclic orders of red, green and blue
 
 Deviations: a class that comes again has the mean over all of its images. The model's own head is not used.
 
@@ -33,6 +37,7 @@ chosen for a stream: see `experiments/spaces.yaml`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -50,10 +55,17 @@ from clstream.models.heads import grow_heads
 from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.strategy.frozen_features import add_by_class
-from clstream.stream import Batch, Samples, Stream, StreamView, Task
+from clstream.stream import Batch, Samples, Stream, StreamView, Subset, Task
 
 TOGETHER = 1024
-"""Samples whose features are computed together."""
+"""Inputs whose features are computed together."""
+
+COPIES: dict[str, list[tuple[int, int]]] = {
+    "none": [(0, 0)],
+    "half_turn": [(0, 0), (2, 0)],
+    "turns_and_channels": [(turns, shift) for turns in range(4) for shift in range(3)],
+}
+"""Quarter turns of each copy of an image, and by how many places its channels are rolled."""
 
 
 class FSCIL(Strategy):
@@ -66,7 +78,9 @@ class FSCIL(Strategy):
         schedule: of the learning rate in the first session: "cosine" or "constant".
         contrast: weight of the supervised contrastive loss. 0: there is none.
         self_supervised: passes over the first session without labels, before the others. The stream must have more.
-        rotation: weight of the loss of telling quarter turns. 0: there is none. Images must be square.
+        rotation: weight of the loss of telling quarter turns. 0: there is none. Images must be square. With `copies` two losses ask
+            for opposite things: one tells turned images apart by class too, the other by turn alone.
+        copies: "none", "half_turn" (two) or "turns_and_channels" (twelve; images must be square, and of three channels).
         temperature: of both contrastive losses.
         projection: width of the projection's output; its hidden layer is as wide as the features.
         smallest, flip, jitter: of the views, see `ContrastiveViews`; they are not blurred.
@@ -86,6 +100,7 @@ class FSCIL(Strategy):
         contrast: float = 0.0,
         self_supervised: int = 0,
         rotation: float = 0.0,
+        copies: str = "none",
         temperature: float = 0.1,
         projection: int = 128,
         smallest: float = 0.2,
@@ -96,12 +111,15 @@ class FSCIL(Strategy):
         check_positive(scale=scale)
         check_choice(("cosine", "constant"), schedule=schedule)
         check_number(0, contrast=contrast, rotation=rotation)
+        check_choice(COPIES, copies=copies)
         check_positive(temperature=temperature)
         check_integer(1, projection=projection)
         check_integer(0, self_supervised=self_supervised)
         self.scale, self.schedule = scale, schedule
         self.width, self.classes = widths(model)
-        self.head = GrowingHead(self.width, self.classes, bias=False)
+        self.copies = COPIES[copies]
+        self.labels = self.classes * len(self.copies)
+        self.head = GrowingHead(self.width, self.labels, bias=False)
         self.contrast, self.self_supervised, self.rotation, self.temperature = contrast, self_supervised, rotation, temperature
         self.views = ContrastiveViews(smallest, flip, jitter, grayscale=0.2 if jitter else 0.0, blur=0.0)
         self.projection: nn.Sequential | None = None
@@ -112,16 +130,27 @@ class FSCIL(Strategy):
         self.optimizer.add_param_group({"params": [self.head.weight, *beside]})
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.session, self.epoch = -1, 0  # the numbers of those that go on
-        self.sums: Tensor | None = None  # (classes, width), of the features of each class's images
-        self.counts = torch.zeros(0)  # (classes,), of these images
+        self.sums: Tensor | None = None  # (labels, width), of the features of each label's images
+        self.counts = torch.zeros(0)  # (labels,), of these images
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
         """Start with a network that learns, and no means. Raises ValueError for a stream that a trick can't learn from."""
         stream = event.stream
-        check_images(stream, contrast=bool(self.contrast), self_supervised=bool(self.self_supervised), rotation=bool(self.rotation))
-        if self.rotation:
+        check_images(
+            stream,
+            contrast=bool(self.contrast),
+            self_supervised=bool(self.self_supervised),
+            rotation=bool(self.rotation),
+            copies=len(self.copies) > 1,
+        )
+        if self.rotation or len(self.copies) > 2:
             check_square(stream)
+        if len(self.copies) > 2 and stream.input_shape[0] != 3:
+            raise ValueError(
+                f"copies='turns_and_channels' of FSCIL needs images of three channels, and those of {stream.name} have "
+                f"{stream.input_shape[0]}: take 'half_turn'"
+            )
         if self.self_supervised >= stream.epochs:
             raise ValueError(
                 f"FSCIL learns without labels in the first {self.self_supervised} passes, and {stream.name} has {stream.epochs}: "
@@ -135,7 +164,9 @@ class FSCIL(Strategy):
         """Count the session; in the first one, make a row for each of its classes."""
         self.session = event.session.index
         if self.session == 0:
-            grow_heads(self.head, [self.optimizer], lambda: event.session.classes)
+            many = len(self.copies)
+            labels = [label * many + copy for label in event.session.classes for copy in range(many)]
+            grow_heads(self.head, [self.optimizer], lambda: labels)
 
     @on(EpochStarted)
     def begin_epoch(self, event: EpochStarted) -> None:
@@ -162,20 +193,19 @@ class FSCIL(Strategy):
         if not self.labelled:
             return nt_xent(self.projected_views(samples.x), self.temperature)
         x = samples.x if self.augment is None else self.augment(samples.x)
-        features = self.features(x)
-        loss = F.cross_entropy(self.head_scores(features), samples.y)
+        loss = F.cross_entropy(self.label_scores(self.features(self.copied(x))), self.copied_labels(samples.y))
         if self.contrast:
-            views = self.projected_views(samples.x)
-            loss = loss + self.contrast * supervised_contrastive(views, samples.y.repeat(2), self.temperature)
+            views, y = self.projected_views(samples.x), self.copied_labels(samples.y.repeat(2))
+            loss = loss + self.contrast * supervised_contrastive(views, y, self.temperature)
         if self.turn_head is not None:
             turns = self.turn_head(self.features(torch.cat([turned(x, turn) for turn in range(4)])))
             loss = loss + self.rotation * F.cross_entropy(turns, torch.arange(4, device=x.device).repeat_interleave(len(x)))
         return loss
 
     def projected_views(self, x: Tensor) -> Tensor:
-        """Return the projections of two views of each image, first the first ones: (2n, projection)."""
+        """Return the projections of two views of each image, first the first ones, of each copy: (copies * 2n, projection)."""
         assert self.projection is not None
-        projected: Tensor = self.projection(self.features(self.views(torch.cat([x, x]))))
+        projected: Tensor = self.projection(self.features(self.copied(self.views(torch.cat([x, x])))))
         return projected
 
     def features(self, x: Tensor) -> Tensor:
@@ -183,32 +213,57 @@ class FSCIL(Strategy):
         features: Tensor = self.model.features(x)  # type: ignore[operator]  # the constructor has asked for it
         return features
 
-    def head_scores(self, features: Tensor) -> Tensor:
-        """Return (n, classes) of the cosine head for (n, features); -inf for classes without a row."""
-        scores = self.scale * F.normalize(features, dim=1) @ F.normalize(self.head.weight, dim=1).T
-        return scores.new_full((len(scores), self.head.classes), float("-inf")).index_copy(1, self.head.labels, scores)
+    def copied(self, x: Tensor) -> Tensor:
+        """Return the copies of (n, ...) inputs, first all of the first kind: (copies * n, ...)."""
+        return torch.cat([turned(x, turns).roll(shift, 1) for turns, shift in self.copies]) if len(self.copies) > 1 else x
+
+    def copied_labels(self, y: Tensor) -> Tensor:
+        """Return the (copies * n,) labels of the copies of inputs with (n,) labels."""
+        many = len(self.copies)
+        return torch.cat([y * many + copy for copy in range(many)])
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return what features are compared with, (labels, width) at unit length, and (labels,) whether a label has it.
+
+        These are the rows of the head in the first session, then the means.
+        """
+        if self.sums is not None:
+            return F.normalize(self.sums, dim=1), self.counts > 0
+        weight, labels = self.head.weight, self.head.labels
+        rows = weight.new_zeros(self.labels, self.width).index_copy(0, labels, F.normalize(weight, dim=1))
+        return rows, torch.zeros(self.labels, dtype=torch.bool, device=weight.device).index_fill(0, labels, True)
+
+    def label_scores(self, features: Tensor) -> Tensor:
+        """Return scaled cosines of (n, features) for each label: (n, labels), -inf for those that nothing is there for."""
+        rows, present = self.rows()
+        return (self.scale * F.normalize(features, dim=1) @ rows.T).masked_fill(~present, float("-inf"))
 
     @on(SessionEnded)
-    def take_means(self, event: SessionEnded) -> None:
+    def end_session(self, event: SessionEnded) -> None:
         """Take up the images of the session's classes; after the first session the encoder is frozen."""
         self.model.eval()
-        samples, device = event.session.samples, self.head.weight.device
         if self.sums is None:
-            self.sums = torch.zeros(self.classes, self.width, device=device)
-            self.counts = torch.zeros(self.classes, device=device)
+            device = self.head.weight.device
+            self.sums, self.counts = torch.zeros(self.labels, self.width, device=device), torch.zeros(self.labels, device=device)
         with evaluating(self):
-            for start in range(0, len(samples), TOGETHER):
-                part = samples[start : start + TOGETHER].to(device)
-                add_by_class(self.sums, part.y, self.features(part.x))
-                add_by_class(self.counts, part.y, torch.ones(len(part), device=device))
+            for part in self.parts_of(event.session.samples):
+                features, y = self.features(self.copied(part.x)), self.copied_labels(part.y)
+                add_by_class(self.sums, y, features)
+                add_by_class(self.counts, y, torch.ones_like(features[:, 0]))
+
+    def parts_of(self, samples: Samples | Subset) -> Iterator[Samples]:
+        """Yield samples, so many that they and their copies go through the network together, on its device."""
+        step = max(1, TOGETHER // len(self.copies))
+        for start in range(0, len(samples), step):
+            yield samples[start : start + step].to(self.head.weight.device)
 
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Return (n, classes): scaled cosines, -inf for classes without a mean; in the first session those of the head."""
-        features = self.features(x)
-        if self.sums is None:
-            return self.head_scores(features)
-        scores = self.scale * F.normalize(features, dim=1) @ F.normalize(self.sums, dim=1).T
-        return scores.masked_fill(self.counts == 0, float("-inf"))
+        """Return (n, classes): scaled cosines, means over copies; -inf for classes that nothing is there for."""
+        rows, present = self.rows()
+        many = len(self.copies)
+        features = F.normalize(self.features(self.copied(x)), dim=1).unflatten(0, (many, len(x)))
+        scores = self.scale * torch.einsum("mnd,cmd->nc", features, rows.unflatten(0, (self.classes, many))) / many
+        return scores.masked_fill(~present[::many], float("-inf"))
 
     @property
     def scores_ignore_task(self) -> bool:

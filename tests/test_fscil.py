@@ -15,6 +15,7 @@ from torch.optim import SGD
 
 from clstream import EpochStarted, Samples, Stream, Task, on, run
 from clstream.checks import example_model, example_stream, normed_model
+from clstream.eval_mode import evaluating
 from clstream.losses import nt_xent, supervised_contrastive
 from clstream.models import Mlp
 from clstream.seeds import isolated
@@ -151,6 +152,46 @@ def test_turns_are_told_of_all_four_of_each_image() -> None:
         run(FSCIL(Mlp((1, 4, 8), 2), rotation=1.0), Stream("wide", [Task(0, (0, 1), wide, wide)]))
 
 
+def test_copies_have_labels_and_means_of_their_own() -> None:
+    strategy = play(copies="half_turn")
+    assert strategy.copied_labels(torch.tensor([0, 2])).tolist() == [0, 4, 1, 5]
+    assert strategy.counts.tolist() == [30.0] * 12 and sorted(strategy.head.labels.tolist()) == [0, 1, 2, 3]
+    stream, model = example_stream(), strategy.model
+    x = torch.cat([task.test.x for task in stream.tasks])
+    with evaluating(strategy):
+        expected = torch.zeros(len(x), 6)
+        for task in stream.tasks:
+            for y in task.classes:
+                own = task.train[:].x[task.train[:].y == y]
+                for turns in (0, 2):
+                    mean = model.features(own.rot90(turns, (2, 3))).mean(0)
+                    expected[:, y] += 8 * F.cosine_similarity(model.features(x.rot90(turns, (2, 3))), mean[None])
+    torch.testing.assert_close(strategy.scores(x), expected)
+
+
+def test_copies_compete_in_one_loss_over_the_labels_of_the_first_session() -> None:
+    samples = example_stream().tasks[0].train[:8]
+    with isolated(0, "strategy"):
+        strategy = FSCIL(example_model(), OPTIMIZER, copies="half_turn")
+    run(strategy, example_stream(), max_sessions=1)
+    strategy.sums = None  # as it was when the session went on
+    features = torch.cat([strategy.model.features(x) for x in (samples.x, turned(samples.x, 2))])
+    cosines = F.normalize(features, dim=1) @ F.normalize(strategy.head.weight, dim=1).T
+    assert strategy.head.labels.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(strategy.loss(samples), F.cross_entropy(16 * cosines, torch.cat([2 * samples.y, 2 * samples.y + 1])))
+
+
+def test_twelve_copies_are_turns_in_orders_of_channels_and_gray_has_none() -> None:
+    with isolated(0, "strategy"):
+        strategy = FSCIL(Mlp((3, 4, 4), 2), OPTIMIZER, copies="turns_and_channels")
+    x = torch.rand(2, 3, 4, 4)
+    copies = strategy.copied(x).unflatten(0, (12, 2))
+    assert torch.equal(copies[0], x) and torch.equal(copies[1], x[:, [2, 0, 1]]) and torch.equal(copies[6], turned(x, 2))
+    assert len({copy.numpy().tobytes() for copy in copies}) == 12
+    with pytest.raises(ValueError, match="needs images of three channels, and those of example have 1: take 'half_turn'"):
+        play(copies="turns_and_channels")
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -159,6 +200,7 @@ def test_turns_are_told_of_all_four_of_each_image() -> None:
         ({"contrast": -1}, "contrast must be a finite number of at least 0, not -1"),
         ({"self_supervised": -1}, "self_supervised must be a whole number of at least 0, not -1"),
         ({"rotation": -1}, "rotation must be a finite number of at least 0, not -1"),
+        ({"copies": "twice"}, "copies must be one of none, half_turn, turns_and_channels, not 'twice'"),
         ({"temperature": 0}, "temperature must be a finite number above 0, not 0"),
         ({"projection": 0}, "projection must be a whole number of at least 1, not 0"),
     ],
@@ -173,9 +215,7 @@ def test_models_without_features_are_refused() -> None:
         FSCIL(nn.Linear(3, 2))
 
 
-@pytest.mark.parametrize("trick", [{"contrast": 1.0}, {"self_supervised": 1}, {"rotation": 1.0}])
+@pytest.mark.parametrize("trick", [{"contrast": 1.0}, {"self_supervised": 1}, {"rotation": 1.0}, {"copies": "half_turn"}])
 def test_tricks_on_images_refuse_what_is_none(trick: dict[str, object]) -> None:
-    with pytest.raises(
-        ValueError, match=rf"{next(iter(trick))} of FSCIL needs images .*, and blobs has inputs of the shape \(20,\)"
-    ):
+    with pytest.raises(ValueError, match=rf"{next(iter(trick))} of FSCIL needs images .*, and blobs has inputs of shape \(20,\)"):
         run(FSCIL(Mlp(20, 10), **trick), blobs())  # type: ignore[arg-type]
