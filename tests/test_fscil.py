@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
 import torch
 from clstream.strategies import FSCIL
-from clstream.strategies.fscil import turned
-from clstream.streams import blobs
+from clstream.strategies.fscil.tricks import dot_regression, etf_columns, simplex, turned
+from clstream.streams import blobs, few_shot_tasks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -192,6 +193,62 @@ def test_twelve_copies_are_turns_in_orders_of_channels_and_gray_has_none() -> No
         play(copies="turns_and_channels")
 
 
+def test_an_equiangular_tight_frame_of_four_columns_by_hand() -> None:
+    columns = simplex(torch.eye(5, dtype=torch.float64)[:, :4])
+    values = {round(value, 9) for value in columns[:4].flatten().tolist()}
+    assert values == {0.866025404, -0.288675135} and not columns[4].any()
+    gram = columns.T @ columns
+    torch.testing.assert_close(gram, torch.full_like(gram, -1 / 3).fill_diagonal_(1))
+    h = torch.tensor([[0.8, 0, 0, 0, 0.6]], dtype=torch.float64)
+    cosines = h @ columns
+    assert cosines[0].tolist() == pytest.approx([0.6928203230] + 3 * [-0.2309401077])
+    assert float(dot_regression(h, columns.T[:1])) == pytest.approx(0.0471796770)
+    assert float(F.cross_entropy(cosines / 0.1, torch.tensor([0]))) == pytest.approx(2.9188870773e-4, rel=1e-8)
+    drawn = etf_columns(8, 6)
+    torch.testing.assert_close(drawn @ drawn.T, torch.full((6, 6), -0.2).fill_diagonal_(1), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"frame of 12 labels .* as many features, and the model has 10"):
+        FSCIL(Mlp(4, 6, hidden=(10,)), etf="means", copies="half_turn")
+
+
+def test_columns_without_tuning_are_guesses_and_means_beat_both() -> None:
+    stream = few_shot_tasks("digits", base=5, tasks=2, way=5, shots=5, epochs=5, batch_size=32)
+
+    def accuracies(seed: int, **options: object) -> list[float]:
+        """Of the new classes when only these five compete, and of all classes."""
+        with isolated(seed, "strategy"):
+            strategy = FSCIL(Mlp((1, 8, 8), 10, hidden=(64, 32)), partial(SGD, lr=0.03, momentum=0.9), **options)  # type: ignore[arg-type]
+        result = run(strategy, stream, seed=seed, evaluate_at="end")
+        return [float(result.task_accuracy[0, 1]), float(result.measured["accuracy"][0, -1])]
+
+    guessed, tuned, means = (
+        torch.tensor([accuracies(seed, **options) for seed in range(8)])
+        for options in ({"etf": "columns", "neck_steps": 0}, {"etf": "columns"}, {})
+    )
+    error = float(guessed[:, 0].std()) / math.sqrt(8)
+    assert abs(float(guessed[:, 0].mean()) - 0.2) < 3 * error and error < 0.1
+    assert float(tuned[:, 0].mean()) > 0.2 + 3 * error
+    assert float(means[:, 0].mean()) > 0.2 + 3 * error
+    assert float(means[:, 1].mean()) > max(float(guessed[:, 1].mean()), float(tuned[:, 1].mean()))
+
+
+def test_columns_are_what_the_first_session_learns_and_what_answers() -> None:
+    samples, x = example_stream().tasks[0].train[:8], torch.cat([task.test.x for task in example_stream().tasks])
+    for etf in ("means", "columns"):
+        strategy = play(etf=etf)
+        neck = nn.Identity() if strategy.neck is None else strategy.neck
+
+        def directions(x: Tensor, whole: FSCIL = strategy, neck: nn.Module = neck) -> Tensor:
+            return F.normalize(neck(whole.model.features(x)), dim=1)  # type: ignore[operator]
+
+        cosines = (directions(samples.x) * strategy.columns[samples.y]).sum(1)
+        torch.testing.assert_close(strategy.loss(samples), (cosines - 1).square().mean() / 2)
+        rows = F.normalize(strategy.sums, dim=1) if etf == "means" else strategy.columns  # type: ignore[arg-type]  # they are there
+        torch.testing.assert_close(strategy.scores(x), 16 * directions(x) @ rows.T)
+    first, whole, untouched = play(sessions=1, etf="columns"), play(etf="columns"), play(etf="columns", neck_steps=0)
+    assert all(torch.equal(first.model.state_dict()[name], value) for name, value in whole.model.state_dict().items())
+    assert torch.equal(first.neck.weight, untouched.neck.weight) and not torch.equal(first.neck.weight, whole.neck.weight)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -201,6 +258,9 @@ def test_twelve_copies_are_turns_in_orders_of_channels_and_gray_has_none() -> No
         ({"self_supervised": -1}, "self_supervised must be a whole number of at least 0, not -1"),
         ({"rotation": -1}, "rotation must be a finite number of at least 0, not -1"),
         ({"copies": "twice"}, "copies must be one of none, half_turn, turns_and_channels, not 'twice'"),
+        ({"etf": "rows"}, "etf must be one of none, means, columns, not 'rows'"),
+        ({"neck_steps": -1}, "neck_steps must be a whole number of at least 0, not -1"),
+        ({"neck_lr": 0}, "neck_lr must be a finite number above 0, not 0"),
         ({"temperature": 0}, "temperature must be a finite number above 0, not 0"),
         ({"projection": 0}, "projection must be a whole number of at least 1, not 0"),
     ],

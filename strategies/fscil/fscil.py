@@ -27,7 +27,17 @@ Tricks of the first session, each a switch:
                      score(y) = mean over m of scale * cos(f(copy m of x), mean of label y M + m). "half_turn": as it is, and upside
                      down. "turns_and_channels": four turns, each in three cyclic orders of red, green and blue
 
+
+    etf              classes have fixed places from the start (NC-FSCIL, Yang et al. 2023): the columns e of a simplex equiangular
+                     tight frame for all outputs of the model, so how many classes will ever come is known beforehand. The loss of
+                     the first session is (cos(f, e_y) - 1)^2 / 2, in which no other class appears, in place of the cross-entropy.
+                     "means": means answer, as in the baseline. "columns": the score is scale * cos(g(f), e), where g is a neck, a
+                     linear map that begins as the identity and learns in the first session. In each later one it takes
+                     `neck_steps` steps of plain SGD on the same loss, on the session's features and the means of old classes
+
 Deviations: a class that comes again has the mean over all of its images. The model's own head is not used.
+That the neck is linear, and that its later steps are on all features at once, is own choice. Without these steps the column of a new
+class is a place that the frozen encoder knows nothing of, and what is answered is a guess: `neck_steps=0` shows it.
 
 Defaults: the scale of 16, the cosine of the learning rate and the weight decay are those of SAVC's code and command for CIFAR-100
 (Song et al. 2023). All others are own choices, the learning rate too (there it is 0.1, for a network with batch norm). It is to be
@@ -41,6 +51,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from clstream.strategies.fscil.tricks import COPIES, check_images, check_square, dot_regression, etf_columns, turned, widths
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -55,17 +66,10 @@ from clstream.models.heads import grow_heads
 from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.strategy.frozen_features import add_by_class
-from clstream.stream import Batch, Samples, Stream, StreamView, Subset, Task
+from clstream.stream import Batch, Samples, Subset, Task
 
 TOGETHER = 1024
 """Inputs whose features are computed together."""
-
-COPIES: dict[str, list[tuple[int, int]]] = {
-    "none": [(0, 0)],
-    "half_turn": [(0, 0), (2, 0)],
-    "turns_and_channels": [(turns, shift) for turns in range(4) for shift in range(3)],
-}
-"""Quarter turns of each copy of an image, and by how many places its channels are rolled."""
 
 
 class FSCIL(Strategy):
@@ -81,6 +85,8 @@ class FSCIL(Strategy):
         rotation: weight of the loss of telling quarter turns. 0: there is none. Images must be square. With `copies` two losses ask
             for opposite things: one tells turned images apart by class too, the other by turn alone.
         copies: "none", "half_turn" (two) or "turns_and_channels" (twelve; images must be square, and of three channels).
+        etf: "none", "means" or "columns". There must be as many features as labels.
+        neck_steps, neck_lr: steps of the neck in a later session, and their learning rate, with etf="columns".
         temperature: of both contrastive losses.
         projection: width of the projection's output; its hidden layer is as wide as the features.
         smallest, flip, jitter: of the views, see `ContrastiveViews`; they are not blurred.
@@ -101,6 +107,9 @@ class FSCIL(Strategy):
         self_supervised: int = 0,
         rotation: float = 0.0,
         copies: str = "none",
+        etf: str = "none",
+        neck_steps: int = 100,
+        neck_lr: float = 0.25,
         temperature: float = 0.1,
         projection: int = 128,
         smallest: float = 0.2,
@@ -112,9 +121,10 @@ class FSCIL(Strategy):
         check_choice(("cosine", "constant"), schedule=schedule)
         check_number(0, contrast=contrast, rotation=rotation)
         check_choice(COPIES, copies=copies)
-        check_positive(temperature=temperature)
+        check_choice(("none", "means", "columns"), etf=etf)
+        check_positive(temperature=temperature, neck_lr=neck_lr)
         check_integer(1, projection=projection)
-        check_integer(0, self_supervised=self_supervised)
+        check_integer(0, self_supervised=self_supervised, neck_steps=neck_steps)
         self.scale, self.schedule = scale, schedule
         self.width, self.classes = widths(model)
         self.copies = COPIES[copies]
@@ -125,8 +135,15 @@ class FSCIL(Strategy):
         self.projection: nn.Sequential | None = None
         if contrast or self_supervised:
             self.projection = nn.Sequential(nn.Linear(self.width, self.width), nn.ReLU(), nn.Linear(self.width, projection))
+        self.etf, self.neck_steps, self.neck_lr = etf, neck_steps, neck_lr
+        self.columns = torch.empty(0, 0) if etf == "none" else etf_columns(self.width, self.labels)  # (labels, width)
+        self.neck = nn.Linear(self.width, self.width, bias=False) if etf == "columns" else None
+        if self.neck is not None:
+            nn.init.eye_(self.neck.weight)
         self.turn_head = nn.Linear(self.width, 4) if rotation else None
-        beside = [weight for part in (self.projection, self.turn_head) if part is not None for weight in part.parameters()]
+        beside = [
+            weight for part in (self.projection, self.neck, self.turn_head) if part is not None for weight in part.parameters()
+        ]
         self.optimizer.add_param_group({"params": [self.head.weight, *beside]})
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.session, self.epoch = -1, 0  # the numbers of those that go on
@@ -193,7 +210,7 @@ class FSCIL(Strategy):
         if not self.labelled:
             return nt_xent(self.projected_views(samples.x), self.temperature)
         x = samples.x if self.augment is None else self.augment(samples.x)
-        loss = F.cross_entropy(self.label_scores(self.features(self.copied(x))), self.copied_labels(samples.y))
+        loss = self.label_loss(self.features(self.copied(x)), self.copied_labels(samples.y))
         if self.contrast:
             views, y = self.projected_views(samples.x), self.copied_labels(samples.y.repeat(2))
             loss = loss + self.contrast * supervised_contrastive(views, y, self.temperature)
@@ -222,21 +239,33 @@ class FSCIL(Strategy):
         many = len(self.copies)
         return torch.cat([y * many + copy for copy in range(many)])
 
+    def label_loss(self, features: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of (n, features) and their (n,) labels: the cross-entropy, or the regression to columns."""
+        if self.etf == "none":
+            return F.cross_entropy(self.label_scores(features), y)
+        return dot_regression(self.directed(features), self.columns[y])
+
+    def directed(self, features: Tensor) -> Tensor:
+        """Return what the neck makes of (n, features), at unit length."""
+        return F.normalize(features if self.neck is None else self.neck(features), dim=1)
+
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return what features are compared with, (labels, width) at unit length, and (labels,) whether a label has it.
 
-        These are the rows of the head in the first session, then the means.
+        These are the rows of the head in the first session, then the means; or columns, until there are means or always.
         """
-        if self.sums is not None:
-            return F.normalize(self.sums, dim=1), self.counts > 0
         weight, labels = self.head.weight, self.head.labels
-        rows = weight.new_zeros(self.labels, self.width).index_copy(0, labels, F.normalize(weight, dim=1))
-        return rows, torch.zeros(self.labels, dtype=torch.bool, device=weight.device).index_fill(0, labels, True)
+        if self.sums is not None:
+            return self.columns if self.etf == "columns" else F.normalize(self.sums, dim=1), self.counts > 0
+        present = torch.zeros(self.labels, dtype=torch.bool, device=weight.device).index_fill(0, labels, True)
+        if self.etf != "none":
+            return self.columns, present
+        return weight.new_zeros(self.labels, self.width).index_copy(0, labels, F.normalize(weight, dim=1)), present
 
     def label_scores(self, features: Tensor) -> Tensor:
         """Return scaled cosines of (n, features) for each label: (n, labels), -inf for those that nothing is there for."""
         rows, present = self.rows()
-        return (self.scale * F.normalize(features, dim=1) @ rows.T).masked_fill(~present, float("-inf"))
+        return (self.scale * self.directed(features) @ rows.T).masked_fill(~present, float("-inf"))
 
     @on(SessionEnded)
     def end_session(self, event: SessionEnded) -> None:
@@ -245,11 +274,29 @@ class FSCIL(Strategy):
         if self.sums is None:
             device = self.head.weight.device
             self.sums, self.counts = torch.zeros(self.labels, self.width, device=device), torch.zeros(self.labels, device=device)
+        old = self.counts > 0
+        taken = [self.take_up(part) for part in self.parts_of(event.session.samples)]
+        if self.neck is not None and self.session > 0:
+            features, y = (torch.cat(parts) for parts in zip(*taken, strict=True))
+            kept = (old & ~torch.isin(torch.arange(self.labels, device=y.device), y)).nonzero().flatten()
+            self.tune_neck(self.neck, torch.cat([(self.sums / self.counts[:, None])[kept], features]), torch.cat([kept, y]))
+
+    def take_up(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Add the features of samples and their copies to the means; return these (n, features) and their labels."""
+        assert self.sums is not None
         with evaluating(self):
-            for part in self.parts_of(event.session.samples):
-                features, y = self.features(self.copied(part.x)), self.copied_labels(part.y)
-                add_by_class(self.sums, y, features)
-                add_by_class(self.counts, y, torch.ones_like(features[:, 0]))
+            features, y = self.features(self.copied(samples.x)), self.copied_labels(samples.y)
+            add_by_class(self.sums, y, features)
+            add_by_class(self.counts, y, torch.ones_like(features[:, 0]))
+        return features, y
+
+    def tune_neck(self, neck: nn.Linear, features: Tensor, y: Tensor) -> None:
+        """Turn the neck so that (n, features) come nearer to the columns of their labels."""
+        for _ in range(self.neck_steps):
+            loss = dot_regression(self.directed(features), self.columns[y])
+            (gradient,) = torch.autograd.grad(loss, neck.weight)
+            with torch.no_grad():
+                neck.weight -= self.neck_lr * gradient
 
     def parts_of(self, samples: Samples | Subset) -> Iterator[Samples]:
         """Yield samples, so many that they and their copies go through the network together, on its device."""
@@ -261,7 +308,7 @@ class FSCIL(Strategy):
         """Return (n, classes): scaled cosines, means over copies; -inf for classes that nothing is there for."""
         rows, present = self.rows()
         many = len(self.copies)
-        features = F.normalize(self.features(self.copied(x)), dim=1).unflatten(0, (many, len(x)))
+        features = self.directed(self.features(self.copied(x))).unflatten(0, (many, len(x)))
         scores = self.scale * torch.einsum("mnd,cmd->nc", features, rows.unflatten(0, (self.classes, many))) / many
         return scores.masked_fill(~present[::many], float("-inf"))
 
@@ -269,34 +316,3 @@ class FSCIL(Strategy):
     def scores_ignore_task(self) -> bool:
         """Whether `scores` is the same with and without the task given: it is."""
         return type(self).scores is FSCIL.scores and self.predicts_from_scores
-
-
-def check_images(stream: Stream | StreamView, **tricks: bool) -> None:
-    """Raise ValueError for a stream whose inputs are no images, where one of the tricks needs them."""
-    if len(stream.input_shape) != 3 and any(tricks.values()):
-        used = " and ".join(name for name, chosen in tricks.items() if chosen)
-        raise ValueError(
-            f"{used} of FSCIL needs images (channels, height, width), and {stream.name} has inputs of shape {stream.input_shape}"
-        )
-
-
-def check_square(stream: Stream | StreamView) -> None:
-    """Raise ValueError for images that a quarter turn gives another shape."""
-    _, height, width = stream.input_shape
-    if height != width:
-        raise ValueError(f"FSCIL turns images by quarters, which must be square, and those of {stream.name} are {height} x {width}")
-
-
-def turned(x: Tensor, turns: int) -> Tensor:
-    """Return (n, channels, height, width) images turned by some quarters, counterclockwise."""
-    return x.rot90(turns, (2, 3))
-
-
-def widths(model: nn.Module) -> tuple[int, int]:
-    """Return the width of a model's features, and its number of classes; TypeError for a model that doesn't show them."""
-    head = getattr(model, "head", None)
-    if not callable(getattr(model, "features", None)) or not isinstance(head, (nn.Linear, GrowingHead)):
-        raise TypeError(
-            f"FSCIL needs a model with a method `features` and a linear `head`, as those of clstream, not {type(model).__name__}"
-        )
-    return head.in_features, head.out_features if isinstance(head, nn.Linear) else head.classes
