@@ -8,20 +8,30 @@ from functools import partial
 import pytest
 import torch
 from clstream.strategies import FSCIL
-from clstream.strategies.fscil.tricks import dot_regression, etf_columns, simplex, turned
+from clstream.strategies.fscil.tricks import dot_regression, etf_columns, last_block, ranked, simplex, turned
 from clstream.streams import blobs, few_shot_tasks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream import EpochStarted, Samples, Stream, Task, on, run
+from clstream.checkpoint.compare import difference
 from clstream.checks import example_model, example_stream, normed_model
+from clstream.checks.recorders import Checkpoints
+from clstream.checks.retention import InputSearch
 from clstream.eval_mode import evaluating
 from clstream.losses import nt_xent, supervised_contrastive
 from clstream.models import Mlp
 from clstream.seeds import isolated
 
 OPTIMIZER = partial(SGD, lr=0.1, momentum=0.9)
+
+
+TRICKS = [
+    {"contrast": 1.0, "self_supervised": 1, "copies": "half_turn", "rotation": 0.5},
+    {"etf": "columns", "neck_steps": 3, "subnet": 0.2},
+]
+"""All of them, in two runs."""
 
 
 def play(model: nn.Module | None = None, sessions: int | None = None, **options: object) -> FSCIL:
@@ -249,6 +259,39 @@ def test_columns_are_what_the_first_session_learns_and_what_answers() -> None:
     assert torch.equal(first.neck.weight, untouched.neck.weight) and not torch.equal(first.neck.weight, whole.neck.weight)  # type: ignore[union-attr]
 
 
+def test_which_weights_learn_by_hand() -> None:
+    weight = torch.tensor([0.1, -0.5, 0.3, 0.05, -0.2, 0.4, -0.35, 0.01, 0.25, -0.15])
+    for share, which, expected in (
+        (0.1, "smallest", [7]),
+        (0.1, "largest", [1]),
+        (0.3, "smallest", [0, 3, 7]),
+        (0.3, "largest", [1, 5, 6]),
+    ):
+        assert ranked(weight, share, which).nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("etf", ["none", "columns"])
+def test_a_subnet_learns_later_sessions_and_all_else_stays(etf: str) -> None:
+    first, whole = (play(normed_model(), sessions, subnet=0.1, subnet_lr=0.1, etf=etf) for sessions in (1, None))
+    (before,), (after,), (mask,) = last_block(first.model), last_block(whole.model), whole.masks
+    assert torch.equal(mask, ranked(before, 0.1, "smallest")) and torch.equal(mask, first.masks[0]) and int(mask.sum()) == 4
+    assert (before[mask] != after[mask]).all() and torch.equal(before[~mask], after[~mask])
+    rest = whole.model.state_dict()  # biases and batch norm, its statistics too
+    assert all(torch.equal(value, rest[name]) for name, value in first.model.state_dict().items() if name != "stages.0.weight")
+    assert torch.equal(first.sums[:2], whole.sums[:2])  # type: ignore[index]  # old means are not taken anew
+    task = example_stream().tasks[2]
+    with evaluating(whole):
+        new = whole.model.features(task.train.x[task.train.y == 4]).sum(0)  # type: ignore[operator]
+    torch.testing.assert_close(whole.sums[4], new)  # type: ignore[index]  # and new ones with the encoder as it is then
+
+
+def test_steps_of_a_subnet_lower_the_loss_of_the_session() -> None:
+    plain, tuned = play(sessions=2), play(sessions=2, subnet=1.0, subnet_lr=0.01, subnet_steps=20)
+    task = example_stream().tasks[1]
+    losses = [strategy.label_loss(strategy.features(task.train.x), task.train.y).item() for strategy in (plain, tuned)]
+    assert losses[1] < losses[0]
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -261,6 +304,10 @@ def test_columns_are_what_the_first_session_learns_and_what_answers() -> None:
         ({"etf": "rows"}, "etf must be one of none, means, columns, not 'rows'"),
         ({"neck_steps": -1}, "neck_steps must be a whole number of at least 0, not -1"),
         ({"neck_lr": 0}, "neck_lr must be a finite number above 0, not 0"),
+        ({"subnet": 1.5}, "subnet must be a finite number from 0 to 1, not 1.5"),
+        ({"subnet_of": "all"}, "subnet_of must be one of smallest, largest, not 'all'"),
+        ({"subnet_steps": -1}, "subnet_steps must be a whole number of at least 0, not -1"),
+        ({"subnet_lr": 0}, "subnet_lr must be a finite number above 0, not 0"),
         ({"temperature": 0}, "temperature must be a finite number above 0, not 0"),
         ({"projection": 0}, "projection must be a whole number of at least 1, not 0"),
     ],
@@ -273,6 +320,26 @@ def test_what_cannot_be_is_refused(options: dict[str, object], problem: str) -> 
 def test_models_without_features_are_refused() -> None:
     with pytest.raises(TypeError, match=r"FSCIL needs a model with a method `features` and a linear `head`, .* not Linear"):
         FSCIL(nn.Linear(3, 2))
+    model = Mlp(3, 2)
+    model.stages = nn.Sequential(nn.Flatten())
+    with pytest.raises(TypeError, match=r"subnet of FSCIL needs a model with `stages`, .* which Mlp hasn't"):
+        FSCIL(model, subnet=0.1)
+
+
+@pytest.mark.parametrize("tricks", TRICKS, ids=str)
+def test_with_tricks_it_resumes_to_the_bit_and_keeps_no_samples(tricks: dict[str, object]) -> None:
+    stream, expected = example_stream((0, 1, 0, 2), epochs=2, batch_size=20), Checkpoints()
+
+    def build() -> FSCIL:
+        with isolated(0, "strategy"):
+            return FSCIL(example_model(), OPTIMIZER, **tricks)  # type: ignore[arg-type]
+
+    whole = run(build(), stream, expected, search := InputSearch(), seed=0)
+    assert search.path is None
+    for number in range(0, len(expected.written) - 1, 4):
+        rest = Checkpoints(every=0)
+        resumed = run(build(), stream, rest, seed=0, resume=expected.load(number))
+        assert difference(expected.load(-1), rest.load(-1)) is None and torch.equal(whole.main, resumed.main)
 
 
 @pytest.mark.parametrize("trick", [{"contrast": 1.0}, {"self_supervised": 1}, {"rotation": 1.0}, {"copies": "half_turn"}])

@@ -35,9 +35,18 @@ Tricks of the first session, each a switch:
                      linear map that begins as the identity and learns in the first session. In each later one it takes
                      `neck_steps` steps of plain SGD on the same loss, on the session's features and the means of old classes
 
-Deviations: a class that comes again has the mean over all of its images. The model's own head is not used.
-That the neck is linear, and that its later steps are on all features at once, is own choice. Without these steps the column of a new
-class is a place that the frozen encoder knows nothing of, and what is answered is a guess: `neck_steps=0` shows it.
+and one of the later sessions:
+
+    subnet           a share of the last block's weights, chosen in each of its matrices when the first session ends, takes
+                     `subnet_steps` steps of plain SGD in each later session, in evaluation mode, on all of its images at once, and
+                     by the loss of the first session, where means of old and new classes stand for rows and stay as they are.
+                     Then the new means are taken anew, and the old ones are not. "smallest" weights learn, after SoftNet (Kang et
+                     al. 2023), which holds the important ones; "largest" is the other reading. All other weights, and the
+                     statistics of batch norm, stay as they are to the bit. The price is what old classes lose
+
+Deviations: a class that comes again has the mean over all of its images. The model's own head is not used. The neck is linear, and
+its later steps are on all features at once: own choice. Without these steps the column of a new class is a place that the frozen
+encoder knows nothing of, and what is answered is a guess: `neck_steps=0` shows it.
 
 Defaults: the scale of 16, the cosine of the learning rate and the weight decay are those of SAVC's code and command for CIFAR-100
 (Song et al. 2023). All others are own choices, the learning rate too (there it is 0.1, for a network with batch norm). It is to be
@@ -51,7 +60,17 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from clstream.strategies.fscil.tricks import COPIES, check_images, check_square, dot_regression, etf_columns, turned, widths
+from clstream.strategies.fscil.tricks import (
+    COPIES,
+    check_images,
+    check_square,
+    dot_regression,
+    etf_columns,
+    last_block,
+    ranked,
+    turned,
+    widths,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -87,6 +106,9 @@ class FSCIL(Strategy):
         copies: "none", "half_turn" (two) or "turns_and_channels" (twelve; images must be square, and of three channels).
         etf: "none", "means" or "columns". There must be as many features as labels.
         neck_steps, neck_lr: steps of the neck in a later session, and their learning rate, with etf="columns".
+        subnet: share of the last block's weights that learn in later sessions. 0: none. The model must have `stages`.
+        subnet_of: "smallest" or "largest" weights.
+        subnet_steps, subnet_lr: steps in a later session, and their learning rate.
         temperature: of both contrastive losses.
         projection: width of the projection's output; its hidden layer is as wide as the features.
         smallest, flip, jitter: of the views, see `ContrastiveViews`; they are not blurred.
@@ -110,6 +132,10 @@ class FSCIL(Strategy):
         etf: str = "none",
         neck_steps: int = 100,
         neck_lr: float = 0.25,
+        subnet: float = 0.0,
+        subnet_of: str = "smallest",
+        subnet_steps: int = 10,
+        subnet_lr: float = 0.001,
         temperature: float = 0.1,
         projection: int = 128,
         smallest: float = 0.2,
@@ -122,9 +148,11 @@ class FSCIL(Strategy):
         check_number(0, contrast=contrast, rotation=rotation)
         check_choice(COPIES, copies=copies)
         check_choice(("none", "means", "columns"), etf=etf)
-        check_positive(temperature=temperature, neck_lr=neck_lr)
+        check_number(0, 1, subnet=subnet)
+        check_choice(("smallest", "largest"), subnet_of=subnet_of)
+        check_positive(temperature=temperature, neck_lr=neck_lr, subnet_lr=subnet_lr)
         check_integer(1, projection=projection)
-        check_integer(0, self_supervised=self_supervised, neck_steps=neck_steps)
+        check_integer(0, self_supervised=self_supervised, neck_steps=neck_steps, subnet_steps=subnet_steps)
         self.scale, self.schedule = scale, schedule
         self.width, self.classes = widths(model)
         self.copies = COPIES[copies]
@@ -140,6 +168,10 @@ class FSCIL(Strategy):
         self.neck = nn.Linear(self.width, self.width, bias=False) if etf == "columns" else None
         if self.neck is not None:
             nn.init.eye_(self.neck.weight)
+        self.subnet, self.subnet_of, self.subnet_steps, self.subnet_lr = subnet, subnet_of, subnet_steps, subnet_lr
+        if subnet:
+            last_block(model)  # refuses a model that has none
+        self.masks: list[Tensor] = []  # which of the last block's weights learn, of each of its matrices
         self.turn_head = nn.Linear(self.width, 4) if rotation else None
         beside = [
             weight for part in (self.projection, self.neck, self.turn_head) if part is not None for weight in part.parameters()
@@ -174,7 +206,7 @@ class FSCIL(Strategy):
                 "give it more epochs"
             )
         self.model.train()
-        self.session, self.sums = -1, None
+        self.session, self.sums, self.masks = -1, None, []
 
     @on(SessionStarted)
     def begin_session(self, event: SessionStarted) -> None:
@@ -274,11 +306,17 @@ class FSCIL(Strategy):
         if self.sums is None:
             device = self.head.weight.device
             self.sums, self.counts = torch.zeros(self.labels, self.width, device=device), torch.zeros(self.labels, device=device)
-        old = self.counts > 0
-        taken = [self.take_up(part) for part in self.parts_of(event.session.samples)]
+        if self.session == 0:
+            self.masks = [ranked(weight, self.subnet, self.subnet_of) for weight in last_block(self.model)] if self.subnet else []
+        samples, before = event.session.samples, (self.sums.clone(), self.counts.clone())
+        taken = [self.take_up(part) for part in self.parts_of(samples)]
+        if self.masks and self.session > 0:
+            self.tune_subnet(samples)
+            self.sums, self.counts = before
+            taken = [self.take_up(part) for part in self.parts_of(samples)]
         if self.neck is not None and self.session > 0:
             features, y = (torch.cat(parts) for parts in zip(*taken, strict=True))
-            kept = (old & ~torch.isin(torch.arange(self.labels, device=y.device), y)).nonzero().flatten()
+            kept = ((before[1] > 0) & ~torch.isin(torch.arange(self.labels, device=y.device), y)).nonzero().flatten()
             self.tune_neck(self.neck, torch.cat([(self.sums / self.counts[:, None])[kept], features]), torch.cat([kept, y]))
 
     def take_up(self, samples: Samples) -> tuple[Tensor, Tensor]:
@@ -289,6 +327,19 @@ class FSCIL(Strategy):
             add_by_class(self.sums, y, features)
             add_by_class(self.counts, y, torch.ones_like(features[:, 0]))
         return features, y
+
+    def tune_subnet(self, samples: Samples | Subset) -> None:
+        """Take steps with the masked weights, on samples all at once."""
+        weights = last_block(self.model)
+        for _ in range(self.subnet_steps):
+            gradients = [torch.zeros_like(weight) for weight in weights]
+            for part in self.parts_of(samples):
+                loss = self.label_loss(self.features(self.copied(part.x)), self.copied_labels(part.y)) * (len(part) / len(samples))
+                for total, gradient in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
+                    total += gradient
+            with torch.no_grad():
+                for weight, gradient, mask in zip(weights, gradients, self.masks, strict=True):
+                    weight[mask] -= self.subnet_lr * gradient[mask]
 
     def tune_neck(self, neck: nn.Linear, features: Tensor, y: Tensor) -> None:
         """Turn the neck so that (n, features) come nearer to the columns of their labels."""

@@ -39,6 +39,23 @@ def dot_regression(directions: Tensor, columns: Tensor) -> Tensor:
     return ((directions * columns).sum(1) - 1).square().mean() / 2
 
 
+def last_block(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weight matrices and kernels of the last of a model's `stages` that has any; TypeError if none has."""
+    for stage in reversed(list(getattr(model, "stages", nn.Sequential()).children())):
+        if weights := [weight for weight in stage.parameters() if weight.dim() > 1]:
+            return weights
+    raise TypeError(
+        f"subnet of FSCIL needs a model with `stages`, as those of clstream, which {type(model).__name__} hasn't: take 0"
+    )
+
+
+def ranked(weight: Tensor, share: float, which: str) -> Tensor:
+    """Return which entries are the share of a weight with the smallest, or the largest, absolute values: bool, of its shape."""
+    many = round(share * weight.numel())
+    chosen = weight.detach().abs().flatten().argsort(descending=which == "largest", stable=True)[:many]
+    return torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill(0, chosen, True).view(weight.shape)
+
+
 def check_images(stream: Stream | StreamView, **tricks: bool) -> None:
     """Raise ValueError for a stream whose inputs are no images, where one of the tricks needs them."""
     if len(stream.input_shape) != 3 and any(tricks.values()):
