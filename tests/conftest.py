@@ -97,6 +97,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.EpisodicTraining(model, partial(SGD, lr=0.1), ways=2, shots=1, queries=1)
     if name == "SupportReplay":  # its learning rate is for the many steps of episodes
         return lambda model: zoo.SupportReplay(model, partial(SGD, lr=0.1))
+    if name == "FSCIL":  # the examples begin with two classes: an encoder that learns them to the end tells no others apart
+        return lambda model: zoo.FSCIL(model, partial(SGD, lr=0.003))
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     return getattr(zoo, name)
