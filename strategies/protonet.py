@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Adam
 
 from clstream.bus import on
@@ -61,6 +62,24 @@ class ProtoNet(FrozenFeatures):
     def answer(self, solved: Any, features: Tensor) -> Tensor:
         """Return the similarities: (n, classes)."""
         return prototype_scores(features, solved, self.similarity, self.scale)
+
+    def answer_together(self, support: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:
+        """Return the scores of the questions of several episodes, as if each had been learned alone: (episodes, asked, classes).
+
+        Args:
+            support: (episodes, sets, n, *input_shape), raw.
+            labels: (episodes, sets, n), int64.
+            asked: (episodes, asked, *input_shape), raw.
+            classes: the number of labels.
+
+        """
+        learned = self.features(support.flatten(0, 2)).unflatten(0, labels.flatten(1).shape)  # (episodes, sets * n, features)
+        questions = self.features(asked.flatten(0, 1)).unflatten(0, asked.shape[:2])
+        members = F.one_hot(labels.flatten(1), classes).to(learned)  # (episodes, sets * n, classes)
+        counts = members.sum(1)
+        prototypes = members.mT @ learned / counts.clamp(min=1)[:, :, None]
+        scores = prototype_scores(questions, prototypes, self.similarity, self.scale)
+        return scores.masked_fill((counts == 0)[:, None], float("-inf")).float()
 
 
 class EpisodicTraining(Strategy):

@@ -45,7 +45,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_mlflow_run(store, tmp_path, 
 
     assert episodes(f"{options} --resume", tmp_path / "cut") == 0
     text = capsys.readouterr().out
-    assert "Finetune, 6 of Episodes('digits episodes'" in text and "1-NN on raw inputs" in text and "chance" in text
+    assert "Finetune, 6 of Episodes('digits episodes'" in text and "1-NN on inputs" in text and "chance" in text
     run = next(own for own in client.search_runs([experiment]) if own.info.run_id == run.info.run_id)
     assert run.info.status == "FINISHED"
     for name in ("accuracy", "corrupted/noise_0.2", "nearest/accuracy", "nearest/noise_0.2"):

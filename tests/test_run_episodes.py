@@ -64,7 +64,7 @@ def test_what_is_measured():
     mean = result.mean
     assert mean.size == 6 and mean.low < float(result.accuracy.mean()) < mean.high
     text = str(result)
-    assert "chance     0.1667" in text and text.count("1-NN on raw inputs") == 2 and "by set" in text
+    assert "chance     0.1667" in text and text.count("1-NN on inputs") == 2 and "by set" in text
 
 
 def test_the_nearest_neighbour_knows_every_instance_that_is_not_corrupted():

@@ -36,6 +36,7 @@ def episodes_command(arguments: list[str]) -> int:
     from clstream.episodes.progress import EpisodesProgress
     from clstream.episodes.record import EpisodesRecord
     from clstream.episodes.runner import identity_of
+    from clstream.episodes.together import check_together
     from clstream.episodes.tracker import tracked_episodes
     from clstream.files import FolderError, check_plain_files, locked
     from clstream.seeds import isolated
@@ -59,6 +60,10 @@ def episodes_command(arguments: list[str]) -> int:
         strategy = build_strategy(run_parser, options, family[0], options.seed)
         params = run_params(strategy, family[0], options.seed, options.device)
         params |= {f"episodes.{name}": value for name, value in chosen.items()} | {"episodes": repr(family)}
+        if own.batch < 1:
+            raise UsageError(f"--batch takes a whole number from 1 up, not {own.batch}")
+        if own.batch > 1:
+            check_together(strategy)
         check_fits(strategy, family[0], options.device, evaluate_at="end")
         folder.mkdir(parents=True, exist_ok=True)
     name = f"{type(strategy).__name__} on {family.name}"
@@ -66,7 +71,7 @@ def episodes_command(arguments: list[str]) -> int:
         check_plain_files(folder)
         stack.enter_context(locked(folder))
         EpisodesRecord(
-            folder, identity_of(strategy, family, options.seed, options.device), own.resume
+            folder, identity_of(strategy, family, options.seed, options.device, own.batch), own.resume
         )  # before anything is tracked
         observers: list[object] = [EpisodesProgress(len(family))]
         tracker = None
@@ -78,7 +83,7 @@ def episodes_command(arguments: list[str]) -> int:
         try:
             result = run_episodes(
                 lambda: build_strategy(run_parser, options, family[0], options.seed), family, *observers, seed=options.seed,
-                device=options.device, folder=folder, resume=own.resume,
+                device=options.device, folder=folder, resume=own.resume, batch=own.batch,
             )  # fmt: skip
         except KeyboardInterrupt:
             print(f"clstream: stopped; to go on, give the same command and --resume: {folder} has what is done", file=sys.stderr)
@@ -100,6 +105,10 @@ def episodes_parser() -> CommandParser:
         "--data_root, --track, --tracking_uri, --experiment and --trust are as in clstream run.",
     )
     parser.add_argument("--out", required=True, help="the folder with the outcome of each episode, episodes.jsonl")
+    parser.add_argument(
+        "--batch", type=int, default=1,
+        help="episodes that are computed together, where the learner allows it: ProtoNet, and plain SGD; by default one by one",
+    )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="go on with the episodes of that folder, as if there had been no break"
     )

@@ -54,16 +54,12 @@ class EpisodesRecord:
         if len(whole) < len(content):
             with self.file.open("r+b") as opened:
                 opened.truncate(len(whole))
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            if lines and lines[0].get("format") != FORMAT:
-                raise ValueError
-            outcomes = [outcome_of(line) for line in lines[1:]]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ValueError(f"{self.file} is no record of episodes: name another folder") from None
-        if lines and lines[0] != json.loads(json.dumps(header)):
-            differing = sorted(name for name in {*header, *lines[0]} if header.get(name) != lines[0].get(name))
-            shown = "; ".join(f"{name} was {lines[0].get(name)}, and is {header.get(name)}" for name in differing[:3])
+        if not whole:
+            return
+        known, outcomes = read_record(self.file)
+        if known != json.loads(json.dumps(header)):
+            differing = sorted(name for name in {*header, *known} if header.get(name) != known.get(name))
+            shown = "; ".join(f"{name} was {known.get(name)}, and is {header.get(name)}" for name in differing[:3])
             raise OtherRunError(f"{self.file} is of another run: {shown[:600]}")
         self.outcomes = {outcome.index: outcome for outcome in outcomes}
 
@@ -89,6 +85,18 @@ class EpisodesRecord:
             self.opened.flush()
             os.fsync(self.opened.fileno())
             self.opened.close()
+
+
+def read_record(file: Path) -> tuple[dict[str, Any], list[EpisodeOutcome]]:
+    """Return what a record says was run, and what came of the episodes that are over. Raises ValueError if it is none, OSError."""
+    content = file.read_bytes()
+    try:
+        header, *lines = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        if header["format"] != FORMAT:
+            raise ValueError
+        return header, [outcome_of(line) for line in lines]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError(f"{file} is no record of episodes: name another folder") from None
 
 
 def outcome_of(line: Mapping[str, Any]) -> EpisodeOutcome:

@@ -18,14 +18,12 @@ from clstream.engine import check_fits, run
 from clstream.engine.run_params import run_params
 from clstream.episodes.outcomes import CLEAN, EpisodeEnded, EpisodeOutcome, EpisodesResult
 from clstream.episodes.record import EpisodesRecord
+from clstream.episodes.together import check_together, nearest_together, outcomes_together
 from clstream.params import check_bool, check_integer, describe
 from clstream.pretraining import load_weights
 from clstream.seeds import derive, isolated
 from clstream.strategy import Strategy
 from clstream.stream import Episodes, Samples, Stream, content_hash
-
-NEAREST_AT_ONCE = 256
-"""Targets whose distances to all support samples are computed together."""
 
 
 def run_episodes(
@@ -37,6 +35,7 @@ def run_episodes(
     device: str | torch.device = "cpu",
     folder: str | Path | None = None,
     resume: bool = False,
+    batch: int = 1,
 ) -> EpisodesResult:
     """Run a learner through episodes, each from the same start, ask it once at the end of each, and return what came of them.
 
@@ -53,6 +52,9 @@ def run_episodes(
         device: where it runs, as torch names it.
         folder: where the outcome of each episode is written when it is over. None: nowhere.
         resume: whether to go on with what is in the folder.
+        batch: how many episodes are computed together; 1: one by one. More are for `ProtoNet`, and for learners that take plain
+            steps of SGD, as `Finetune` does, around a model without batch norm and dropout. The numbers are those of one by one,
+            but for rounding; `memory_bytes` is not known.
 
     Raises:
         ValueError, TypeError: if the learner doesn't fit the episodes, or `start` the model; before anything is learned.
@@ -61,6 +63,7 @@ def run_episodes(
 
     """
     check_integer(0, seed=seed)
+    check_integer(1, batch=batch)
     check_bool(resume=resume)
     if resume and folder is None:
         raise ValueError("resume=True goes on with the episodes of a folder: name it, folder=...")
@@ -74,17 +77,26 @@ def run_episodes(
         raise TypeError(f"make_strategy must return a Strategy, not a {type(snapshot).__name__}")
     give_start(snapshot, start)
     check_fits(snapshot, first, device, evaluate_at="end")
-    with EpisodesRecord(folder, identity_of(snapshot, episodes, seed, device), resume) as record:
-        for number in range(len(episodes)):
-            if number not in record.outcomes:
-                outcome = run_episode(snapshot, episodes[number], number, seed, device)
-                record.add(outcome)
+    if batch > 1:
+        check_together(snapshot)
+    with EpisodesRecord(folder, identity_of(snapshot, episodes, seed, device, batch), resume) as record:
+        for begin in range(0, len(episodes), batch):  # always the same ones together, so that a break changes nothing
+            numbers = range(begin, min(begin + batch, len(episodes)))
+            if all(number in record.outcomes for number in numbers):
+                continue
+            if batch > 1:
+                outcomes = outcomes_together(snapshot, episodes, numbers, device)
+            else:
+                outcomes = [run_episode(snapshot, episodes[begin], begin, seed, device)]
+            new = [outcome for outcome in outcomes if outcome.index not in record.outcomes]
+            record.add(*new)
+            for outcome in new:
                 bus.emit(EpisodeEnded(outcome))
-    outcomes = tuple(record.outcomes[number] for number in range(len(episodes)))
-    return EpisodesResult(type(snapshot).__name__, repr(episodes), episodes.chance, outcomes)
+    ended = tuple(record.outcomes[number] for number in range(len(episodes)))
+    return EpisodesResult(type(snapshot).__name__, repr(episodes), episodes.chance, ended)
 
 
-def identity_of(strategy: Strategy, episodes: Episodes, seed: int, device: str | torch.device) -> dict[str, Any]:
+def identity_of(strategy: Strategy, episodes: Episodes, seed: int, device: str | torch.device, batch: int = 1) -> dict[str, Any]:
     """Return what makes episodes those of one run, in plain values: those of another are not gone on with."""
     params = run_params(strategy, episodes[0], seed, device)
     return {
@@ -92,6 +104,7 @@ def identity_of(strategy: Strategy, episodes: Episodes, seed: int, device: str |
         "start": weights_hash(strategy),
         "episodes": repr(episodes),
         "drawn_from": family_hash(episodes),
+        "batch": batch,
     }
 
 
@@ -137,12 +150,8 @@ def nearest_neighbour(stream: Stream) -> dict[str, float]:
     """Return the accuracy of the nearest neighbour among raw inputs, of the targets as they are, and by corruption."""
     support = joined([task.train[:] for task in stream.tasks])
     asked = {CLEAN: joined([task.test[:] for task in stream.tasks])} | {probe.name: probe.samples[:] for probe in stream.probes}
-    rows = support.x.flatten(1).double()
-    answers = {}
-    for name, samples in asked.items():
-        nearest = torch.cat([torch.cdist(part.flatten(1).double(), rows).argmin(1) for part in samples.x.split(NEAREST_AT_ONCE)])
-        answers[name] = float((support.y[nearest] == samples.y).double().mean())
-    return answers
+    answers = {name: nearest_together(support.x[None], support.y[None], samples.x[None])[0] for name, samples in asked.items()}
+    return {name: float((answers[name] == samples.y).double().mean()) for name, samples in asked.items()}
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
