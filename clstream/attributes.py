@@ -36,7 +36,7 @@ def walk(root: object, leaves: tuple[type, ...] = ()) -> Iterator[tuple[str, obj
     optimizer, a generator) is one value. What a class names in `not_state` is left out: the constructor's `params`, since
     they are not what it became, and the run's bus. Objects of the types in `leaves` are yielded, and not followed.
     """
-    kinds = (*_LEAVES, *leaves)
+    kinds: tuple[type, ...] = (*_LEAVES, *leaves)
     met: set[int] = set()
     stack: list[tuple[str, object]] = [(type(root).__name__, root)]
     while stack:

@@ -127,8 +127,9 @@ class Cell:
 
         labels, test_labels = torch.arange(self.samples) % CLASSES, torch.arange(self.samples // 6 + CLASSES) % CLASSES
         train, test = images(len(labels)), images(len(test_labels))
-        options = {"batch_size": self.batch, "epochs": self.epochs, "scenario": self.scenario}
-        return from_tensors(train, labels, test, test_labels, tasks=5, **options)
+        return from_tensors(
+            train, labels, test, test_labels, tasks=5, batch_size=self.batch, epochs=self.epochs, scenario=self.scenario
+        )
 
 
 def mlp() -> nn.Module:
@@ -191,12 +192,12 @@ CELLS = (
     Cell("fine-tune, Mlp 100-100", 10, 20_000, mlp, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.10),
     Cell("fine-tune, Mlp 400-400", 128, 20_000, wide, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.05),
     Cell("fine-tune, Mlp 400-400", 1024, 20_000, wide, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.05),
-    Cell("fine-tune, ConvNet", 10, 1_000, convnet, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.10),
+    Cell("fine-tune, ConvNet", 10, 2_500, convnet, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.10),
     Cell("fine-tune, ConvNet", 128, 2_500, convnet, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.05),
     Cell("replay, Mlp 100-100", 10, 20_000, mlp, OURS_REPLAY, "by hand", HAND_REPLAY, 1.10),
     Cell("replay, Mlp 400-400", 128, 15_000, wide, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05),
     Cell("replay, Mlp 400-400", 1024, 20_000, wide, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05),
-    Cell("replay, ConvNet", 10, 1_000, convnet, OURS_REPLAY, "by hand", HAND_REPLAY, 1.10),
+    Cell("replay, ConvNet", 10, 2_000, convnet, OURS_REPLAY, "by hand", HAND_REPLAY, 1.10),
     Cell("replay, SlimResNet18", 128, 640, slim, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05),
     Cell("DER++, Mlp 100-100", 10, 10_000, mlp, OURS_DERPP, "by hand", HAND_DERPP, 1.10),
     Cell("EWC, Mlp 100-100", 128, 5_000, mlp, OURS_EWC, "by hand", HAND_EWC, 1.05),
