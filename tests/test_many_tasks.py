@@ -4,7 +4,7 @@ import pytest
 import torch
 from clstream.strategies import Finetune
 from clstream.streams import from_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from clstream import Samples, Stream, Task
 from clstream.evaluation import CHUNK, Questions, evaluate
@@ -50,10 +50,17 @@ def test_each_sample_is_asked_once_and_answered_as_by_itself(kind: str, boundari
 
 @pytest.mark.parametrize("boundaries", [True, False])
 def test_fewer_images_are_answered_together_on_a_cpu(boundaries: bool) -> None:
-    x, y = torch.rand(700, 1, 4, 4), torch.arange(700) % 4
-    stream = from_tensors(x, y, x, y, tasks=2, boundaries=boundaries)
-    sizes = [len(chunk.x) for chunk in Questions(Finetune(Mlp((1, 4, 4), 4)), stream)]
-    assert sum(sizes) == 700 and max(sizes) <= IMAGES_ON_CPU and len(sizes) == 4
+    """Where they are large, or go through convolutions; else as many as of other samples."""
+
+    def sizes(side: int, model: nn.Module) -> list[int]:
+        x, y = torch.zeros(700, 1, side, side), torch.arange(700) % 4
+        stream = from_tensors(x, y, x, y, tasks=2, boundaries=boundaries)
+        return [len(chunk.x) for chunk in Questions(Finetune(model), stream)]
+
+    convolves = nn.Sequential(nn.Conv2d(1, 4, 4), nn.Flatten())
+    for few in (sizes(4, convolves), sizes(65, Mlp((1, 65, 65), 4, hidden=()))):
+        assert sum(few) == 700 and max(few) <= IMAGES_ON_CPU and len(few) == 4
+    assert sizes(4, Mlp((1, 4, 4), 4)) == [700]
 
 
 def test_hidden_chunks_that_no_task_has_a_share_of_are_left_out() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from clstream.measures import Measure, chosen
 from clstream.strategy import Strategy
@@ -18,7 +20,13 @@ CHUNK = 2048
 """The most test samples that are answered together."""
 
 IMAGES_ON_CPU = 192
-"""The most images on a CPU: the layers of more would each take fresh memory, and convolutions are thrice as slow then."""
+"""The most images on a CPU: the layers of more would each take fresh memory, and convolutions are thrice as slow then.
+
+Small images are as many as other samples where the strategy's model has no convolutions.
+"""
+
+SMALL_IMAGE = 4096
+"""Numbers that a small image has at most."""
 
 BUILT_IN = ("accuracy", "task_accuracy")
 """Measures that are counted for all test sets together, whatever their number."""
@@ -63,7 +71,8 @@ class Questions:
         ]
         self.labels = torch.cat(labels) if self.labelled and labels else torch.empty(0, dtype=torch.int64, device=device)
         on_cpu = stream.device is None or stream.device.type == "cpu"
-        most = IMAGES_ON_CPU if on_cpu and len(stream.input_shape) == 3 else CHUNK
+        few = on_cpu and len(stream.input_shape) == 3 and (math.prod(stream.input_shape) > SMALL_IMAGE or _convolves(strategy))
+        most = IMAGES_ON_CPU if few else CHUNK
         self.chunks = (
             _packed(sizes, most, together=strategy.scores_ignore_task)
             if stream.boundaries
@@ -156,6 +165,12 @@ class Chunk:
     rows: Tensor | slice
     number: Tensor
     places: list[int]
+
+
+def _convolves(strategy: Strategy) -> bool:
+    """Return whether the strategy's model has convolutions, as far as is known."""
+    model: object = getattr(strategy, "model", None)
+    return not isinstance(model, nn.Module) or any(isinstance(module, _ConvNd) for module in model.modules())
 
 
 def _packed(sizes: Tensor, most: int, together: bool) -> list[Layout]:
