@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from clstream.bus import Event as Event
     from clstream.bus import on as on
     from clstream.engine import run as run
+    from clstream.engine import run_seeds as run_seeds
     from clstream.events import BatchLearned as BatchLearned
     from clstream.events import BatchReady as BatchReady
     from clstream.events import EpochEnded as EpochEnded
@@ -37,7 +38,7 @@ if not (_here / "strategies").is_dir():  # a source tree, where strategies/ and 
 
 _MODULES = {
     "bus": ("Event", "on"),
-    "engine": ("run",),
+    "engine": ("run", "run_seeds"),
     "events": (
         "BatchLearned",
         "BatchReady",

@@ -4,4 +4,6 @@ from clstream.engine.compatibility import check_fits as check_fits
 from clstream.engine.loop import run as run
 from clstream.engine.saved_state import ChangedCodeError as ChangedCodeError
 from clstream.engine.saved_state import OtherRunError as OtherRunError
+from clstream.engine.together import SeedsError as SeedsError
+from clstream.engine.together import run_seeds as run_seeds
 from clstream.results import Result as Result

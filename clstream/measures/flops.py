@@ -166,6 +166,11 @@ class FlopMeter:
         self.steps: dict[int, Steps] = {}  # by size of the batch
         self.events = 0  # of the strategy's own in this session
 
+    def counts(self, size: int) -> bool:
+        """Return whether the next step on a batch of some size needs a count."""
+        steps = self.steps.get(size)
+        return steps is None or not steps.left
+
     def skips(self, size: int) -> bool:
         """Return whether the next step on a batch of some size needs no count, and note that it was taken."""
         steps = self.steps.get(size)
