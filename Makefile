@@ -35,6 +35,7 @@ bench: $(VENV)/installed
 	$(BIN)/python experiments/bench_methods.py --busy --out bench --track
 	$(BIN)/python experiments/bench_engine.py
 	$(BIN)/python experiments/bench_evaluation.py
+	$(BIN)/python experiments/bench_large.py
 
 # The package itself is installed, not linked: what is tested is what ships.
 $(VENV)/installed: $(SOURCES) | $(BIN)/python

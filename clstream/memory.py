@@ -6,6 +6,7 @@ generator of its own, which a run seeds. Which samples are kept is decided on th
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from operator import index
 
 import numpy as np
@@ -159,12 +160,15 @@ class ClassBalanced(Memory):
 
     """
 
+    not_state = ("_heaps",)
+
     def __init__(self, capacity: int, per_class: int | None = None) -> None:
         super().__init__(capacity)
         check_integer(1, none=True, per_class=per_class)
         self.per_class = per_class
         self._keys = np.full(capacity, np.inf)
         self._labels = np.full(capacity, -1, dtype=np.int64)
+        self._heaps: tuple[npt.NDArray[np.float64], dict[int, list[list[float]]]] | None = None  # with the keys that they are of
         self._offered: dict[int, int] = {}
         self._label_sets: dict[str, int] = {}  # of multi-label targets: the number that stands for each set of labels
 
@@ -178,19 +182,37 @@ class ClassBalanced(Memory):
         for label, count in zip(new.tolist(), counts.tolist(), strict=True):
             self._offered[label] = self._offered.get(label, 0) + count
         self.seen += len(labels)
-        keys = np.r_[self._keys[: self.size], self._uniform(len(labels))]
-        classes, group = np.unique(np.r_[self._labels[: self.size], labels], return_inverse=True)
-        order = np.lexsort((keys, group))
-        first = np.searchsorted(group[order], np.arange(len(classes)))
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order)) - first[group[order]]  # of each sample's key within its class
-        shares = self.shares()
-        stays = rank < np.array([shares[label] for label in classes.tolist()])[group]
-        rows = np.flatnonzero(stays[self.size :])
-        slots = np.r_[np.flatnonzero(~stays[: self.size]), np.arange(self.size, self.capacity)][: len(rows)]
-        self._labels[slots], self._keys[slots] = labels[rows], keys[self.size :][rows]
-        self.size = int(stays.sum())
+        heaps, keys = self._heaps_by_label(), self._uniform(len(labels))
+        offered: list[list[float]] = [[-key, -1 - row] for row, key in enumerate(keys.tolist())]
+        for label, entry in zip(labels.tolist(), offered, strict=True):
+            heappush(heaps.setdefault(label, []), entry)
+        freed, refused = list[int](), set[int]()
+        for label, share in self.shares().items():
+            heap = heaps.get(label, [])
+            while len(heap) > share:
+                place = int(heappop(heap)[1])
+                if place < 0:
+                    refused.add(-1 - place)
+                else:
+                    freed.append(place)
+        rows = np.array([row for row in range(len(labels)) if row not in refused], dtype=np.int64)
+        slots = np.r_[np.sort(np.array(freed, dtype=np.int64)), np.arange(self.size, self.capacity)][: len(rows)]
+        for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+            offered[row][1] = slot
+        self._labels[slots], self._keys[slots] = labels[rows], keys[rows]
+        self.size += len(rows) - len(freed)
         self._write(samples, slots, rows)
+
+    def _heaps_by_label(self) -> dict[int, list[list[float]]]:
+        """Return for each class a heap of [-key, slot], its greatest key first; it is made anew for keys that were restored."""
+        if self._heaps is None or self._heaps[0] is not self._keys:
+            heaps: dict[int, list[list[float]]] = {}
+            for slot, (label, key) in enumerate(zip(self._labels[: self.size].tolist(), self._keys.tolist(), strict=False)):
+                heaps.setdefault(label, []).append([-key, slot])
+            for heap in heaps.values():
+                heapify(heap)
+            self._heaps = self._keys, heaps
+        return self._heaps[1]
 
     def _number_label_sets(self, y: Tensor) -> Ints:
         """Return (n,), the number that stands for the set of labels of each of (n, classes) multi-label targets."""

@@ -1,5 +1,6 @@
 """Memories: what they keep, that it stays together, and that it is the sample it should be."""
 
+import copy
 from collections import Counter, defaultdict, deque
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clstream.attributes import attributes
 from clstream.memory import ClassBalanced, Memory, Reservoir, Ring
 from clstream.stream import Samples
 
@@ -362,3 +364,19 @@ def test_class_ring_refuses_a_label_without_a_ring(label):
 def test_class_ring_needs_a_place_for_each_class():
     with pytest.raises(ValueError, match="6 can't be shared by 7 classes"):
         Ring(6, 7)
+
+
+def test_a_class_balanced_memory_goes_on_from_its_keys_alone():
+    """What it looks up the greatest keys by is no state: it is made anew where they were restored or copied."""
+    memory, copied = ClassBalanced(20), ClassBalanced(20)
+    draw = torch.Generator().manual_seed(0)
+    for number in range(30):
+        samples = Samples(torch.rand(8, 2, generator=draw), torch.randint(0, 1 + number // 4, (8,), generator=draw))
+        if number == 15:
+            copied = copy.deepcopy(memory)
+            copied._keys = copied._keys.copy()  # as a restored one has them
+        if number >= 15:
+            copied.add(samples)
+        memory.add(samples)
+    assert torch.equal(memory.all().x, copied.all().x) and torch.equal(memory.all().y, copied.all().y)
+    assert "_heaps" not in dict(attributes(memory))

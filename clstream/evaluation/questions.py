@@ -98,6 +98,16 @@ class Questions:
         test_set = self.stream.test_sets[place]
         return test_set.samples.target == "label" and test_set.known is not False
 
+    @cached_property
+    def labelled_sizes(self) -> Tensor:
+        """(test sets, 2), float64: how many samples have labels, without and with the task given."""
+        places = range(len(self.stream.test_sets)) if self.labelled else ()
+        labelled = torch.tensor([self.has_labels(place) for place in places], dtype=torch.bool)
+        of_tasks = torch.tensor([self.stream.test_sets[place].task is not None for place in places], dtype=torch.bool)
+        if not self.labelled:
+            return torch.zeros(len(self.sizes), 2, dtype=torch.float64)
+        return self.sizes.double()[:, None] * torch.stack([labelled, labelled & of_tasks], 1)
+
     def __iter__(self) -> Iterator[Chunk]:
         for layout in self.chunks:
             rows = layout.rows if isinstance(layout.rows, slice) else layout.rows.to(self.number.device)

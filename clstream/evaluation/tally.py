@@ -35,9 +35,7 @@ class Tally:
         self.hits_seen = torch.zeros(2, dtype=torch.int64, device=device)
         self.measures = [measure for measure in questions.measures if measure.name not in BUILT_IN]
         self.columns_seen = torch.zeros(stream.outputs, dtype=torch.bool, device=device)
-        for task in stream.tasks:
-            if seen[task.id]:
-                self.columns_seen[list(task.classes)] = True
+        self.columns_seen[: stream.classes] = stream.task_heads[seen].any(0).to(device or "cpu")
         self.own = torch.zeros(self.sets, dtype=torch.bool)  # test sets of tasks that were taught
         self.own[: len(stream.tasks)] = seen & questions.asked
         self.taught = {
@@ -135,12 +133,9 @@ class Tally:
 
     def _accuracies(self, with_task: bool) -> Tensor:
         questions, column = self.questions, int(with_task)
-        hits, sizes = self.hits.cpu()[:, column].double(), questions.sizes.double()
+        hits, sizes = self.hits.cpu()[:, column].double(), questions.labelled_sizes[:, column].clone()
         for place, taught in self.taught.items():
-            sizes[place] = int(taught.sum())
-        for place, test_set in enumerate(questions.stream.test_sets):
-            if not questions.labelled or not questions.has_labels(place) or (with_task and test_set.task is None):
-                sizes[place] = 0
+            sizes[place] = int(taught.sum()) if sizes[place] else 0
         own = self.own & (sizes > 0)
         if questions.repeated is None:
             seen = hits[own].sum() / sizes[own].sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from clstream.bus import Stopwatch
 from clstream.measures.cost import ADDED, HELD, Cost
 from clstream.measures.flops import KINDS, METER, FlopMeter
-from clstream.measures.memory import Answering, count_parameters, memory_by_attribute, peak_bytes
+from clstream.measures.memory import Answering, count_parameters, memory_by_attribute, peak_bytes, storages_of_stream
 from clstream.stream import Stream
 
 
@@ -36,6 +37,11 @@ class Ledger:
         self.before = [0.0] * len(ADDED)  # what had added up before the session that goes on
         self.held = [float("nan")] * (len(HELD) - 1)
         self.memory: dict[str, int] = {}
+
+    @cached_property
+    def of_stream(self) -> set[tuple[str, int]]:
+        """Where the stream's samples are."""
+        return storages_of_stream(self.stream)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -81,7 +87,7 @@ class Ledger:
 
     def end_session(self) -> None:
         """Take down what the strategy holds, when the session is over."""
-        self.memory = memory_by_attribute(self.strategy, self.stream)
+        self.memory = memory_by_attribute(self.strategy, self.of_stream)
         self.held = [*map(float, count_parameters(self.strategy)), float(sum(self.memory.values()))]
 
     def _added(self) -> list[float]:

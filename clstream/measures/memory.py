@@ -9,7 +9,7 @@ of their own. Where it learns them again, as joint training does, it says so by 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Protocol
 
@@ -44,9 +44,18 @@ def count_parameters(strategy: Answering) -> tuple[int, int]:
     return sum(weight.numel() for weight in weights), sum(weight.numel() for weight in weights if weight.requires_grad)
 
 
-def memory_by_attribute(strategy: Answering, stream: Stream) -> dict[str, int]:
-    """Return the bytes that a strategy keeps beside what it answers with, by the attribute that holds them."""
-    left_out = {key for tensor in (*strategy.answering_weights(), *_tensors_of_stream(stream)) for key, _, _ in _extents(tensor)}
+def storages_of_stream(stream: Stream) -> set[tuple[str, int]]:
+    """Return where the stream's own samples are, each once: they lie there as long as it is."""
+    tensors = {id(tensor): tensor for tensor in _tensors_of_stream(stream)}  # tasks share their data
+    return {key for tensor in tensors.values() for key, _, _ in _extents(tensor)}
+
+
+def memory_by_attribute(strategy: Answering, of_stream: Set[tuple[str, int]] = frozenset()) -> dict[str, int]:
+    """Return the bytes that a strategy keeps beside what it answers with, by the attribute that holds them.
+
+    What lies where the stream's samples are, as `storages_of_stream` says, is the stream's.
+    """
+    left_out = of_stream | {key for tensor in strategy.answering_weights() for key, _, _ in _extents(tensor)}
     stored: dict[tuple[str, int], tuple[str, int, int]] = {}  # where it is held first, and how far it is used
     for path, value in walk(strategy, leaves=OF_THE_STREAM):
         if isinstance(value, np.ndarray):
