@@ -25,6 +25,8 @@ from clstream.cli.episodes import episodes_parser
 from clstream.cli.episodes import options_of_run as options_of_episodes
 from clstream.cli.parser import as_yaml, parse_run, run_parser
 from clstream.cli.pretrain import options_of_run, pretrain_parser
+from clstream.cli.profile import options_of_run as options_of_profile
+from clstream.cli.profile import profile_parser
 from clstream.cli.searched import parse_search
 from clstream.cli.sweep import sweep_parser
 from clstream.cli.sweep_plan import plan_of
@@ -173,6 +175,8 @@ def check_command(words: list[str]) -> None:
             plan_of(own.grid, rest)
     elif command == "pretrain":
         parse_run(options_of_run(*pretrain_parser().parse_known_args(arguments)))
+    elif command == "profile":
+        parse_run(options_of_profile(profile_parser().parse_known_args(arguments)[1]))
     elif command == "episodes":
         parse_run(options_of_episodes(episodes_parser().parse_known_args(arguments)[1]))
     elif command == "tune":
