@@ -197,7 +197,7 @@ def check_command(words: list[str]) -> None:
         if command in BESIDE_RUN:
             own = [position for position, word in enumerate(arguments) if word in BESIDE_RUN[command]]
             rest = [word for position, word in enumerate(arguments) if {position, position - 1}.isdisjoint(own)]
-            parse_run(rest)
+            parse_run(options_of_episodes(rest[1:]) if rest[0] == "episodes" else rest)
             arguments = [arguments[position] for position in own]
         options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         assert all(re.search(rf"{option}\b", known) for option in options), f"{command} knows only {known}"
