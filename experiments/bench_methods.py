@@ -37,11 +37,11 @@ from clstream.experiments.loops_in_avalanche import is_installed
 from clstream.measures.memory import peak_bytes
 
 
-def measure(cell: Cell, turns: int) -> tuple[Times, Times]:
-    """Run both sides in turns, after one that isn't counted."""
+def measure(cell: Cell, turns: int, warm: bool = False) -> tuple[Times, Times]:
+    """Run both sides in turns, unless this process is warm after one that isn't counted."""
     stream = cell.stream()
     ways, counted = [cell.ours(stream), cell.other(stream)], [Times(), Times()]
-    for turn in range(turns + 1):
+    for turn in range(int(warm), turns + 1):
         times = counted if turn else [Times(), Times()]
         for side in (0, 1) if turn % 2 else (1, 0):
             torch.manual_seed(turn)
@@ -129,7 +129,7 @@ def main() -> None:
         row = row_of(run, *measure(run, options.turns))
         if options.busy and cell.budget is not None:
             with busy():
-                beside = row_of(run, *measure(run, options.turns))
+                beside = row_of(run, *measure(run, options.turns, warm=True))
             row |= {f"busy_{name}": beside[f"{cell.of}_{name}"] for name in ("ratio", "least", "greatest")}
         row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(cell), strict=True))
         rows.append(row)
