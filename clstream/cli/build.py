@@ -39,7 +39,11 @@ def measures_of(options: Namespace) -> list[str | type[Measure]]:
 
 def numerics_of(options: Namespace) -> dict[str, Any]:
     """Return how a run is to compute, as `run` takes it."""
-    return {"precision": options.precision or "fp32", "deterministic": bool(options.deterministic)}
+    return {
+        "precision": options.precision or "fp32",
+        "deterministic": bool(options.deterministic),
+        "compile": bool(options.compile),
+    }
 
 
 def build_stream(parser: Parser, options: Namespace, adapt: Callable[[Stream], Stream] | None = None) -> Stream:

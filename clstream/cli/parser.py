@@ -90,6 +90,10 @@ def run_parser() -> Parser:
         "--deterministic", action="store_true", default=None,
         help="run none but deterministic algorithms: on a GPU, the same bits in each run",
     )  # fmt: skip
+    parser.add_argument(
+        "--compile", action="store_true", default=None,
+        help="compile each step by torch.compile: it takes seconds at first, and pays where a run takes minutes",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="threads that torch uses; by default its own choice, with --workers one")
     parser.add_argument("--evaluate_every", type=int, help="also evaluate after every so many batches")
     parser.add_argument(

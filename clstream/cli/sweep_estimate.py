@@ -78,7 +78,7 @@ def _tried(planned: Planned) -> float:
         run(
             strategy, stream, stopwatch, seed=planned.seed, device=options.device, evaluate_at=options.evaluate_at,
             evaluate_on=options.evaluate_on, evaluate_every=options.evaluate_every, measures=measures_of(options),
-            max_sessions=options.max_sessions, **numerics_of(options),
+            max_sessions=options.max_sessions, **numerics_of(options) | {"compile": False},
         )  # fmt: skip
     except _EnoughError:
         return stopwatch.seconds

@@ -15,6 +15,7 @@ from torch import Tensor
 from clstream import events
 from clstream.bus import with_parts
 from clstream.engine.compatibility import check_fits
+from clstream.engine.compiled_step import compiling
 from clstream.engine.finite_losses import FiniteLosses
 from clstream.engine.numerics import Numerics
 from clstream.engine.saved_state import Position
@@ -50,6 +51,7 @@ def run(
     measures: Sequence[str | Measure | type[Measure]] | None = None,
     precision: str = "fp32",
     deterministic: bool = False,
+    compile: bool = False,  # noqa: A002  # as torch calls it
 ) -> Result:
     """Play `stream` to `strategy`, evaluate it, and return what was measured.
 
@@ -76,6 +78,9 @@ def run(
             while the strategy is evaluated; weights, losses, memories and statistics stay float32.
         deterministic: run none but torch's deterministic algorithms. On CUDA, results are the same bits in each run then; on the
             CPU they are so without.
+        compile: compile the steps on full batches by torch.compile; what they learn of memories is drawn before. Results are the
+            same but for rounding. A strategy whose steps can't be compiled takes them as they are written, with a warning that
+            says why. See `clstream.engine.compiled_step`.
 
     Raises:
         ValueError, TypeError: if these don't fit together, or `resume` is of another run; before anything is learned.
@@ -85,7 +90,7 @@ def run(
     """
     check_bool(accept_changed_code=accept_changed_code)
     taken = check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures)
-    numerics = Numerics(precision, deterministic)
+    numerics = Numerics(precision, deterministic, compile)
     numerics.check(device)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
@@ -97,7 +102,7 @@ def run(
             simulation.check_same(resume)
         note_used(strategy, warn=resume is None)
         try:
-            with simulation.ledger.running(), numerics.running(simulation.device):
+            with simulation.ledger.running(), numerics.running(simulation.device), compiling(compile):
                 simulation.start(resume)
                 for batch in play(simulation):
                     if batch is not None:
@@ -143,6 +148,7 @@ def check_same_run(
     measures: Sequence[str | Measure | type[Measure]] | None = None,
     precision: str = "fp32",
     deterministic: bool = False,
+    compile: bool = False,  # noqa: A002
 ) -> list[str]:
     """Check that `run` with these arguments would go on from a checkpoint, and return what code of the user's own has changed.
 
@@ -153,7 +159,7 @@ def check_same_run(
         simulation = Simulation(
             strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
             evaluate_at, evaluate_on, chosen(measures, stream.targets, stream.scenario, stream.name),
-            Numerics(precision, deterministic),
+            Numerics(precision, deterministic, compile),
         )  # fmt: skip
         try:
             simulation.check_same(resume)
@@ -178,6 +184,8 @@ def play(simulation: Simulation) -> Iterator[Batch | None]:
                 emit(events.SessionStarted(session))
             simulation.placement.update()
             ledger.look()
+        if simulation.compiled is not None:
+            simulation.compiled.begin_session()
         yield from play_session(simulation, session, task)
         with ledger.consolidating():
             emit(events.SessionEnded(session))

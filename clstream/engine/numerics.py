@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from clstream.engine.compiled_step import check_compiler
 from clstream.params import check_bool, check_choice
 from clstream.stream import Batch
 
@@ -35,22 +36,28 @@ class Numerics:
             torch's autocast to bfloat16, and what it returns is float32 again. Weights, gradients of them, losses, memories and
             statistics are float32, and what a strategy does in its handlers of events is computed in float32.
         deterministic: whether torch may run deterministic algorithms only.
+        compile: whether steps are compiled: see `clstream.engine.compiled_step`.
 
     """
 
     precision: str = "fp32"
     deterministic: bool = False
+    compile: bool = False
 
     @property
     def options(self) -> dict[str, str | bool]:
         """What is not as by default, by name: it changes the bits of a run."""
         lower = {} if self.precision == "fp32" else {"precision": self.precision}
-        return {**lower, **({"deterministic": True} if self.deterministic else {})}
+        return {
+            **lower, **({"deterministic": True} if self.deterministic else {}), **({"compile": True} if self.compile else {})
+        }  # fmt: skip
 
     def check(self, device: str | torch.device) -> None:
-        """Refuse what is no option, and a precision that the device hasn't. Raises ValueError."""
+        """Refuse what is no option, and what the device or the machine hasn't. Raises ValueError."""
         check_choice(PRECISIONS, precision=self.precision)
-        check_bool(deterministic=self.deterministic)
+        check_bool(deterministic=self.deterministic, compile=self.compile)
+        if self.compile:
+            check_compiler(self.precision)
         kind = torch.device(device).type
         if self.precision == "bf16" and (kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_bf16_supported())):
             raise ValueError(f"{device} has no bfloat16 to compute in: leave precision='bf16' out, or take another device")

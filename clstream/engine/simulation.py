@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clstream import events
 from clstream.bus import Bus, Stopwatch, with_parts
+from clstream.engine.compiled_step import CompiledStep
 from clstream.engine.numerics import Numerics
 from clstream.engine.placement import Placement
 from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
@@ -82,7 +83,8 @@ class Simulation:
         self.stream = stream.reseeded(seed).to(device)
         self.ledger = Ledger(strategy, self.stream, self.device, lambda: self.seconds, self.tracking)
         self.bus.on_own_event = self.ledger.meter.on_own_event
-        self.learn = numerics.lowered(strategy.learn, self.device)
+        self.compiled = CompiledStep(strategy, stream.batch_size, self.device, self.ledger) if numerics.compile else None
+        self.learn = numerics.lowered((self.compiled or strategy).learn, self.device)
         self.sessions = min(len(stream), max_sessions or len(stream))
         self.position, self.step = Position(0), 0
         self.losses = list[Tensor]()  # of the newest batches, not looked at yet

@@ -45,6 +45,7 @@ class Cost:
             `clstream.measures.memory`.
         peak_bytes: the most memory that the process had until then, on a GPU the most that tensors had there.
         memory: the bytes in the newest of `memory_bytes`, by the attribute of the strategy that holds them.
+        compiling_seconds: of the whole run, which are in none of the columns; 0 unless steps are compiled.
 
     """
 
@@ -60,6 +61,7 @@ class Cost:
     memory_bytes: Tensor = field(default_factory=_unknown)
     peak_bytes: Tensor = field(default_factory=_unknown)
     memory: dict[str, int] = field(default_factory=dict)
+    compiling_seconds: float = 0.0
 
     def __len__(self) -> int:
         """Return how many sessions there are."""
@@ -84,17 +86,21 @@ class Cost:
         for name in HELD:
             column = getattr(self, name)
             values[name] = float(column.amax() if name.endswith("bytes") else column[-1]) if known else float("nan")
-        return values
+        return values | ({"compiling_seconds": self.compiling_seconds} if self.compiling_seconds else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, as checkpoints hold them, that `from_dict` takes."""
-        return {attribute.name: getattr(self, attribute.name) for attribute in fields(Cost)}
+        left_out = set() if self.compiling_seconds else {"compiling_seconds"}
+        return {attribute.name: getattr(self, attribute.name) for attribute in fields(Cost) if attribute.name not in left_out}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Cost:
         """Return the cost whose `to_dict` gave these values. Raises ValueError for values that no cost gives."""
         columns = [values.get(name) for name in (*ADDED, *HELD)]
-        right = values.keys() == {attribute.name for attribute in fields(Cost)} and isinstance(values["memory"], dict)
+        right = {"compiling_seconds", *values} == {attribute.name for attribute in fields(Cost)} and isinstance(
+            values["memory"], dict
+        )
+        right = right and type(values.get("compiling_seconds", 0.0)) is float
         right = right and all(isinstance(column, Tensor) and column.dtype == torch.float64 for column in columns)
         right = right and all(column.dim() == 1 and len(column) == len(values[ADDED[0]]) for column in columns)  # type: ignore[union-attr,arg-type]
         right = right and all(isinstance(name, str) and type(size) is int for name, size in values["memory"].items())

@@ -32,7 +32,7 @@ class Ledger:
     ) -> None:
         self.strategy, self.stream, self.device, self.seconds, self.tracking = strategy, stream, device, seconds, tracking
         self.meter = FlopMeter(strategy, lambda: tracking.depth > 0)
-        self.spent = {"consolidating": 0.0, "evaluating": 0.0}  # seconds
+        self.spent = {"consolidating": 0.0, "evaluating": 0.0}  # seconds; those of "compiling" only if steps are compiled
         self.rows: list[list[float]] = []  # of sessions that are over, in the order of the columns
         self.before = [0.0] * len(ADDED)  # what had added up before the session that goes on
         self.held = [float("nan")] * (len(HELD) - 1)
@@ -94,7 +94,7 @@ class Ledger:
         """Return what has added up so far, in the order of the columns."""
         flops = [float(self.meter.totals[kind]) for kind in KINDS]
         spent = [self.spent["consolidating"], self.spent["evaluating"], self.tracking.total]
-        return [*flops, max(0.0, self.seconds() - sum(spent)), *spent]
+        return [*flops, max(0.0, self.seconds() - sum(spent) - self.spent.get("compiling", 0.0)), *spent]
 
     def _row(self) -> list[float]:
         """Return the row of the session that goes on."""
@@ -109,7 +109,11 @@ class Ledger:
         table = torch.tensor([*self.rows, self._row()], dtype=torch.float64)
         skipped = sum(steps.skipped() for steps in self.meter.steps.values())
         table[-1, 0] += skipped
-        return Cost(**dict(zip((*ADDED, *HELD), table.T.contiguous(), strict=True)), memory=dict(self.memory))
+        return Cost(
+            **dict(zip((*ADDED, *HELD), table.T.contiguous(), strict=True)),
+            memory=dict(self.memory),
+            compiling_seconds=self.spent.get("compiling", 0.0),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on, as plain values."""
@@ -139,7 +143,7 @@ class Ledger:
         rows = [*state["rows"], state["before"], state["held"]]
         return (
             FlopMeter.is_state(state["meter"])
-            and state["spent"].keys() == {"consolidating", "evaluating"}
+            and state["spent"].keys() - {"compiling"} == {"consolidating", "evaluating"}
             and all(isinstance(row, list) and len(row) == width for row, width in zip(rows, widths, strict=True))
             and all(type(number) is float for numbers in (*rows, state["spent"].values()) for number in numbers)
             and all(isinstance(name, str) and type(size) is int for name, size in state["memory"].items())

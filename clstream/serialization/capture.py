@@ -38,6 +38,7 @@ from clstream.serialization.encoding import (
     SCALARS,
     CaptureError,
     dtype_to_plain,
+    is_no_state,
     overlapping,
     refusal,
     state_of,
@@ -377,8 +378,8 @@ class _Capture:
             node |= {name: self.value(part.detach(), f"{path}.{name}") for name, part in values.items()}
         if value.is_leaf and value.grad is not None:
             node["grad"] = self.value(value.grad, f"{path}.grad")
-        if vars(value):
-            node["attributes"] = self._attributes(value, vars(value), path)
+        if held := {name: item for name, item in vars(value).items() if not is_no_state(type(value), name)}:
+            node["attributes"] = self._attributes(value, held, path)
         return node
 
     def _array(self, value: np.ndarray[Any, Any], path: str) -> dict[str, Any]:

@@ -133,6 +133,8 @@ def is_no_state(cls: type, name: str) -> bool:
     if issubclass(cls, nn.Module):
         compiled = cls.__module__.startswith("torch._dynamo") and name not in TABLES  # a module around the user's
         return compiled or name in HOOKS or name == "_flat_weight_refs"  # a recurrent layer's weak references to its weights
+    if issubclass(cls, Tensor):
+        return name.startswith("_dynamo_")  # what its compiler notes
     return name == "__orig_class__"
 
 
