@@ -9,6 +9,7 @@ from clstream.strategies.ewc import EWC
 from clstream.strategies.ewc import EWCPenalty as EWCPenalty
 from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
 from clstream.strategies.fecam import FeCAM
+from clstream.strategies.federated import Federated
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.fscil import FSCIL
 from clstream.strategies.hypernetwork import Hypernetwork
@@ -46,6 +47,7 @@ __all__ = [
     "EpisodicTraining",
     "FSCIL",
     "FeCAM",
+    "Federated",
     "Finetune",
     "Hypernetwork",
     "ICaRL",

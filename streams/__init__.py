@@ -9,6 +9,7 @@ from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
 from clstream.streams.episodes import episode
 from clstream.streams.episodes import episodes as episodes
 from clstream.streams.features import features
+from clstream.streams.federated import federated
 from clstream.streams.few_shots import few_shot_tasks
 from clstream.streams.image_folder import image_folder
 from clstream.streams.imbalanced import imbalanced_tasks
@@ -38,6 +39,7 @@ __all__ = [
     "episode",
     "feature_drift",
     "features",
+    "federated",
     "few_shot",
     "few_shot_tasks",
     "from_avalanche",

@@ -87,6 +87,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
     if name == "TAME":  # the examples are short: with the defaults the selector would take the time, and no expert be added
         short = {"window": 10, "selector_epochs": 20, "retrain_epochs": 10, "selector_sparsity": 0.2}
         return lambda model: zoo.TAME(model, partial(SGD, lr=0.1), **short)  # with momentum, batches of 8 saturate the sigmoid
+    if name == "Federated":
+        return lambda model: zoo.Federated(zoo.Replay(model))
     if name == "ClassMeans":
         return lambda model: zoo.ClassMeans(zoo.Replay(model))
     if name == "RanPAC":  # of the paper's width, its statistics are 800 MB

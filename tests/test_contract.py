@@ -36,6 +36,8 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "feature_drift": streams.feature_drift,
     "imbalanced_tasks": streams.imbalanced_tasks,
     "few_shot_tasks": streams.few_shot_tasks,
+    "federated": streams.federated,
+    "federated, Dirichlet": lambda: streams.federated(alpha=0.5, rounds=3, epochs=2),
     "episode": lambda: streams.episode(2, "digits", ways=2, shots=3, sets=4, sets_per_group=2, steps=2),
     "multilabel_canvas": lambda: streams.multilabel_canvas(train=300, test=60, epochs=2, validation=0.1),
     "multilabel_canvas, task-IL": lambda: streams.multilabel_canvas(train=300, test=60, epochs=1, scenario="task"),
