@@ -17,6 +17,7 @@ test: $(VENV)/tested
 # Where there is a GPU: from the source tree, with any Python that has torch and pytest.
 gpu:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu tests/gpu
+	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) experiments/bench_methods.py --device cuda --turns 2 --only "by hand"
 
 # Real clusters of Ray and Dask on this machine, and MLflow on PostgreSQL, if that is installed.
 cluster: $(VENV)/tested

@@ -54,7 +54,7 @@ def strategy(make: Callable[[nn.Module], Strategy]) -> Way:
         with isolated(0, "strategy"):
             built = make(network)
         begin, cpu = perf_counter(), process_time()
-        cost = run(built, stream).cost
+        cost = run(built, stream, device=stream.device or "cpu").cost
         times.wall.append(perf_counter() - begin)
         times.cpu.append(process_time() - cpu)
         for part in PARTS:
@@ -67,7 +67,7 @@ def loop(play: Callable[[nn.Module, by_hand.Data], by_hand.Spent]) -> Way:
     """Return how a loop is run, on a network as it is written by hand and samples made floats beforehand."""
 
     def runs(data: by_hand.Data, network: nn.Module, times: Times) -> None:
-        network = plain(network)
+        network = plain(network).to(data.x.device)
         begin, cpu = perf_counter(), process_time()
         spent = play(network, data)
         times.wall.append(perf_counter() - begin)
@@ -100,6 +100,7 @@ class Cell:
         other: that.
         budget: the most that the ratio of their times may be. None: no budget.
         of: what is compared: "wall" (the seconds of a whole run) or "learning" (of this part alone).
+        device: where it is run.
 
     """
 
@@ -114,6 +115,7 @@ class Cell:
     epochs: int = 1
     scenario: str = "class"
     of: str = "wall"
+    device: str = "cpu"
 
     def stream(self) -> Stream:
         """Return a stream of random images, or of features for networks of one layer, in five tasks."""
@@ -129,7 +131,7 @@ class Cell:
         train, test = images(len(labels)), images(len(test_labels))
         return from_tensors(
             train, labels, test, test_labels, tasks=5, batch_size=self.batch, epochs=self.epochs, scenario=self.scenario
-        )
+        ).to(self.device)
 
 
 def mlp() -> nn.Module:

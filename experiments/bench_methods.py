@@ -37,11 +37,11 @@ from clstream.experiments.loops_in_avalanche import is_installed
 from clstream.measures.memory import peak_bytes
 
 
-def measure(cell: Cell, turns: int) -> tuple[Times, Times]:
-    """Run both sides in turns, after one that isn't counted."""
+def measure(cell: Cell, turns: int, warm: bool = False) -> tuple[Times, Times]:
+    """Run both sides in turns, unless this process is warm after one that isn't counted."""
     stream = cell.stream()
     ways, counted = [cell.ours(stream), cell.other(stream)], [Times(), Times()]
-    for turn in range(turns + 1):
+    for turn in range(int(warm), turns + 1):
         times = counted if turn else [Times(), Times()]
         for side in (0, 1) if turn % 2 else (1, 0):
             torch.manual_seed(turn)
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", action="store_true", help="measure once more beside a busy process")
     parser.add_argument("--full", action="store_true", help="four times as many samples")
+    parser.add_argument("--device", default="cpu", help="where runs and loops by hand are, as torch names it")
     parser.add_argument("--out", help="a folder for bench.json, bench.csv and bench.png")
     parser.add_argument("--track", action="store_true", help="log them to MLflow; needs --out")
     options = parser.parse_args()
@@ -117,19 +118,20 @@ def main() -> None:
     if not cells or options.turns < 1 or options.threads < 1 or (options.track and not options.out):
         parser.error("--only must be in some cell's name, --turns and --threads at least 1, and --track needs --out")
     torch.set_num_threads(options.threads)
-    about = environment(options.threads, options.turns)
+    about = environment(options.threads, options.turns) | {"device": options.device}
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     if not is_installed():
         print("avalanche-lib is not installed here, so nothing is held against it: pip install 'clstream[avalanche]'", flush=True)
+    if not is_installed() or options.device != "cpu":  # theirs are loops on the CPU
         cells = [cell for cell in cells if cell.against != "Avalanche"]
     print(heading(options.busy), flush=True)
     rows = []
     for cell in cells:
-        run = replace(cell, samples=4 * cell.samples) if options.full else cell
+        run = replace(cell, device=options.device, samples=(4 if options.full else 1) * cell.samples)
         row = row_of(run, *measure(run, options.turns))
         if options.busy and cell.budget is not None:
             with busy():
-                beside = row_of(run, *measure(run, options.turns))
+                beside = row_of(run, *measure(run, options.turns, warm=True))
             row |= {f"busy_{name}": beside[f"{cell.of}_{name}"] for name in ("ratio", "least", "greatest")}
         row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(cell), strict=True))
         rows.append(row)

@@ -77,6 +77,7 @@ class Reservoir:
         size = min(self.seen, self.capacity)
         random = self.random
         drawn = torch.randint(size, (n,), generator=random) if repeats else torch.randperm(size, generator=random)[:n]
+        drawn = drawn.to(self.fields[0].device)
         return [field.index_select(0, drawn) for field in self.fields]
 
 
@@ -102,7 +103,8 @@ def play(net: nn.Module, data: Data, lr: float, loss: Callable[[Tensor, Tensor],
     for rows, seed in zip(data.tasks, data.seeds, strict=True):
         begin = perf_counter()
         x, y = data.x[rows], data.y[rows]
-        for index in torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).split(data.batch):
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
+        for index in order.split(data.batch):
             batch_x, batch_y = x.index_select(0, index), y.index_select(0, index)
             optimizer.zero_grad()
             loss(batch_x, batch_y).backward()

@@ -43,8 +43,7 @@ def play(net: nn.Module, data: Data, make: Callable[..., Any], lr: float) -> Spe
         evaluator=EvaluationPlugin(accuracy_metrics(stream=True)),
     )
     learning = evaluating = 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # its own methods call these
+    with warnings.catch_warnings(record=True):  # its own methods call what is deprecated, and no filter keeps that quiet
         for experience in benchmark.train_stream:
             begin = perf_counter()
             theirs.train(experience)

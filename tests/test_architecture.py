@@ -29,6 +29,7 @@ LAZY = {  # beside torch and numpy, inside functions
     "comparison": {"matplotlib", "mlflow", "pandas", "plotly", "rich", "scipy"},
     "sweep": {"joblib", "ray", "dask", "distributed"}, "tuning": {"matplotlib", "optuna", "sqlalchemy"},
     "federated": {"flwr"},
+    "profiling": {"matplotlib"},
 }  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from clstream.cli.episodes import episodes_parser
 from clstream.cli.episodes import options_of_run as options_of_episodes
 from clstream.cli.parser import as_yaml, parse_run, run_parser
 from clstream.cli.pretrain import options_of_run, pretrain_parser
+from clstream.cli.profile import options_of_run as options_of_profile
+from clstream.cli.profile import profile_parser
 from clstream.cli.searched import parse_search
 from clstream.cli.sweep import sweep_parser
 from clstream.cli.sweep_plan import plan_of
@@ -173,6 +175,8 @@ def check_command(words: list[str]) -> None:
             plan_of(own.grid, rest)
     elif command == "pretrain":
         parse_run(options_of_run(*pretrain_parser().parse_known_args(arguments)))
+    elif command == "profile":
+        parse_run(options_of_profile(profile_parser().parse_known_args(arguments)[1]))
     elif command == "episodes":
         parse_run(options_of_episodes(episodes_parser().parse_known_args(arguments)[1]))
     elif command == "tune":
@@ -193,7 +197,7 @@ def check_command(words: list[str]) -> None:
         if command in BESIDE_RUN:
             own = [position for position, word in enumerate(arguments) if word in BESIDE_RUN[command]]
             rest = [word for position, word in enumerate(arguments) if {position, position - 1}.isdisjoint(own)]
-            parse_run(rest)
+            parse_run(options_of_episodes(rest[1:]) if rest[0] == "episodes" else rest)
             arguments = [arguments[position] for position in own]
         options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         assert all(re.search(rf"{option}\b", known) for option in options), f"{command} knows only {known}"

@@ -88,3 +88,12 @@ def test_what_is_refused_in_a_sentence(status, options, sentence, tmp_path, caps
     assert main(["episodes", *words, *options.split(), "--track", "false", "--out", str(tmp_path / "out")]) == status
     out, err = capsys.readouterr()
     assert sentence in err and len(err.strip().splitlines()) == 1 and not out
+
+
+def test_episodes_that_are_killed_end_as_if_they_had_not_been(tmp_path, capsys):
+    options = "--stream.data digits --stream.ways 2 --stream.count 20 --model Mlp --strategy Finetune --track false --threads 1"
+    assert main(["prove-resume", "episodes", "--kills", "1", "--out", str(tmp_path / "proof"), *options.split()]) == 0
+    out = capsys.readouterr().out
+    assert "1 kills; compared: 20 episodes" in out and "0 bits differ" in out
+    assert main(["prove-resume", "episodes", "--resume", "--stream.data", "digits"]) == 2
+    assert "clstream episodes has no option --resume" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from clstream.cli.episodes import episodes_command
 from clstream.cli.errors import Failure, UsageError, nearest
 from clstream.cli.logs import list_command, log_command, sync_command
 from clstream.cli.pretrain import pretrain_command
+from clstream.cli.profile import profile_command
 from clstream.cli.report import report_command
 from clstream.cli.run import resume_command, run_command
 from clstream.cli.streams import record_command, show_command
@@ -38,6 +39,7 @@ usage: clstream COMMAND [options]
   parity        hold our methods against Avalanche's:  clstream parity --methods EWC,Replay --seeds 0,1,2,3,4
   pretrain      train a model to start from:  clstream pretrain --stream split_mnist --model VitTiny --out vit.pt
   episodes      many few-shot episodes:       clstream episodes --weights conv4.pt --stream.sets 4 --out protonet
+  profile       say where the time of a run goes: clstream profile --strategy my_file.MyStrategy --max_sessions 1
   show          draw a stream before running:  clstream show fuzzy_tasks --stream.width 0.8
   record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
   log           read what happened in a run:  clstream log runs/NAME
@@ -58,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
         "sweep": sweep_command, "report": report_command, "tune": tune_command, "doctor": doctor_command,
-        "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command, "episodes": episodes_command,
+        "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command,
+        "profile": profile_command, "episodes": episodes_command,
         "show": show_command,
         "record": record_command, "log": log_command, "sync": sync_command, "list": list_command, "ui": ui_command,
     }  # fmt: skip

@@ -75,16 +75,19 @@ def prove_command(arguments: list[str]) -> int:
     """`clstream prove-resume`: kill a run again and again, and show that it ends as if it had not been."""
     parser = CommandParser(
         "prove-resume",
-        usage="clstream prove-resume [--kills N] [--out FOLDER] [options of clstream run]",
+        usage="clstream prove-resume [episodes] [--kills N] [--out FOLDER] [options of clstream run, or of clstream episodes]",
         description="Run once through, and once killed and resumed again and again; compare all weights, memories, generators and "
         "metrics bit for bit, the event logs, and what MLflow has.",
     )
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
     parser.add_argument("--kill_seed", "--kill-seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--out", help="an empty folder for both runs; by default one that is removed at the end")
-    own, rest = parser.parse_known_args(arguments)
+    of_episodes = arguments[:1] == ["episodes"]
+    own, rest = parser.parse_known_args(arguments[1:] if of_episodes else arguments)
     if own.kills < 1:
         raise UsageError(f"--kills must be at least 1, not {own.kills}")
+    if of_episodes:
+        return _prove_episodes(rest, own.kills, own.out, own.kill_seed)
 
     from clstream.cli.build import seeds_of
     from clstream.cli.kill_test import OWN_OPTIONS, kill_test
@@ -112,6 +115,24 @@ def prove_command(arguments: list[str]) -> int:
         if few:
             console.print(f"NOT PROVED: it was to be killed {own.kills} times; give a longer run, or fewer kills")
     return 0 if proof.difference is None and not few else 1
+
+
+def _prove_episodes(rest: list[str], kills: int, out: str | None, seed: int) -> int:
+    """Kill episodes again and again, and show that they end as if they had not been."""
+    from clstream.cli.episodes import options_of_run
+    from clstream.cli.kill_episodes import kill_episodes
+    from clstream.cli.parser import parse_run
+
+    parse_run(options_of_run(rest))
+    if out is not None and Path(out).exists() and any(Path(out).iterdir()):
+        raise Failure(f"{out} is not empty: name another folder")
+    with tempfile.TemporaryDirectory(prefix="clstream-") as temporary:
+        done, count, difference = kill_episodes(rest, kills, Path(out or temporary).absolute(), seed, print)
+    print(f"{done} kills; compared: {count} episodes, all but their seconds")
+    print("0 bits differ" if difference is None else f"DIFFERENT: {difference}")
+    if done < kills:
+        print(f"NOT PROVED: it was to be killed {kills} times; give more episodes, or fewer kills")
+    return 0 if difference is None and done == kills else 1
 
 
 def parity_command(arguments: list[str]) -> int:
