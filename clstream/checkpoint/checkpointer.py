@@ -240,13 +240,17 @@ class Checkpointer:
         self.batches = 0
         self.due = time.monotonic() + max(self.every_seconds, cost / self.share)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Stop at the next pause; until then, the earlier signal handlers are back."""
-        self._restore_signals()
+    def stop(self, number: int) -> None:
+        """Have the run write a checkpoint and stop at the next pause, as a signal of this number does."""
         self.stopped = number
         if self.run is not None:
             self.requested = True
             self.run.defer(self._stop)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Stop at the next pause; until then, the earlier signal handlers are back."""
+        self._restore_signals()
+        self.stop(number)
         with suppress(OSError, ValueError, AttributeError):  # there may be no one to tell; and print is not safe in here
             os.write(sys.__stderr__.fileno(), b"\nstopping after this batch; once more ends at once\n")  # type: ignore[union-attr]
 

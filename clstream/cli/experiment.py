@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,9 +21,8 @@ from clstream.cli.errors import Failure, UsageError, as_failure, printable
 from clstream.cli.lookup import TRACKERS, trust_needed
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml, parse_run
-from clstream.cli.seed_jobs import SeedJob, stream_of_job
+from clstream.cli.seeds_together import check_together, run_together, why_apart
 from clstream.cli.settings import split_names
-from clstream.cli.yaml_files import parse_yaml
 from clstream.engine import ChangedCodeError, OtherRunError, check_fits, run
 from clstream.engine.loop import check_same_run
 from clstream.engine.numerics import NotDeterministicError, Numerics
@@ -36,8 +34,7 @@ from clstream.results import Result, result_of
 from clstream.serialization import CaptureError
 from clstream.strategy import Strategy
 from clstream.stream import Stream
-from clstream.sweep.progress import Progress, sentence_of
-from clstream.sweep.workers import JobError, TerminatedError, run_jobs
+from clstream.sweep.workers import at_once
 from clstream.tracking import Details, EventLog
 from clstream.tracking.point_tracker import PointTracker
 from clstream.tracking.run_metrics import tasks_by_row
@@ -89,6 +86,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
         raise UsageError(f"--checkpoint_every must be seconds, or 0 for no checkpoints, not {options.checkpoint_every:g}")
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers must be at least 1, not {options.workers}")
+    check_together(options, seeds)
     needing = {
         "--resume auto": options.resume == "auto", "--log_batches": options.log_batches, "--details": options.details,
         "--workers": (options.workers or 1) > 1,
@@ -129,6 +127,10 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
             )
         experiment = Experiment(parser, options, stream, title, folder, resumed)
         experiment.built[seeds[0]] = strategy
+        if options.together and (reason := why_apart(strategy, stream)):
+            experiment.together, experiment.workers = False, options.workers or at_once(options.threads or 1)
+            processes = "" if folder is None or experiment.workers == 1 else f", in {experiment.workers} processes"
+            say.print(printable(f"the seeds are run each by itself{processes}, for {reason}"), markup=False)
         try:
             outcome = experiment.run_all(seeds)
             return outcome._replace(fingerprint=stream.fingerprint if fingerprint else "", tuned=options.tuned or "")
@@ -183,6 +185,9 @@ class Experiment:
         self.folder, self.resumed = folder, resumed
         self.first = True
         self.built: dict[int, Strategy] = {}  # by seed, what was built already
+        self.together, self.workers = options.together, options.workers or 1
+        module, _, name = options.stream.class_path.rpartition(".")
+        self.code = [getattr(importlib.import_module(module), name, None)]  # what built the stream
 
     def run_all(self, seeds: list[int]) -> Outcome:
         """Run each seed; several ones are tracked under one run that sums them up."""
@@ -203,50 +208,38 @@ class Experiment:
             return Outcome(self._run_each(seeds, parent), where, options.experiment)
 
     def _run_each(self, seeds: list[int], parent: ParentRun | None) -> list[Result]:
-        """Run the seeds one after the other, or several at a time, if there are to be workers."""
-        workers, folder = min(self.options.workers or 1, len(seeds)), self.folder
+        """Run the seeds one after the other, several at a time if there are to be workers, or together, in one process or more."""
+        workers, folder = min(self.workers, len(seeds)), self.folder
         if workers == 1 or folder is None:
-            return [self.run_seed(seed, parent) for seed in seeds]
-        jobs = [
-            SeedJob(
-                as_yaml(self.parser, self.options), seed, folder.absolute(), Path.cwd(), None if parent is None else parent.run_id,
-                tuple(self.options.trust), self.options.accept_changed_code,
-            )
-            for seed in seeds
-        ]  # fmt: skip
-        say = Console(stderr=True, highlight=False, soft_wrap=True)
-        progress, results, errors = Progress([self.title] * len(seeds), workers), dict[int, Result](), dict[int, str]()
+            if not self.together:
+                return [self.run_seed(seed, parent) for seed in seeds]
+            ended = run_together(self, seeds, parent)
+            self.check_ended({seed: str(error) for seed, error in ended.items() if isinstance(error, Exception)})
+            return [result for seed in seeds if isinstance(result := ended[seed], Result)]
+        from clstream.cli.worker_runs import run_in_workers
+
         self.built.clear()
-        try:
-            for job, value in run_jobs(run_seed_job, jobs, workers=workers, threads=self.options.threads or 1):
-                if isinstance(value, JobError):
-                    errors[job.seed] = sentence_of(value)
-                    line = f"{progress.ended(self.title)} seed {job.seed} failed: {errors[job.seed]}"
-                else:
-                    results[job.seed] = value
-                    line = f"{progress.ended(self.title, value.seconds)} {value.headline}"
-                    if parent is not None:
-                        parent.read_journal(job.seed, job.of_seed)
-                        parent.update(job.seed, value, tasks_by_row(self.stream.reseeded(job.seed), value.sessions))
-                say.print(printable(line + progress.left), markup=False)
-        except KeyboardInterrupt as stop:
-            number = signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT
-            raise Stopped(number, jobs[0].of_seed, f"stopped by {number.name}; what the seeds had learned is in {folder}") from None
-        if errors:
-            also = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
-            seed, error = next(iter(errors.items()))
-            raise Failure(
-                f"seed {seed} failed{also}: {error}; what they printed is in {folder}/seed_*/output.txt, and the other seeds are "
-                f"finished: clstream resume {folder} runs those that failed again"
-            )
-        return [results[seed] for seed in seeds]
+        return run_in_workers(self, seeds, workers, parent)
 
-    def run_seed(self, seed: int, parent: ParentRun | str | None) -> Result:
-        """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result.
+    def check_ended(self, errors: Mapping[int, str]) -> None:
+        """Raise Failure if seeds failed, when the others have ended."""
+        if not errors:
+            return
+        also = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+        seed, error = next(iter(errors.items()))
+        folder = self.folder
+        if folder is None:
+            raise Failure(f"seed {seed} failed{also}: {error}")
+        raise Failure(
+            f"seed {seed} failed{also}: {error}; what they printed is in {folder}/seed_*/output.txt, and the other seeds are "
+            f"finished: clstream resume {folder} runs those that failed again"
+        )
 
-        The parent is the run that sums up the seeds in this process, or the id of any MLflow run.
+    def state_of(self, seed: int, parent: ParentRun | str | None) -> tuple[Mapping[str, Any] | None, bool]:
+        """Return the newest checkpoint of a seed, if there is one and the run is resumed, and whether it is finished.
+
+        Raises Failure if it is finished, and its checkpoint is gone.
         """
-        options = self.options
         folder = None if self.folder is None else self.folder / f"seed_{seed}"
         state = None
         if folder is not None and self.resumed:
@@ -260,16 +253,33 @@ class Experiment:
                 f"{folder} is marked as finished, but its last checkpoint, which has the results, is gone: run it anew in "
                 f"another folder, or remove {folder / FINISHED} to run it anew in this one"
             )
+        return state, finished and state is not None and state["position"][0] == state["sessions"]
+
+    def finish(self, seed: int) -> None:
+        """Mark a seed as finished. Raises OSError."""
+        assert self.folder is not None
+        (self.folder / f"seed_{seed}" / FINISHED).touch()
+
+    def start(self) -> Start:
+        """Return what hears the start of a run."""
+        return Start()
+
+    def run_seed(self, seed: int, parent: ParentRun | str | None) -> Result:
+        """Run one seed, from its newest checkpoint if it has one; of one that was finished, return the result.
+
+        The parent is the run that sums up the seeds in this process, or the id of any MLflow run.
+        """
+        options = self.options
+        folder = None if self.folder is None else self.folder / f"seed_{seed}"
+        state, finished = self.state_of(seed, parent)
         strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
-        module, _, name = options.stream.class_path.rpartition(".")
-        code = [getattr(importlib.import_module(module), name, None)]  # what built the stream
         same: dict[str, Any] = {
-            "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": code,
+            "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": self.code,
             "evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on, "measures": measures_of(options),
             **numerics_of(options),
             "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
         }  # fmt: skip
-        if finished and state is not None and state["position"][0] == state["sessions"]:
+        if finished and state is not None:
             self._check_finished(seed, lambda: check_same_run(strategy, self.stream, *self.more_observers(folder), **same))
             result = result_of(state)
             if parent is not None and not isinstance(parent, str):
@@ -285,7 +295,7 @@ class Experiment:
             raise Failure(str(error)) from error  # the strategy refuses the stream: nothing was learned
         if folder is not None:
             with suppress(OSError):  # without it, a resumption finds a run with nothing left to do
-                (folder / FINISHED).touch()
+                self.finish(seed)
         return result
 
     def _check_finished(self, seed: int, check: Callable[[], list[str]]) -> None:
@@ -316,23 +326,30 @@ class Experiment:
                 chosen.append(cls())
         return chosen
 
-    def observers(self, seed: int, folder: Path | None, parent: ParentRun | str | None) -> list[object]:
-        """Return the observers of the run of a seed. The checkpointer is last: when it ends, the others have closed."""
+    def observers(
+        self, seed: int, folder: Path | None, parent: ParentRun | str | None, bar: bool = True, signals: bool = True
+    ) -> list[object]:
+        """Return the observers of the run of a seed. The checkpointer is last: when it ends, the others have closed.
+
+        `bar`: whether a progress bar is among them; `signals`: whether the checkpointer acts on signals.
+        """
         options = self.options
         measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
         measures += self.more_observers(folder)
-        bar = ProgressBar(f"{self.title}, seed {seed}")
+        bars = [ProgressBar(f"{self.title}, seed {seed}")] if bar else []
         log = [] if folder is None else [EventLog(folder, options.log_batches)]
         details = [] if folder is None or not options.details else [Details(folder / "details", options.details)]
         checkpointer = (
-            [] if folder is None else [Checkpointer(folder, every_seconds=options.checkpoint_every, share=options.checkpoint_share)]
+            []
+            if folder is None
+            else [Checkpointer(folder, every_seconds=options.checkpoint_every, share=options.checkpoint_share, signals=signals)]
         )
         if not options.track:
-            return [*log, *details, *measures, bar, *checkpointer]
+            return [*log, *details, *measures, *bars, *checkpointer]
         from clstream.tracking import MlflowTracker
 
         own = options.clone()
-        own.seed, own.seeds = seed, None
+        own.seed, own.seeds, own.together = seed, None, False
         with as_failure(OSError):
             tracker = MlflowTracker(
                 options.experiment,
@@ -344,21 +361,4 @@ class Experiment:
                 files=[*(event_log.file for event_log in log), *(observer.folder for observer in details)],
                 allow_offline=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
             )
-        return [*log, *details, *measures, tracker, bar, *checkpointer]
-
-
-def run_seed_job(job: SeedJob) -> Result:
-    """Run one seed, from its newest checkpoint if it has one; what it prints goes to output.txt in its folder.
-
-    Raises what `Experiment.run_seed` does, and Failure if the working folder is not on this machine.
-    """
-    with job.begun():
-        flags = [*([f"--trust={','.join(job.trust)}"] if job.trust else []), *["--accept_changed_code"] * job.accept_changed_code]
-        config = parse_yaml(job.config.encode(), "the config")
-        stream = stream_of_job(config, job.trust)
-        # after that: the parser that was made last says what may be imported
-        parser, options = parse_run(["--config", run_folders.CONFIG, *flags], {run_folders.CONFIG: config})
-        options.seed, options.seeds = job.seed, None
-        strategy = options.strategy.class_path.rpartition(".")[2]
-        experiment = Experiment(parser, options, stream, f"{strategy} on {stream.name}", job.folder, resumed=True)
-        return experiment.run_seed(job.seed, job.parent)
+        return [*log, *details, *measures, tracker, *bars, *checkpointer]

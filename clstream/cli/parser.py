@@ -81,6 +81,10 @@ def run_parser() -> Parser:
     parser.add_argument(
         "--workers", type=int, help="run several seeds at a time, each in a process of its own with --threads, or one"
     )
+    parser.add_argument(
+        "--together", action="store_true",
+        help="run several seeds in one process, or with --workers a part of them in each, and take their steps as one",
+    )  # fmt: skip
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--precision", type=Literal["fp32", "bf16"],

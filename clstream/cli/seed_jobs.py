@@ -35,6 +35,7 @@ class SeedJob(NamedTuple):
         parent: the id of the MLflow run that it is shown under.
         trust: packages that the config may name.
         accept_changed_code: whether a checkpoint of other code of the user's own is gone on from.
+        others: seeds that run together with it.
 
     """
 
@@ -45,6 +46,7 @@ class SeedJob(NamedTuple):
     parent: str | None = None
     trust: tuple[str, ...] = ()
     accept_changed_code: bool = False
+    others: tuple[int, ...] = ()
 
     @property
     def of_seed(self) -> Path:

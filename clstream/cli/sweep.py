@@ -230,7 +230,7 @@ class Sweep:
                 uploader.outbox.put("artifact", name=self.file.name, text=self.file.read_text(encoding="utf-8"))
 
     def _run_all(self, workers: int | None, uploader: Uploader | None) -> int:
-        from clstream.cli.experiment import run_seed_job
+        from clstream.cli.worker_runs import run_seed_job
         from clstream.sweep.progress import Progress
         from clstream.sweep.workers import run_jobs
 

@@ -61,7 +61,7 @@ class Lane:
         self.batches = self._batches()
         self.batch: Batch | None = None
         self.drawn: tuple[Samples, ...] = ()
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.finished = self.over = False
         self.result: Result | None = None
 
@@ -103,7 +103,7 @@ class Lane:
             return None
         try:
             return self.context.run(call, *arguments)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the other seeds go on
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # whatever it is, the other seeds go on for now
             self.failure = error
             return None
 

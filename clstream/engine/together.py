@@ -115,7 +115,7 @@ def run_seeds(
                 note_used(strategy, warn=state is None)
                 lanes.append(Lane(simulation, state))
         Together(lanes).play()
-    errors = {lane.simulation.seed: lane.failure for lane in lanes if lane.failure is not None}
+    errors = {lane.simulation.seed: lane.failure for lane in lanes if isinstance(lane.failure, Exception)}
     results = {lane.simulation.seed: lane.result for lane in lanes if lane.result is not None}
     if errors:
         raise SeedsError(errors, results)
@@ -185,6 +185,9 @@ class Together:
                 reason = self.learn_stacked(lanes)
                 if not reason:
                     break
+        for lane in lanes:
+            if isinstance(lane.failure, KeyboardInterrupt):  # the others were at a pause since, where they may have stopped too
+                raise lane.failure
         if len(lanes) > 1 and reason and reason not in self.told:
             self.told.add(reason)
             warnings.warn(
