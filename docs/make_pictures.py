@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from clstream.experiments.bench_hypernetwork import numbers_held
-from clstream.strategies import ERACE, EWC, SHARP, Finetune, Hypernetwork, Replay
+from clstream.strategies import ERACE, EWC, NCM, SHARP, Federated, Finetune, Hypernetwork, ICaRL, Replay
 from clstream.strategies.sharp import UnitsFrozen
 from clstream.streams import (
     feature_drift,
+    federated,
     fuzzy_tasks,
     gaussian_schedule,
     label_shift,
@@ -37,6 +39,7 @@ from clstream import Result, Samples, Strategy, Stream, Task, TaskEnded, TaskSta
 from clstream.comparison import Record, record_of
 from clstream.comparison.methods import panels_of
 from clstream.comparison.pictures import final_values, forgetting_by_method, mean_curves
+from clstream.federated import FederatedAccuracy
 from clstream.figures import composition, composition_figure, forgetting_curves
 from clstream.models import Mlp, MnistLike
 from clstream.seeds import isolated
@@ -230,7 +233,41 @@ def hypernetworks() -> np.ndarray:
     return drawn(figure, 10.5, 4.2)
 
 
-PICTURES = {"forgetting-curves": curves, "sharp-units": units, "drift": drifts, "hypernetworks": hypernetworks, "methods": methods}
+def federated_rounds() -> np.ndarray:
+    """Draw what a server knows on the digits, round by round: prototypes, their published merge, averaged networks, iCaRL."""
+    stream = federated("digits", base=5, clients=5, way=2, shots=10, epochs=20)
+    with isolated(0, "model"):
+        network = Mlp(stream.input_shape, stream.classes, hidden=(100,))
+    run(Finetune(network), stream, max_sessions=1)  # the base classes, that all start from
+    methods = {
+        "prototypes, exact": Federated(NCM(deepcopy(network))),
+        "prototypes, published": Federated(NCM(deepcopy(network)), merging="published"),
+        "FedAvg": Federated(Finetune(deepcopy(network)), epochs=5, batch_size=10),
+        "iCaRL": Federated(ICaRL(deepcopy(network), capacity=200, merge_epochs=10), epochs=5, batch_size=10),
+    }
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for name, strategy in methods.items():
+        run(strategy, stream, accuracy := FederatedAccuracy(), evaluate_at="end")
+        rows = accuracy.server()
+        axes[0].plot([row.round for row in rows], [row.base for row in rows], marker="o", markersize=3, label=name)
+        axes[1].plot([row.round for row in rows], [row.field for row in rows], marker="o", markersize=3, label=name)
+    for panel, title in zip(axes, ("the 5 base classes", "the field classes merged so far"), strict=True):
+        panel.set(title=title, xlabel="rounds merged", ylim=(-0.02, 1.02))
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy of the server")
+    axes[1].legend(fontsize=8)
+    return drawn(figure, 8, 3)
+
+
+PICTURES = {
+    "federated": federated_rounds,
+    "forgetting-curves": curves,
+    "sharp-units": units,
+    "drift": drifts,
+    "hypernetworks": hypernetworks,
+    "methods": methods,
+}
 
 
 def main() -> None:
