@@ -115,9 +115,12 @@ class Profile:
             return
         totals = self.run.cost.total
         observers = max(0.0, totals["tracking_seconds"] - self.own)
-        engine = max(0.0, totals["learning_seconds"] - self.in_steps - self.left_out)
+        compiling = totals.get("compiling_seconds", 0.0)  # within steps, and not among the seconds of learning
+        steps = max(0.0, self.in_steps - compiling)
+        engine = max(0.0, totals["learning_seconds"] - steps - self.left_out)
         self.seconds = {
-            f"steps of {self.name}": self.in_steps,
+            f"steps of {self.name}": steps,
+            **({"compiling": compiling} if compiling else {}),
             f"{self.name} at the end of sessions": totals["consolidating_seconds"],
             "evaluation": totals["evaluating_seconds"],
             "tracking": observers,

@@ -10,7 +10,7 @@ from clstream.cli.errors import UsageError, as_failure, nearest, printable
 
 PASSED_ON = (
     "--config", "--stream", "--strategy", "--model", "--weights", "--features", "--seed", "--device", "--precision",
-    "--deterministic", "--threads", "--evaluate_every", "--evaluate_at", "--evaluate_on", "--probes", "--measures",
+    "--deterministic", "--compile", "--threads", "--evaluate_every", "--evaluate_at", "--evaluate_on", "--probes", "--measures",
     "--max_sessions", "--data_root", "--track", "--tracking_uri", "--experiment", "--trust",
 )  # fmt: skip
 """The options of `clstream run` that it takes."""
