@@ -5,6 +5,7 @@ The one of SHARP plays its anchor on Split MNIST, which takes minutes and needs 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -40,7 +41,7 @@ from clstream.comparison import Record, record_of
 from clstream.comparison.methods import panels_of
 from clstream.comparison.pictures import final_values, forgetting_by_method, mean_curves
 from clstream.federated import FederatedAccuracy
-from clstream.figures import composition, composition_figure, forgetting_curves
+from clstream.figures import composition, composition_figure, forgetting_curves, method_style
 from clstream.models import Mlp, MnistLike
 from clstream.seeds import isolated
 
@@ -260,8 +261,24 @@ def federated_rounds() -> np.ndarray:
     return drawn(figure, 8, 3)
 
 
+def few_shots() -> np.ndarray:
+    """Draw base, novel and harmonic accuracy over the sessions, of the runs in experiments/results: means over them."""
+    lines = (FOLDER.parent.parent / "experiments" / "results" / "few_shots.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    figure = Figure(layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3, sharey=True), ("base", "novel", "harmonic"), strict=True):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+            curve = np.mean([row[name] for row in rows if row["method"] == method], 0)
+            axes.plot(range(1, 1 + len(curve)), curve, label=method, markersize=4, linewidth=1.5, **method_style(number))
+        axes.set(title=name, xlabel="sessions", ylim=(0, 1))
+    figure.axes[0].set_ylabel("accuracy")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return drawn(figure, 9.5, 4.0)
+
+
 PICTURES = {
     "federated": federated_rounds,
+    "few-shots": few_shots,
     "forgetting-curves": curves,
     "sharp-units": units,
     "drift": drifts,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from clstream.experiments import few_shots
 from clstream.strategies import NCM, Finetune
 from clstream.streams import few_shot, few_shot_tasks, recorded
 from picture_folders import in_parts
@@ -121,6 +123,23 @@ def test_curves_and_drop_by_hand() -> None:
     for seen in (torch.empty(0), torch.eye(2)):
         with pytest.raises(ValueError, match=r"seen must be a value for each evaluation, \(rows,\)"):
             metrics.performance_drop(seen)
+
+
+def test_the_table_of_the_docs_is_what_the_results_say() -> None:
+    root = Path(__file__).parent.parent
+    lines = (root / "experiments" / "results" / "few_shots.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert few_shots.table(rows) in (root / "docs" / "few-shots.md").read_text(encoding="utf-8")
+    assert {row["method"] for row in rows} <= set(few_shots.METHODS)
+
+
+def test_spreads_over_trainings_and_over_draws_are_apart() -> None:
+    rows = [
+        {"method": "baseline", "seed": seed, "draw": draw, "seen": [0.9, 0.7], "base": [1.0], "novel": [0.5], "harmonic": [value]}
+        for seed, draw, value in ((0, 0, 0.4), (0, 1, 0.6), (1, 0, 0.4), (1, 1, 0.6))
+    ]
+    row = few_shots.table(rows).splitlines()[-1]
+    assert row == "| baseline | 0.700 ± 0.000 | 0.200 ± 0.000 | 1.000 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.000 | 0.141 |"
 
 
 class Ear:

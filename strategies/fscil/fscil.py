@@ -26,8 +26,6 @@ Tricks of the first session, each a switch:
                      of the session compete, also in the contrast. A class has M means, those of its copies; an answer is
                      score(y) = mean over m of scale * cos(f(copy m of x), mean of label y M + m). "half_turn": as it is, and upside
                      down. "turns_and_channels": four turns, each in three cyclic orders of red, green and blue
-
-
     etf              classes have fixed places from the start (NC-FSCIL, Yang et al. 2023): the columns e of a simplex equiangular
                      tight frame for all outputs of the model, so how many classes will ever come is known beforehand. The loss of
                      the first session is (cos(f, e_y) - 1)^2 / 2, in which no other class appears, in place of the cross-entropy.
