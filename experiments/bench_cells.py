@@ -94,7 +94,8 @@ class Cell:
     """What is measured: a strategy of ours, and what it is held against.
 
     Args:
-        name, batch, samples, network, epochs, scenario: of the run; `samples` are all training samples, a sixth as many are tested.
+        name, batch, samples, network, epochs, scenario, tasks: of the run; `samples` are all training samples, a sixth as many are
+            tested.
         ours: the strategy.
         against: what it is held against: "by hand", "Avalanche", or the strategy that it wraps or goes beyond.
         other: that.
@@ -116,9 +117,10 @@ class Cell:
     scenario: str = "class"
     of: str = "wall"
     device: str = "cpu"
+    tasks: int = 5
 
     def stream(self) -> Stream:
-        """Return a stream of random images, or of features for networks of one layer, in five tasks."""
+        """Return a stream of random images, or of features for networks of one layer."""
         draw = torch.Generator().manual_seed(0)
         flat = self.network is features
 
@@ -129,9 +131,10 @@ class Cell:
 
         labels, test_labels = torch.arange(self.samples) % CLASSES, torch.arange(self.samples // 6 + CLASSES) % CLASSES
         train, test = images(len(labels)), images(len(test_labels))
-        return from_tensors(
-            train, labels, test, test_labels, tasks=5, batch_size=self.batch, epochs=self.epochs, scenario=self.scenario
-        ).to(self.device)
+        tasks, batch, epochs, scenario = self.tasks, self.batch, self.epochs, self.scenario
+        return from_tensors(train, labels, test, test_labels, tasks=tasks, batch_size=batch, epochs=epochs, scenario=scenario).to(
+            self.device
+        )
 
 
 def mlp() -> nn.Module:
@@ -200,7 +203,7 @@ CELLS = (
     Cell("replay, Mlp 400-400", 128, 15_000, wide, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05),
     Cell("replay, Mlp 400-400", 1024, 20_000, wide, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05),
     Cell("replay, ConvNet", 10, 2_000, convnet, OURS_REPLAY, "by hand", HAND_REPLAY, 1.10),
-    Cell("replay, SlimResNet18", 128, 640, slim, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05),
+    Cell("replay, SlimResNet18", 128, 256, slim, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05, tasks=2),
     Cell("DER++, Mlp 100-100", 10, 10_000, mlp, OURS_DERPP, "by hand", HAND_DERPP, 1.10),
     Cell("EWC, Mlp 100-100", 128, 5_000, mlp, OURS_EWC, "by hand", HAND_EWC, 1.05),
     Cell("LwF, Mlp 400-400", 128, 15_000, wide, OURS_LWF, "by hand", HAND_LWF, 1.05),
