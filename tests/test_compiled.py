@@ -235,6 +235,10 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         played(Finetune, compile=1)
     with pytest.raises(ValueError, match="compile=True computes in float32: leave it out, or precision='bf16'"):
         played(Finetune, compile=True, precision="bf16")
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{__file__}/cache")
+        with pytest.raises(ValueError, match="compile=True keeps what it compiled in a folder that can't be written"):
+            played(Finetune, compile=True)
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))

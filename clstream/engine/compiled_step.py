@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryFile
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -255,9 +256,22 @@ def learner_of(strategy: Strategy) -> Strategy:
 
 
 def check_compiler(precision: str) -> None:
-    """Refuse to compile where there is no C++ compiler, or networks don't compute in float32. Raises ValueError."""
+    """Refuse to compile where networks don't compute in float32, or there is no C++ compiler, or no folder for what it makes.
+
+    Raises ValueError.
+    """
     if precision != "fp32":
         raise ValueError(f"compile=True computes in float32: leave it out, or precision={precision!r}")
+    try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        with TemporaryFile(dir=cache_dir()):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"compile=True keeps what it compiled in a folder that can't be written ({error}): name another one in the "
+            "environment, as TORCHINDUCTOR_CACHE_DIR"
+        ) from error
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
