@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from clstream import BatchLearned, EpochStarted, Result, Samples, Strategy, Stream, on, run
 from clstream.checks.recorders import Checkpoints
+from clstream.cli import main
 from clstream.engine import OtherRunError, compiled_step
 from clstream.memory import Reservoir
 from clstream.models import Mlp
@@ -244,3 +246,13 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(ValueError, match="compiler, and there is none: install g"):
         played(Finetune, compile=True)
+
+
+def test_the_command_line_and_configs_take_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["run", "--stream", "blobs", "--strategy", "AGEM", "--track", "false", "--print_config"]
+    assert main(given) == 0 and "compile" not in capsys.readouterr().out
+    assert main([*given, "--compile"]) == 0
+    (tmp_path / "config.yaml").write_text(printed := capsys.readouterr().out)
+    assert "compile: true" in printed
+    assert main(["run", "--config", str(tmp_path / "config.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
