@@ -14,6 +14,7 @@ from clstream import EpochEnded, RunEnded, SessionStarted, Strategy, Stream, on,
 from clstream.checkpoint.compare import difference
 from clstream.checks.recorders import Checkpoints
 from clstream.engine import OtherRunError
+from clstream.engine.numerics import NotDeterministicError
 from clstream.models import ConvNet, Mlp
 from clstream.seeds import isolated
 
@@ -128,9 +129,13 @@ def test_bfloat16_is_near_float32(name: str) -> None:
 def test_a_deterministic_run_gives_the_same_bits_again(name: str, precision: str) -> None:
     checkpoints = [Checkpoints(every=0) for _ in range(2)]
     for observer in checkpoints:
-        run(
-            built(name, convolutional=True), images(batch_size=32), observer, device=DEVICE, deterministic=True, precision=precision
-        )
+        options = {"device": DEVICE, "deterministic": True, "precision": precision}
+        try:
+            run(built(name, convolutional=True), images(batch_size=32), observer, **options)
+        except NotDeterministicError as error:
+            if name in METHODS:
+                raise
+            pytest.skip(str(error))
     assert difference(*(observer.load(-1) for observer in checkpoints)) is None
 
 
