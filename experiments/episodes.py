@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from clstream.strategies import Finetune, ProtoNet, SupportReplay
 from clstream.streams import episodes
+from clstream.streams.episodes import episode_features
 from torch import nn
 from torch.optim import SGD
 
@@ -25,8 +26,10 @@ from clstream.comparison.statistics import mean_interval
 from clstream.episodes import run_episodes
 from clstream.episodes.outcomes import shown
 from clstream.episodes.record import FILE, read_record
-from clstream.models import Conv4
+from clstream.models import Conv4, Linear
+from clstream.pretraining import load_weights
 from clstream.strategy import Strategy
+from clstream.stream import Episodes
 
 STEPS = 30
 """Gradient steps on each support set."""
@@ -54,9 +57,15 @@ LEARNERS: dict[str, tuple[str, Callable[[nn.Module], Strategy]]] = {
 """What each starts from, FILE-SEED.pt, and how it is built."""
 
 
-def learner(make: Callable[[nn.Module], Strategy], classes: int) -> Strategy:
-    """Return a learner around a network: three blocks of 32 channels, with a norm that does not depend on other images."""
-    return make(Conv4((1, 28, 28), classes, width=32, blocks=3, norm="layer"))
+def learner(make: Callable[[nn.Module], Strategy], family: Episodes) -> Strategy:
+    """Return a learner around a network, or a head where the inputs are its features."""
+    shape = family[0].input_shape
+    return make(network(family.outputs) if len(shape) == 3 else Linear(shape, family.outputs))
+
+
+def network(classes: int) -> Conv4:
+    """Return the network: three blocks of 32 channels, with a norm that does not depend on other images."""
+    return Conv4((1, 28, 28), classes, width=32, blocks=3, norm="layer")
 
 
 def play(options: argparse.Namespace, seed: int, shape: str) -> None:
@@ -68,9 +77,14 @@ def play(options: argparse.Namespace, seed: int, shape: str) -> None:
             continue
         count, steps = (options.tuned, STEPS) if tuned else (options.count, 1)
         family = episodes(**SHAPES[shape], root=options.root, cache=options.cache, seed=seed, count=count, steps=steps)
+        start: Path | None = options.weights / f"{weights}-{seed}.pt"
+        assert start is not None
+        if not tuned and not family.corruptions:  # the features of all drawings are computed once
+            load_weights(backbone := network(family.outputs), start)
+            family, start = episode_features(family, backbone, cache=options.out / "features"), None
         result = run_episodes(
-            partial(learner, make, family.outputs), family, start=options.weights / f"{weights}-{seed}.pt", seed=seed,
-            folder=options.out / shape / name / str(seed), resume=True, batch=1 if tuned else 20,
+            partial(learner, make, family), family, start=start, seed=seed, folder=options.out / shape / name / str(seed),
+            resume=True, batch=1 if tuned else 20,
         )  # fmt: skip
         print(f"{name}, {shape}, seed {seed}\n{result}\n", flush=True)
 
@@ -91,7 +105,7 @@ def cell(out: Path, name: str, shape: str, kind: str) -> str:
     """Return an accuracy as a table shows it; nothing if it was not run."""
     own = name in LEARNERS
     means = []
-    for file in sorted((out / shape / (name if own else "ProtoNet")).glob(f"*/{FILE}")):
+    for file in sorted((out / shape / (name if own else "tune")).glob(f"*/{FILE}")):
         outcomes = read_record(file)[1]
         values = [outcome.corrupted.get(kind, outcome.accuracy) if own else outcome.nearest[kind] for outcome in outcomes]
         means += [sum(values) / len(values)] if values else []
