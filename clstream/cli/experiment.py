@@ -185,7 +185,7 @@ class Experiment:
         self.folder, self.resumed = folder, resumed
         self.first = True
         self.built: dict[int, Strategy] = {}  # by seed, what was built already
-        self.together, self.workers = options.together, options.workers or 1
+        self.together, self.workers = bool(options.together), options.workers or 1
         module, _, name = options.stream.class_path.rpartition(".")
         self.code = [getattr(importlib.import_module(module), name, None)]  # what built the stream
 
@@ -349,7 +349,7 @@ class Experiment:
         from clstream.tracking import MlflowTracker
 
         own = options.clone()
-        own.seed, own.seeds, own.together = seed, None, False
+        own.seed, own.seeds, own.together = seed, None, None
         with as_failure(OSError):
             tracker = MlflowTracker(
                 options.experiment,

@@ -82,7 +82,7 @@ def run_parser() -> Parser:
         "--workers", type=int, help="run several seeds at a time, each in a process of its own with --threads, or one"
     )
     parser.add_argument(
-        "--together", action="store_true",
+        "--together", action="store_true", default=None,
         help="run several seeds in one process, or with --workers a part of them in each, and take their steps as one",
     )  # fmt: skip
     parser.add_argument("--device", type=str, default="cpu", help="as torch names it: cpu, cuda, cuda:1, mps")

@@ -89,6 +89,6 @@ def _experiment_of(job: SeedJob) -> Experiment:
     stream = stream_of_job(config, job.trust)
     # after that: the parser that was made last says what may be imported
     parser, options = parse_run(["--config", run_folders.CONFIG, *flags], {run_folders.CONFIG: config})
-    options.seed, options.seeds, options.together = job.seed, None, False
+    options.seed, options.seeds, options.together = job.seed, None, None
     strategy = options.strategy.class_path.rpartition(".")[2]
     return Experiment(parser, options, stream, f"{strategy} on {stream.name}", job.folder, resumed=True)
