@@ -97,6 +97,7 @@ def test_what_cannot_run_together_is_said(capsys: pytest.CaptureFixture[str]) ->
         (["--seed", "3"], "--together is for several seeds"),
         (["--seeds", "3"], "--together is for several seeds"),
         (["--seeds", "0,1", "--precision", "bf16"], "--together and --precision don't go together"),
+        (["--seeds", "0,1", "--compile"], "--together and --compile don't go together"),
     ],
 )
 def test_together_is_refused_where_it_means_nothing(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

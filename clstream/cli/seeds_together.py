@@ -33,8 +33,9 @@ def check_together(options: Namespace, seeds: Sequence[int]) -> None:
         return
     if len(seeds) == 1:
         raise UsageError("--together is for several seeds: give --seeds 0-9, say, or leave it out")
-    lower = numerics_of(options)["precision"] != "fp32"
-    if lower or getattr(options, "compile", False):
+    numerics = numerics_of(options)
+    lower = numerics["precision"] != "fp32"
+    if lower or numerics["compile"]:
         raise UsageError(f"--together and --{'precision' if lower else 'compile'} don't go together: leave out one of both")
 
 

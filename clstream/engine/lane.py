@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from clstream import events
+from clstream.engine.compiled_step import learner_of
 from clstream.engine.loop import learn, play
 from clstream.engine.simulation import Simulation
-from clstream.engine.stacked_step import learner_of
 from clstream.results import Result, result_of
 from clstream.stream import Batch, Samples
 

@@ -16,7 +16,8 @@ from torch.func import vmap
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
 from clstream.bus import with_parts
-from clstream.strategy import Regulariser, Strategy, Wrapper
+from clstream.engine.compiled_step import learner_of
+from clstream.strategy import Regulariser, Strategy
 from clstream.stream import Samples
 
 ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, ASGD)
@@ -30,13 +31,6 @@ Slot = tuple[Any, Any, str]
 
 class UnstackableError(ValueError):
     """These strategies can't take their steps together; the message says why."""
-
-
-def learner_of(strategy: Strategy) -> Strategy:
-    """Return whose steps a strategy's are: its own, or those of the one that it wraps."""
-    while isinstance(strategy, Wrapper) and type(strategy).learn is Wrapper.learn:
-        strategy = strategy.base
-    return strategy
 
 
 def why_unstackable(strategy: Strategy) -> str:
