@@ -23,7 +23,7 @@ from clstream.checkpoint import newest
 from clstream.checkpoint.compare import difference
 from clstream.checkpoint.store import files
 from clstream.cli.errors import Failure
-from clstream.cli.experiment import FINISHED
+from clstream.cli.seed_runs import FINISHED
 from clstream.serialization.compare import hashes
 from clstream.tracking.event_log import FILE as EVENTS
 from clstream.tracking.event_log import read

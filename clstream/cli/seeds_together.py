@@ -9,47 +9,16 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-from torch import nn
-
-from clstream.attributes import find_all
 from clstream.checkpoint import Checkpointer
 from clstream.cli.build import build_strategy, measures_of, numerics_of
-from clstream.cli.errors import Failure, UsageError
+from clstream.cli.errors import Failure
 from clstream.engine import SeedsError, run_seeds
-from clstream.engine.stacked_step import why_unstackable
 from clstream.results import Result
 from clstream.strategy import Strategy
-from clstream.stream import Stream
 
 if TYPE_CHECKING:
-    from clstream.cli.experiment import Experiment
+    from clstream.cli.seed_runs import Experiment
     from clstream.tracking import ParentRun
-
-
-def check_together(options: Namespace, seeds: Sequence[int]) -> None:
-    """Refuse --together where there is one seed, and with options that it hasn't. Raises UsageError."""
-    if not options.together:
-        return
-    if len(seeds) == 1:
-        raise UsageError("--together is for several seeds: give --seeds 0-9, say, or leave it out")
-    numerics = numerics_of(options)
-    lower = numerics["precision"] != "fp32"
-    if lower or numerics["compile"]:
-        raise UsageError(f"--together and --{'precision' if lower else 'compile'} don't go together: leave out one of both")
-
-
-def why_apart(strategy: Strategy, stream: Stream) -> str:
-    """Return why the seeds of a strategy on a stream can't take their steps together; "" if nothing shows before the run."""
-    if reason := why_unstackable(strategy):
-        return reason
-    if stream.augment is not None:
-        return f"{stream.name} is augmented, by random numbers of each seed's own"
-    modules = [module for _, held in find_all(strategy, nn.Module) for module in held.modules()]
-    dropped = next(
-        (type(module).__name__ for module in modules if isinstance(module, nn.modules.dropout._DropoutNd) and module.p), ""
-    )
-    return f"its model has {dropped}, by random numbers of each seed's own" if dropped else ""
 
 
 def run_together(experiment: Experiment, seeds: Sequence[int], parent: ParentRun | str | None) -> dict[int, Result | Exception]:

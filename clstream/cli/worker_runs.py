@@ -12,9 +12,9 @@ from rich.console import Console
 from clstream.checkpoint import Stopped
 from clstream.cli import run_folders
 from clstream.cli.errors import printable
-from clstream.cli.experiment import Experiment
 from clstream.cli.parser import as_yaml, parse_run
 from clstream.cli.seed_jobs import SeedJob, stream_of_job
+from clstream.cli.seed_runs import Experiment
 from clstream.cli.seeds_together import run_together
 from clstream.cli.yaml_files import parse_yaml
 from clstream.results import Result
