@@ -162,13 +162,15 @@ class ClassBalanced(Memory):
 
     not_state = ("_heaps",)
 
+    _heaps: tuple[npt.NDArray[np.float64], dict[int, list[list[float]]]] | None = None
+    """The heaps of the classes, and the keys that they are of: made anew where they are not there, as after a resumption."""
+
     def __init__(self, capacity: int, per_class: int | None = None) -> None:
         super().__init__(capacity)
         check_integer(1, none=True, per_class=per_class)
         self.per_class = per_class
         self._keys = np.full(capacity, np.inf)
         self._labels = np.full(capacity, -1, dtype=np.int64)
-        self._heaps: tuple[npt.NDArray[np.float64], dict[int, list[list[float]]]] | None = None  # with the keys that they are of
         self._offered: dict[int, int] = {}
         self._label_sets: dict[str, int] = {}  # of multi-label targets: the number that stands for each set of labels
 

@@ -66,6 +66,7 @@ def federated(
     validation: float = 0.0,
     seed: int = 0,
     root: str | Path | None = None,
+    drop_last: bool = False,
 ) -> Stream:
     """Federated reconnaissance: the server has base classes, and clients bring samples of field classes, round by round.
 
@@ -94,6 +95,7 @@ def federated(
         validation: share of the training samples held back.
         seed: of the missions, of the order of batches, and of what validation holds back.
         root: the folder with the data, as in `split_mnist`.
+        drop_last: as in `split_mnist`, of the sessions.
 
     Raises:
         ValueError: for more ways or shots than there are, and for a client that would have no sample.
@@ -121,7 +123,7 @@ def federated(
     else:
         drawn = dirichlet_shares(field, clients, alpha, rounds or 5, seed)
         name = f"Dirichlet({alpha:g}) shares of {clients} clients"
-    return of_clients(stream, name, *drawn)
+    return replace(of_clients(stream, name, *drawn), drop_last=drop_last)
 
 
 def of_clients(stream: Stream, name: str, session: Tensor, client: Tensor) -> Stream:

@@ -243,8 +243,8 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             played(Finetune, compile=True)
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match="compiler, and there is none: install g"):
+    no_compiler = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with no_compiler, pytest.raises(ValueError, match="compiler, and there is none: install g"):
         played(Finetune, compile=True)
 
 

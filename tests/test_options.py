@@ -80,6 +80,7 @@ NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "Permute": lambda: {"seed": 1},
     "Rotate": lambda: {"degrees": 1.0},
     "join_tasks": lambda: {"stream": stream()},
+    "Federated": lambda: {"base": strategies.Finetune(example_model())},
     "diagonal_fisher": lambda: {"model": example_model(), "samples": samples()},
     "batch_fisher": lambda: {"model": example_model(), "samples": samples(), "batch_size": 5},
     "magnitude_masks": lambda: {"model": example_model(), "sparsity": 0.5},

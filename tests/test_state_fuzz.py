@@ -380,7 +380,7 @@ def picture(root: object) -> list[Any]:
             for name in vars(cls).get("__slots__", ())
             if hasattr(value, name)
         }
-        skipped = ("params", "bus", "step", "_flat_weight_refs")
+        skipped = ("params", "bus", "step", "_flat_weight_refs", *getattr(value, "not_state", ()))
         both = {**slots, **getattr(value, "__dict__", {})}
         return [(name, draw(part)) for name, part in sorted(both.items()) if name not in skipped and "hooks" not in name]
 

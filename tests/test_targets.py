@@ -42,7 +42,7 @@ from clstream.strategy import Regulariser
 from clstream.stream import TARGETS, Samples
 
 ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "L2", "EWC", "SI", "LwFMC", "LinearProbe", "Refresh",
-       "Regularised"}  # fmt: skip
+       "Regularised", "Federated"}  # fmt: skip
 
 
 def mixed(*targets: str) -> Stream:

@@ -42,7 +42,7 @@ class Samples:
         )
 
     def __len__(self) -> int:
-        return self.y.shape[0]
+        return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Samples:
         """Return some of the samples; `index` is a slice, (k,) int64 row numbers, or an (n,) bool mask."""
