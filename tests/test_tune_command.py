@@ -50,8 +50,9 @@ class Looks(Strategy):
             return
         tested = 0
         for value in gc.get_objects():
-            plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-            if plain and value.dtype == torch.float32 and value.numel() >= 5:
+            plain = isinstance(value, Tensor) and value.layout == torch.strided and value.dtype == torch.float32
+            real = plain and value.untyped_storage().device.type == "cpu"  # a compiler makes some without numbers
+            if real and value.numel() >= 5:
                 tested += int((torch.empty(0).set_(value.untyped_storage()) == 5.8984375).any())
         with Path("seen.txt").open("a") as file:
             file.write(f"{tested}\\n")
