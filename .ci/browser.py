@@ -107,6 +107,7 @@ def charts(page: webdriver.Chrome, wanted: set[str], seconds: float = 90) -> Dra
 
 def check_run(page: webdriver.Chrome, url: str, tracker: MlflowTracker, keep: Path) -> None:
     """Assert that the page of a run draws each task's curve, from its own session on, and that it falls."""
+    page.get("about:blank")  # else charts of the page before are taken for those of the run, as long as they are there
     page.get(f"{url}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}/model-metrics")
     tasks = [f"accuracy/task_{task:02d}" for task in range(TASKS)]
     drawn = charts(page, set(tasks))
