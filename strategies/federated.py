@@ -162,7 +162,7 @@ class Federated(Wrapper):
     def merge_uploads(self, uploads: list[Upload], down: dict[str, Tensor]) -> None:
         """Take the uploads of a round in the order of clients, leave out what can't be merged, and merge the others."""
         merged, self.delayed = self.delayed, []
-        for upload in sorted(uploads, key=lambda one: one.client):
+        for upload in sorted(uploads, key=lambda upload: upload.client):
             self.bytes_up += upload.bytes
             self.emit(Uploaded(self.round, upload.client, upload.bytes))
             try:

@@ -159,11 +159,11 @@ def drawn_missions(y: Tensor, clients: int, way: int, shots: int, rounds: int | 
     number = 0
     while any(len(rows) for rows in unused) and number != rounds:
         number += 1
-        for one in torch.randperm(clients, generator=draw).tolist():
+        for drawing in torch.randperm(clients, generator=draw).tolist():
             left = [place for place, rows in enumerate(unused) if len(rows)]
             for place in torch.randperm(len(left), generator=draw)[:way].tolist():
                 rows, unused[left[place]] = unused[left[place]][:shots], unused[left[place]][shots:]
-                session[rows], client[rows] = number, one
+                session[rows], client[rows] = number, drawing
     return session, client
 
 
@@ -180,12 +180,12 @@ def dirichlet_shares(y: Tensor, clients: int, alpha: float, rounds: int, seed: i
         shares = torch._standard_gamma(torch.full((clients,), float(alpha), dtype=torch.float64), generator=draw)
         ends = (shares.cumsum(0) / shares.sum() * len(rows)).round().long()
         client[rows] = torch.bucketize(torch.arange(len(rows)), ends, right=True).clamp(max=clients - 1)
-    for one in range(clients):
-        own = (client == one).nonzero().flatten()
+    for owner in range(clients):
+        own = (client == owner).nonzero().flatten()
         if len(own) < rounds:
             raise ValueError(
-                f"client {one} would have {len(own)} samples for {rounds} rounds at alpha={alpha:g}: take fewer clients or rounds, "
-                "a greater alpha, or another seed"
+                f"client {owner} would have {len(own)} samples for {rounds} rounds at alpha={alpha:g}: take fewer clients or "
+                "rounds, a greater alpha, or another seed"
             )
         session[own[torch.randperm(len(own), generator=draw)]] = torch.arange(len(own)) % rounds + 1
     return session, client

@@ -160,9 +160,9 @@ def test_clients_learn_the_same_in_any_order(stream: Stream) -> None:
     forward = [learn_mission(strategy.blank, down, mission)[1] for mission in missions]
     backward = [learn_mission(strategy.blank, down, mission)[1] for mission in reversed(missions)][::-1]
     assert [upload.client for upload in forward] == [0, 1, 2]
-    for one, other in zip(forward, backward, strict=True):
-        assert all(torch.equal(one.payload[name], other.payload[name]) for name in one.payload)
-    moved = [one.payload["model.head.weight"] for one in forward]
+    for upload, reverse in zip(forward, backward, strict=True):
+        assert all(torch.equal(upload.payload[name], reverse.payload[name]) for name in upload.payload)
+    moved = [upload.payload["model.head.weight"] for upload in forward]
     assert not torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], down["model.head.weight"])
 
 
@@ -170,7 +170,7 @@ def test_models_of_clients_are_averaged_by_their_numbers_of_samples(stream: Stre
     strategy = Federated(Finetune(model(stream), partial(SGD, lr=0.1)), epochs=1, batch_size=8)
     run(strategy, stream, max_sessions=1)
     down = strategy.base.export()
-    uploads = [learn_mission(strategy.blank, down, one)[1] for one in missions_of(stream.session(1).samples, 1, 1, 8, 0)]
+    uploads = [learn_mission(strategy.blank, down, mission)[1] for mission in missions_of(stream.session(1).samples, 1, 1, 8, 0)]
     run(again := Federated(Finetune(model(stream), partial(SGD, lr=0.1)), epochs=1, batch_size=8), stream, max_sessions=2)
     total = sum(upload.samples for upload in uploads)
     for name, tensor in again.base.export().items():

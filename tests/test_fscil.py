@@ -100,7 +100,7 @@ def test_the_learning_rate_falls_by_a_cosine_in_the_first_session() -> None:
 def test_supervised_contrast_of_four_rows_by_hand() -> None:
     rows, y = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.8, 0.6]], dtype=torch.float64), torch.tensor([0, 0, 1, 2])
     for row, expected in ((0, 0.0024765146), (1, 2.1272234419)):  # of the two with a positive, each by the other's sum
-        others = [other for other in range(4) if other != row]
+        others = [column for column in range(4) if column != row]
         similar = rows @ rows[row] / 0.1
         assert float(similar[others].logsumexp(0) - similar[1 - row]) == pytest.approx(expected, abs=1e-9)
     assert float(supervised_contrastive(rows, y, 0.1)) == pytest.approx(1.0648499783, abs=1e-9)  # others are left out
@@ -239,7 +239,7 @@ def test_columns_without_tuning_are_guesses_and_means_beat_both() -> None:
     assert abs(float(guessed[:, 0].mean()) - 0.2) < 3 * error and error < 0.1
     assert min(float(tuned[:, 0].mean()), float(learned[:, 0].mean())) > 0.2 + 3 * error
     assert float(means[:, 0].mean()) > 0.2 + 3 * error
-    assert float(means[:, 1].mean()) > max(float(other[:, 1].mean()) for other in (guessed, tuned, learned))
+    assert float(means[:, 1].mean()) > max(float(accuracies[:, 1].mean()) for accuracies in (guessed, tuned, learned))
 
 
 def test_columns_are_what_the_first_session_learns_and_what_answers() -> None:

@@ -178,10 +178,10 @@ def test_classes_that_came_to_one_came_to_all() -> None:
 
 
 def test_wrappers_merge_what_they_wrap() -> None:
-    run(one := built(lambda model: Refresh(Replay(model))), example_stream(), max_sessions=1)
-    run(two := built(lambda model: Refresh(Replay(model))), example_stream(), max_sessions=2)
-    one.merge([two.export()])
-    assert digest(one.model) == digest(two.model)
+    run(server := built(lambda model: Refresh(Replay(model))), example_stream(), max_sessions=1)
+    run(client := built(lambda model: Refresh(Replay(model))), example_stream(), max_sessions=2)
+    server.merge([client.export()])
+    assert digest(server.model) == digest(client.model)
 
 
 def icarl(capacity: int = 30, merge_epochs: int = 0) -> ICaRL:

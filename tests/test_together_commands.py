@@ -39,10 +39,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def same(results: list[Result], others: list[Result]) -> bool:
+def same(results: list[Result], singles: list[Result]) -> bool:
     return all(
-        abs(float((one.accuracy - other.accuracy).abs().max())) <= 0.03 and one.params["seed"] == other.params["seed"]
-        for one, other in zip(results, others, strict=True)
+        abs(float((result.accuracy - single.accuracy).abs().max())) <= 0.03 and result.params["seed"] == single.params["seed"]
+        for result, single in zip(results, singles, strict=True)
     )
 
 
@@ -73,7 +73,7 @@ def test_seeds_that_are_stopped_together_go_on_together(place: Path, capsys: pyt
     resumed = run_experiment(["--config", str(folder / "config.yaml")], folder).results
     assert same(resumed, run_experiment([*options, "--checkpoint_every", "0"]).results)
     again = run_experiment(["--config", str(folder / "config.yaml")], folder).results
-    assert all(torch.equal(one.accuracy, other.accuracy) for one, other in zip(again, resumed, strict=True))
+    assert all(torch.equal(result.accuracy, earlier.accuracy) for result, earlier in zip(again, resumed, strict=True))
 
 
 def test_a_worker_runs_its_seeds_together(place: Path) -> None:

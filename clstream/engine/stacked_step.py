@@ -100,9 +100,10 @@ class Stack:
         self.watched = [[(*slot[:2], slot[0][slot[1]]) for slot in slots(learner)] for learner in self.learners]
         self.slots = [[slot for slot in slots(learner) if isinstance(slot[0][slot[1]], Tensor)] for learner in self.learners]
         self.optimizers = [learner.optimizer for learner in self.learners]
-        if any([place for *_, place in other] != [place for *_, place in self.slots[0]] for other in self.slots):
+        places = [[place for *_, place in held] for held in self.slots]
+        if any(of_seed != places[0] for of_seed in places):
             raise UnstackableError("one seed's strategy holds other tensors than another's")
-        self.own = [[container[key] for container, key, _ in other] for other in self.slots]  # (seeds, slots)
+        self.own = [[container[key] for container, key, _ in held] for held in self.slots]  # (seeds, slots)
         number: dict[int, int] = {}  # tied weights are one tensor in several slots
         self.number_of = [number.setdefault(id(tensor), len(number)) for tensor in self.own[0]]
         self.rows = [[dict(zip(self.number_of, own, strict=True))[place] for own in self.own] for place in range(len(number))]

@@ -106,7 +106,7 @@ class EpisodesResult:
         width = max(len(name) for name, *_ in rows)
         return [
             f"{self.name}, {len(self.outcomes)} of {self.episodes}",
-            *(f"  {name:{width}}  {shown(own)}   1-NN on inputs {shown(other)}" for name, own, other in rows),
+            *(f"  {name:{width}}  {shown(learner)}   1-NN on inputs {shown(neighbour)}" for name, learner, neighbour in rows),
             f"  {'chance':{width}}  {self.chance:.4f}",
             f"  by set  {' '.join(f'{value:.3f}' for value in self.by_set.mean(0).tolist())}",
         ]

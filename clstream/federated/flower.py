@@ -255,8 +255,8 @@ def merging(server: Server, missions: list[Mission], down: dict[str, Tensor], no
 
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> list[Any]:
             facts = ConfigRecord({"round": server_round, "session": session})
-            there = [mission for mission in missions if mission.client in nodes]
-            return [Message(RecordDict({"down": arrays, "facts": facts}), nodes[one.client], "train") for one in there]
+            reached = [nodes[mission.client] for mission in missions if mission.client in nodes]
+            return [Message(RecordDict({"down": arrays, "facts": facts}), node, "train") for node in reached]
 
         def aggregate_train(self, server_round: int, replies: Any) -> tuple[Any, None]:
             uploads, heard = [], set[int]()
