@@ -93,6 +93,11 @@ class Federated(Wrapper):
         self.bytes_up, self.bytes_down = 0, 0
         self.delayed: list[Upload] = []  # that come late
 
+    @property
+    def sent_bytes(self) -> tuple[int, int]:
+        """The bytes that were uploaded, and that clients took over, so far in the run."""
+        return self.bytes_up, self.bytes_down
+
     @on(Event)
     def relay(self, event: Event) -> None:
         """Pass what is not of a round on to the wrapped strategy."""

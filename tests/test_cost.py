@@ -215,7 +215,8 @@ def test_values_that_no_cost_has():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("cost", {}), ("ledger", {}), ("ledger", {"rows": [[1.0]]}), ("ledger", {"meter": {}}), ("ledger", {"spent": {}}),
-     ("ledger", {"held": [1, 2]}), ("ledger", {"memory": {"x": 1.5}}), ("ledger", {"before": []})],
+     ("ledger", {"held": [1, 2]}), ("ledger", {"sent": [[1, -2], [1, 2]]}), ("ledger", {"sent": [[1, 2]]}), ("ledger", {"sent": 1}),
+     ("ledger", {"memory": {"x": 1.5}}), ("ledger", {"before": []})],
 )  # fmt: skip
 def test_a_checkpoint_whose_costs_cant_be_is_refused(name, wrong, tmp_path):
     run(zoo.Replay(example_model()), example_stream(), Checkpointer(tmp_path))
@@ -223,6 +224,18 @@ def test_a_checkpoint_whose_costs_cant_be_is_refused(name, wrong, tmp_path):
     state[name] = {**state[name], **wrong} if wrong else wrong
     with pytest.raises(ValueError, match=f"its '{name}' can't be"):
         run(zoo.Replay(example_model()), example_stream(), resume=state)
+
+
+def test_what_is_sent_is_told_only_where_something_is(tmp_path):
+    result = run(zoo.Finetune(example_model()), example_stream(), Checkpointer(tmp_path))
+    assert result.cost.bytes_up.tolist() == result.cost.bytes_down.tolist() == [0, 0, 0] and not result.cost.sends
+    state = newest(tmp_path)
+    told = {*result.cost.to_dict(), *result.cost.total, *result.cost.to_frame(), *state["cost"], *state["ledger"]}
+    assert told.isdisjoint({"bytes_up", "bytes_down", "sent"})
+    values = result.cost.to_dict() | {"bytes_up": torch.ones(3, dtype=torch.float64)}
+    with pytest.raises(ValueError, match="can't be the values of a Cost"):
+        Cost.from_dict(values)  # one without the other
+    assert Cost.from_dict(values | {"bytes_down": values["bytes_up"]}).total["bytes_down"] == 3
 
 
 def test_the_pareto_front():

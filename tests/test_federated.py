@@ -196,7 +196,7 @@ class Listen:
 
 
 def test_events_tell_of_each_client_and_of_the_bytes_that_were_sent(stream: Stream) -> None:
-    run(strategy := Federated(NCM(model(stream), dtype="float32")), stream, listen := Listen())
+    cost = run(strategy := Federated(NCM(model(stream), dtype="float32")), stream, listen := Listen()).cost
     assert re.fullmatch("(DDDTTTUUUM){4}", listen.word)
     merged = [event for event in listen.heard if isinstance(event, Merged)]
     assert [event.round for event in merged] == [1, 2, 3, 4] and merged[0].clients == (0, 1, 2)
@@ -206,6 +206,9 @@ def test_events_tell_of_each_client_and_of_the_bytes_that_were_sent(stream: Stre
     # 2 classes of 32 floats each, their counts, and the number of each row and of all rows with both tensors
     assert {event.bytes for event in listen.heard if isinstance(event, Uploaded)} == {2 * 32 * 4 + 2 * 4 + 2 * 3 * 4}
     assert merged[-1].curves()["federated/bytes_up"] == up
+    assert cost.bytes_up.cumsum(0).tolist() == [0, *(event.bytes_up for event in merged)]  # the base session sends nothing
+    assert cost.bytes_down.cumsum(0).tolist() == [0, *(event.bytes_down for event in merged)]
+    assert cost.total["bytes_up"] == up and {"bytes_up", "bytes_down"} < {*cost.to_frame().columns}
 
 
 def test_rows_of_classes_that_did_not_come_are_not_sent() -> None:
@@ -329,6 +332,8 @@ def test_a_federated_run_resumes_exactly(make: Callable[[nn.Module], Strategy]) 
         result = run(make(model(stream)), stream, rest, measured, resume=whole.load(number))
         assert difference(whole.load(-1), rest.load(-1)) is None
         assert torch.equal(result.accuracy, expected.accuracy)
+        for column in ("bytes_up", "bytes_down"):
+            assert torch.equal(getattr(result.cost, column), getattr(expected.cost, column)) and getattr(result.cost, column).any()
         assert [(row.round, row.client) for row in measured.rows] == [(row.round, row.client) for row in accuracy.rows]
 
 

@@ -1,4 +1,4 @@
-"""Costs: what a run took, session by session: FLOPs, seconds, parameters and memory."""
+"""Costs: what a run took, session by session: FLOPs, seconds, parameters, memory, and bytes that were sent."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ HELD = ("parameters", "trainable_parameters", "memory_bytes", "peak_bytes")
 """The columns of `Cost` that say what there was when a session was over."""
 
 
+SENT = ("bytes_up", "bytes_down")
+"""The columns of `Cost` that are 0 unless there are clients; dictionaries, totals and frames leave them out then."""
+
+
 def _unknown() -> Tensor:
     return torch.empty(0, dtype=torch.float64)
 
@@ -30,8 +34,7 @@ def _unknown() -> Tensor:
 class Cost:
     """What a run took: tensors of (sessions,), float64, on the CPU; NaN is unknown.
 
-    The first session has what came before it too: the evaluation of the untrained strategy, and the start. Bytes that are sent are
-    not among these: nothing is sent.
+    The first session has what came before it too: the evaluation of the untrained strategy, and the start.
 
     Args:
         learning_flops: floating-point operations of the steps on batches: see `clstream.measures.flops`.
@@ -44,6 +47,7 @@ class Cost:
         memory_bytes: what the strategy keeps beside these when the session is over, evaluated or not: see
             `clstream.measures.memory`.
         peak_bytes: the most memory that the process had until then, on a GPU the most that tensors had there.
+        bytes_up, bytes_down: of tensors that clients sent to a server, and that it sent to them.
         memory: the bytes in the newest of `memory_bytes`, by the attribute of the strategy that holds them.
         compiling_seconds: of the whole run, which are in none of the columns; 0 unless steps are compiled.
 
@@ -60,6 +64,8 @@ class Cost:
     trainable_parameters: Tensor = field(default_factory=_unknown)
     memory_bytes: Tensor = field(default_factory=_unknown)
     peak_bytes: Tensor = field(default_factory=_unknown)
+    bytes_up: Tensor = field(default_factory=_unknown)
+    bytes_down: Tensor = field(default_factory=_unknown)
     memory: dict[str, int] = field(default_factory=dict)
     compiling_seconds: float = 0.0
 
@@ -78,26 +84,36 @@ class Cost:
         return self.learning_flops + self.consolidating_flops
 
     @property
+    def sends(self) -> bool:
+        """Whether anything was sent."""
+        return any(bool(getattr(self, name).any()) for name in SENT)
+
+    @property
     def total(self) -> dict[str, float]:
-        """The whole run: sums of FLOPs and seconds, the last number of parameters, the most memory that was held; NaN of none."""
+        """The whole run: sums of FLOPs and seconds, the last number of parameters, the most memory that was held; NaN of none.
+
+        Where anything was sent, the sums of that too.
+        """
         known = len(self) > 0
         values = {name: float(getattr(self, name).sum()) if known else float("nan") for name in ADDED}
         values["flops"] = float(self.flops.sum()) if known else float("nan")
         for name in HELD:
             column = getattr(self, name)
             values[name] = float(column.amax() if name.endswith("bytes") else column[-1]) if known else float("nan")
+        values |= {name: float(getattr(self, name).sum()) for name in SENT if self.sends}
         return values | ({"compiling_seconds": self.compiling_seconds} if self.compiling_seconds else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, as checkpoints hold them, that `from_dict` takes."""
-        left_out = set() if self.compiling_seconds else {"compiling_seconds"}
+        left_out = {*(() if self.compiling_seconds else ("compiling_seconds",)), *(() if self.sends else SENT)}
         return {attribute.name: getattr(self, attribute.name) for attribute in fields(Cost) if attribute.name not in left_out}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Cost:
         """Return the cost whose `to_dict` gave these values. Raises ValueError for values that no cost gives."""
-        columns = [values.get(name) for name in (*ADDED, *HELD)]
-        right = {"compiling_seconds", *values} == {attribute.name for attribute in fields(Cost)} and isinstance(
+        sent = () if values.keys().isdisjoint(SENT) else SENT
+        columns = [values.get(name) for name in (*ADDED, *HELD, *sent)]
+        right = {"compiling_seconds", *SENT, *values} == {attribute.name for attribute in fields(Cost)} and isinstance(
             values["memory"], dict
         )
         right = right and type(values.get("compiling_seconds", 0.0)) is float
@@ -106,7 +122,7 @@ class Cost:
         right = right and all(isinstance(name, str) and type(size) is int for name, size in values["memory"].items())
         if not right:
             raise ValueError("these can't be the values of a Cost")
-        return Cost(**values)
+        return Cost(**(values if sent else {**values, **{name: torch.zeros_like(values[ADDED[0]]) for name in SENT}}))
 
     def to_frame(self) -> DataFrame:
         """Return a pandas DataFrame: a row for each session, a column for each of the tensors."""
@@ -114,7 +130,7 @@ class Cost:
             from pandas import DataFrame, RangeIndex
         except ModuleNotFoundError:
             raise ImportError("a DataFrame needs the package pandas, which is not installed: pip install pandas") from None
-        columns = {name: getattr(self, name).numpy() for name in (*ADDED, *HELD)}
+        columns = {name: getattr(self, name).numpy() for name in (*ADDED, *HELD, *(SENT if self.sends else ()))}
         return DataFrame(columns, index=RangeIndex(1, len(self) + 1, name="sessions_finished"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from clstream.bus import Stopwatch
-from clstream.measures.cost import ADDED, HELD, Cost
+from clstream.measures.cost import ADDED, HELD, SENT, Cost
 from clstream.measures.flops import KINDS, METER, FlopMeter
 from clstream.measures.memory import Answering, count_parameters, memory_by_attribute, peak_bytes, storages_of_stream
 from clstream.stream import Stream
@@ -34,6 +34,7 @@ class Ledger:
         self.meter = FlopMeter(strategy, lambda: tracking.depth > 0)
         self.spent = {"consolidating": 0.0, "evaluating": 0.0}  # seconds; those of "compiling" only if steps are compiled
         self.rows: list[list[float]] = []  # of sessions that are over, in the order of the columns
+        self.sent: list[list[int]] = []  # the bytes up and down until the end of each of these
         self.before = [0.0] * len(ADDED)  # what had added up before the session that goes on
         self.held = [float("nan")] * (len(HELD) - 1)
         self.memory: dict[str, int] = {}
@@ -78,6 +79,7 @@ class Ledger:
         if number:
             self.meter.flush()
             self.rows.append(self._row())
+            self.sent.append([*self.strategy.sent_bytes])
             self.before = self._added()
             self.held = [float("nan")] * len(self.held)
 
@@ -109,8 +111,9 @@ class Ledger:
         table = torch.tensor([*self.rows, self._row()], dtype=torch.float64)
         skipped = sum(steps.skipped() for steps in self.meter.steps.values())
         table[-1, 0] += skipped
+        sent = torch.tensor([[0, 0], *self.sent, [*self.strategy.sent_bytes]], dtype=torch.float64).diff(dim=0)
         return Cost(
-            **dict(zip((*ADDED, *HELD), table.T.contiguous(), strict=True)),
+            **dict(zip((*ADDED, *HELD, *SENT), torch.cat([table, sent], 1).T.contiguous(), strict=True)),
             memory=dict(self.memory),
             compiling_seconds=self.spent.get("compiling", 0.0),
         )
@@ -125,6 +128,7 @@ class Ledger:
             "before": list(self.before),
             "held": list(self.held),
             "memory": dict(self.memory),
+            **({"sent": [list(row) for row in self.sent]} if any(map(any, self.sent)) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,19 +136,25 @@ class Ledger:
         self.meter.load_state_dict(state["meter"])
         self.spent, self.tracking.seconds, self.memory = dict(state["spent"]), state["tracking"], dict(state["memory"])
         self.rows, self.before, self.held = [list(row) for row in state["rows"]], list(state["before"]), list(state["held"])
+        self.sent = [list(row) for row in state.get("sent", [[0, 0]] * len(self.rows))]
 
     @staticmethod
     def is_state(state: Mapping[str, Any]) -> bool:
         """Return whether these may be what `state_dict` returns."""
         kinds = {"meter": dict, "spent": dict, "tracking": float, "rows": list, "before": list, "held": list, "memory": dict}
-        if state.keys() != kinds.keys() or not all(isinstance(state[name], kind) for name, kind in kinds.items()):
+        if state.keys() - {"sent"} != kinds.keys() or not all(isinstance(state[name], kind) for name, kind in kinds.items()):
             return False
         widths = [len(ADDED) + len(HELD)] * len(state["rows"]) + [len(ADDED), len(HELD) - 1]
         rows = [*state["rows"], state["before"], state["held"]]
+        sent = state.get("sent", [[0, 0]] * len(state["rows"]))
+        if not isinstance(sent, list) or len(sent) != len(state["rows"]):
+            return False
         return (
             FlopMeter.is_state(state["meter"])
             and state["spent"].keys() - {"compiling"} == {"consolidating", "evaluating"}
             and all(isinstance(row, list) and len(row) == width for row, width in zip(rows, widths, strict=True))
             and all(type(number) is float for numbers in (*rows, state["spent"].values()) for number in numbers)
+            and all(isinstance(row, list) and len(row) == len(SENT) for row in sent)
+            and all(type(number) is int and 0 <= number < 2**63 for row in sent for number in row)
             and all(isinstance(name, str) and type(size) is int for name, size in state["memory"].items())
         )

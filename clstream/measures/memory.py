@@ -29,7 +29,11 @@ _THROUGH = re.compile(r"\.(?:base|theirs|(?:parts|regularisers)\[\d+\])(?=[.\[])
 
 
 class Answering(Protocol):
-    """What a strategy says of what it holds: see `clstream.Strategy`."""
+    """What a strategy says of what it holds and sends: see `clstream.Strategy`."""
+
+    @property
+    def sent_bytes(self) -> tuple[int, int]:
+        """The bytes that went up to a server and down to its clients, so far in the run."""
 
     def answering_weights(self) -> Iterable[Tensor]:
         """Return the parameters and buffers that it answers with."""

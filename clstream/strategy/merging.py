@@ -29,6 +29,11 @@ class Merging:
         if isinstance(model, nn.Module):
             yield from (*model.parameters(), *model.buffers())
 
+    @property
+    def sent_bytes(self) -> tuple[int, int]:
+        """The bytes that went up to a server and down to its clients, so far in the run: none, where there are no clients."""
+        return 0, 0
+
     def export(self, since: Payload | None = None) -> dict[str, Tensor]:
         """Return what others merge: here the parameters and buffers of the model, and which classes came, if that is tracked.
 

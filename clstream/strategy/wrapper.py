@@ -125,6 +125,11 @@ class Wrapper(Strategy):
         """Yield what the wrapped strategy answers with."""
         return self.base.answering_weights()
 
+    @property
+    def sent_bytes(self) -> tuple[int, int]:
+        """The bytes that were sent in the wrapped strategy."""
+        return self.base.sent_bytes
+
     def kept_samples(self) -> Iterable[Samples | Subset]:
         """Return what the wrapped strategy keeps."""
         return self.base.kept_samples()
