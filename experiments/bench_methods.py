@@ -66,7 +66,7 @@ def peaks(cell: Cell) -> list[float]:
     """Return the peak memory of both sides of a cell, in MiB, each in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clstream.experiments.bench_cells"])
-    with context.Pool(1, maxtasksperchild=1) as pool:
+    with context.Pool(2, maxtasksperchild=1) as pool:
         return pool.starmap(peak, [(CELLS.index(cell), side) for side in (0, 1)], chunksize=1)
 
 
