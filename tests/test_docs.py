@@ -238,6 +238,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in slugs, f"{page.relative_to(ROOT)}: {name or page.name} has no section {anchor}"
 
 
+def test_the_readme_leads_to_every_page_of_the_docs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [page.name for page in ROOT.glob("docs/*.md") if f"](docs/{page.name})" not in readme]
+
+
 def test_the_quickstart_names_every_option_of_run() -> None:
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     options = {option for action in run_parser()._actions for option in action.option_strings if option.startswith("--")}
