@@ -47,14 +47,14 @@ Way = Callable[[Stream], Runs]
 """What runs on a stream; what can be made ready beforehand is."""
 
 
-def strategy(make: Callable[[nn.Module], Strategy]) -> Way:
+def strategy(make: Callable[[nn.Module], Strategy], compiled: bool = False) -> Way:
     """Return how a strategy is run."""
 
     def runs(stream: Stream, network: nn.Module, times: Times) -> None:
         with isolated(0, "strategy"):
             built = make(network)
         begin, cpu = perf_counter(), process_time()
-        cost = run(built, stream, device=stream.device or "cpu").cost
+        cost = run(built, stream, device=stream.device or "cpu", compile=compiled).cost
         times.wall.append(perf_counter() - begin)
         times.cpu.append(process_time() - cpu)
         for part in PARTS:
@@ -226,3 +226,14 @@ CELLS = (
     Cell("SHARP, MnistLike", 128, 1_500, mnist_like, strategy(SHARP), "replay", OURS_REPLAY, epochs=3),
     Cell("NCM on features", 128, 60_000, features, strategy(NCM), "fine-tune", OURS_FINETUNE),
 )  # fmt: skip
+
+COMPILED = (
+    Cell("fine-tune, compiled", 10, 20_000, mlp, strategy(FINETUNE, compiled=True), "by hand", HAND_FINETUNE, 0.70, of="learning"),
+    Cell("replay, compiled", 10, 20_000, mlp, strategy(REPLAY, compiled=True), "by hand", HAND_REPLAY, 0.70, of="learning"),
+    Cell("DER++, compiled", 10, 10_000, mlp, strategy(DERPP, compiled=True), "by hand", HAND_DERPP, 0.70, of="learning"),
+    Cell("EWC, compiled", 10, 5_000, mlp, strategy(partial(EWC, optimizer=LR, strength=10.0), compiled=True), "by hand", HAND_EWC,
+         0.70, of="learning"),
+    Cell("LwF, compiled", 10, 10_000, mlp, strategy(partial(LwF, optimizer=LR), compiled=True), "by hand", HAND_LWF, 0.70,
+         of="learning"),
+)  # fmt: skip
+"""With compiled steps, whose learning leaves out the seconds of compiling."""

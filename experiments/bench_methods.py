@@ -9,8 +9,9 @@ seconds over the other's, with the least and the greatest. CPU seconds beside wa
 `--busy` measures what has a budget once more, beside a process that multiplies matrices all the time. The peak memory of each side
 is what a fresh process takes for data and run, above what it has after a small run of the same kind: so without torch's own.
 
-`--out bench` writes bench.json, bench.csv and bench.png there; `--track` logs them to MLflow. `--full` takes four times as many
-samples: what a run costs once counts less then.
+`--compiled` measures compiled steps instead; the seconds of compiling are no part of their learning. `--out bench` writes
+bench.json, bench.csv and bench.png there; `--track` logs them to MLflow. `--full` takes four times as many samples: what a run
+costs once counts less then.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clstream.experiments.bench_cells import CELLS, PARTS, Cell, Times
+from clstream.experiments.bench_cells import CELLS, COMPILED, PARTS, Cell, Times
 from clstream.experiments.bench_table import heading, line, save, track
 from clstream.experiments.loops_in_avalanche import is_installed
 
@@ -67,13 +68,13 @@ def peaks(cell: Cell) -> list[float]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clstream.experiments.bench_cells"])
     with context.Pool(2, maxtasksperchild=1) as pool:
-        return pool.starmap(peak, [(CELLS.index(cell), side) for side in (0, 1)], chunksize=1)
+        return pool.starmap(peak, [((*CELLS, *COMPILED).index(cell), side) for side in (0, 1)], chunksize=1)
 
 
 def peak(number: int, side: int) -> float:
     """Return what one side of a cell takes at its peak, data included, above what a small run has taken, in MiB."""
     torch.set_num_threads(1)
-    cell = CELLS[number]
+    cell = (*CELLS, *COMPILED)[number]
     taken = []
     for some in (replace(cell, samples=100), cell):
         stream = some.stream()
@@ -113,8 +114,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where runs and loops by hand are, as torch names it")
     parser.add_argument("--out", help="a folder for bench.json, bench.csv and bench.png")
     parser.add_argument("--track", action="store_true", help="log them to MLflow; needs --out")
+    parser.add_argument("--compiled", action="store_true", help="measure compiled steps, in place of those that are not")
     options = parser.parse_args()
-    cells = [cell for cell in CELLS if not options.only or options.only in f"{cell.name} {cell.batch} {cell.against}"]
+    cells = [
+        cell
+        for cell in (COMPILED if options.compiled else CELLS)
+        if not options.only or options.only in f"{cell.name} {cell.batch} {cell.against}"
+    ]
     if not cells or options.turns < 1 or options.threads < 1 or (options.track and not options.out):
         parser.error("--only must be in some cell's name, --turns and --threads at least 1, and --track needs --out")
     torch.set_num_threads(options.threads)
