@@ -166,6 +166,16 @@ def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.fixture(params=["sqlite", "files"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store that drops equal points by itself, and one that keeps all that it is given."""
+    if request.param == "sqlite":
+        return str(request.getfixturevalue("store"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    return str(tmp_path / "mlruns")
+
+
 @pytest.fixture(scope="session")
 def shared_server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """An MLflow server for all tests of a process, to start again where one killed it."""
@@ -187,6 +197,12 @@ def server(shared_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine is no outage
     return shared_server
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each evaluation is sent at once, as those of long sessions are."""
+    monkeypatch.setattr("clstream.tracking.uploader.PAUSE_RATIO", 0)
 
 
 @pytest.fixture(scope="session")

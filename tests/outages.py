@@ -174,3 +174,11 @@ class Unreliable:
         self.client.log_batch(run_id, metrics=arrived, params=params)
         if self.batches in self.lost + self.halves:
             raise self.error
+
+
+def lose_answers(tracker: MlflowTracker, error: BaseException, *lost: int, halves: tuple[int, ...] = ()) -> Unreliable:
+    """Have the client of a tracker lose the answers to some of its batches, counted from 1; of `halves` half arrives."""
+    client, experiment = tracker.connection
+    unreliable = Unreliable(client, error, lost, halves)
+    tracker.connection = unreliable, experiment
+    return unreliable

@@ -95,6 +95,7 @@ def test_pictures_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     ("status", "arguments", "sentence"),
     [
         (2, ["--metrics", "forgeting"], "no run has a metric 'forgeting', did you mean 'forgetting'?"),
+        (2, ["--metrics", "acuracy"], "no run has a metric 'acuracy', did you mean 'average_accuracy'?"),
         (2, ["--metrics", ","], "--metrics takes names by comma"),
         (2, ["--against", "EWC"], "there is no method 'EWC'"),
         (2, ["--seeds", "0"], "unknown option --seeds"),

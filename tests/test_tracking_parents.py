@@ -50,6 +50,7 @@ class Clock:
         self.now += next(self.seconds)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_the_picture_is_renewed_every_thirty_seconds_at_most_and_at_the_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client, drawn = MlflowClient(store), []
     clock = Clock([29, 2, 29])

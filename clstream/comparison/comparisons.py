@@ -214,8 +214,9 @@ def _checked_metrics(metrics: Sequence[str] | None, records: Sequence[Record]) -
 
 
 def _meant(name: str, known: Sequence[str] | set[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    names = {whole.removeprefix("average_"): whole for whole in known} | {whole: whole for whole in known}
+    near = get_close_matches(name, list(names), n=1)
+    return f", did you mean {names[near[0]]!r}?" if near else ""
 
 
 def _titles(records: Sequence[Record]) -> dict[StreamKey, str]:

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from clstream.tracking.addresses import check_answers as check_answers
 from clstream.tracking.addresses import tracking_uri as tracking_uri
 from clstream.tracking.addresses import without_password as without_password
 from clstream.tracking.mlflow_schema import check_schema
-from clstream.tracking.outbox import Item, Outbox, is_plain_name
+from clstream.tracking.outbox import MOST_POINTS, Item, Outbox, is_plain_name
 from clstream.tracking.uploader import Uploader, reason_of
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are the user's business
@@ -41,8 +41,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # 7 times; what i
 
 Connection = tuple[MlflowClient, str]
 """What `connect` returns: a client, and the id of the experiment."""
-
-_PER_WRITE = 1000  # metrics that MLflow takes in one batch
 
 
 def connect(uri: str | None = None, experiment: str = "clstream") -> Connection:
@@ -126,8 +124,9 @@ class Sender:
             self.connection = connect(self.uri, self.outbox.head["experiment"])
         return self.connection[0]
 
-    def __call__(self, item: Item, maybe_sent: bool) -> str | None:
-        """Send an item; `maybe_sent`: it may have arrived already. Return the id of a run that was created."""
+    def __call__(self, items: Sequence[Item], maybe_sent: bool) -> str | None:
+        """Send an item, or several of metrics, of which some `maybe_sent` already. Return the id of a run that was created."""
+        item = items[0]
         if maybe_sent:
             self.steps.clear()  # what was known may be out of date
         if item["do"] == "create":
@@ -137,7 +136,7 @@ class Sender:
             raise LookupError("the MLflow run was never created")
         match item["do"]:
             case "metrics":
-                self.metrics(run_id, item, maybe_sent or self.check_steps)
+                self.metrics(run_id, items, maybe_sent or self.check_steps)
             case "params":
                 client.log_batch(run_id, params=[Param(key, value) for key, value in item["values"].items()])
             case "tags":
@@ -168,24 +167,25 @@ class Sender:
         tags = item["tags"] | {"clstream_run": self.outbox.head["key"]}
         return str(client.create_run(experiment, item["at"], tags, item["name"]).info.run_id)
 
-    def metrics(self, run_id: str, item: Item, check_steps: bool) -> None:
-        """Write the points; if `check_steps`, those that the store doesn't have."""
+    def metrics(self, run_id: str, items: Sequence[Item], check_steps: bool) -> None:
+        """Write the points, each with the time of its item; if `check_steps`, those that the store doesn't have."""
         points = [
             Metric(name, value, item["at"], step)
+            for item in items
             for name, step, value in item["points"]
-            if not (check_steps and step in self.steps_of(run_id, name))
+            if not check_steps or self._takes(run_id, name, step)
         ]
-        for first in range(0, len(points), _PER_WRITE):
-            self.client.log_batch(run_id, metrics=points[first : first + _PER_WRITE])
-        for point in points:
-            if point.key in self.steps:
-                self.steps[point.key].add(point.step)
+        for first in range(0, len(points), MOST_POINTS):
+            self.client.log_batch(run_id, metrics=points[first : first + MOST_POINTS])
 
-    def steps_of(self, run_id: str, name: str) -> set[int]:
-        """Return the steps of a metric that the store has already."""
+    def _takes(self, run_id: str, name: str, step: int) -> bool:
+        """Return whether the store has no point of a metric at a step yet, and note that it gets one: else it is asked again."""
         if name not in self.steps:
             self.steps[name] = {point.step for point in self.client.get_metric_history(run_id, name)}
-        return self.steps[name]
+        steps = self.steps[name]
+        new = step not in steps
+        steps.add(step)
+        return new
 
     def artifact(self, run_id: str, item: Item) -> None:
         """Write an artifact whose content is in the item; a name with slashes has it in folders."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,8 +22,11 @@ from clstream.tracking.journal import Journal, entries, read_lines
 FILE = "tracking.jsonl"
 FORMAT = 1
 
+MOST_POINTS = 1000
+"""Points of metrics that are sent together: as many as MLflow takes."""
+
 Item = dict[str, Any]
-Send = Callable[[Item, bool], "str | None"]
+Send = Callable[[Sequence[Item], bool], "str | None"]
 
 
 class Outbox:
@@ -145,19 +149,31 @@ class Outbox:
     def flush(self, send: Send) -> None:
         """Send what is pending, in order, until `send` raises.
 
-        `send` is called with an item, and whether it may have arrived already. It may return the run's id.
+        `send` is called with an item, or with several of metrics that follow each other, and whether any may have arrived
+        already. It may return the run's id.
         """
         while self.pending:
-            item = self.pending[0]
-            number = item["item"]
-            maybe_sent = number in self.maybe_sent
-            self.maybe_sent.add(number)
-            run_id = send(item, maybe_sent)
+            batch = self._next_batch()
+            numbers = [item["item"] for item in batch]
+            maybe_sent = not self.maybe_sent.isdisjoint(numbers)
+            self.maybe_sent.update(numbers)
+            run_id = send(batch, maybe_sent)
             self.run_id = run_id or self.run_id
             if self.journal is not None:
-                self.journal.append({"sent": number} | ({"run_id": run_id} if run_id else {}))
-            self.pending.popleft()
-            self.maybe_sent.discard(number)
+                self.journal.append(*({"sent": number} | ({"run_id": run_id} if run_id else {}) for number in numbers))
+            for number in numbers:
+                self.pending.popleft()
+                self.maybe_sent.discard(number)
+
+    def _next_batch(self) -> list[Item]:
+        """Return the first pending item; with metrics, those that follow and are metrics too, up to `MOST_POINTS`."""
+        batch, points = [self.pending[0]], len(self.pending[0].get("points", ()))
+        for item in islice(self.pending, 1, None):
+            points += len(item.get("points", ()))
+            if {batch[0]["do"], item["do"]} != {"metrics"} or points > MOST_POINTS:
+                break
+            batch.append(item)
+        return batch
 
     def close(self) -> None:
         """Close the journal."""

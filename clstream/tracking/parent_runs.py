@@ -185,7 +185,7 @@ class ParentRun:
         new = [point for point in points if point[:2] not in written]
         if new:
             self.uploader.outbox.put("metrics", at=_now(), points=new)
-            self.uploader.upload()
+            self.uploader.upload_in_turn()
 
     def read_journal(self, seed: int, folder: Path) -> None:
         """Take, from the folder of a seed that ran in another process, what its tracker would have given in this one."""
@@ -215,7 +215,7 @@ class ParentRun:
             self._draw(latest)
         if last and self.picture:
             self.uploader.outbox.put("artifact", name="forgetting_curves.png", base64=self.picture)
-        self.uploader.upload()
+        self.uploader.upload_in_turn()
 
     def _draw(self, latest: Sequence[int]) -> None:
         title = self.name if len(latest) == len(self.seeds) else f"{self.name}: {len(latest)} so far"

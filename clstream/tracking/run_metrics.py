@@ -42,7 +42,8 @@ def session_metrics(evaluation: Evaluation, begun: Tensor) -> dict[str, float]:
     for name, whole in evaluation.measured.items():
         prefix, label = ("task_il/", name.removeprefix("task_")) if name.startswith("task_") else ("", name)
         tasks = _tasks_measured(evaluation, label)
-        matrix, taught, baseline = whole[:, tasks], evaluation.taught[:, tasks], evaluation.start[name][tasks]
+        columns = slice(len(tasks)) if tasks[-1:] == [len(tasks) - 1] else tasks  # of all tasks without a copy
+        matrix, taught, baseline = whole[:, columns], evaluation.taught[:, columns], evaluation.start[name][columns]
         higher = name not in evaluation.lower_is_better
         main = label in MAIN.values()
         lost = metrics.forgetting_max_earlier_minus_last(matrix, taught, higher)

@@ -1,7 +1,8 @@
 """Tracking: a run's curves, params and pictures in MLflow.
 
 The step of a metric is the number of sessions finished; for `anytime/...` it is the number of batches learned. What an
-evaluation found is written at once, in one batch; nothing is written per batch of the stream.
+evaluation found is written at once, in one batch, or with what the next ones find where sessions are short; nothing is
+written per batch of the stream.
 
 All of it goes through an outbox: what the server doesn't take waits there, and the run goes on.
 """
@@ -13,6 +14,7 @@ import math
 import os
 import platform
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun
 from clstream.tracking.picture_timer import PictureTimer
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
-from clstream.tracking.uploader import Uploader, default_journal, reason_of
+from clstream.tracking.uploader import LONGEST_PAUSE, Uploader, default_journal, reason_of
 
 
 class MlflowTracker(Curves):
@@ -52,7 +54,8 @@ class MlflowTracker(Curves):
         config: what was asked for, as text; kept as the artifact config.yaml.
         tags: more tags.
         folder: of the run. All that is written lies in its file tracking.jsonl before it is sent, so that a killed process
-            loses nothing. None: nothing is on disk until something can't be sent, then it is in runs/<MLflow run id>.
+            loses nothing. None: nothing is on disk until something can't be sent, then it is in runs/<MLflow run id>; a killed
+            process loses what its last short sessions found, but not what a checkpoint counts as done.
         files: become artifacts at the end, those that are there; of a folder all files in it, in a folder of its name. They have
             to stay where they are until they are sent.
         allow_offline: whether a server that is away at the start is no error: for a run that is resumed, or follows another one.
@@ -153,6 +156,8 @@ class MlflowTracker(Curves):
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on in the same MLflow run: plain values and tensors."""
         outbox = self.outbox
+        if outbox.journal is None and self.uploader is not None:
+            self.uploader.upload()  # what waits would be lost with the process
         head = outbox.head | ({"run_id": outbox.run_id} if outbox.run_id else {})
         return {"outbox": head, **self._curves_state(), "code_versions": self.code_versions}
 
@@ -211,9 +216,16 @@ class MlflowTracker(Curves):
         warnings.warn(f"the MLflow run {run_id} was at {before}, and goes on at {ours}", RuntimeWarning, stacklevel=2)
         return self.uri
 
+    @on(events.BatchLearned)
+    def count(self, event: events.BatchLearned) -> None:
+        """Keep the loss, and count the samples; in a long session, send what the short ones before it left."""
+        super().count(event)
+        if self.uploader is not None and not self.uploader.offline and time.perf_counter() - self.began > LONGEST_PAUSE:
+            self.uploader.upload_in_turn()
+
     @on(events.Evaluated)
     def write(self, event: events.Evaluated) -> None:
-        """Write what the evaluation found, in one batch; evaluations within a session go with the session's own."""
+        """Write what the evaluation found; evaluations within a session go with the session's own."""
         self.evaluation = event.evaluation
         if event.evaluation.within_session:
             return
@@ -221,7 +233,7 @@ class MlflowTracker(Curves):
         if self.picture_timer.due():
             self._picture(event.evaluation)
         assert self.uploader is not None
-        self.uploader.upload()
+        self.uploader.upload_in_turn()
         if self.parent is not None:
             assert self.started is not None
             assert self.tasks_by_row is not None

@@ -26,6 +26,7 @@ class Uploader:
         self.outbox, self.send, self.server, self.fallback_folder = outbox, send, server, fallback_folder
         self.offline = False
         self.delay, self.next_try = 0.0, 0.0
+        self.next_turn = 0.0
 
     def upload(self, last: bool = False) -> None:
         """Send what is pending, unless the last try failed a moment ago; warn if it fails, once for each outage.
@@ -40,6 +41,17 @@ class Uploader:
                 if self.outbox.pending:
                     self._journal_file()
                 self.outbox.close()
+
+    def upload_in_turn(self) -> None:
+        """Send what is pending, unless the last write was a moment ago: then a later call does, or the last upload.
+
+        So what many short sessions found is one write.
+        """
+        if time.monotonic() >= self.next_turn:
+            begin = time.monotonic()
+            self.upload()
+            end = time.monotonic()
+            self.next_turn = end + min(PAUSE_RATIO * (end - begin), LONGEST_PAUSE)
 
     def _try(self, last: bool) -> None:
         begin = time.monotonic()
@@ -84,6 +96,12 @@ class Uploader:
 
 SLOW = 1.0
 """Seconds after which a write that fails is not tried again at once: a server that hangs costs a timeout, not two."""
+
+PAUSE_RATIO = 20
+"""The pause after a write, as a multiple of the time it took."""
+
+LONGEST_PAUSE = 2.0
+"""The most seconds that what a run found waits for a write."""
 
 LONGEST_DELAY = 60
 """The most seconds between two tries, where a try takes no time: a closed port."""
