@@ -33,6 +33,7 @@ from clstream.models import GrowingHead
 from clstream.params import check_choice, check_integer, check_share
 from clstream.seeds import derive
 from clstream.strategy import Strategy, Wrapper, needs
+from clstream.strategy.frozen_features import FrozenFeatures
 from clstream.stream import Batch
 
 
@@ -80,6 +81,8 @@ class Federated(Wrapper):
         check_share(dropout=dropout, late=late)
         for need, reason in needs(base).items():
             raise ValueError(f"clients have sessions and no tasks, and {type(base).__name__} needs {need} ({reason})")
+        if merging == "published" and getattr(type(base), "start", None) is not FrozenFeatures.start:
+            raise ValueError(f"merging='published' is of prototypes, as NCM has them, and {type(base).__name__} has others")
         self.epochs, self.batch_size, self.merging, self.weigh = epochs, batch_size, merging, weigh
         self.dropout, self.late = dropout, late
         self.handlers: list[tuple[type[Event], Handler]] = []
@@ -189,10 +192,8 @@ class Federated(Wrapper):
         self.emit(Merged(self.round, tuple(upload.client for upload in merged), classes, self.bytes_up, self.bytes_down))
 
     def merge_as_published(self, uploads: list[Upload], down: dict[str, Tensor]) -> None:
-        """Take up prototypes client by client as the authors' code does. Raises TypeError where there are none."""
+        """Take up prototypes client by client as the authors' code does."""
         for upload in uploads:
-            if upload.payload.keys() != {"sums", "counts"}:
-                raise TypeError(f"merging='published' is of prototypes, as NCM has them, and {type(self.base).__name__} has others")
             self.base.merge(shifted_as_published(self.base.export(), down, upload.payload))
 
     def happens(self, share: float, what: str, client: int) -> bool:

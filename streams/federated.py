@@ -146,7 +146,7 @@ def of_clients(stream: Stream, name: str, session: Tensor, client: Tensor) -> St
 def drawn_missions(y: Tensor, clients: int, way: int, shots: int, rounds: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """Return the round, from 1, and the client of each of (samples,) field labels; -1 for those that no mission has.
 
-    Raises ValueError for more ways than classes, and more shots than a class has samples.
+    Raises ValueError for more ways than classes, more shots than a class has samples, and clients without any.
     """
     labels, counts = y.unique(return_counts=True)
     if way > len(labels):
@@ -164,6 +164,12 @@ def drawn_missions(y: Tensor, clients: int, way: int, shots: int, rounds: int | 
             for place in torch.randperm(len(left), generator=draw)[:way].tolist():
                 rows, unused[left[place]] = unused[left[place]][:shots], unused[left[place]][shots:]
                 session[rows], client[rows] = number, drawing
+    served = client.unique()
+    if idle := clients - len(served[served >= 0]):
+        raise ValueError(
+            f"{idle} of {clients} clients would have no images: those of the field classes are used up before. Take fewer clients, "
+            "ways or shots"
+        )
     return session, client
 
 

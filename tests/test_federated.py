@@ -102,6 +102,7 @@ def test_dirichlet_shares_are_all_dealt_out_and_more_unlike_with_a_small_alpha()
         ({"shots": 500}, "shots=500 is more than the 1.. samples that a field class has"),
         ({"base": 10}, "base=10 classes leave no field classes: digits has 10, so take at most 9"),
         ({"alpha": 0.01, "clients": 30}, "would have 0 samples for 5 rounds at alpha=0.01"),
+        ({"clients": 400}, "365 of 400 clients would have no images: those of the field classes are used up before"),
         ({"clients": 0}, "clients"),
         ({"alpha": 0}, "alpha"),
         ({"rounds": 0}, "rounds"),
@@ -250,8 +251,10 @@ def test_the_published_merge_is_another_one_only_where_the_server_knew_the_class
     assert torch.equal(ours["counts"], theirs["counts"])
     torch.testing.assert_close(ours["sums"][:5], theirs["sums"][:5])
     assert not torch.allclose(ours["sums"][5:], theirs["sums"][5:])
-    with pytest.raises(TypeError, match="merging='published' is of prototypes, as NCM has them, and Finetune has others"):
-        run(Federated(Finetune(model(stream)), merging="published"), stream)
+    for other in (Finetune, SLDA):
+        sentence = f"merging='published' is of prototypes, as NCM has them, and {other.__name__} has others"
+        with pytest.raises(ValueError, match=sentence):
+            Federated(other(model(stream)), merging="published")
 
 
 class Faulty(NCM):

@@ -244,6 +244,8 @@ def test_bad_statistics_are_refused_before_anything_changes(make: Callable[[nn.M
         with pytest.raises(ValueError, match=sentence):
             server.merge([good, bad] if bad else [])
         assert digest(server) == before
+    with pytest.raises(ValueError, match="merge takes what one learner exported, or several in a list, not 3"):
+        server.merge(3)  # type: ignore[arg-type]
 
 
 def test_bad_models_are_refused_before_anything_changes() -> None:

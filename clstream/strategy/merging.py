@@ -87,7 +87,9 @@ class Merging:
 
 
 def as_payloads(payloads: Payload | Iterable[Payload]) -> list[Payload]:
-    """Return payloads as a list: one by itself is a list of it. Raises ValueError for none."""
+    """Return payloads as a list: one by itself is a list of it. Raises ValueError for none, and for what can't be any."""
+    if not isinstance(payloads, Iterable):
+        raise ValueError(f"merge takes what one learner exported, or several in a list, not {payloads!r:.60}")
     several = [payloads] if isinstance(payloads, Mapping) else list(payloads)
     if not several:
         raise ValueError("there is nothing to merge: give what one learner exported, or several")
