@@ -32,7 +32,7 @@ from clstream.federated import (
     payload_bytes,
     shifted_as_published,
 )
-from clstream.models import Mlp
+from clstream.models import Conv4, Mlp
 from clstream.seeds import isolated
 from clstream.serialization.compare import digest
 from clstream.stream import Batch
@@ -150,6 +150,22 @@ def test_the_encoder_stays_as_it_is_and_base_prototypes_change_only_by_base_imag
     assert all(torch.equal(sums, watch.prototypes[0]) for sums in watch.prototypes)
     base = [row.base for row in accuracy.server()]
     assert base[0] == max(base) > min(base)  # more classes, with unchanged means of the base: never more right than without them
+
+
+def test_prototypes_are_of_features_in_evaluation_mode(stream: Stream) -> None:
+    """By batch statistics of a mission's few classes they would be others, and so would answers."""
+    with isolated(0, "model"):
+        network = Conv4(stream.input_shape, stream.classes, width=4, blocks=2).train()  # it has batch norm
+    run(strategy := Federated(NCM(network)), stream)
+    samples = [session.samples[:] for session in stream]
+    x, y = torch.cat([part.x for part in samples]), torch.cat([part.y for part in samples])
+    with torch.no_grad():
+        network.eval()
+        features, asked = network.features(x).double(), network.features(stream.tasks[1].test.x).double()
+    means = torch.stack([features[y == label].mean(0) for label in range(stream.classes)])
+    ours = strategy.base.export()
+    assert float((ours["sums"] / ours["counts"][:, None] - means).abs().max()) < 1e-5
+    assert torch.equal(strategy.predict(stream.tasks[1].test.x), torch.cdist(asked, means).argmin(1))
 
 
 def test_clients_learn_the_same_in_any_order(stream: Stream) -> None:
