@@ -133,6 +133,14 @@ def test_the_table_of_the_docs_is_what_the_results_say() -> None:
     assert {row["method"] for row in rows} <= set(few_shots.METHODS)
 
 
+def test_another_draw_goes_on_from_the_base_session_to_the_same_bits() -> None:
+    first, base = few_shots.play("contrast", "digits", None, seed=0, draw=0, epochs=1)
+    goes_on, _ = few_shots.play("contrast", "digits", None, seed=0, draw=1, epochs=1, base=base)
+    alone, _ = few_shots.play("contrast", "digits", None, seed=0, draw=1, epochs=1)
+    facts = [{name: repr(value) for name, value in row.items() if name != "seconds"} for row in (first, goes_on, alone)]
+    assert facts[1] == facts[2] and facts[0]["novel"] != facts[1]["novel"]
+
+
 def test_spreads_over_trainings_and_over_draws_are_apart() -> None:
     rows = [
         {"method": "baseline", "seed": seed, "draw": draw, "seen": [0.9, 0.7], "base": [1.0], "novel": [0.5], "harmonic": [value]}
