@@ -246,7 +246,16 @@ def test_a_read_only_place_is_a_sentence(own: Path, capsys: pytest.CaptureFixtur
 # The proof ----------------------------------------------------------------------------------------------------------------
 
 
-def test_prove_resume(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prove_resume(own: Path, migrated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = kill_test._ChildRun.start
+
+    def start_with_tables(child: kill_test._ChildRun, every: float) -> None:
+        """Start the process where MLflow's store has its tables already: making them takes seconds."""
+        if not child.store.exists():
+            shutil.copy(migrated, child.store)
+        start(child, every)
+
+    monkeypatch.setattr(kill_test._ChildRun, "start", start_with_tables)
     die(0.01, 1000)
     options = [*OPTIONS, "--stream.epochs", "4", "--threads", "1", "--out", "proof"]
     text = said(capsys, 0, "prove-resume", *options, "--kills", "2", "--kill-seed", "30")  # both in the first half of the time

@@ -40,7 +40,10 @@ OWN_OPTIONS = ("tracking_uri", "runs", "resume", "checkpoint_every", "checkpoint
 WAYS = ("at random", "in a write", "at random", "at a session's end", "at random")
 
 POLL = 0.0002
-"""Seconds between two looks at what a process does."""
+"""Seconds between two looks at what a process does, where the moment matters."""
+
+WAIT = 0.01
+"""Seconds between two looks where it doesn't: a look costs time that the process could use."""
 
 
 class Kill(NamedTuple):
@@ -152,14 +155,14 @@ class _ChildRun:
                 start_new_session=True,
             )
         while self.process.poll() is None and self.log_size() == before:
-            time.sleep(POLL)
+            time.sleep(WAIT)
 
     def kill(self, way: str, after: float) -> Kill | None:
         """Kill the process after some seconds, where `way` says; return None if it ended by itself before."""
         end = time.monotonic() + after
         while self.process.poll() is None:
-            if time.monotonic() < end:
-                time.sleep(POLL)
+            if (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, WAIT))
                 continue
             if way == "at random" or self.under_way(way):
                 os.kill(self.process.pid, signal.SIGSTOP)  # so that what is seen now is what it is killed in
