@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -100,12 +100,15 @@ class Parser(ArgumentParser):
         return re.sub(r"\s+", " ", message).strip()[:300]
 
 
-def options_of(path: str) -> list[str]:
+def options_of(path: str) -> tuple[str, ...]:
     """Return the options of a class or function by its import path."""
-    dests = [
-        action.dest for action in _options_parser(import_object(path, "class"), "its")._actions if action.dest.startswith("its.")
-    ]
-    return [dest.split(".")[1] for dest in dests if not dest.endswith(".help")]
+    return _options_of(import_object(path, "class"))
+
+
+@cache
+def _options_of(thing: Callable[..., Any]) -> tuple[str, ...]:
+    dests = [action.dest for action in _options_parser(thing, "its")._actions if action.dest.startswith("its.")]
+    return tuple(dest.split(".")[1] for dest in dests if not dest.endswith(".help"))
 
 
 def option_help(kind: str, name: str) -> str:

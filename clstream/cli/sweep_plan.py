@@ -131,7 +131,7 @@ def run_options() -> list[str]:
 
 
 @cache
-def _options_of(trusted: tuple[str, ...], kind: str, name: str) -> list[str]:
+def _options_of(trusted: tuple[str, ...], kind: str, name: str) -> tuple[str, ...]:
     return options_of(resolve(kind, name, trusted)[0])
 
 
