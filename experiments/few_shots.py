@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "columns as means": {"etf": "means"},
     "pseudo-classes": {"copies": "half_turn"},
     "subnet": {"subnet": 0.1},
-    "self-supervised start": START,
+    "self-supervised": START,
     "rotation": {"rotation": 0.5},
     "all": {"contrast": 1.0, "etf": "means", "copies": "half_turn", "subnet": 0.1, "rotation": 0.5, **START},
 }
