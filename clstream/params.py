@@ -138,6 +138,15 @@ def _shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type if it has none.
+
+    Of a long line, which may say at its end what it is, the start and the end.
+    """
+    first = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first if len(first) <= 200 else f"{first[:90]} ... {first[-105:]}"
+
+
 def describe(value: object) -> str | int | float | bool | None:
     """Return a value of a param as MLflow and tables show it: `SGD(lr=0.1)` for a partial, the class of an object."""
     if value is None or isinstance(value, (str, int, float, bool)):

@@ -77,6 +77,17 @@ class Wide(nn.Module):
         return self.layer(x).view(-1, *self.shape)
 
 
+class Failing(nn.Linear):
+    """A model whose forward pass fails, with a message or without."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(3, 6)
+        self.error = error
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        raise self.error
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -96,6 +107,14 @@ class Wide(nn.Module):
         (lambda: Finetune(nn.Linear(3, 6).bfloat16()), r"Linear \(its weights are torch.bfloat16\) can't take the inputs"),
         (lambda: Finetune(Mlp(3, 6).double()), "its weights are torch.float64"),
         (lambda: Finetune(Mlp(4, 6)), "can't take the inputs"),
+        *[
+            (lambda error=error: Finetune(Failing(error)), f"Failing can't take the inputs of tensors, .*: {said}$")
+            for error, said in (
+                (NotImplementedError(), "NotImplementedError"),
+                (ValueError(""), "ValueError"),
+                (TypeError("n\nm"), "n"),
+            )
+        ],
         (
             lambda: Finetune(Mlp(3, 6), lambda p: torch.optim.SGD(p, lr=float("nan"))),
             "lr of SGD .* must be a finite number, not nan",

@@ -17,7 +17,7 @@ from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
 from clstream.losses import BCE_MEANS
 from clstream.measures import SCORES, Measure, chosen
-from clstream.params import check_choice, check_choices, check_integer
+from clstream.params import check_choice, check_choices, check_integer, reason_of
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
 from clstream.stream import TARGETS, Stream, own_storage
@@ -145,9 +145,7 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         devices = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
-        raise ValueError(
-            f"there is no device {str(device)!r} here, only {', '.join(devices)} ({str(error).splitlines()[0]})"
-        ) from None
+        raise ValueError(f"there is no device {str(device)!r} here, only {', '.join(devices)} ({reason_of(error)})") from None
 
 
 def check_optimizers(strategy: Strategy) -> None:
@@ -234,7 +232,7 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
             other = "" if parameter is None or parameter.dtype == torch.float32 else f" (its weights are {parameter.dtype})"
             raise ValueError(
                 f"{name}{other} can't take the inputs of {stream.name}, {tuple(first.x.shape[1:])} of {first.x.dtype}: "
-                f"{str(error).splitlines()[0]}"
+                f"{reason_of(error)}"
             ) from error
         except Exception:  # noqa: BLE001  # its own business until the run has started
             return

@@ -23,12 +23,13 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from clstream.measures import MAIN
+from clstream.params import reason_of
 from clstream.tracking.addresses import check_answers as check_answers
 from clstream.tracking.addresses import tracking_uri as tracking_uri
 from clstream.tracking.addresses import without_password as without_password
 from clstream.tracking.mlflow_schema import check_schema
 from clstream.tracking.outbox import MOST_POINTS, Item, Outbox, is_plain_name
-from clstream.tracking.uploader import Uploader, reason_of
+from clstream.tracking.uploader import Uploader
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a user's runs are the user's business
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clstream.params import reason_of
 from clstream.tracking.journal import set_aside
 from clstream.tracking.mlflow_store import Connection, make_uploader, tracking_uri, without_password
 from clstream.tracking.outbox import Outbox
-from clstream.tracking.uploader import Uploader, reason_of
+from clstream.tracking.uploader import Uploader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

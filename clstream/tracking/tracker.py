@@ -29,6 +29,7 @@ from clstream.bus import on
 from clstream.engine.run_params import params_of
 from clstream.figures import accuracy_matrix, forgetting_curves
 from clstream.files import check_writable
+from clstream.params import reason_of
 from clstream.results import Evaluation, write_csv
 from clstream.tracking.curves import Curve, Curves
 from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
@@ -36,7 +37,7 @@ from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun
 from clstream.tracking.picture_timer import PictureTimer
 from clstream.tracking.runs import PICTURE, _clean, _commit, _now, _seen_from, as_png, begin_run
-from clstream.tracking.uploader import LONGEST_PAUSE, Uploader, default_journal, reason_of
+from clstream.tracking.uploader import LONGEST_PAUSE, Uploader, default_journal
 
 
 class MlflowTracker(Curves):

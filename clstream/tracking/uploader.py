@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from clstream.params import reason_of
 from clstream.tracking.outbox import FILE, Outbox, Send
 
 
@@ -108,12 +109,6 @@ LONGEST_DELAY = 60
 
 DELAY_RATIO = 50
 """The delay after a try, at least, as a multiple of the time it took: an outage costs a run 2 % of its time at most."""
-
-
-def reason_of(error: Exception) -> str:
-    """Return the first line of an error's text; of a long one, which may say at its end what it is, the start and the end."""
-    first = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return first if len(first) <= 200 else f"{first[:90]} ... {first[-105:]}"
 
 
 def default_journal(folder: Path, head: Mapping[str, str]) -> Path:

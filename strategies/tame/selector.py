@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from clstream.evaluation import CHUNK
 from clstream.measures.flops import same_flops
 from clstream.models import Mlp
-from clstream.params import HasParams
+from clstream.params import HasParams, reason_of
 from clstream.seeds import isolated
 from clstream.stream import Samples
 
@@ -44,7 +44,7 @@ def check_selector(first: nn.Module, shape: tuple[int, ...], device: torch.devic
             selector = with_outputs(first, 2).to(device).eval()
             answer: object = tuple(selector(torch.zeros(1, *shape, device=device)).shape)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            answer = str(error).splitlines()[0]
+            answer = reason_of(error)
     if answer != (1, 2):
         raise ValueError(
             f"TAME can't make a selector of {type(first).__name__}: with two outputs it answers one sample with {answer}; give "
