@@ -20,12 +20,12 @@ import argparse
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,27 @@ def measure(cell: Cell, turns: int, warm: bool = False) -> tuple[Times, Times]:
 
 
 @contextmanager
-def busy() -> Iterator[None]:
-    """Have another process busy with one core meanwhile."""
-    code = "import torch; torch.set_num_threads(1); x = torch.rand(512, 512)\nwhile True: x @ x"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    time.sleep(3)  # until it computes
+def stopped_process() -> Iterator[subprocess.Popen[bytes]]:
+    """Have another process that could keep a core busy, and is stopped: it is started once, since torch takes seconds to come."""
+    code = "import torch; torch.set_num_threads(1); x = torch.rand(512, 512); print(flush=True)\nwhile True: x @ x"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()  # now it computes
+            process.send_signal(signal.SIGSTOP)
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def beside(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let a process go on meanwhile."""
+    process.send_signal(signal.SIGCONT)
     try:
         yield
     finally:
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGSTOP)
 
 
 def peaks(cell: Cell) -> list[float]:
@@ -132,16 +143,17 @@ def main() -> None:
         cells = [cell for cell in cells if cell.against != "Avalanche"]
     print(heading(options.busy), flush=True)
     rows = []
-    for cell in cells:
-        run = replace(cell, device=options.device, samples=(4 if options.full else 1) * cell.samples)
-        row = row_of(run, *measure(run, options.turns))
-        if options.busy and cell.budget is not None:
-            with busy():
-                beside = row_of(run, *measure(run, options.turns, warm=True))
-            row |= {f"busy_{name}": beside[f"{cell.of}_{name}"] for name in ("ratio", "least", "greatest")}
-        row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(cell), strict=True))
-        rows.append(row)
-        print(line(row, options.busy), flush=True)
+    with stopped_process() if options.busy else nullcontext() as other:
+        for cell in cells:
+            run = replace(cell, device=options.device, samples=(4 if options.full else 1) * cell.samples)
+            row = row_of(run, *measure(run, options.turns))
+            if other is not None and cell.budget is not None:
+                with beside(other):
+                    busy = row_of(run, *measure(run, options.turns, warm=True))
+                row |= {f"busy_{name}": busy[f"{cell.of}_{name}"] for name in ("ratio", "least", "greatest")}
+            row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(cell), strict=True))
+            rows.append(row)
+            print(line(row, options.busy), flush=True)
     if options.out:
         save(rows, about, Path(options.out))
         if options.track:
