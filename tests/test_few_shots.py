@@ -125,9 +125,10 @@ def test_curves_and_drop_by_hand() -> None:
             metrics.performance_drop(seen)
 
 
-def test_the_table_of_the_docs_is_what_the_results_say() -> None:
+@pytest.mark.parametrize("results", ["few_shots.jsonl", "few_shots_cifar10.jsonl"])
+def test_the_table_of_the_docs_is_what_the_results_say(results: str) -> None:
     root = Path(__file__).parent.parent
-    lines = (root / "experiments" / "results" / "few_shots.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (root / "experiments" / "results" / results).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert few_shots.table(rows) in (root / "docs" / "few-shots.md").read_text(encoding="utf-8")
     assert {row["method"] for row in rows} <= set(few_shots.METHODS)
