@@ -231,9 +231,9 @@ COMPILED = (
     Cell("fine-tune, compiled", 10, 20_000, mlp, strategy(FINETUNE, compiled=True), "by hand", HAND_FINETUNE, 0.70, of="learning"),
     Cell("replay, compiled", 10, 20_000, mlp, strategy(REPLAY, compiled=True), "by hand", HAND_REPLAY, 0.70, of="learning"),
     Cell("DER++, compiled", 10, 10_000, mlp, strategy(DERPP, compiled=True), "by hand", HAND_DERPP, 0.70, of="learning"),
-    Cell("EWC, compiled", 10, 5_000, mlp, strategy(partial(EWC, optimizer=LR, strength=10.0), compiled=True), "by hand", HAND_EWC,
-         0.70, of="learning"),
-    Cell("LwF, compiled", 10, 10_000, mlp, strategy(partial(LwF, optimizer=LR), compiled=True), "by hand", HAND_LWF, 0.70,
+    Cell("EWC, compiled", 10, 5_000, mlp, strategy(partial(EWC, optimizer=LR, strength=0.1), compiled=True), "by hand",
+         loop(partial(by_hand.ewc, lr=0.03, strength=0.1)), 0.70, of="learning"),
+    Cell("LwF, compiled", 10, 20_000, mlp, strategy(partial(LwF, optimizer=LR), compiled=True), "by hand", HAND_LWF, 0.70,
          of="learning"),
 )  # fmt: skip
 """With compiled steps, whose learning leaves out the seconds of compiling."""

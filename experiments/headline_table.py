@@ -16,12 +16,12 @@ from clstream.comparison.records import Record
 from clstream.comparison.statistics import mean_interval
 
 RECORDS = Path("experiments", "results", "headline.jsonl")
-TUNED = Path(__file__).parent / "tuned"
+TUNED = Path("experiments", "tuned")
 STREAMS = {"split_mnist": "Split MNIST", "split_fashion_mnist": "Split Fashion-MNIST", "cifar10-jpeg": "Split CIFAR-10"}
 WRAPPERS = {"ClassMeans": "`ClassMeans` around `Replay`", "Refresh": "`Refresh` around `DERpp`"}
 
 
-def readme_table(records: Sequence[Record]) -> str:
+def readme_table(records: Sequence[Record], root: Path) -> str:
     """Return the class-incremental results of each method on each stream, best first on the first one.
 
     "nan": with the options chosen for it, the loss of some seed is not finite; "open": nothing was chosen yet.
@@ -43,7 +43,7 @@ def readme_table(records: Sequence[Record]) -> str:
         cells = []
         for stream in STREAMS:
             if (method, stream) not in runs:
-                ended = "nan" if (TUNED / f"{method}-{stream}.yaml").exists() else "open"
+                ended = "nan" if (root / TUNED / f"{method}-{stream}.yaml").exists() else "open"
                 cells += [ended, ended]
                 continue
             metrics = [record.metrics for record in runs[method, stream]]
@@ -83,7 +83,7 @@ def pages(root: Path) -> dict[Path, str]:
     readme, results = root / "README.md", root / "docs" / "results.md"
     head, _, _ = results.read_text(encoding="utf-8").partition("\n### ")
     return {
-        readme: replaced(readme.read_text(encoding="utf-8"), readme_table(records), "## How the methods compare"),
+        readme: replaced(readme.read_text(encoding="utf-8"), readme_table(records, root), "## How the methods compare"),
         results: head + "\n" + all_tables(records),
     }
 
