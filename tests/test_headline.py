@@ -56,3 +56,14 @@ def test_the_grid_has_the_configs_of_what_was_run(records):
     assert all(config["tuned"].startswith("12 trials") for config in configs)
     assert len(configs) * 5 >= len(records)
     assert {config["strategy"]["class_path"].rpartition(".")[2] for config in configs} >= {record.strategy for record in records}
+
+
+def test_what_the_searches_chose_is_as_far_apart_as_the_page_on_tuning_says():
+    page = " ".join((ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").split())
+    said = {("EWC", "strength"): "from 1 to 5,120", ("SI", "strength"): "from 0.14 to 892", ("Replay", "lr"): "from 0.05 to 0.29"}
+    for (method, option), span in (said | {("Finetune", "lr"): "from 0.005 to 0.29"}).items():
+        files = (ROOT / "experiments" / "tuned").glob(f"{method}-*")
+        options = [yaml.safe_load(file.read_text(encoding="utf-8"))["strategy"]["init_args"] for file in files]
+        chosen = [own["optimizer"]["init_args"]["lr"] if option == "lr" else own[option] for own in options]
+        least, most = (float(end.replace(",", "")) for end in span.removeprefix("from ").split(" to "))
+        assert len(chosen) == 6 and (min(chosen), max(chosen)) == pytest.approx((least, most), rel=0.05) and span in page
