@@ -267,10 +267,10 @@ def test_the_published_merge_is_another_one_only_where_the_server_knew_the_class
     assert torch.equal(ours["counts"], theirs["counts"])
     torch.testing.assert_close(ours["sums"][:5], theirs["sums"][:5])
     assert not torch.allclose(ours["sums"][5:], theirs["sums"][5:])
-    for other in (Finetune, SLDA):
-        sentence = f"merging='published' is of prototypes, as NCM has them, and {other.__name__} has others"
+    for base in (Finetune, SLDA):
+        sentence = f"merging='published' is of prototypes, as NCM has them, and {base.__name__} has others"
         with pytest.raises(ValueError, match=sentence):
-            Federated(other(model(stream)), merging="published")
+            Federated(base(model(stream)), merging="published")
 
 
 class Faulty(NCM):

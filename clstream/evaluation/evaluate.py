@@ -67,34 +67,27 @@ def measure(
         FloatingPointError: if scores hold NaN.
 
     """
-    with evaluating(strategy):
-        return tally_of(strategy, questions, seen, listener).values()
-
-
-def tally_of(strategy: Strategy, questions: Questions, seen: Tensor | None = None, listener: Listener | None = None) -> Tally:
-    """Ask the questions chunk by chunk, and return the tally: see `measure`.
-
-    The answers are freed when it returns: values that are kept, and lie behind them in memory, would keep their place from reuse.
-    """
-    tally = Tally(questions, torch.zeros(len(questions.stream.tasks), dtype=torch.bool) if seen is None else seen)
+    seen = torch.zeros(len(questions.stream.tasks), dtype=torch.bool) if seen is None else seen
+    tally = Tally(questions, seen)
     unknown = torch.zeros((), dtype=torch.bool, device=questions.device)
     begun: set[int | None] = set()
-    for chunk in questions:
-        answered = ChunkAnswers(strategy, questions, chunk)
-        place = chunk.places[0] if answered.asks_again else None
-        strange = all(questions.stream.test_sets[number].known is False for number in chunk.places)
-        counts = questions.labelled and (len(chunk.places) > 1 or questions.has_labels(chunk.places[0]))
-        with same_flops((len(chunk.x), place, place in begun, strange, counts)):
-            if counts:
-                tally.count_hits(chunk, answered)
-            if tally.measures or listener is not None:
-                for number in chunk.places:
-                    tally.update(chunk, answered, number, listener)
-        begun.add(place)
-        unknown |= answered.unknown
-    if unknown:
-        raise FloatingPointError(
-            f"{type(strategy).__name__} answers test samples of {questions.stream.name} with NaN: its weights are not finite, "
-            "or a scores, predict or novelty of its own divides by 0"
-        )
-    return tally
+    with evaluating(strategy):
+        for chunk in questions:
+            answered = ChunkAnswers(strategy, questions, chunk)
+            place = chunk.places[0] if answered.asks_again else None
+            strange = all(questions.stream.test_sets[number].known is False for number in chunk.places)
+            counts = questions.labelled and (len(chunk.places) > 1 or questions.has_labels(chunk.places[0]))
+            with same_flops((len(chunk.x), place, place in begun, strange, counts)):
+                if counts:
+                    tally.count_hits(chunk, answered)
+                if tally.measures or listener is not None:
+                    for number in chunk.places:
+                        tally.update(chunk, answered, number, listener)
+            begun.add(place)
+            unknown |= answered.unknown
+        if unknown:
+            raise FloatingPointError(
+                f"{type(strategy).__name__} answers test samples of {questions.stream.name} with NaN: its weights are not finite, "
+                "or a scores, predict or novelty of its own divides by 0"
+            )
+        return tally.values()
