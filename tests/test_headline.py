@@ -67,3 +67,14 @@ def test_what_the_searches_chose_is_as_far_apart_as_the_page_on_tuning_says():
         chosen = [own["optimizer"]["init_args"]["lr"] if option == "lr" else own[option] for own in options]
         least, most = (float(end.replace(",", "")) for end in span.removeprefix("from ").split(" to "))
         assert len(chosen) == 6 and (min(chosen), max(chosen)) == pytest.approx((least, most), rel=0.05) and span in page
+
+
+def test_rows_that_are_left_out_are_those_whose_loss_the_page_calls_not_finite(records):
+    suffixes = {"class": "", "task": "-task", "domain": "-domain"}
+    ran = {f"{record.strategy}-{record.stream}{suffixes[record.scenario]}" for record in records}
+    ran |= {name.removesuffix("-domain") for name in ran if "rotated_mnist" in name}
+    tuned = {file.stem for file in (ROOT / "experiments" / "tuned").glob("*.yaml")}
+    names = ["EWC-cifar10-jpeg", "EWC-rotated_mnist", "EWC-split_mnist-task", "ICaRL-split_fashion_mnist", "LwFMC-split_mnist-task"]
+    assert tuned - ran == {*names, "SI-split_mnist-domain", "SI-split_mnist-task"}
+    (told,) = (part for part in (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("\n\n") if "not finite" in part)
+    assert all(f"`{name.partition('-')[0]}`" in told for name in tuned - ran)
