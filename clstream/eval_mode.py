@@ -51,7 +51,7 @@ def answers(method: F) -> F:
 
     @wraps(method)
     def answer(self: object, *args: Any, **kwargs: Any) -> Any:
-        if AS_WRITTEN.get():
+        if torch.compiler.is_compiling() or AS_WRITTEN.get():  # a compiled step is as written; a ContextVar can't be compiled
             return method(self, *args, **kwargs)
         with evaluating(self):
             return method(self, *args, **kwargs)
@@ -64,7 +64,7 @@ def learns(method: F) -> F:
 
     @wraps(method)
     def learn(self: object, *args: Any, **kwargs: Any) -> Any:
-        if AS_WRITTEN.get():  # as in a run
+        if torch.compiler.is_compiling() or AS_WRITTEN.get():  # as in a run
             return method(self, *args, **kwargs)
         with as_written():
             return method(self, *args, **kwargs)

@@ -7,7 +7,8 @@ that is installed, others against their host: the strategy that they wrap, or a 
 Both sides run in this process, in turns, the one that begins a turn ends the next. A ratio is the median over turns of one side's
 seconds over the other's, with the least and the greatest. CPU seconds beside wall seconds show whether the machine was busy.
 `--busy` measures what has a budget once more, beside a process that multiplies matrices all the time. The peak memory of each side
-is what a fresh process takes for data and run, above what it has after a small run of the same kind: so without torch's own.
+is what a fresh process takes for data and run, above what it has after a small run of the same kind: so without torch's own. On a
+GPU it is what torch's allocator holds there, without the samples.
 
 `--compiled` measures compiled steps instead; the seconds of compiling are no part of their learning. `--out bench` writes
 bench.json, bench.csv and bench.png there; `--track` logs them to MLflow. `--full` takes four times as many samples: what a run
@@ -75,7 +76,9 @@ def beside(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def peaks(cell: Cell) -> list[float]:
-    """Return the peak memory of both sides of a cell, in MiB, each in a process of its own."""
+    """Return the peak memory of both sides of a cell, in MiB; on the CPU each is measured in a process of its own."""
+    if cell.device != "cpu":
+        return [peak_there(cell, side) for side in (0, 1)]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clstream.experiments.bench_cells"])
     with context.Pool(2, maxtasksperchild=1) as pool:
@@ -92,6 +95,16 @@ def peak(number: int, side: int) -> float:
         (some.other if side else some.ours)(stream)(some.network(), Times())
         taken.append(peak_bytes(torch.device("cpu")))
     return (taken[1] - taken[0]) / 2**20
+
+
+def peak_there(cell: Cell, side: int) -> float:
+    """Return what one side of a cell takes on its GPU at its peak, the samples left out, in MiB."""
+    stream = cell.stream()
+    play, network, device = (cell.other if side else cell.ours)(stream), cell.network(), torch.device(cell.device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    play(network, Times())
+    return (peak_bytes(device) - before) / 2**20
 
 
 def row_of(cell: Cell, ours: Times, other: Times) -> dict[str, Any]:
@@ -151,7 +164,7 @@ def main() -> None:
                 with beside(other):
                     busy = row_of(run, *measure(run, options.turns, warm=True))
                 row |= {f"busy_{name}": busy[f"{cell.of}_{name}"] for name in ("ratio", "least", "greatest")}
-            row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(cell), strict=True))
+            row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(replace(cell, device=options.device)), strict=True))
             rows.append(row)
             print(line(row, options.busy), flush=True)
     if options.out:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -93,15 +94,23 @@ def accuracy_of(net: nn.Module, data: Data) -> list[float]:
     return row
 
 
+def time_on(device: torch.device) -> float:
+    """Return the time, once a GPU has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
+
+
 def play(net: nn.Module, data: Data, lr: float, loss: Callable[[Tensor, Tensor], Tensor], after: Callable[..., None],
          task_ends: Callable[[Tensor, Tensor], None]) -> Spent:  # fmt: skip
     """Learn task after task by SGD; `after` sees each batch that was learned, `task_ends` each task."""
     optimizer = torch.optim.SGD(net.parameters(), lr)
-    begin = perf_counter()
+    now = partial(time_on, data.x.device)
+    begin = now()
     row = accuracy_of(net, data)  # as it starts
-    spent = [0.0, 0.0, perf_counter() - begin]
+    spent = [0.0, 0.0, now() - begin]
     for rows, seed in zip(data.tasks, data.seeds, strict=True):
-        begin = perf_counter()
+        begin = now()
         x, y = data.x[rows], data.y[rows]
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
         for index in order.split(data.batch):
@@ -110,11 +119,11 @@ def play(net: nn.Module, data: Data, lr: float, loss: Callable[[Tensor, Tensor],
             loss(batch_x, batch_y).backward()
             optimizer.step()
             after(batch_x, batch_y)
-        learned = perf_counter()
+        learned = now()
         task_ends(x, y)
-        consolidated = perf_counter()
+        consolidated = now()
         row = accuracy_of(net, data)
-        for part, seconds in enumerate((learned - begin, consolidated - learned, perf_counter() - consolidated)):
+        for part, seconds in enumerate((learned - begin, consolidated - learned, now() - consolidated)):
             spent[part] += seconds
     return Spent(spent[0], spent[1], spent[2], sum(row) / len(row))
 

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from tempfile import TemporaryFile
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -141,8 +142,7 @@ class CompiledStep:
         if device.type == "cuda":
             options["triton.cudagraphs"] = True
         begin = time.perf_counter()
-        compile_step: Any = torch.compile  # its annotations know no `recompile_limit`
-        self.step = compile_step(own, fullgraph=True, dynamic=False, options=options, recompile_limit=1_000)
+        self.step = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         ledger.spent["compiling"] = time.perf_counter() - begin
 
     def begin_session(self) -> None:
@@ -216,6 +216,9 @@ class CompiledStep:
                 continue
             kept = [[optimizer.state.get(weight, {}).get(name) for weight in weights] for name in kept_names(group)]
             updates = not any(value is None for values in kept for value in values)
+            if self.device.type == "cuda" and updates:
+                for value in chain.from_iterable(kept):
+                    torch._dynamo.mark_static_address(value)  # as weights are: else the graph could not be one that changes it
             groups.append(Group(weights, kept, self.rate(group["lr"]), {name: group[name] for name in OPTIONS[type(optimizer)]}))
         return groups, updates
 
@@ -244,7 +247,7 @@ def compiling(whether: bool) -> Iterator[None]:
         return
     from torch._dynamo import config
 
-    with config.patch(trace_autograd_ops=True, trace_numpy=False, accumulated_recompile_limit=1_000_000):
+    with config.patch(trace_autograd_ops=True, trace_numpy=False, recompile_limit=1_000, accumulated_recompile_limit=1_000_000):
         yield
 
 
@@ -256,12 +259,16 @@ def learner_of(strategy: Strategy) -> Strategy:
 
 
 def check_compiler(precision: str) -> None:
-    """Refuse to compile where networks don't compute in float32, or there is no C++ compiler, or no folder for what it makes.
+    """Refuse to compile where networks don't compute in float32, torch is older, or there is no C++ compiler or folder for it.
 
     Raises ValueError.
     """
     if precision != "fp32":
         raise ValueError(f"compile=True computes in float32: leave it out, or precision={precision!r}")
+    from torch._dynamo import config
+
+    if not hasattr(config, "trace_autograd_ops"):
+        raise ValueError(f"compile=True needs torch 2.11 or newer, and this is {torch.__version__}: leave it out, or upgrade torch")
     try:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
