@@ -75,10 +75,10 @@ def beside(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.send_signal(signal.SIGSTOP)
 
 
-def peaks(cell: Cell) -> list[float]:
+def peaks(cell: Cell, device: str) -> list[float]:
     """Return the peak memory of both sides of a cell, in MiB; on the CPU each is measured in a process of its own."""
-    if cell.device != "cpu":
-        return [peak_there(cell, side) for side in (0, 1)]
+    if device != "cpu":
+        return [peak_there(replace(cell, device=device, samples=20 * cell.batch), side) for side in (0, 1)]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clstream.experiments.bench_cells"])
     with context.Pool(2, maxtasksperchild=1) as pool:
@@ -158,13 +158,14 @@ def main() -> None:
     rows = []
     with stopped_process() if options.busy else nullcontext() as other:
         for cell in cells:
-            run = replace(cell, device=options.device, samples=(4 if options.full else 1) * cell.samples)
+            run = cell.on(options.device)
+            run = replace(run, samples=(4 if options.full else 1) * run.samples)
             row = row_of(run, *measure(run, options.turns))
             if other is not None and cell.budget is not None:
                 with beside(other):
                     busy = row_of(run, *measure(run, options.turns, warm=True))
                 row |= {f"busy_{name}": busy[f"{cell.of}_{name}"] for name in ("ratio", "least", "greatest")}
-            row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(replace(cell, device=options.device)), strict=True))
+            row |= dict(zip(("peak_mib", "peak_mib_other"), peaks(cell, options.device), strict=True))
             rows.append(row)
             print(line(row, options.busy), flush=True)
     if options.out:

@@ -12,6 +12,7 @@ from clstream.checks import example_stream
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),  # torch's advice: float32 is what was asked for
 ]
 
 DEVICE = "cuda"

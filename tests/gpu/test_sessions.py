@@ -19,7 +19,11 @@ from clstream.models import ConvNet, Mlp
 from clstream.seeds import isolated
 
 DEVICE = "cuda"
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 METHODS = ("Finetune", "Replay", "DERpp", "EWC", "LwF", "L2")
 
