@@ -102,7 +102,7 @@ class Cell:
         budget: the most that the ratio of their times may be. None: no budget.
         of: what is compared: "wall" (the seconds of a whole run) or "learning" (of this part alone).
         device: where it is run.
-        gpu_steps: how many steps it takes on a GPU, in place of `samples`: those of small networks are about as long as others there.
+        gpu_steps: how many steps it takes on a GPU, in place of `samples`: there, small networks take as long as others.
 
     """
 
