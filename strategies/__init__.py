@@ -21,6 +21,7 @@ from clstream.strategies.linear_probe import LinearProbe
 from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
 from clstream.strategies.ncm import NCM
+from clstream.strategies.openvae import OpenVAE
 from clstream.strategies.prd import PRD
 from clstream.strategies.protonet import EpisodicTraining, ProtoNet
 from clstream.strategies.ranpac import RanPAC
@@ -57,6 +58,7 @@ __all__ = [
     "LwF",
     "LwFMC",
     "NCM",
+    "OpenVAE",
     "PRD",
     "ProtoNet",
     "RanPAC",

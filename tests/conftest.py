@@ -16,7 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 
 import clstream
 
@@ -99,6 +99,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.EpisodicTraining(model, partial(SGD, lr=0.1), ways=2, shots=1, queries=1)
     if name == "SupportReplay":  # its learning rate is for the many steps of episodes
         return lambda model: zoo.SupportReplay(model, partial(SGD, lr=0.1))
+    if name == "OpenVAE":  # its learning rate is for many steps, its decoder for larger images
+        return lambda model: zoo.OpenVAE(model, partial(Adam, lr=0.01), latent=20, decoder=(32,), proposals=8192)
     if name == "FSCIL":  # the examples begin with two classes: an encoder that learns them to the end tells no others apart
         return lambda model: zoo.FSCIL(model, partial(SGD, lr=0.003))
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278

@@ -96,6 +96,7 @@ NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "ClassMeans": lambda: {"base": strategies.Replay(example_model())},
     "features": lambda: {"stream": example_stream(), "backbone": example_model()},
     "Checkpointer": lambda: {"folder": "checkpoints"},
+    "BatchNormMlp": lambda: {"input_shape": 4, "classes": 3},
     "MlpGenerator": lambda: {"size": 10, "chunk": 5, "task_size": 2, "chunk_size": 2},
     "LstmGenerator": lambda: {"size": 10, "chunk": 5, "task_size": 2, "chunk_size": 2},
 }

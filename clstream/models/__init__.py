@@ -1,5 +1,6 @@
 """Models: modules whose first layer normalises raw input, and whose stages and head can be reached by name."""
 
+from clstream.models.batch_norm_mlp import BatchNormMlp as BatchNormMlp
 from clstream.models.classifier import Classifier as Classifier
 from clstream.models.convnets import Conv4 as Conv4
 from clstream.models.convnets import ConvNet as ConvNet
@@ -16,6 +17,7 @@ from clstream.models.timm import Timm as Timm
 from clstream.models.vit import VitTiny as VitTiny
 
 __all__ = [
+    "BatchNormMlp",
     "Conv4",
     "ConvNet",
     "LeNet",
