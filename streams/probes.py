@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from clstream.streams.corruptions import KINDS, Corrupt, Fit, check_corruptible
+from clstream.streams.corruptions import KINDS, Corrupt, Fit, PixelNoise, check_corruptible
 from clstream.streams.data import NAMES, TABLES, known_name, plain_name, source
+from clstream.streams.omniglot import load_omniglot
 from torch import Tensor
 
 from clstream.params import check_choice, check_integer, check_integers
 from clstream.seeds import derive
 from clstream.stream import Samples, Stream, Subset, TestSet
+
+OMNIGLOT = "omniglot"
 
 MOST = 1000
 """Samples of another data set, unless told otherwise."""
@@ -31,7 +34,8 @@ def unknown(stream: Stream, data: str, most: int = MOST, seed: int = 0, root: st
 
     Args:
         stream: that they are asked about beside.
-        data: "FashionMNIST" or "fashion_mnist", "digits", ...: as in `clstream.streams.data.NAMES`.
+        data: "FashionMNIST" or "fashion_mnist", "digits", ...: as in `clstream.streams.data.NAMES`; or "omniglot", the drawings of
+            `clstream.streams.omniglot("small")` that are for the test, as white ink on black.
         most: samples; of more, so many at random.
         seed: of which.
         root: the folder with the data, as in `split_mnist`.
@@ -41,13 +45,13 @@ def unknown(stream: Stream, data: str, most: int = MOST, seed: int = 0, root: st
     check_integer(1, most=most)
     check_integer(0, seed=seed)
     name = known_name(data) if isinstance(data, str) else data
-    check_choice(NAMES, data=name)
+    check_choice((*NAMES, OMNIGLOT), data=name)
     if stream.data is not None and stream.data.loader == name:
         raise ValueError(f"{name} is the data of {stream.name}, so it is not unknown: see held_out_classes")
-    other = source(name, root)[1]
+    other = _inverted(load_omniglot("small", root=root, progress=False)[2]) if name == OMNIGLOT else source(name, root)[1]
     like = stream.tasks[0].test[:1].x
     rows = _some(torch.arange(len(other)), most, seed)
-    taken, note = Subset(other, rows), f"{name}, as it is"
+    taken, note = Subset(other, rows), f"{name}, as it is" if name != OMNIGLOT else "omniglot, as white ink on black"
     if (other.x.shape[1:], other.x.dtype) != (like.shape[1:], like.dtype):
         shape, dtype = tuple(like.shape[1:]), str(like.dtype).removeprefix("torch.")
         if name in TABLES or len(shape) != 3 or shape[0] not in (1, 3) or dtype not in ("uint8", "float32"):
@@ -58,6 +62,32 @@ def unknown(stream: Stream, data: str, most: int = MOST, seed: int = 0, root: st
         taken = Subset(other, rows, Fit(*shape, dtype)).cache()
         note = f"{name}, brought from {tuple(other.x.shape[1:])} {str(other.x.dtype).removeprefix('torch.')} to {shape} {dtype}"
     return TestSet(f"unknown/{plain_name(name)}", taken, known=False, note=note)
+
+
+def _inverted(samples: Samples) -> Samples:
+    """Return the negatives of images of bytes."""
+    return Samples(255 - samples.x, samples.y)
+
+
+def noise(stream: Stream, most: int = MOST, seed: int = 0) -> TestSet:
+    """Return images of uniform noise, in the shape and dtype of the stream's, as "noise": strange for good.
+
+    Args:
+        stream: that they are asked about beside; it has images.
+        most: how many, and no more than the first task has test samples.
+        seed: of the noise.
+
+    """
+    check_integer(1, most=most)
+    check_integer(0, seed=seed)
+    test = stream.tasks[0].test
+    part = test if isinstance(test, Subset) and test.transform is None else Subset(test[:], torch.arange(len(test)))
+    try:
+        check_corruptible(part[:1].x, "occlusion")
+    except ValueError as error:
+        raise ValueError(f"{stream.name}: {str(error).replace('occlusion', 'noise')}") from None
+    taken = Subset(part.source, part.index[:most], PixelNoise(1.0, int(seed))).cache()
+    return TestSet("noise", taken, known=False, note="every number uniform noise")
 
 
 def corrupted(stream: Stream, kind: str, severity: int = 3, most: int | None = None, seed: int = 0) -> tuple[TestSet, ...]:
@@ -159,6 +189,7 @@ FORMS = {
     "unknown": "unknown:DATA or unknown:DATA:MOST",
     "corrupted": "corrupted:KIND or corrupted:KIND:SEVERITY",
     "held_out_classes": "held_out_classes or held_out_classes:7+8",
+    "noise": "noise or noise:MOST",
 }
 """How each probe is written."""
 
@@ -223,6 +254,12 @@ def _held_out(stream: Stream, options: list[str], root: str | Path | None) -> Te
     return held_out_classes(stream, [_number(label) for option in options for label in option.split("+")] or None)
 
 
+def _noise(stream: Stream, options: list[str], root: str | Path | None) -> TestSet:  # noqa: ARG001  # as the others
+    if len(options) > 1:
+        raise _FormError
+    return noise(stream, *[_number(option) for option in options])
+
+
 _READ: dict[str, Callable[[Stream, list[str], str | Path | None], TestSet | tuple[TestSet, ...]]] = {
-    "unknown": _unknown, "corrupted": _corrupted, "held_out_classes": _held_out,
+    "unknown": _unknown, "corrupted": _corrupted, "held_out_classes": _held_out, "noise": _noise,
 }  # fmt: skip

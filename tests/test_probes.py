@@ -140,7 +140,7 @@ def test_probes_are_read_from_text() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("unknwn:mnist", "probes must be one of unknown, corrupted, held_out_classes, not 'unknwn': did you mean unknown?"),
+        ("unknwn:mnist", "probes must be one of unknown, corrupted, held_out_classes, noise, not 'unknwn': did you mean unknown?"),
         ("", "probes must be one of"),
         ("unknown", "probes: 'unknown' is not written as unknown:DATA or unknown:DATA:MOST"),
         ("unknown:", "probes: 'unknown:' is not written as"),

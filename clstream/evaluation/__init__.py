@@ -6,4 +6,6 @@ from clstream.evaluation.evaluate import evaluate as evaluate
 from clstream.evaluation.evaluate import measure as measure
 from clstream.evaluation.questions import CHUNK as CHUNK
 from clstream.evaluation.questions import Questions as Questions
+from clstream.evaluation.rejection import Rejection as Rejection
+from clstream.evaluation.rejection import RejectionMeasured as RejectionMeasured
 from clstream.evaluation.tally import Listener as Listener
