@@ -3,6 +3,7 @@
 from clstream.strategies.agem import AGEM
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.class_means import ClassMeans
+from clstream.strategies.core_sets import CoreSets
 from clstream.strategies.der import DER, DERpp
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
@@ -41,6 +42,7 @@ __all__ = [
     "AGEM",
     "AvalancheStrategy",
     "ClassMeans",
+    "CoreSets",
     "DER",
     "DERpp",
     "ERACE",
