@@ -22,6 +22,7 @@ from clstream.strategies.linear_probe import LinearProbe
 from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
 from clstream.strategies.ncm import NCM
+from clstream.strategies.nevis import DynamicKNN, FrozenLinear, Independent, Previous
 from clstream.strategies.openvae import OpenVAE
 from clstream.strategies.prd import PRD
 from clstream.strategies.protonet import EpisodicTraining, ProtoNet
@@ -45,6 +46,7 @@ __all__ = [
     "CoreSets",
     "DER",
     "DERpp",
+    "DynamicKNN",
     "ERACE",
     "EWC",
     "EpisodicTraining",
@@ -52,8 +54,10 @@ __all__ = [
     "FeCAM",
     "Federated",
     "Finetune",
+    "FrozenLinear",
     "Hypernetwork",
     "ICaRL",
+    "Independent",
     "Joint",
     "L2",
     "LinearProbe",
@@ -62,6 +66,7 @@ __all__ = [
     "NCM",
     "OpenVAE",
     "PRD",
+    "Previous",
     "ProtoNet",
     "RanPAC",
     "Refresh",

@@ -14,6 +14,7 @@ from clstream.streams.few_shots import few_shot_tasks
 from clstream.streams.image_folder import image_folder
 from clstream.streams.imbalanced import imbalanced_tasks
 from clstream.streams.multilabel_canvas import multilabel_canvas
+from clstream.streams.nevis import mini_nevis, nevis_list
 from clstream.streams.omniglot import omniglot
 from clstream.streams.recorded import recorded
 from clstream.streams.split_regression import split_regression
@@ -51,7 +52,9 @@ __all__ = [
     "imbalanced_tasks",
     "label_shift",
     "long_tailed",
+    "mini_nevis",
     "multilabel_canvas",
+    "nevis_list",
     "omniglot",
     "permuted_mnist",
     "recorded",

@@ -116,13 +116,13 @@ def canvases(data: str, train: int, test: int, seed: int, root: str | Path | Non
         y = torch.cat([part[kind].y + sum(counts[:number]) for number, part in enumerate(parts)])
         joined.append(Samples(x, y))
     return (
-        _drawn(joined[0], train, sum(counts), derive(seed, "canvas", "train")),
-        _drawn(joined[1], test, sum(counts), derive(seed, "canvas", "test")),
+        draw_canvases(joined[0], train, sum(counts), derive(seed, "canvas", "train")),
+        draw_canvases(joined[1], test, sum(counts), derive(seed, "canvas", "test")),
     )
 
 
-def _drawn(objects: Samples, count: int, classes: int, seed: int) -> Samples:
-    """Return canvases with objects drawn at random, and which classes are on each."""
+def draw_canvases(objects: Samples, count: int, classes: int, seed: int) -> Samples:
+    """Return `count` canvases with one to four of some objects, drawn at random, and which of so many classes are on each."""
     draw = torch.Generator().manual_seed(seed)
     number = torch.randint(1, 5, (count, 1), generator=draw)
     occupied = torch.rand(count, 4, generator=draw, dtype=torch.float64).argsort(1).argsort(1) < number
