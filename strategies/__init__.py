@@ -18,6 +18,7 @@ from clstream.strategies.icarl import ICaRL
 from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
+from clstream.strategies.lifelong import Lifelong
 from clstream.strategies.linear_probe import LinearProbe
 from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
@@ -60,6 +61,7 @@ __all__ = [
     "Independent",
     "Joint",
     "L2",
+    "Lifelong",
     "LinearProbe",
     "LwF",
     "LwFMC",
