@@ -17,13 +17,13 @@ from clstream.streams.image_folder import check_images, load_images, sides
 from clstream.streams.multilabel_canvas import draw_canvases
 from clstream.streams.omniglot import load_omniglot
 from clstream.streams.options import check_options
-from clstream.streams.task_sequence import SPLITS, DataSet, TaskKey, TaskSequence, task_sequence
+from clstream.streams.task_sequence import SPLITS, DataSet, TaskKey, task_sequence
 from torch import Tensor
 from torch.nn import functional as F
 
 from clstream.params import check_bool, check_choice, check_integer
 from clstream.seeds import derive
-from clstream.stream import Samples
+from clstream.stream import Samples, Stream
 
 KINDS = ("label", "multilabel")
 """The kinds of targets that data sets may have."""
@@ -59,7 +59,7 @@ def mini_nevis(
     root: str | Path | None = None,
     drop_last: bool = False,
     progress: bool = True,
-) -> TaskSequence:
+) -> Stream:
     """Fourteen tasks of real images, 32 x 32, in order of publication; eleven are for development, and three alphabets the tail.
 
     MNIST (1998); the animals, then the vehicles of CIFAR-10 (2009, JPEG copies); Omniglot's Balinese, Early Aramaic, Greek, Korean
@@ -114,7 +114,7 @@ def nevis_list(
     cache: str | Path | None = None,
     drop_last: bool = False,
     progress: bool = True,
-) -> TaskSequence:
+) -> Stream:
     """Data sets of the user's own, as tasks in order of publication: a list in YAML.
 
         - {folder: digits, year: 1998}

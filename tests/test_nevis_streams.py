@@ -17,6 +17,7 @@ from torch import Tensor
 from clstream import Strategy, run
 from clstream.bus import on
 from clstream.checks import check_stream
+from clstream.cli.lookup import import_path
 from clstream.events import RunStarted, SessionStarted, TaskEnded, TaskStarted
 from clstream.models import Mlp
 from clstream.stream import Samples
@@ -136,6 +137,11 @@ def test_a_strategy_that_asks_for_a_test_key_while_it_learns_gets_an_error(where
     peeker.where = where
     with pytest.raises(WithheldError, match="is not shown what it will be tested on: it asked the test samples of task"):
         run(peeker, stream)
+
+
+@pytest.mark.parametrize("name", ["mini_nevis", "nevis_list"])
+def test_a_config_may_name_it(name: str) -> None:
+    assert import_path("stream", f"clstream.streams.{name}") == f"clstream.streams.{name}"
 
 
 def test_it_meets_the_contract_and_other_strategies_run_on_it() -> None:
