@@ -1,5 +1,6 @@
 """The methods: one file each, readable top to bottom against its paper; the regularisers that some are made of lie with them."""
 
+from clstream.strategies.active import Active
 from clstream.strategies.agem import AGEM
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.class_means import ClassMeans
@@ -42,6 +43,7 @@ from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
 __all__ = [
     "AGEM",
+    "Active",
     "AvalancheStrategy",
     "ClassMeans",
     "CoreSets",

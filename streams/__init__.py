@@ -13,6 +13,7 @@ from clstream.streams.federated import federated
 from clstream.streams.few_shots import few_shot_tasks
 from clstream.streams.image_folder import image_folder
 from clstream.streams.imbalanced import imbalanced_tasks
+from clstream.streams.label_pool import label_pool
 from clstream.streams.multilabel_canvas import multilabel_canvas
 from clstream.streams.nevis import mini_nevis, nevis_list
 from clstream.streams.omniglot import omniglot
@@ -50,6 +51,7 @@ __all__ = [
     "gaussian_schedule",
     "image_folder",
     "imbalanced_tasks",
+    "label_pool",
     "label_shift",
     "long_tailed",
     "mini_nevis",

@@ -89,6 +89,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.TAME(model, partial(SGD, lr=0.1), **short)  # with momentum, batches of 8 saturate the sigmoid
     if name == "Federated":
         return lambda model: zoo.Federated(zoo.Replay(model))
+    if name == "Active":
+        return lambda model: zoo.Active(zoo.Replay(model), "evt")
     if name == "CoreSets":
         return lambda model: zoo.CoreSets(zoo.Replay(model))
     if name == "ClassMeans":

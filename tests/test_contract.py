@@ -36,6 +36,7 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "feature_drift": streams.feature_drift,
     "imbalanced_tasks": streams.imbalanced_tasks,
     "few_shot_tasks": streams.few_shot_tasks,
+    "label_pool": streams.label_pool,
     "federated": streams.federated,
     "federated, Dirichlet": lambda: streams.federated(alpha=0.5, rounds=3, epochs=2),
     "episode": lambda: streams.episode(2, "digits", ways=2, shots=3, sets=4, sets_per_group=2, steps=2),

@@ -95,6 +95,7 @@ NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "Regularised": lambda: {"base": strategies.Finetune(example_model()), "penalties": [strategies.EWCPenalty(0.1)]},
     "WithDetectedBoundaries": lambda: {"base": strategies.EWC(example_model())},
     "CoreSets": lambda: {"base": strategies.Replay(example_model())},
+    "Active": lambda: {"base": strategies.Replay(example_model())},
     "ClassMeans": lambda: {"base": strategies.Replay(example_model())},
     "features": lambda: {"stream": example_stream(), "backbone": example_model()},
     "Checkpointer": lambda: {"folder": "checkpoints"},

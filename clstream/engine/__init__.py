@@ -1,6 +1,8 @@
 """The engine: the loop that is the definition of a simulation."""
 
 from clstream.engine.compatibility import check_fits as check_fits
+from clstream.engine.labels import LabelsQueried as LabelsQueried
+from clstream.engine.labels import LabelsRevealed as LabelsRevealed
 from clstream.engine.loop import run as run
 from clstream.engine.saved_state import ChangedCodeError as ChangedCodeError
 from clstream.engine.saved_state import OtherRunError as OtherRunError

@@ -17,6 +17,7 @@ from torch import Tensor
 from clstream import events
 from clstream.bus import Bus, Stopwatch, with_parts
 from clstream.engine.compiled_step import CompiledStep
+from clstream.engine.labels import buy_labels
 from clstream.engine.numerics import Numerics
 from clstream.engine.placement import Placement
 from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
@@ -36,7 +37,7 @@ from clstream.serialization.references import References
 from clstream.serialization.same_code import Source, changes
 from clstream.serialization.source_code import as_files, checkout_hash, definitions, user_sources
 from clstream.strategy import Strategy
-from clstream.stream import Delivery, Stream, Task
+from clstream.stream import Delivery, PoolSchedule, Stream, Task
 
 
 class Simulation:
@@ -153,7 +154,14 @@ class Simulation:
 
     def deliveries(self) -> Iterator[Delivery]:
         """Return the sessions that are left, with their tasks; the first one may be under way."""
-        return self.stream.deliveries(self.position.session, self.sessions)
+        if not isinstance(self.stream.schedule, PoolSchedule):
+            yield from self.stream.deliveries(self.position.session, self.sessions)
+            return
+        for index in range(self.position.session, self.sessions):
+            if index and self.position == Position(index):  # else it goes on within the session
+                with self.ledger.meter.counting("learning"):
+                    self.take_labels(buy_labels(self.stream, index, self.strategy, self.bus.emit))
+            yield from self.stream.deliveries(index, index + 1)
 
     def defer(self, call: Callable[[], object]) -> None:
         """See `RunControl`."""
@@ -242,11 +250,14 @@ class Simulation:
             },
             "placed": sorted(numbers[key] for key in self.placement.placed if key in numbers),
             "observers": observers,
+            **({"labels": self.bought()} if isinstance(self.stream.schedule, PoolSchedule) else {}),
         }
         return {name: to_plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything into the state of a checkpoint. Raises ValueError for one that doesn't fit."""
+        if isinstance(self.stream.schedule, PoolSchedule):
+            self.take_labels(self.stream.scheduled(self.stream.schedule.restored(state.get("labels"))))
         objects = restore(self.parts, state["strategy"], self.references, self.device)
         self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
@@ -282,6 +293,17 @@ class Simulation:
                     RuntimeWarning,
                     stacklevel=2,
                 )
+
+    def take_labels(self, stream: Stream) -> None:
+        """Go on with a stream that has more labels of its pool."""
+        self.stream = stream
+        if "references" in vars(self):
+            self.references.stream = stream
+
+    def bought(self) -> dict[str, list[int]]:
+        """Return the rows of the pool that were bought, by session."""
+        assert isinstance(self.stream.schedule, PoolSchedule)
+        return {str(session): rows.tolist() for session, rows in self.stream.schedule.bought.items()}
 
     def check_same(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another run, and say what differs; ValueError for what is no checkpoint.

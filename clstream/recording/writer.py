@@ -34,7 +34,7 @@ from clstream.files import write_atomically
 from clstream.recording.hashes import ContentHashes, dtype_name, numbered, order_hash, package_version, probe_hash, tensors_of
 from clstream.recording.header import HASH_LENGTH, MAX_MEMBERS, MAX_TEXT, STREAM, is_possible_size
 from clstream.recording.streams import RecordedStream
-from clstream.stream import DataSource, MixedSchedule, Samples, Stream, Subset, Task, TestSet
+from clstream.stream import DataSource, MixedSchedule, PoolSchedule, Samples, Stream, Subset, Task, TestSet
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time is recorded: the same stream gives the same bytes
 
@@ -56,6 +56,8 @@ def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
     """
     if not isinstance(stream, Stream):
         raise TypeError(f"record takes a Stream, not a {type(stream).__name__}")
+    if isinstance(stream.schedule, PoolSchedule):
+        raise ValueError(f"{stream.name} asks the strategy which labels it buys, so no recording can say what it delivers")
     file = Path(file)
     content = pack(*contents(stream))
     try:

@@ -2,6 +2,7 @@
 
 from clstream.stream.episodes import Draw as Draw
 from clstream.stream.episodes import Episodes as Episodes
+from clstream.stream.pools import PoolSchedule as PoolSchedule
 from clstream.stream.samples import TARGETS as TARGETS
 from clstream.stream.samples import Samples as Samples
 from clstream.stream.samples import Subset as Subset

@@ -314,6 +314,10 @@ class Stream:
         """Return the stream with the order of its batches moved by a run's seed; 0 changes nothing."""
         return self._like(seed=self.seed + seed)
 
+    def scheduled(self, schedule: MixedSchedule) -> Stream:
+        """Return the stream with another schedule over the same samples, which is not checked."""
+        return self._like(schedule=schedule)
+
     def with_source(self, data: DataSource) -> Stream:
         """Return the stream with a note of the data that its samples were taken from."""
         return self._like(data=data)
