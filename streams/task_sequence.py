@@ -109,6 +109,8 @@ class Withheld:
         return self._count
 
     def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # what copies and pickles ask for
+            raise AttributeError(name)
         raise WithheldError(
             f"a strategy that learns is not shown what it will be tested on: it asked the test samples of task {self._task} for "
             f"{name}; train and validation are what it may use"

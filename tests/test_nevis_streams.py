@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,8 @@ def test_it_meets_the_contract_and_other_strategies_run_on_it() -> None:
     for check in check_stream(stream):
         check()
     assert run(Replay(Mlp(3, 2)), stream).average > 0
-    assert next(session.task.test for session in stream) is stream.visible.tasks[0].test
+    withheld = next(session.task.test for session in stream)
+    assert withheld is stream.visible.tasks[0].test and len(deepcopy(withheld)) == len(stream.tasks[0].test)
 
 
 # How data sets are cut ------------------------------------------------------------------------------------------------
