@@ -324,7 +324,6 @@ def test_evaluation_stays_one_pass() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda model: Refresh(Replay(model)),
         lambda model: Refresh(DERpp(model), form="paper"),
         lambda model: Refresh(Refresh(Finetune(model))),
     ],

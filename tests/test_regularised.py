@@ -89,13 +89,12 @@ def test_the_loss_that_is_reported_holds_the_penalty() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda model: Regularised(Replay(model), [EWCPenalty(10.0)]),
         lambda model: Regularised(Refresh(Replay(model)), [SIPenalty()]),
         lambda model: Regularised(LwFMC(model, partial(SGD, lr=0.05), renew_optimizer=True), [L2Penalty(0.01), FeatKDPenalty(0.5)]),
         lambda model: LwF(model, alpha=[0.0, 1.0]),
         lambda model: EWC(model, online=True, fisher="sampled", fisher_batch=8, decay=0.5),
     ],
-    ids=["EWC on Replay", "SI on Refresh", "L2 and FeatKD on LwF", "LwF, softmax", "EWC, online"],
+    ids=["SI on Refresh", "L2 and FeatKD on LwF", "LwF, softmax", "EWC, online"],
 )
 def test_composed_strategies_meet_the_contract(make: Callable[[nn.Module], Strategy]) -> None:
     for check in check_strategy(make):
