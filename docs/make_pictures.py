@@ -276,6 +276,28 @@ def few_shots() -> np.ndarray:
     return drawn(figure, 9.5, 4.0)
 
 
+def lifelong() -> np.ndarray:
+    """Draw what pruning costs and what the methods keep, of the runs in experiments/results: means over seeds, and each seed."""
+    lines = (FOLDER.parent.parent / "experiments" / "results" / "lifelong_properties.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    figure = Figure(layout="constrained")
+    pruned, kept = figure.subplots(1, 2)
+    for method, colour in (("Fisher", "C0"), ("alike", "C1")):
+        curves = np.array([row["given"] for row in rows if (row["property"], row["method"]) == ("graceful", method)])
+        pruned.plot(np.arange(10) / 10, curves.T, color=colour, linewidth=0.5)
+        pruned.plot(np.arange(10) / 10, curves.mean(0), color=colour, linewidth=2, marker="o", markersize=4, label=method)
+    pruned.set(xlabel="share of weights set to 0", ylabel="accuracy, task given", ylim=(0.4, 1))
+    pruned.legend(frameon=False, title="smallest b w²")
+    controls = [row for row in rows if row["property"] == "controls"]
+    for number, method in enumerate(dict.fromkeys(row["method"] for row in controls)):
+        own = [row for row in controls if row["method"] == method]
+        style = {**method_style(number), "linestyle": "none"}
+        kept.plot([row["given"] for row in own], [row["all"] for row in own], label=method, markersize=5, **style)
+    kept.set(xlabel="accuracy, task given", ylabel="accuracy, all classes compete", xlim=(0.4, 1), ylim=(0, 1))
+    figure.legend(*kept.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return drawn(figure, 10.5, 3.6)
+
+
 PICTURES = {
     "federated": federated_rounds,
     "few-shots": few_shots,
@@ -283,6 +305,7 @@ PICTURES = {
     "sharp-units": units,
     "drift": drifts,
     "hypernetworks": hypernetworks,
+    "lifelong": lifelong,
     "methods": methods,
 }
 

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -42,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clstream.experiments.pretrained_features import interval
+from clstream.experiments.lifelong_table import by_method, table, verdicts
 from clstream.strategies import EWC, Finetune, Lifelong, Replay
 from clstream.strategies.lifelong import Consolidated, Relaxed
 from clstream.streams import few_shot_tasks, split_fashion_mnist
@@ -317,64 +316,6 @@ PROPERTIES: dict[str, Callable[[int, str | None], list[Row]]] = {
 }
 
 
-def in_most(values: Iterable[bool]) -> str:
-    """Return whether something is so in at least four of five seeds, and in how many."""
-    answers = list(values)
-    return f"{'holds' if sum(answers) >= math.ceil(0.8 * len(answers)) else 'FAILS'} ({sum(answers)} of {len(answers)} seeds)"
-
-
-def verdicts(name: str, of: dict[str, list[Row]]) -> list[str]:
-    """Return what the criteria of a property say; `of` has the rows of each method, in the order of seeds."""
-    if name == "non-forgetting":
-        large = [not row["same"] for row in of["1e6"]]
-        return [
-            f"same bits with infinity: {sum(row['same'] for row in of['infinity'])} of {len(large)} seeds",
-            f"and not with 1e6: {sum(large)} of {len(large)} seeds",
-        ]
-    if name == "forward":
-        ways = [[statistics.mean(map(math.log2, row["samples"][1:])) for row in of[method]] for method in ("fresh", "nearest_task")]
-        gains = [fresh - near for fresh, near in zip(*ways, strict=True)]
-        return [f"forward transfer {in_most(gain > 0 for gain in gains)}: log2 of the ratio {interval(gains)}"]
-    if name == "backward":
-        changes, plain = ([row["given"] for row in of[method]] for method in ("b = 0.01", "b = 0"))
-        return [
-            f"backward transfer {in_most(change > 0 for change in changes)}: {interval(changes)}",
-            f"stiffness helps {in_most(a > b for a, b in zip(changes, plain, strict=True))}",
-        ]
-    if name == "confusion":
-        fallen = sum(row["accuracy_before"] - row["accuracy_after"] > 0.01 for row in of["pair"])
-        return [
-            f"the pair's error falls, which {in_most(row['error_after'] < row['error_before'] for row in of['pair'])}",
-            f"the accuracy over four classes falls by more than 0.01 in {fallen} seeds: {'FAILS' if fallen > 1 else 'holds'}",
-        ]
-    if name == "few-shot":
-        near, fresh = ([row["given"] for row in of[method]] for method in ("nearest_class", "fresh"))
-        return [
-            f"few-shot start {in_most(a > b for a, b in zip(near, fresh, strict=True))}: {interval(near)} and {interval(fresh)}"
-        ]
-    if name == "graceful":
-        steps = [max(a - b for a, b in zip(row["given"], row["given"][1:6], strict=False)) for row in of["Fisher"]]
-        return [f"no cliff up to a half, which {in_most(step <= 0.05 for step in steps)}: the greatest step {interval(steps)}"]
-    return []
-
-
-def table(name: str, rows: list[Row]) -> str:
-    """Return a property's Markdown table of means over seeds with 95 % confidence intervals, and what its criteria say."""
-    of: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: int(row["seed"])):
-        of.setdefault(row["method"], []).append(row)
-    columns = [column for column in rows[0] if column not in ("property", "seed", "method", "pair")]
-    lines = [f"{name}", "", f"| method | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-    for method, own in of.items():
-        cells = []
-        for column in columns:
-            values = [row[column] for row in own]
-            lists = zip(*values, strict=True) if isinstance(values[0], list) else [values]
-            cells.append(" ".join(interval([float(value) for value in part]) for part in lists))
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *verdicts(name, of), ""])
-
-
 def main() -> None:
     """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -395,7 +336,8 @@ def main() -> None:
             rows += new
             print(*new, sep="\n", flush=True)
     for name in options.only:
-        print(table(name, [row for row in rows if row["property"] == name and row["seed"] in seeds]))
+        measured = [row for row in rows if row["seed"] in seeds]
+        print("", table(name, measured), "", *verdicts(name, by_method(name, measured)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -146,9 +146,10 @@ def test_classes_that_come_in_a_later_session_of_a_task_learn_and_hold() -> None
     assert bool((strategy.groups.owner["head"] == torch.tensor([0, 0, 0, 0, 1, 1])).all())
 
 
-def test_a_stream_that_hides_its_tasks_needs_their_number() -> None:
-    with pytest.raises(ValueError, match="say in `tasks` how many"):
-        run(WithDetectedBoundaries(Lifelong(example_model())), example_stream(boundaries=False))
+def test_detected_boundaries_give_no_units() -> None:
+    with pytest.raises(ValueError, match="policy 'guarantee' gives tasks units of their own, and example hides its tasks"):
+        run(WithDetectedBoundaries(Lifelong(example_model(), tasks=3)), example_stream(boundaries=False))
+    run(WithDetectedBoundaries(Lifelong(example_model(), policy="fisher"), warmup=4, window=10), example_stream(boundaries=False))
 
 
 @pytest.mark.parametrize(

@@ -173,17 +173,19 @@ class Lifelong(Strategy):
         self.groups = None
         if not self.by_group:
             return
-        if stream.boundaries:
-            labels = [label for task in stream.tasks for label in task.classes]
-            if self.by_group["old_rows"] == inf and len(set(labels)) < len(labels):
-                raise ValueError(
-                    f"policy {self.policy!r} holds the outputs of classes that came, and tasks of {stream.name} share classes, so "
-                    "the later ones couldn't be learned: take 'constant' or 'fisher', or a finite stiffness of old_rows"
-                )
-            if self.tasks is not None and self.tasks < len(stream.tasks):
-                raise ValueError(f"tasks={self.tasks} is too few for {stream.name}, which has {len(stream.tasks)}")
-        elif self.tasks is None:
-            raise ValueError(f"{stream.name} hides how many tasks it has: say in `tasks` how many share out the units")
+        if not stream.boundaries:
+            raise ValueError(
+                f"policy {self.policy!r} gives tasks units of their own, and {stream.name} hides its tasks: take 'constant' or "
+                "'fisher'"
+            )
+        labels = [label for task in stream.tasks for label in task.classes]
+        if self.by_group["old_rows"] == inf and len(set(labels)) < len(labels):
+            raise ValueError(
+                f"policy {self.policy!r} holds the outputs of classes that came, and tasks of {stream.name} share classes, so the "
+                "later ones couldn't be learned: take 'constant' or 'fisher', or a finite stiffness of old_rows"
+            )
+        if self.tasks is not None and self.tasks < len(stream.tasks):
+            raise ValueError(f"tasks={self.tasks} is too few for {stream.name}, which has {len(stream.tasks)}")
         self.groups = Groups(self.model, self.tasks or len(stream.tasks))
 
     @property
