@@ -151,15 +151,15 @@ class Reached:
     @on(TaskStarted)
     def begin(self, event: TaskStarted) -> None:
         """Start to count."""
-        self.task, self.count, self.there = event.task, 0, False
+        self.task, self.count, self.reached = event.task, 0, False
         self.samples.append((self.batches + 1) * 8)
 
     @on(BatchLearned)
     def ask(self, event: BatchLearned) -> None:
         """Count a batch, and ask."""
         self.count += 1
-        if not self.there and self.count <= self.batches and given(self.strategy, [self.task]) >= 0.8:
-            self.there, self.samples[-1] = True, 8 * self.count
+        if not self.reached and self.count <= self.batches and given(self.strategy, [self.task]) >= 0.8:
+            self.reached, self.samples[-1] = True, 8 * self.count
 
 
 def starts(rate: Any, start: str, strength: float, per_class: int) -> dict[str, Callable[[nn.Module], Strategy]]:

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from clstream.strategies import Lifelong, WithDetectedBoundaries
-from clstream.strategies.lifelong.groups import FREE, GROUPS, NEW_TO_OLD, Groups
+from clstream.strategies.lifelong.groups import FREE, GROUPS, NEW_TO_OLD, Groups, shares_needed
 from clstream.streams import blobs
 from torch import nn
 from torch.optim import SGD
@@ -97,23 +97,23 @@ class Starts:
     """Keeps the weights as a task finds them, when its units are there."""
 
     def __init__(self, strategy: Lifelong) -> None:
-        self.strategy, self.found = strategy, {}
+        self.strategy, self.weights = strategy, {}
 
     @on(SessionStarted)
     def keep(self, event: SessionStarted) -> None:
-        self.found[event.session.task.id] = {name: weight.detach().clone() for name, weight in self.strategy.weights.items()}
+        self.weights[event.session.task.id] = {name: weight.detach().clone() for name, weight in self.strategy.weights.items()}
 
 
 def started(start: str) -> tuple[Lifelong, dict]:
     with isolated(0):
         strategy = Lifelong(deep(), partial(SGD, lr=0.05), start=start)
     run(strategy, example_stream(epochs=3), starts := Starts(strategy))
-    return strategy, starts.found
+    return strategy, starts.weights
 
 
 def test_units_start_with_the_weights_of_the_nearest_task() -> None:
-    strategy, found = started("nearest_task")
-    owner, weights = strategy.groups.owner, found[1]
+    strategy, begun = started("nearest_task")
+    owner, weights = strategy.groups.owner, begun[1]
     first, second = ((owner["stages.layer2"] == task).nonzero().flatten() for task in (0, 1))
     old = (owner["stages.layer1"] == 0).nonzero().flatten()
     assert torch.equal(weights["stages.layer2.weight"][second][:, old], weights["stages.layer2.weight"][first][:, old])
@@ -123,12 +123,23 @@ def test_units_start_with_the_weights_of_the_nearest_task() -> None:
 
 
 def test_rows_start_with_those_of_the_nearest_class() -> None:
-    strategy, found = started("nearest_class")
-    owner, head = strategy.groups.owner["stages.layer2"], found[1]["head.weight"]
+    strategy, begun = started("nearest_class")
+    owner, head = strategy.groups.owner["stages.layer2"], begun[1]["head.weight"]
     old = (owner == 0).nonzero().flatten()
     for row in (2, 3):
         assert any(torch.equal(head[row, old], head[other, old]) for other in (0, 1))
     assert not any(torch.equal(head[2], head[other]) for other in (0, 1))  # from new units it is as it was
+
+
+def test_a_task_that_comes_again_with_new_classes_counts_again() -> None:
+    assert shares_needed(example_stream()) == 3
+    again = example_stream((0, 1, 0, 2))
+    assert again.session(0).classes == [0] and again.session(2).classes == [1]
+    assert shares_needed(again) == 4
+    strategy = Lifelong(deep())
+    run(strategy, again)
+    assert torch.bincount(strategy.groups.owner["stages.layer1"]).tolist() == [6, 6, 6, 6]
+    assert shares_needed(example_stream((0, 0, 1, 2))) == 3
 
 
 def test_classes_that_come_in_a_later_session_of_a_task_learn_and_hold() -> None:

@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from clstream.models import GrowingHead
 from clstream.models.heads import CosineHead
 from clstream.models.layers import LinearRelu, LinearTanh, Normalise
+from clstream.stream import Stream
 
 GROUPS = ("old", "new", "old_to_new", "new_to_old", "old_rows", "new_rows")
 OLD, NEW, OLD_TO_NEW, NEW_TO_OLD, OLD_ROWS, NEW_ROWS, FREE = range(7)
@@ -153,6 +154,18 @@ class Groups:
         layers = [owner for name, owner in self.owner.items() if name != self.head] or [self.owner[self.head]]
         owners = torch.cat(layers)
         return float((owners >= 0).float().mean()) if len(owners) else 0.0
+
+
+def shares_needed(stream: Stream) -> int:
+    """Return how often a task starts that brings classes that are new."""
+    came: set[int] = set()
+    shares, counted = 0, False
+    for delivery in stream.deliveries():
+        counted = counted and not delivery.begins_task
+        if not counted and not came.issuperset(delivery.session.classes):
+            counted, shares = True, shares + 1
+        came.update(delivery.session.classes)
+    return shares
 
 
 def parts_of(model: nn.Module) -> tuple[nn.Sequential, nn.Linear | GrowingHead]:

@@ -50,7 +50,7 @@ from math import inf
 import torch
 from clstream.strategies.lifelong.confusion import error, freed_for, worst_pair
 from clstream.strategies.lifelong.events import Consolidated, Pruned, Relaxed
-from clstream.strategies.lifelong.groups import GROUPS, Groups, parts_of
+from clstream.strategies.lifelong.groups import GROUPS, Groups, parts_of, shares_needed
 from clstream.strategies.lifelong.starts import Nearest, class_means, copy_rows, copy_units, nearest_classes
 from clstream.strategies.lifelong.stiffness import check_groups, penalty, proximal, pull_share, quantiles, smallest
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class Lifelong(Strategy):
         optimizer: makes the optimizer from the model's parameters.
         policy: "zero", "constant", "fisher" or "guarantee", or the stiffness of each group by its name, at least 0; those that it
             leaves out have 0.
-        tasks: how many tasks share out the units. None: as many as the stream has. For policies of groups.
+        tasks: how many tasks share out the units. None: as many as the stream has; one that comes again with classes that are new
+            counts again. For policies of groups.
         strength: the stiffness of "constant", and what the Fisher is multiplied by.
         decay: how much of the stiffness so far stays when a task ends; "fisher" only.
         prune: the share of weights that are set free when a task has ended; "fisher" only.
@@ -184,9 +185,10 @@ class Lifelong(Strategy):
                 f"policy {self.policy!r} holds the outputs of classes that came, and tasks of {stream.name} share classes, so the "
                 "later ones couldn't be learned: take 'constant' or 'fisher', or a finite stiffness of old_rows"
             )
-        if self.tasks is not None and self.tasks < len(stream.tasks):
-            raise ValueError(f"tasks={self.tasks} is too few for {stream.name}, which has {len(stream.tasks)}")
-        self.groups = Groups(self.model, self.tasks or len(stream.tasks))
+        tasks = shares_needed(stream)
+        if self.tasks is not None and self.tasks < tasks:
+            raise ValueError(f"tasks={self.tasks} is too few for {stream.name}, which has {tasks}")
+        self.groups = Groups(self.model, self.tasks or tasks)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -210,8 +212,9 @@ class Lifelong(Strategy):
         weights, groups = self.weights, self.groups
         self.pulls = {}
         for name, b in self.stiffness.items():  # of a head that has grown
-            self.stiffness[name] = pad_rows(b, weights[name])
-            self.reference[name] = torch.cat([self.reference[name], weights[name].detach()[len(b) :]]) if b.dim() else b
+            if b.dim() and len(b) < len(weights[name]):
+                self.stiffness[name] = pad_rows(b, weights[name])
+                self.reference[name] = torch.cat([self.reference[name], weights[name].detach()[len(b) :]])
         if groups is None:
             return
         groups.grow(self.model)
