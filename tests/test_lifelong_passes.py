@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clstream.experiments.lifelong_properties import PROPERTIES
+from clstream.experiments.lifelong_table import by_method, table, verdicts
 from clstream.strategies import Lifelong
 from clstream.strategies.lifelong import Consolidated, Pruned, Relaxed
 from clstream.strategies.lifelong.confusion import TOP, error, worst_pair
@@ -196,3 +200,18 @@ def test_batch_norm_keeps_the_statistics_of_the_first_task() -> None:
     strategy = Lifelong(normed_model())
     run(strategy, example_stream(), modes := Modes(strategy.model))
     assert bool(modes.means[0].any()) and torch.equal(modes.means[0], modes.means[2])
+
+
+def test_the_tables_of_the_docs_are_what_the_results_say() -> None:
+    root = Path(__file__).parent.parent
+    lines = (root / "experiments" / "results" / "lifelong_properties.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    page = (root / "docs" / "lifelong.md").read_text(encoding="utf-8")
+    assert {row["property"] for row in rows} == set(PROPERTIES)
+    said = []
+    for name in PROPERTIES:
+        assert table(name, rows) in page
+        verdict = verdicts(name, by_method(name, rows))
+        assert all(f"- {line}\n" in page for line in verdict)
+        said += verdict
+    assert (len(said), sum("FAILS" not in line for line in said)) == (9, 4) and "Of nine four hold" in page
