@@ -1,9 +1,14 @@
-"""OpenVAE on the digits it was written for: `python experiments/open_world.py RESULTS [--parts anchors,rejection] [--seeds 5]`.
+"""The open world on digits: `python experiments/open_world.py RESULTS [--parts anchors,rejection,labels] [--seeds 5]`.
 
 anchors    Split MNIST, 5 x 2 classes, 3 passes, batches of 128: the accuracy over all classes seen after each session, by what is
            replayed. The authors' code gave .196 (fine-tuning) and .332 (prior replay) in one run of it with these settings.
 rejection  MNIST and Fashion-MNIST, eight classes in one session, 3 passes, a tenth held back: what is rejected of the other one, of
            Omniglot, of noise and of the two classes that are left out, by omega, entropy and reconstruction.
+labels     a pool of 5,000 MNIST images, a fifth of them noisy, or none: accuracy by labels, 50 and then 50 a round, and how many
+           of the labels that were bought are of noisy images. `Joint` learns all of them anew in each session, with 200 units.
+core_sets  Split MNIST, one pass, `Replay` of 200 images (`Mlp` of 200 units), as they are or with a fifth of the training images
+           noisy: the last accuracy, by how the memory is filled.
+orders     the same with herding, over orders of the classes: a seed is an order.
 
 What is finished is in the file RESULTS, a line a run, and not run again. Means have 95 % confidence intervals (t) over seeds.
 """
@@ -13,27 +18,39 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from clstream.experiments.pretrained_features import interval
-from clstream.strategies import OpenVAE
+from clstream.strategies import Active, CoreSets, Joint, OpenVAE, Replay
 from clstream.strategies.openvae import ReplayGenerated
-from clstream.streams import split_fashion_mnist, split_mnist
+from clstream.streams import label_pool, split_fashion_mnist, split_mnist
+from clstream.streams.corruptions import Corrupt
+from clstream.streams.label_pool import corrupted_rows
 from clstream.streams.probes import held_out_classes, noise, unknown
+from torch.optim import SGD
 
 from clstream import Stream, on, run
+from clstream.engine import LabelsRevealed
 from clstream.evaluation import Rejection, RejectionMeasured
-from clstream.models import BatchNormMlp
+from clstream.models import BatchNormMlp, Mlp
 from clstream.seeds import isolated
+from clstream.strategy.core_sets import CORE_SETS
+from clstream.stream import Samples, Subset
 
 REPLAYS = ("none", "prior", "open_set", "real")
 DATA: dict[str, tuple[Callable[..., Stream], str]] = {
     "mnist": (split_mnist, "fashion_mnist"),
     "fashion_mnist": (split_fashion_mnist, "mnist"),
 }
+LEARNED = {"mnist": "MNIST", "fashion_mnist": "Fashion"}
 KINDS = ("evt", "entropy", "reconstruction")
+QUERIES = ("random", "entropy", "core_set", "evt")
+SIZE, ROUND, ROUNDS, NOISY = 5000, 50, 7, 0.2
+FILLED = ("reservoir", "class_balanced", *CORE_SETS)
 EPOCHS = 3
 
 
@@ -43,6 +60,12 @@ class Watch:
     def __init__(self) -> None:
         self.replays: list[dict[str, float]] = []
         self.rejected: dict[str, float] = {}
+        self.bought: list[torch.Tensor] = []
+
+    @on(LabelsRevealed)
+    def revealed(self, event: LabelsRevealed) -> None:
+        """Keep which labels were bought."""
+        self.bought.append(event.rows)
 
     @on(ReplayGenerated)
     def generated(self, event: ReplayGenerated) -> None:
@@ -79,9 +102,55 @@ def reject(data: str, seed: int, root: str | None) -> dict[str, Any]:
     return {"accuracy": float(result.accuracy[-1, 0]), "rejected": watch.rejected, "seconds": result.seconds}
 
 
+def buy(case: str, seed: int, root: str | None) -> dict[str, Any]:
+    """Buy labels of a pool; return the accuracy by session, and the share of the bought images that are noisy."""
+    ask, _, noisy = case.partition("+")
+    share = NOISY if noisy else 0.0
+    stream = label_pool(
+        "MNIST", start=ROUND, budget=ROUND, rounds=ROUNDS, size=SIZE, corrupted=share, epochs=40, seed=seed, root=root
+    )
+    watch = Watch()
+    with isolated(seed, "model"):
+        strategy = Active(Joint(Mlp(stream.input_shape, stream.classes, hidden=(200,))), ask)
+    result = run(strategy, stream, watch, seed=seed)
+    bought = torch.isin(torch.cat(watch.bought), corrupted_rows(SIZE, share, seed))
+    return {"curve": result.accuracy[:, 0].tolist(), "noisy": float(bought.double().mean()), "seconds": result.seconds}
+
+
+def spoiled(part: Samples | Subset, seed: int) -> Samples:
+    """Return samples of which a fifth has noise of severity 5."""
+    whole = part[:]
+    rows, x = corrupted_rows(len(whole), NOISY, seed), whole.x.clone()
+    x[rows] = Corrupt("noise", 5, seed)(x[rows])
+    return Samples(x, whole.y)
+
+
+def fill(case: str, seed: int, root: str | None, order: int | None = None) -> dict[str, Any]:
+    """Learn Split MNIST with a memory that is filled in some way; return the last accuracy over all classes."""
+    filled, _, noisy = case.partition("+")
+    stream = split_mnist(batch_size=32, class_order=order, root=root)
+    if noisy:
+        stream = replace(stream, tasks=[replace(task, train=spoiled(task.train, seed)) for task in stream.tasks])
+    with isolated(seed, "model"):
+        model = Mlp(stream.input_shape, stream.classes, hidden=(200,))
+        memory = "reservoir" if filled in CORE_SETS else filled
+        replay = Replay(model, partial(SGD, lr=0.05), capacity=200, memory=memory)
+        strategy = CoreSets(replay, filled) if filled in CORE_SETS else replay
+    result = run(strategy, stream, seed=seed, evaluate_at="end")
+    return {"accuracy": float(result.measured["accuracy"][-1, -1]), "seconds": result.seconds}
+
+
+def order(case: str, seed: int, root: str | None) -> dict[str, Any]:
+    """Learn Split MNIST in an order of the classes; the trainings are the same but for that."""
+    return fill(case, 0, root, order=seed)
+
+
 PARTS: dict[str, tuple[tuple[str, ...], Callable[[str, int, str | None], dict[str, Any]]]] = {
     "anchors": (REPLAYS, anchor),
     "rejection": (tuple(DATA), reject),
+    "labels": ((*(f"{ask}+noise" for ask in QUERIES), *QUERIES), buy),
+    "core_sets": ((*FILLED, *(f"{filled}+noise" for filled in FILLED)), fill),
+    "orders": (("herding",), order),
 }
 """For each part its cases, and what runs one with a seed."""
 
@@ -110,24 +179,66 @@ def anchors_table(rows: list[dict[str, Any]]) -> str:
 
 
 def rejection_table(rows: list[dict[str, Any]]) -> str:
-    """Return a table of AUROC and rejected share by probe and kind, and of what is rejected of known samples."""
-    lines = ["| learned | by | known rejected | accuracy, accepted | probe | AUROC | FPR95 | rejected |", "|---|" + "---|" * 7]
+    """Return two tables, by what was learned and the kind of novelty: AUROC of each probe, then what is rejected."""
+    probes = ("other", "unknown/omniglot", "noise", "held_out_classes")
+    heads = "the other data set | Omniglot | noise | left-out classes |"
+    tables = [
+        [f"| learned | AUROC of | {heads}", "|---|" + "---|" * 5],
+        [f"| learned | rejected by | {heads} known | accuracy, accepted |", "|---|" + "---|" * 7],
+    ]
     for case in DATA:
         own = of(rows, "rejection", case)
+        names = [f"unknown/{DATA[case][1]}" if probe == "other" else probe for probe in probes]
         for kind in KINDS if own else ():
+            for table, columns in zip(
+                tables,
+                (
+                    [f"auroc/{name}" for name in names],
+                    [*(f"rejected/{name}" for name in names), "rejected/known", "accepted_accuracy/known"],
+                ),
+                strict=True,
+            ):
+                cells = [interval([row["rejected"][f"{kind}/{column}"] for row in own]) for column in columns]
+                table.append(f"| {LEARNED[case]} | {kind} | {' | '.join(cells)} |".replace("0.", "."))
+    return "\n\n".join("\n".join(table) for table in tables)
 
-            def mean(name: str, own: list[dict[str, Any]] = own, kind: str = kind) -> str:
-                return interval([row["rejected"][f"{kind}/{name}"] for row in own])
 
-            known = f"{mean('rejected/known')} | {mean('accepted_accuracy/known')}"
-            probes = [name.removeprefix(f"{kind}/auroc/") for name in own[0]["rejected"] if name.startswith(f"{kind}/auroc/")]
-            for probe in probes:
-                numbers = " | ".join(mean(f"{name}/{probe}") for name in ("auroc", "fpr95", "rejected"))
-                lines.append(f"| {case} | {kind} | {known} | {probe} | {numbers} |")
+def labels_table(rows: list[dict[str, Any]]) -> str:
+    """Return a table of accuracies by the number of labels."""
+    sizes = [ROUND * (number + 1) for number in range(ROUNDS + 1)]
+    shown = " | ".join(f"{size} labels" for size in (*sizes[::2], sizes[-1]))
+    lines = [f"| pool and query | {shown} | noisy |", "|---|" + "---|" * 6]
+    for case in PARTS["labels"][0]:
+        own = of(rows, "labels", case)
+        places = [*range(0, len(sizes), 2), len(sizes) - 1]
+        if own:
+            cells = [interval([row["curve"][place] for row in own]) for place in places]
+            lines.append(f"| {case} | {' | '.join(cells)} | {interval([row['noisy'] for row in own])} |")
     return "\n".join(lines)
 
 
-TABLES = {"anchors": anchors_table, "rejection": rejection_table}
+def core_sets_table(rows: list[dict[str, Any]]) -> str:
+    """Return a table of last accuracies by how the memory is filled."""
+    lines = ["| memory | as they are | a fifth noisy |", "|---|---|---|"]
+    for filled in FILLED:
+        cells = [[row["accuracy"] for row in of(rows, "core_sets", case)] for case in (filled, f"{filled}+noise")]
+        lines.append(f"| {filled} | {' | '.join(interval(cell) if cell else '' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def orders_table(rows: list[dict[str, Any]]) -> str:
+    """Return the spread over orders."""
+    ends = [row["accuracy"] for row in of(rows, "orders", "herding")]
+    return f"{len(ends)} orders: {interval(ends)}, from {min(ends):.3f} to {max(ends):.3f}" if ends else "no orders"
+
+
+TABLES = {
+    "anchors": anchors_table,
+    "rejection": rejection_table,
+    "labels": labels_table,
+    "core_sets": core_sets_table,
+    "orders": orders_table,
+}
 
 
 def main() -> None:

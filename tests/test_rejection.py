@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from clstream.experiments import open_world
 from clstream.strategies import OpenVAE, Replay
 from clstream.streams import blobs, split_digits, split_mnist
 from clstream.streams.probes import corrupted, held_out_classes, noise, probes_from, unknown
@@ -137,7 +140,7 @@ def test_noise_is_a_probe() -> None:
     assert probe.name == "noise" and probe.known is False and probe.samples.x.shape == (20, 1, 8, 8)
     x: Tensor = probe.samples.x
     assert 0.45 < float(x.mean()) < 0.55 and torch.equal(x, noise(whole, most=20).samples.x)
-    assert [found.name for found in probes_from(whole, "noise:5,held_out_classes:1")] == ["noise", "held_out_classes/1"]
+    assert [probe.name for probe in probes_from(whole, "noise:5,held_out_classes:1")] == ["noise", "held_out_classes/1"]
     with pytest.raises(ValueError, match="'noise:x' is not written as noise or noise:MOST"):
         probes_from(whole, "noise:x")
     with pytest.raises(ValueError, match="noise is for images"):
@@ -150,3 +153,12 @@ def test_omniglot_is_white_on_black_as_the_digits_are() -> None:
     probe = unknown(split_mnist(), "omniglot", most=50)
     assert probe.name == "unknown/omniglot" and probe.samples.x.shape == (50, 1, 28, 28)
     assert float(probe.samples.x.float().mean()) < 64
+
+
+def test_the_tables_of_the_docs_are_what_the_results_say() -> None:
+    root = Path(__file__).parents[1]
+    lines = (root / "experiments" / "results" / "open_world.jsonl").read_text(encoding="utf-8").splitlines()
+    rows, page = [json.loads(line) for line in lines], (root / "docs" / "open-world.md").read_text(encoding="utf-8")
+    for part, table in open_world.TABLES.items():
+        assert table(rows) in page, part
+    assert {row["part"] for row in rows} == set(open_world.PARTS)
