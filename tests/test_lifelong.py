@@ -16,7 +16,7 @@ from clstream import SessionEnded, TaskEnded, on, run, run_seeds
 from clstream.checks import check_alike, example_model, example_stream
 from clstream.checks.examples import normed_model
 from clstream.eval_mode import evaluating
-from clstream.models import Conv4, ConvNet, Mlp
+from clstream.models import Conv4, ConvNet, LeNet, Mlp, VitTiny
 from clstream.models.layers import FlatInput
 from clstream.seeds import isolated
 
@@ -188,6 +188,17 @@ def ask(model: nn.Module, optimizer: Callable, **options: object) -> OldLogits:
 @pytest.mark.parametrize("model", MODELS)
 def test_old_logits_are_the_same_bits_after_later_tasks(model: str, optimizer: str) -> None:
     assert ask(MODELS[model](), OPTIMIZERS[optimizer]).are_the_same()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LeNet, partial(VitTiny, width=24, depth=2, heads=2), partial(Mlp, hidden=(24,), head="cosine")],
+    ids=["LeNet", "VitTiny", "cosine head"],
+)
+def test_other_models_keep_old_logits_too(model: Callable) -> None:
+    with isolated(0, "model"):
+        network = model((1, 8, 8), 6)
+    assert ask(network, OPTIMIZERS["momentum"]).are_the_same()
 
 
 @pytest.mark.parametrize("start", ["nearest_task", "nearest_class"])
