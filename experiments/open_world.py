@@ -5,7 +5,8 @@ anchors    Split MNIST, 5 x 2 classes, 3 passes, batches of 128: the accuracy ov
 rejection  MNIST and Fashion-MNIST, eight classes in one session, 3 passes, a tenth held back: what is rejected of the other one, of
            Omniglot, of noise and of the two classes that are left out, by omega, entropy and reconstruction.
 labels     a pool of 5,000 MNIST images, a fifth of them noisy, or none: accuracy by labels, 50 and then 50 a round, and how many
-           of the labels that were bought are of noisy images. `Joint` learns all of them anew in each session, with 200 units.
+           of the labels that were bought are of noisy images. `Joint` learns all of them anew in each session, with 200
+           units; `OpenVAE` goes on with them, and has a latent.
 core_sets  Split MNIST, one pass, `Replay` of 200 images (`Mlp` of 200 units), as they are or with a fifth of the training images
            noisy: the last accuracy, by how the memory is filled.
 orders     the same with herding, over orders of the classes: a seed is an order.
@@ -33,7 +34,7 @@ from clstream.streams.label_pool import corrupted_rows
 from clstream.streams.probes import held_out_classes, noise, unknown
 from torch.optim import SGD
 
-from clstream import Stream, on, run
+from clstream import Strategy, Stream, on, run
 from clstream.engine import LabelsRevealed
 from clstream.evaluation import Rejection, RejectionMeasured
 from clstream.models import BatchNormMlp, Mlp
@@ -49,6 +50,7 @@ DATA: dict[str, tuple[Callable[..., Stream], str]] = {
 LEARNED = {"mnist": "MNIST", "fashion_mnist": "Fashion"}
 KINDS = ("evt", "entropy", "reconstruction")
 QUERIES = ("random", "entropy", "core_set", "evt")
+OF_OPENVAE = ("random", "entropy", "evt")
 SIZE, ROUND, ROUNDS, NOISY = 5000, 50, 7, 0.2
 FILLED = ("reservoir", "class_balanced", *CORE_SETS)
 EPOCHS = 3
@@ -104,14 +106,19 @@ def reject(data: str, seed: int, root: str | None) -> dict[str, Any]:
 
 def buy(case: str, seed: int, root: str | None) -> dict[str, Any]:
     """Buy labels of a pool; return the accuracy by session, and the share of the bought images that are noisy."""
-    ask, _, noisy = case.partition("+")
+    query, _, noisy = case.partition("+")
+    ask = query.removeprefix("OpenVAE ")
     share = NOISY if noisy else 0.0
     stream = label_pool(
         "MNIST", start=ROUND, budget=ROUND, rounds=ROUNDS, size=SIZE, corrupted=share, epochs=40, seed=seed, root=root
     )
     watch = Watch()
     with isolated(seed, "model"):
-        strategy = Active(Joint(Mlp(stream.input_shape, stream.classes, hidden=(200,))), ask)
+        if query == ask:
+            base: Strategy = Joint(Mlp(stream.input_shape, stream.classes, hidden=(200,)))
+        else:
+            base = OpenVAE(BatchNormMlp(stream.input_shape, stream.classes, hidden=(200,)), replay="real", decoder=(200,))
+        strategy = Active(base, ask)
     result = run(strategy, stream, watch, seed=seed)
     bought = torch.isin(torch.cat(watch.bought), corrupted_rows(SIZE, share, seed))
     return {"curve": result.accuracy[:, 0].tolist(), "noisy": float(bought.double().mean()), "seconds": result.seconds}
@@ -148,7 +155,7 @@ def order(case: str, seed: int, root: str | None) -> dict[str, Any]:
 PARTS: dict[str, tuple[tuple[str, ...], Callable[[str, int, str | None], dict[str, Any]]]] = {
     "anchors": (REPLAYS, anchor),
     "rejection": (tuple(DATA), reject),
-    "labels": ((*(f"{ask}+noise" for ask in QUERIES), *QUERIES), buy),
+    "labels": ((*(f"{ask}+noise" for ask in QUERIES), *QUERIES, *(f"OpenVAE {ask}+noise" for ask in OF_OPENVAE)), buy),
     "core_sets": ((*FILLED, *(f"{filled}+noise" for filled in FILLED)), fill),
     "orders": (("herding",), order),
 }
@@ -172,7 +179,7 @@ def anchors_table(rows: list[dict[str, Any]]) -> str:
         shares = [
             [replay[f"replay/{name}"] for row in own for replay in row["replays"]] for name in ("acceptance_rate", "unfiltered")
         ]
-        filtered = [f"{min(share):.1e} to {max(share):.1e}" if case == "open_set" else "" for share in shares]
+        filtered = [f"{min(share):.0e} to {max(share):.0e}" if case == "open_set" else "" for share in shares]
         spread = f"{min(ends):.3f}, {max(ends):.3f}"
         lines.append(f"| {case} | {len(own)} | {' | '.join(means)} | {interval(ends)} | {spread} | {' | '.join(filtered)} |")
     return "\n".join(lines)
@@ -213,7 +220,7 @@ def labels_table(rows: list[dict[str, Any]]) -> str:
         places = [*range(0, len(sizes), 2), len(sizes) - 1]
         if own:
             cells = [interval([row["curve"][place] for row in own]) for place in places]
-            lines.append(f"| {case} | {' | '.join(cells)} | {interval([row['noisy'] for row in own])} |")
+            lines.append(f"| {case} | {' | '.join(cells)} | {interval([row['noisy'] for row in own])} |".replace(" 0.", " ."))
     return "\n".join(lines)
 
 

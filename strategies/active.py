@@ -8,18 +8,22 @@ Queries, of samples that have no label yet:
     entropy    those whose prediction has the greatest entropy
     core_set   each time the one that is farthest, by features, from what is labelled and from those before it (greedy k-center;
                Sener & Savarese 2018)
-    evt        first leave out what is an outlier: the probability omega that its features are none of the class that it is taken
-               for (`clstream.strategy.extreme_values`, fitted to the labelled samples) is above a bound; then entropy
+    evt        first leave out what is an outlier: the probability omega that it is none of the class that it is taken for is above
+               a bound; then entropy. Omega is that of the strategy itself, if it has one (`OpenVAE`, in its latent); else of the
+               model's features (`clstream.strategy.extreme_values`, fitted to the labelled samples)
 
 The last is after "A Wholistic View of Continual Learning" (Mundt, Hong, Pliushch, Ramesh 2023), where corrupted images are to be
 left out: score the pool by omega, discard what is above, and of the rest query the most informative. How it measures that is in no
 public code: entropy is our own choice. If the rest is smaller than the budget, the least outlying of those left out fill it up.
 What is taken for a class without an outlier model, as too few of its samples are classified right, is left out.
 
-What is asked is asked of the wrapped strategy as it is before the session. "core_set" and "evt" keep the labelled samples.
+What is asked is asked of the wrapped strategy as it is before the session. "core_set", and "evt" by features, keep the labelled
+samples.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +66,7 @@ class Active(Wrapper):
         if ask in ("entropy", "evt") and base.scores_are == "ranks":
             raise ValueError(f"ask={ask!r} needs probabilities of classes, and the scores of {type(base).__name__} are ranks")
         self.ask, self.omega, self.tail = ask, omega, tail
+        self.keeps = ask == "core_set" or (ask == "evt" and not callable(getattr(base, "novelties", None)))
         self.random = torch.Generator()
         self.labelled: Samples | None = None
         self.classes = 0
@@ -69,7 +74,7 @@ class Active(Wrapper):
     @property
     def rehearsal_free(self) -> bool:  # type: ignore[override]  # as the base's, where nothing is kept for the query
         """Whether no input of a session that is over is kept."""
-        return self.base.rehearsal_free and self.ask in ("random", "entropy")
+        return self.base.rehearsal_free and not self.keeps
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:
@@ -79,7 +84,7 @@ class Active(Wrapper):
     @on(SessionEnded)
     def keep(self, event: SessionEnded) -> None:
         """Keep the session's samples, where the query looks at them."""
-        if self.ask in ("core_set", "evt"):
+        if self.keeps:
             samples = event.session.samples[:]
             new = Samples(samples.x, samples.y)
             self.labelled = new if self.labelled is None else self.labelled + new
@@ -90,8 +95,8 @@ class Active(Wrapper):
             return torch.randperm(len(x), generator=self.random)[:budget]
         if self.ask == "entropy":
             return self.entropies(x).topk(budget).indices
-        assert self.labelled is not None  # a session is over by then
         if self.ask == "core_set":
+            assert self.labelled is not None  # a session is over by then
             return k_center(self.features(x), budget, self.features(self.labelled.x))
         omegas = self.outlier_probabilities(x)
         inside = omegas <= self.omega
@@ -109,7 +114,11 @@ class Active(Wrapper):
 
     def outlier_probabilities(self, x: Tensor) -> Tensor:
         """Return omega of each sample, as one of the class that it is taken for: (n,); 1 where the class has no model."""
-        assert self.labelled is not None
+        if not self.keeps:
+            several: Any = self.base
+            with evaluating(self):
+                return torch.cat([several.novelties(part.to(self.device), ("evt",))["evt"] for part in x.split(TOGETHER)])
+        assert self.labelled is not None  # a session is over by then
         model, y = OutlierModel(), self.labelled.y.to(self.device)
         with evaluating(self):
             right, taken = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clstream.strategies import Active, Finetune, Joint, Refresh, Replay
+from clstream.strategies import Active, Finetune, Joint, OpenVAE, Refresh, Replay
 from clstream.strategies.active import QUERIES
 from clstream.streams import label_pool
 from clstream.streams.data import source
@@ -228,6 +228,17 @@ def test_extreme_values_leave_corrupted_samples_out() -> None:
     assert bool((omegas[everything][~inside].diff() >= 0).all())
     strategy.omega = 0.0
     assert set(strategy.query(x, 5).tolist()) <= set((omegas <= omegas.sort().values[4]).nonzero().flatten().tolist())
+
+
+def test_a_strategy_that_tells_outliers_is_asked_itself() -> None:
+    stream = pool(batch_size=8)
+    with isolated(0, "strategy"):
+        base = OpenVAE(model(stream), replay="none", latent=8, decoder=(16,))
+    strategy = Active(base, "evt")
+    run(strategy, stream, bought := Bought())
+    x = stream.tasks[0].test[:30].x
+    assert torch.equal(strategy.outlier_probabilities(x), base.novelty(x)) and len(bought.revealed) == 3
+    assert strategy.labelled is None and strategy.rehearsal_free
 
 
 @pytest.mark.parametrize("name", QUERIES)
