@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from clstream.experiments.nevis import front, point
+from clstream.experiments.nevis import front, front_table, point, relations, table
 from clstream.strategies.nevis import DynamicKNN, FrozenLinear, Independent, Previous, StartChosen, TrialEnded
 from clstream.strategies.nevis.search import TaskSearch, warmup_cosine
 from clstream.streams.task_sequence import DataSet, TaskKey, TaskSequence, batch_size_of, task_sequence
@@ -27,6 +29,8 @@ from clstream.models import Mlp
 from clstream.seeds import isolated
 from clstream.serialization.compare import digest
 from clstream.stream import Samples
+
+ROOT = Path(__file__).resolve().parent.parent
 
 RATES = [0.003, 0.1]
 
@@ -278,6 +282,13 @@ def test_flops_that_the_counter_cannot_read_are_nan_and_said() -> None:
     assert math.isnan(flops) and 0 <= error < 0.5
     known = {"learner": "a", "seed": 0, "flops": 1.0, "error": 0.9}
     assert front([known, {"learner": "b", "seed": 0, "flops": flops, "error": error}]) == [known]
+
+
+def test_the_tables_in_the_docs_are_those_of_the_results() -> None:
+    rows = [json.loads(line) for line in (ROOT / "experiments" / "results" / "nevis.jsonl").read_text().splitlines()]
+    page = (ROOT / "docs" / "nevis.md").read_text(encoding="utf-8")
+    assert table(rows) in page and front_table(rows) in page and relations(rows) in page
+    assert "not comparable with the paper" in table(rows).splitlines()[0] + page.splitlines()[2]
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
