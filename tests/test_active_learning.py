@@ -146,13 +146,14 @@ def test_a_run_that_is_resumed_buys_the_same() -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [{"1": [0] * 10}, {"1": list(range(9))}, {"2": [1]}, {"1": "rows"}, {"1": [0.5] * 10}, {"1": list(range(-5, 5))}],
+    [{}, None, {"1": [0] * 10}, {"1": list(range(9))}, {"2": [1]}, {"1": "rows"}, {"1": [0.5] * 10}, {"1": list(range(-5, 5))}],
 )
 def test_checkpoints_with_other_rows_are_refused(labels: object) -> None:
     schedule = pool().schedule
     assert isinstance(schedule, PoolSchedule)
     with pytest.raises(ValueError, match="the checkpoint is no good: it has no 10 rows of the pool bought for session"):
-        schedule.restored(labels)
+        schedule.restored(labels, 1)
+    assert not schedule.restored({}, 0).bought
 
 
 def test_wrong_answers_and_pools_that_are_too_small_are_refused(tmp_path: Path) -> None:

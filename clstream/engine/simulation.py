@@ -257,7 +257,9 @@ class Simulation:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything into the state of a checkpoint. Raises ValueError for one that doesn't fit."""
         if isinstance(self.stream.schedule, PoolSchedule):
-            self.take_labels(self.stream.scheduled(self.stream.schedule.restored(state.get("labels"))))
+            session, *within = state["position"]
+            asked = session if any(within) else max(0, session - 1)
+            self.take_labels(self.stream.scheduled(self.stream.schedule.restored(state.get("labels"), asked)))
         objects = restore(self.parts, state["strategy"], self.references, self.device)
         self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]

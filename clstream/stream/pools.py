@@ -73,13 +73,13 @@ class PoolSchedule:
         """Return the schedule with what was bought."""
         return replace(self, bought=dict(bought))
 
-    def restored(self, bought: object) -> PoolSchedule:
-        """Return the schedule with what was bought, lists of rows by session. Raises ValueError for what can't have been."""
+    def restored(self, bought: object, sessions: int) -> PoolSchedule:
+        """Return the schedule with what was bought for so many sessions, lists of rows by session; ValueError for anything else."""
         schedule, listed = self.with_bought({}), bought if isinstance(bought, Mapping) else {}
-        for session in range(1, 1 + len(listed)):
+        for session in range(1, 1 + max(sessions, len(listed))):
             rows = listed.get(str(session))
             own = set(rows) if isinstance(rows, list) and all(type(row) is int for row in rows) else set()
-            if session > self.rounds or len(own) != self.budget or not own <= set(schedule.unlabelled(session).tolist()):
+            if session > sessions or len(own) != self.budget or not own <= set(schedule.unlabelled(session).tolist()):
                 raise ValueError(
                     f"the checkpoint is no good: it has no {self.budget} rows of the pool bought for session {session}"
                 )
