@@ -16,6 +16,9 @@ they are not among the stored states: where they win, the next best one is taken
 
 Deviations: the squared Euclidean distance, and one neighbour unless said otherwise (the code's choice was not re-read). Where a
 stream holds back no validation samples, each training sample is answered by its neighbours among the others.
+
+Measured, own numbers (`experiments/nevis.py`: mini_nevis, 14 tasks, 3 seeds): mean error 0.388 ± 0.077 (Independent), 0.381 ± 0.026
+(Previous), 0.380 ± 0.005 (DynamicKNN), 0.304 ± 0.022 (FrozenLinear, for 3.4 times the FLOPs). Nothing published is for this.
 """
 
 from __future__ import annotations
