@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,12 +180,16 @@ def stream_of(method: str, stream: Stream) -> Stream:
 
 
 def measure_rounds(folder: Path, method: str, seed: int, root: str | None) -> dict[str, Any]:
-    """Return the accuracies on base and field characters after the last round, and the bytes that were sent."""
+    """Return the accuracies on base and field characters after the last round, and the bytes that were sent; NaN if it diverges."""
     missions = missions_of(method, seed, root)
     stream = stream_of(method, missions)
     strategy = METHODS[method](encoder(folder, "both", 15, seed, root))
     observers = [FederatedAccuracy()] if method == "prototypes, exact merge" else []
-    result = run(strategy, stream, *observers, seed=seed, evaluate_at="end")
+    try:
+        result = run(strategy, stream, *observers, seed=seed, evaluate_at="end")
+    except FloatingPointError as error:
+        print(f"{method}, seed {seed}: {error}", flush=True)
+        return dict.fromkeys(("base", "field", "bytes_up", "bytes_down"), math.nan)
     line: dict[str, Any] = {}
     for name, task in zip(("base", "field"), missions.tasks, strict=True):
         line[name] = float((strategy.predict(task.test.x) == task.test.y).double().mean())
