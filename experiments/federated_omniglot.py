@@ -154,6 +154,9 @@ METHODS: dict[str, Callable[[Conv4], Strategy]] = {
     "iCaRL": lambda network: Federated(
         ICaRL(network, SGD_OF_ALL, capacity=2 * CLASSES, temperature=2.0, merge_epochs=5), epochs=2, batch_size=64
     ),
+    "iCaRL, mean over outputs": lambda network: Federated(
+        ICaRL(network, SGD_OF_ALL, capacity=2 * CLASSES, form="mean", temperature=2.0, merge_epochs=5), epochs=2, batch_size=64
+    ),
     "sequential training": lambda network: Finetune(network, SGD_OF_ALL),
     "training on everything": lambda network: Finetune(network, SGD_OF_ALL),
 }
@@ -203,9 +206,9 @@ def measure_rounds(folder: Path, method: str, seed: int, root: str | None) -> di
 
 
 def spread(values: list[float]) -> str:
-    """Return a mean, and the standard deviation of several."""
+    """Return a mean, and the standard deviation of several; nan if a training diverged."""
     mean = f"{statistics.mean(values):.3f}"
-    return mean + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+    return mean + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 and mean != "nan" else "")
 
 
 def tables(lines: list[dict[str, Any]]) -> str:
