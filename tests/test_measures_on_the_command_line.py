@@ -119,7 +119,7 @@ def test_probes_are_asked_about_beside_the_tasks(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("probes", "sentence"),
     [
-        ("strange:mnist", "--probes must be one of unknown, corrupted, held_out_classes, not 'strange'"),
+        ("strange:mnist", "--probes must be one of unknown, corrupted, held_out_classes, noise, not 'strange'"),
         ("corrupted:blurr", "--probes: corrupted:blurr: kind must be one of noise, blur, occlusion, contrast, not 'blurr'"),
         ("corrupted:blur:3,corrupted:blur:3", "corrupted/blur_3/task_00"),
         ("held_out_classes:77", "has no classes [77]"),
