@@ -83,7 +83,7 @@ def play_and_die(name: str, folder: str, last: int) -> None:
     run(built(make(name)), long_stream(), waits, Checkpointer(folder, every_batches=2), seed=3, resume=state)
 
 
-KILLS = 4
+KILLS = 2
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
