@@ -18,7 +18,7 @@ public code: entropy is our own choice. If the rest is smaller than the budget, 
 What is taken for a class without an outlier model, as too few of its samples are classified right, is left out.
 
 What is asked is asked of the wrapped strategy as it is before the session. "core_set", and "evt" by features, keep the labelled
-samples.
+samples. On a stream that is no pool all samples come with their labels: nothing is asked, and it is the wrapped strategy.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ def _entries(file: Path) -> list[dict[str, Any]]:
             raise FileNotFoundError(f"{what}: there is no folder or zip archive {file.parent / entry['folder']}")
         entries.append(whole)
     for entry in entries:
-        first = next(other for other in entries if other["name"] == entry["name"])
+        first = next(earlier for earlier in entries if earlier["name"] == entry["name"])
         if first["folder"] != entry["folder"] or first["kind"] != entry["kind"]:
             raise ValueError(f"{file}: two data sets are named {entry['name']!r}: give them names of their own")
     return entries

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from clstream import Stream, on, run
 from clstream.checkpoint.compare import difference
+from clstream.checks import check_alike
 from clstream.checks.recorders import Checkpoints, Trace
 from clstream.engine import LabelsQueried, LabelsRevealed
 from clstream.models import Mlp
@@ -262,3 +263,8 @@ def test_queries_that_a_strategy_can_t_answer_are_refused() -> None:
     with pytest.raises(ValueError, match="ask='entropy' needs probabilities of classes, and the scores of NCM are ranks"):
         Active(ranks)
     assert not Active(Finetune(Mlp(3, 2)), "core_set").rehearsal_free and replace(pool(), epochs=1).epochs == 1
+
+
+def test_on_a_stream_that_is_no_pool_it_is_the_wrapped_strategy() -> None:
+    for check in check_alike(lambda net: Active(Replay(net, capacity=20), "evt"), lambda net: Replay(net, capacity=20)):
+        check()

@@ -120,17 +120,17 @@ class DynamicKNN(TaskSearch):
 
     def neighbours_score(self, network: nn.Module, train: Samples, asked: Samples | None) -> float:
         """Return how often, or how well, the nearest training samples answer; without `asked`, for each one of the others."""
-        known = self.embed(network, train.x)
-        similar = 2 * (known if asked is None else self.embed(network, asked.x)) @ known.T - known.square().sum(1)
+        features = self.embed(network, train.x)
+        similar = 2 * (features if asked is None else self.embed(network, asked.x)) @ features.T - features.square().sum(1)
         if asked is None:
             similar.fill_diagonal_(float("-inf"))
-        nearest = similar.topk(min(self.neighbours, len(known) - (asked is None)), dim=1).indices
-        y, of = train.y.to(known.device), (train if asked is None else asked)
+        nearest = similar.topk(min(self.neighbours, len(features) - (asked is None)), dim=1).indices
+        y, of = train.y.to(features.device), (train if asked is None else asked)
         labels, place = y.unique(return_inverse=True) if train.target == "label" else (None, None)
         if labels is None or place is None:
-            return quality(y[nearest].mean(1), of.y.to(known.device), "multilabel")
+            return quality(y[nearest].mean(1), of.y.to(features.device), "multilabel")
         voted = labels[F.one_hot(place[nearest], len(labels)).sum(1).argmax(1)]
-        return float((voted == of.y.to(known.device)).double().mean())
+        return float((voted == of.y.to(features.device)).double().mean())
 
     def embed(self, network: nn.Module, x: Tensor) -> Tensor:
         """Return the (n, features) features of raw inputs."""
