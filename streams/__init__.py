@@ -15,6 +15,7 @@ from clstream.streams.image_folder import image_folder
 from clstream.streams.imbalanced import imbalanced_tasks
 from clstream.streams.label_pool import label_pool
 from clstream.streams.multilabel_canvas import multilabel_canvas
+from clstream.streams.multilabel_folder import multilabel_folder
 from clstream.streams.nevis import mini_nevis, nevis_list
 from clstream.streams.omniglot import omniglot
 from clstream.streams.recorded import recorded
@@ -56,6 +57,7 @@ __all__ = [
     "long_tailed",
     "mini_nevis",
     "multilabel_canvas",
+    "multilabel_folder",
     "nevis_list",
     "omniglot",
     "permuted_mnist",

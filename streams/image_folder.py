@@ -176,7 +176,7 @@ def load_images(
 
 def _by_class(root: Path, found: list[ImageFile], test: float, seed: int) -> ImageSet:
     """Sort files by part and class. Raises ValueError, in one sentence, for folders that make no stream."""
-    prefix = _outer(found)
+    prefix = outer(found)
     tops = {file.name.removeprefix(prefix).split("/")[0] for file in found if "/" in file.name.removeprefix(prefix)}
     tested = next((part for part in PARTS[1] if part in tops), None)
     if PARTS[0] in tops and tested is not None:
@@ -203,7 +203,7 @@ def _draw(images: ImageSet, count: int, seed: int, root: Path) -> list[list[Imag
     return drawn
 
 
-def _outer(found: Sequence[ImageFile]) -> str:
+def outer(found: Sequence[ImageFile]) -> str:
     """Return the path to where the folders of parts or classes are: archives have a folder around them as a rule."""
     prefix = ""
     while True:

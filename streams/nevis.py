@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,10 @@ from typing import Any
 import torch
 from clstream.streams.augmentations import crop_and_flip
 from clstream.streams.data import data_root, load
-from clstream.streams.image_cache import ImageSet, cache_files, decode_all, key_of, load_cached
 from clstream.streams.image_files import find_files
-from clstream.streams.image_folder import check_images, load_images, sides
+from clstream.streams.image_folder import check_images, load_images
 from clstream.streams.multilabel_canvas import draw_canvases
+from clstream.streams.multilabel_folder import load_labelled
 from clstream.streams.omniglot import load_omniglot
 from clstream.streams.options import check_options
 from clstream.streams.task_sequence import SPLITS, DataSet, TaskKey, task_sequence
@@ -44,7 +42,7 @@ TAIL = ("Japanese_(katakana)", "Sanskrit", "Tagalog")
 """Of Omniglot, for the final evaluation."""
 
 LARGEST_LIST = 1 << 20
-"""Bytes of a list of data sets, or of labels times 64."""
+"""Bytes of a list of data sets."""
 
 
 def mini_nevis(
@@ -308,44 +306,7 @@ def _data_set(
 
 def _of_labels(place: Path, entry: Mapping[str, Any], size: int, mode: str, cache: str | Path | None, progress: bool) -> DataSet:
     """Return a data set whose images have several labels each, as its labels.csv says."""
-    named = _labels(place)
-    files = [file for file in find_files(place) if "/" in file.name and not file.name.endswith("/")]
-    parts = {kind: [file for file in files if file.name.startswith(f"{kind}/")] for kind in ("train", "val", "test")}
-    if not parts["train"] or not parts["test"]:
+    classes, parts = load_labelled(place, size, mode, cache, progress)
+    if "test" not in parts:
         raise ValueError(f"{place} needs images in its folders train and test")
-    lacking = [file.name for own in parts.values() for file in own if file.name not in named]
-    if lacking:
-        raise ValueError(f"{place / 'labels.csv'} has no line for {lacking[0]}")
-    images = ImageSet(("image",), [parts["train"] + parts["val"]], [parts["test"]])
-    facts = [(file.name, file.size, file.changed) for file in images.files]
-    where = cache_files(place, cache, f"{key_of('labels', facts, sides(size), mode)}.images")
-    cached = load_cached(where)
-    if cached is None:
-        cached = load_cached([decode_all(place, images, mode, sides(size), where, f"decoding {place.name}", progress)])
-        assert cached is not None
-    classes = tuple(sorted({label for labels in named.values() for label in labels}))
-    columns = {label: number for number, label in enumerate(classes)}
-    y = torch.zeros(len(images.files), len(classes))
-    for row, file in enumerate(images.files):
-        y[row, [columns[label] for label in named[file.name]]] = 1
-    train, held = len(parts["train"]), len(parts["train"]) + len(parts["val"])
-    whole = Samples(cached[1].x, y[:held], target="multilabel")
-    test = Samples(cached[2].x, y[held:], target="multilabel")
-    key = TaskKey(entry["name"], "multilabel", entry["year"], classes)
-    return DataSet(key, whole[:train], test, whole[train:] if parts["val"] else None)
-
-
-def _labels(place: Path) -> dict[str, list[str]]:
-    """Return the labels of each file that a labels.csv names. Raises ValueError, in one sentence, for what is none."""
-    file = place / "labels.csv"
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no {file}: a multilabel data set has one, with the columns file and labels")
-    if file.stat().st_size > 64 * LARGEST_LIST:
-        raise ValueError(f"{file} has more than {64 * LARGEST_LIST:,} bytes: it is no file of labels")
-    try:
-        lines = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is no CSV file: {error}") from None
-    if not lines or not {"file", "labels"} <= lines[0].keys():
-        raise ValueError(f"{file} must have the columns file and labels, in its first line, and a line for each image")
-    return {str(line["file"]): str(line["labels"] or "").split() for line in lines}
+    return DataSet(TaskKey(entry["name"], "multilabel", entry["year"], classes), parts["train"], parts["test"], parts.get("val"))

@@ -13,6 +13,7 @@ from clstream.streams.data import FILES, NAMES, TABLES, data_root, digits, known
 from clstream.streams.domains import Pad, Permute, Rotate
 from clstream.streams.image_folder import check_images, load_images
 from clstream.streams.multilabel_canvas import canvases, check_canvases
+from clstream.streams.multilabel_folder import load_labelled
 from clstream.streams.omniglot import check_drawings, load_omniglot
 from clstream.streams.options import check_options
 from clstream.streams.split_regression import diabetes, synthetic
@@ -77,6 +78,8 @@ def _loaded(recording: Recording, root: str | Path | None) -> tuple[dict[str, Sa
         (train, test), where = _regression(recording), "split_regression's data, as it is here,"
     elif loader == "image_folder":
         (train, test), where = _images(recording, root), f"the images in {root}"
+    elif loader == "multilabel_folder":
+        (train, test), where = _labelled(recording, root), f"the images in {root}"
     elif loader == "omniglot":
         (train, test), where = _drawings(recording, root), f"Omniglot in {data_root(root)}"
     else:
@@ -155,6 +158,20 @@ def _images(recording: Recording, root: str | Path | None) -> tuple[Samples, Sam
         raise ValueError(f"{recording.file} asks for images that can't be: {error}") from None
     _, train, tested = load_images(root, size, mode, test, seed, train_per_class=train_per_class)
     return train, tested
+
+
+def _labelled(recording: Recording, root: str | Path | None) -> tuple[Samples, Samples]:
+    """Return the images with several labels that a recording asks for, of a folder that the user names."""
+    if root is None:
+        raise ValueError(f"{recording.file} was recorded from a folder of images: name it, root=... or --data_root")
+    try:
+        height, width, mode = (recording.about["options"][name] for name in ("height", "width", "mode"))
+        size = None if height is None and width is None else [height, width]
+        check_images(size, mode)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{recording.file} asks for images that can't be: {error}") from None
+    _, parts = load_labelled(root, size, mode)
+    return parts["train"], parts["test"] if "test" in parts else parts["val"]
 
 
 def _drawings(recording: Recording, root: str | Path | None) -> tuple[Samples, Samples]:

@@ -69,6 +69,7 @@ NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "from_tensors": points,
     "from_dataset": lambda: {"train": dataset(), "test": dataset()},
     "image_folder": lambda: {"root": "pictures"},
+    "multilabel_folder": lambda: {"root": "pictures"},
     "nevis_list": lambda: {"file": "list.yaml"},
     "drifting": lambda: {"stream": stream(), "schedule": Transitions(0.5)},
     "arriving": lambda: {"stream": stream(), "moments": torch.rand(60), "what": "at random"},
