@@ -23,6 +23,7 @@ from clstream.strategies.lifelong import Lifelong
 from clstream.strategies.linear_probe import LinearProbe
 from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
+from clstream.strategies.multilane import MultiLane
 from clstream.strategies.ncm import NCM
 from clstream.strategies.nevis import DynamicKNN, FrozenLinear, Independent, Previous
 from clstream.strategies.openvae import OpenVAE
@@ -67,6 +68,7 @@ __all__ = [
     "LinearProbe",
     "LwF",
     "LwFMC",
+    "MultiLane",
     "NCM",
     "OpenVAE",
     "PRD",

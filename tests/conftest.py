@@ -29,6 +29,7 @@ from clstream import BatchLearned, Strategy, on, run
 from clstream.avalanche import imports
 from clstream.checkpoint import Checkpointer
 from clstream.checks import example_model, example_stream
+from clstream.models import VitTiny
 from clstream.seeds import isolated
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ def params(plain: Iterable[str], real: Iterable[str]) -> list[Any]:
     return [*plain, *(pytest.param(name, marks=pytest.mark.data) for name in real)]
 
 
+VITS = {"MultiLane"}
+"""Those that learn vision transformers alone."""
+
+
+def vit_like(model: nn.Module, depth: int = 1) -> VitTiny:
+    """Return a small vision transformer for the examples, with the kind of head that a model of theirs has."""
+    head = getattr(model, "params", {}).get("head", "fixed")
+    return VitTiny((1, 8, 8), 6, patch=4, width=32, depth=depth, heads=2, fused=True, head=head)
+
+
 def make(name: str) -> Callable[[nn.Module], Strategy]:
     """Return what builds a strategy of ours from a model: the class, or one with what it needs."""
     if name == "AvalancheStrategy":
@@ -107,6 +118,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.OpenVAE(model, partial(Adam, lr=0.01), latent=20, decoder=(32,), proposals=8192)
     if name == "FSCIL":  # the examples begin with two classes: an encoder that learns them to the end tells no others apart
         return lambda model: zoo.FSCIL(model, partial(SGD, lr=0.003))
+    if name == "MultiLane":
+        return lambda model: zoo.MultiLane(vit_like(model), partial(Adam, lr=0.05), selectors=3, prompts=2, prompted_blocks=1)
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     return getattr(zoo, name)

@@ -77,6 +77,7 @@ def test_multi_label_measures_by_hand(parts: int) -> None:
         assert value("map", scores, HOT, kind, parts=parts) == pytest.approx(0.9444444444)
         if kind != "ranks":
             assert value("cf1:0.8", scores, HOT, kind, parts=parts) == pytest.approx(0.8666666667)
+            assert value("cf1_of_means:0.8", scores, HOT, kind, parts=parts) == pytest.approx(0.8888888889)
             assert value("of1:0.8", scores, HOT, kind, parts=parts) == pytest.approx(0.8571428571)
 
 
@@ -84,11 +85,13 @@ def test_classes_without_a_positive_or_not_asked_about_are_left_out() -> None:
     more, hot = torch.cat([SCORES, torch.full((4, 1), 0.99)], 1), torch.cat([HOT, torch.zeros(4, 1)], 1)
     assert value("map", more, hot, "ranks") == pytest.approx(0.9444444444)
     assert value("cf1:0.8", more, hot, "probabilities") == pytest.approx(0.8666666667)
+    assert value("cf1_of_means:0.8", more, hot, "probabilities") == pytest.approx(0.8888888889)
+    assert value("cf1_of_means:0.999", more, hot, "probabilities") == 0  # nothing is answered
     assert value("of1:0.8", more, hot, "probabilities") == pytest.approx(2 * 6 / (2 * 6 + 1 + 1 + 4))  # false positives count
     asked = torch.tensor([False, False, True, False])
     assert value("map", more, hot, "ranks", asked) == pytest.approx(0.8333333333)
     assert value("of1:0.8", more, hot, "probabilities", asked) == pytest.approx(0.8)
-    for name in ("map", "cf1", "of1"):
+    for name in ("map", "cf1", "cf1_of_means", "of1"):
         assert math.isnan(value(name, more, hot, "probabilities", torch.tensor([False, False, False, True])))
 
 

@@ -18,6 +18,7 @@ from clstream.strategies.hypernetwork.generators import LstmGenerator, MlpGenera
 from clstream.strategies.tame.pruning import magnitude_masks
 from clstream.streams.domains import Pad, Permute, Rotate
 from clstream.streams.schedules import Blurry, Gaussian, LabelShift, Transitions
+from conftest import VITS, vit_like
 from torch.utils.data import TensorDataset
 
 from clstream import drift_detection, memory, models, online_metrics, run
@@ -184,7 +185,7 @@ def test_options_refuse_what_they_are_not(name: str, monkeypatch: pytest.MonkeyP
     thing = THINGS[name]
     needed = NEEDED.get(name, dict)()
     if name in strategies.__all__ and "model" in inspect.signature(thing).parameters:
-        needed["model"] = example_model()
+        needed["model"] = vit_like(example_model(), depth=5) if name in VITS else example_model()
     if name in models.__all__ and name != "Mlp":
         needed = {"input_shape": (1, 32, 32), "classes": 6}
     for option, kinds, none in options_of(thing):

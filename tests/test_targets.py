@@ -43,7 +43,7 @@ from clstream.stream import TARGETS, Samples
 
 ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "L2", "EWC", "SI", "LwFMC", "LinearProbe", "Refresh",
        "Regularised", "Federated"}  # fmt: skip
-SEVERAL = {"ERACE", "Independent", "Previous", "DynamicKNN", "FrozenLinear"}
+SEVERAL = {"ERACE", "MultiLane", "Independent", "Previous", "DynamicKNN", "FrozenLinear"}
 
 
 def mixed(*targets: str) -> Stream:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from clstream.measures.labels import Accuracy, BalancedAccuracy, Brier, CalibrationError, NegativeLogLikelihood, TopK
 from clstream.measures.measure import ASKS, SCORES, Measure
-from clstream.measures.multilabel import ClassF1, MeanAveragePrecision, OverallF1
+from clstream.measures.multilabel import ClassF1, F1OfMeans, MeanAveragePrecision, OverallF1
 from clstream.measures.novelty import Auroc, Fpr95
 from clstream.measures.values import R2, MeanSquaredError
 from clstream.params import check_bool, check_choices
@@ -19,15 +19,15 @@ from clstream.stream import TARGETS
 
 MEASURES: dict[str, Callable[..., Measure]] = {
     "accuracy": Accuracy, "top5": TopK, "balanced_accuracy": BalancedAccuracy, "nll": NegativeLogLikelihood, "brier": Brier,
-    "ece": CalibrationError, "map": MeanAveragePrecision, "cf1": ClassF1, "of1": OverallF1, "auroc": Auroc, "fpr95": Fpr95,
-    "mse": MeanSquaredError, "r2": R2,
+    "ece": CalibrationError, "map": MeanAveragePrecision, "cf1": ClassF1, "cf1_of_means": F1OfMeans, "of1": OverallF1,
+    "auroc": Auroc, "fpr95": Fpr95, "mse": MeanSquaredError, "r2": R2,
 }  # fmt: skip
 """All measures that have a name."""
 
 MAIN = {"label": "accuracy", "multilabel": "map", "value": "r2"}
 """The main measure, that tables and curves are of, by the kind of targets; on task-incremental streams with task_ before it."""
 
-WITH_THRESHOLD = ("cf1", "of1")
+WITH_THRESHOLD = ("cf1", "cf1_of_means", "of1")
 
 WITH_TORCHMETRICS = ("ece", "map", "cf1", "of1", "auroc", "fpr95", "mse")
 """Those that torchmetrics computes."""

@@ -32,7 +32,7 @@ class MeanAveragePrecision(Collected):
 class ClassF1(Collected):
     """CF1: the mean over classes of F1, for probabilities above a threshold; classes without a positive are left out.
 
-    Many papers mean the F1 of mean precision and mean recall by it, which is another number.
+    Many papers mean the F1 of mean precision and mean recall by it, which is another number: see `F1OfMeans`.
 
     Args:
         threshold: a class is answered where its probability is above this.
@@ -59,6 +59,29 @@ class ClassF1(Collected):
         if not len(columns):
             return float("nan")
         return torch.stack([f1(picked[:, column], y[:, column], self.threshold) for column in columns.tolist()]).mean()
+
+
+class F1OfMeans(ClassF1):
+    """CF1 as many papers have it: the F1 of mean precision and mean recall, over classes with a positive.
+
+    A class that is never answered has a precision of 0.
+
+    Args:
+        threshold: a class is answered where its probability is above this.
+
+    """
+
+    short = "cf1_of_means"
+
+    def value(self, picked: Tensor, y: Tensor) -> Tensor | float:
+        """Return the F1; NaN if there is no class with a positive."""
+        columns = with_positives(y, self.columns)
+        if not len(columns):
+            return float("nan")
+        answered, positive = picked[:, columns] > self.threshold, y[:, columns] > 0
+        hits = (answered & positive).sum(0).double()
+        precision, recall = (hits / counted.sum(0).clamp(min=1) for counted in (answered, positive))
+        return 2 * precision.mean() * recall.mean() / (precision.mean() + recall.mean()).clamp(min=torch.finfo(hits.dtype).tiny)
 
 
 class OverallF1(ClassF1):
