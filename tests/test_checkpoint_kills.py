@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import runpy
@@ -14,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.forkserver import ensure_running
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import HAS_AVALANCHE, STRATEGIES, built, interrupted, make
+from conftest import STRATEGIES, built, interrupted, make
+from forked import fork_server
 
 import clstream
 from clstream import BatchLearned, RunEnded, TaskEnded, on, run
@@ -31,19 +30,11 @@ from clstream.checks import example_stream
 from clstream.checks.recorders import Checkpoints
 from clstream.files import FolderError, locked
 
-PRELOAD = ["conftest", "torch._dynamo", *(["avalanche.training.supervised"] if HAS_AVALANCHE else [])]
-"""What the server of new processes imports, so that none of them does: conftest has the rest; dynamo comes with an optimizer."""
-
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """What starts processes, from a server that has imported what takes seconds to import."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where it finds conftest
-        ensure_running()
-    return context
+    return fork_server()
 
 
 @contextmanager

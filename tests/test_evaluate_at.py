@@ -148,7 +148,7 @@ def test_it_resumes_exactly(when: str, about: str) -> None:
 
     whole = Checkpoints()
     expected = go_on(whole)
-    for number in range(len(whole.written) - 1):
+    for number in range(0, len(whole.written) - 1, 2):
         rest = Checkpoints(every=0)
         result = go_on(rest, whole.load(number))
         assert difference(whole.load(-1), rest.load(-1)) is None

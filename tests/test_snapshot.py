@@ -59,7 +59,7 @@ def test_parts_that_are_replaced_resume_exactly() -> None:
 
 
 def resumed_everywhere(make: Callable[[nn.Module], Strategy]) -> None:
-    """Resume a strategy from each of its checkpoints, each of them twice, and compare weights and accuracies."""
+    """Resume a strategy from every second of its checkpoints, each of them twice, and compare weights and accuracies."""
 
     def play(state: object, *observers: object) -> tuple[Tensor, list[Tensor]]:
         with isolated(0, "strategy"):
@@ -69,7 +69,7 @@ def resumed_everywhere(make: Callable[[nn.Module], Strategy]) -> None:
 
     kept = Checkpoints()
     accuracy, weights = play(None, kept)
-    for number in range(len(kept.written)):
+    for number in range(0, len(kept.written), 2):
         state = kept.load(number)
         for again in ("once", "twice"):
             same, now = play(state)
@@ -269,8 +269,4 @@ class NewParts(Strategy):
 @pytest.mark.parametrize("make", [OtherOptimizers, Functions, Hooked, OwnStream, Containers, NewParts])
 def test_what_strategies_do_resumes_exactly(make: type[Strategy]) -> None:
     resumed_everywhere(make)
-
-
-def test_default_arguments_are_left_alone() -> None:
-    resumed_everywhere(Containers)
-    assert Containers.__init__.__wrapped__.__defaults__ == ([1.0, 1.0],)
+    assert Containers.__init__.__wrapped__.__defaults__ == ([1.0, 1.0],)  # what was restored is not the default argument itself

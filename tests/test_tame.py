@@ -251,7 +251,7 @@ def test_a_run_with_several_experts_resumes_exactly(options: dict[str, Any]) -> 
         run(tame(**options), moving([0, 1, 2, 1, 3], epochs=4), *others, observer, evaluate_every=29, resume=state)
         return [others[0].measured.delay, [tuple(event.curves().values()) for event in others[1].measured], others[2].accuracy]
 
-    whole = Checkpoints(every=31)
+    whole = Checkpoints(every=53)
     expected = go_on(whole)
     for number in range(len(whole.written) - 1):
         rest = Checkpoints(every=0)
