@@ -28,7 +28,7 @@ LAZY = {  # beside torch and numpy, inside functions
     "augmentations": {"torchvision"}, "results": {"pandas"}, "measures": {"pandas", "torchmetrics"},
     "comparison": {"matplotlib", "mlflow", "pandas", "plotly", "rich", "scipy"},
     "sweep": {"joblib", "ray", "dask", "distributed"}, "tuning": {"matplotlib", "optuna", "sqlalchemy"},
-    "federated": {"flwr"}, "strategy": {"scipy"},
+    "federated": {"flwr"}, "strategy": {"scipy"}, "adapters": {"peft"},
     "profiling": {"matplotlib"},
 }  # fmt: skip
 

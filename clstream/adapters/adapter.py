@@ -3,9 +3,9 @@
     model = adapt(VitTiny(shape, classes), LoRA(rank=4, modules="*.attention.*"))
 
 The network's modules and the names of their weights stay as they are. A module that an adapter is put on, its host, has one more
-child, `adapter`, and a forward hook that gives the child what the host took and what it gave; what the child returns is what the
-host gives from then on. So an adapter's weights are called `stages.block1.attention.q.adapter.A.weight`, say, and the pattern
-`*.adapter.*` names all of them.
+child, `adapter`, and a class that derives from its own: what the host gave goes through the child, with what the host took. So an
+adapter's weights are called `stages.block1.attention.q.adapter.A.weight`, say, and the pattern `*.adapter.*` names all of them.
+No hooks: these are code, which a checkpoint can't put on copies of a network that come while a run goes on, as teachers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clstream.params import HasParams
+from clstream.params import HasParams, flat
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,20 +38,39 @@ class AdapterLayer(nn.Module, ABC):
 
 
 class Adapter(HasParams, ABC):
-    """A kind of adapter with its options, and the modules that it is for. It holds no weights: `adapt` puts these into a model.
+    """A kind of adapter with its options. It holds no weights: `adapt` puts these into a model."""
+
+    @abstractmethod
+    def hosts(self, model: nn.Module, passed_over: set[str]) -> list[str]:
+        """Return the names of the modules that it is put on.
+
+        Args:
+            model: where the modules are looked for.
+            passed_over: names of modules that no adapter is put on.
+
+        Raises ValueError or TypeError for a model that it isn't for, and for patterns that name nothing.
+        """
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, hosts: Sequence[str]) -> Callable[[], None]:
+        """Build what is put on the hosts, and return a function that puts it there. Raises ValueError for hosts that don't fit."""
+
+
+class ModuleAdapter(Adapter):
+    """An adapter of modules that patterns name, each by itself.
 
     Args:
         modules: patterns of module names, as a shell knows them ("*", "stages.block1.*", "*.attn.qkv"): one, or several in a list.
 
     """
 
+    takes: str
+    """The modules that it can be put on, for errors: "linear layers", say."""
+
     def __init__(self, modules: str | list[str] = "*") -> None:
         self.modules = patterns_of(modules, "modules")
         if not self.modules:
             raise ValueError("modules must name at least one pattern, such as '*'")
-
-    takes: str
-    """The modules that it can be put on, for errors and tables: "linear layers", say."""
 
     @abstractmethod
     def fits(self, module: nn.Module) -> bool:
@@ -61,31 +81,19 @@ class Adapter(HasParams, ABC):
         """Return what is put on a host. Raises ValueError for a host that the options don't fit."""
 
     def hosts(self, model: nn.Module, passed_over: set[str]) -> list[str]:
-        """Return the names of the modules that it is put on. Raises ValueError for a pattern that names none.
-
-        Args:
-            model: where the modules are looked for.
-            passed_over: names of modules that no adapter is put on.
-
-        """
-        able = [name for name, module in model.named_modules() if name and name not in passed_over and self.fits(module)]
+        """Return the names of the modules that patterns name and that it can be put on. Raises ValueError for a pattern of none."""
+        able = [
+            name
+            for name, module in model.named_modules()
+            if name and name not in passed_over and (self.fits(module) or _is_host(module))
+        ]
         for pattern in self.modules:
-            if any(fnmatchcase(name, pattern) for name in able):
-                continue
-            kind, network = type(self).__name__, type(model).__name__
-            others = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
-            if others:
-                other = next((name for name in reversed(others) if name not in passed_over), "")
-                kind_of_other = type(model.get_submodule(other)).__name__
-                why = f"{other} is of the class {kind_of_other}" if other else f"{others[0]} learns itself, or is never called"
-                raise ValueError(f"{kind} is put on {self.takes}, and {pattern!r} names none in {network}: {why}")
-            near = get_close_matches(pattern, able, n=3, cutoff=0)
-            hint = f"near it: {', '.join(near)}" if near else f"there is nothing in it that {kind} could be put on"
-            raise ValueError(f"no module of {network} is called {pattern!r}; {hint}")
+            if not any(fnmatchcase(name, pattern) for name in able):
+                raise ValueError(self._no_match(model, pattern, able, passed_over))
         return [name for name in able if any(fnmatchcase(name, pattern) for pattern in self.modules)]
 
     def prepare(self, model: nn.Module, hosts: Sequence[str]) -> Callable[[], None]:
-        """Build what is put on the hosts, and return a function that puts it there. Raises ValueError for hosts that don't fit."""
+        """Build a layer for each host, and return a function that puts them there."""
         layers = [(model.get_submodule(name), self.layer(name, model.get_submodule(name))) for name in hosts]
 
         def put() -> None:
@@ -93,6 +101,20 @@ class Adapter(HasParams, ABC):
                 put_on(host, layer, self)
 
         return put
+
+    def _no_match(self, model: nn.Module, pattern: str, able: list[str], passed_over: set[str]) -> str:
+        kind, network = type(self).__name__, type(model).__name__
+        named = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
+        if not named:
+            near = get_close_matches(pattern, able, n=3, cutoff=0)
+            hint = f"near it: {', '.join(near)}" if near else f"there is nothing in it that {kind} could be put on"
+            return f"no module of {network} is called {pattern!r}; {hint}"
+        other = next((name for name in reversed(named) if name not in passed_over), None)
+        if other is None:
+            why = f"{named[0]} learns itself, is not called by what it is in, or is in an adapter"
+        else:
+            why = f"{other} is of the class {type(model.get_submodule(other)).__name__}"
+        return f"{kind} is put on {self.takes}, and {pattern!r} names none in {network}: {why}"
 
 
 def adapt(model: Model, *adapters: Adapter, trained: str | Sequence[str] = "head.*") -> Model:
@@ -117,32 +139,33 @@ def adapt(model: Model, *adapters: Adapter, trained: str | Sequence[str] = "head
     if not adapters or not all(isinstance(adapter, Adapter) for adapter in adapters):
         raise TypeError(f"adapt takes adapters after the model, as adapt(model, LoRA(rank=4)), not {list(adapters)!r}")
     patterns = patterns_of(trained, "trained")
-    own = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in _of_adapters(model)}
+    before = dict(model.named_parameters())
+    earlier = {id(parameter) for module in model.modules() if _origin(module) for parameter in module.parameters()}
+    own = [name for name, parameter in before.items() if id(parameter) not in earlier]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in own):
-            near = get_close_matches(pattern, list(own), n=3, cutoff=0)
+            near = get_close_matches(pattern, own, n=3, cutoff=0)
             raise ValueError(
                 f"no parameter of {type(model).__name__} is called {pattern!r}: name what learns beside the adapters, as the "
                 f"classifier, by trained=..., or give [] for nothing; near it: {', '.join(near) or 'none'}"
             )
-    learning = {id(parameter) for name, parameter in own.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    learning = {id(before[name]) for name in own if any(fnmatchcase(name, pattern) for pattern in patterns)}
     passed_over = {*_out_of_reach(model, learning)}
-    taken = {name: module.adapter.origin for name, module in model.named_modules() if _has_adapter(module)}
+    hosted = {name: module.adapter.origin for name, module in model.named_modules() if _is_host(module)}
     puts = []
     for adapter in adapters:
         hosts = adapter.hosts(model, passed_over)
-        if twice := [name for name in hosts if name in taken]:
+        if twice := [name for name in hosts if name in hosted]:
             raise ValueError(
-                f"{twice[0]} has an adapter already, {type(taken[twice[0]]).__name__}: a module takes one, so name other modules, "
+                f"{twice[0]} has an adapter already, {type(hosted[twice[0]]).__name__}: a module takes one, so name other modules, "
                 "or build the model anew"
             )
-        taken |= dict.fromkeys(hosts, adapter)
+        hosted |= dict.fromkeys(hosts, adapter)
         puts.append(adapter.prepare(model, hosts))
     for put in puts:
         put()
-    frozen = {id(parameter) for parameter in own.values()} - learning
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) not in frozen)
+    for name in own:
+        before[name].requires_grad_(id(before[name]) in learning)
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters()):
             module.eval()
@@ -151,54 +174,75 @@ def adapt(model: Model, *adapters: Adapter, trained: str | Sequence[str] = "head
 
 def adapters_of(model: nn.Module) -> list[Adapter]:
     """Return the adapters that were put into a model, in the order of their first hosts."""
-    return list({id(module.origin): module.origin for module in model.modules() if isinstance(module, AdapterLayer)}.values())
+    return list({id(origin): origin for module in model.modules() if (origin := _origin(module))}.values())
+
+
+def adapter_params(model: nn.Module, prefix: str = "") -> dict[str, str | int | float | bool | None]:
+    """Return the adapters in a model as params show them, and how much of it learns; nothing, if there are none.
+
+    `adapter` is the class, `adapter.rank` and so on are its options; of several, `adapter2` and so on. `trained_parameters` is how
+    many numbers learn as the model is now, of a growing head those that it has, and `trained_share` is their share of all.
+    """
+    params: dict[str, str | int | float | bool | None] = {}
+    for number, adapter in enumerate(adapters_of(model), 1):
+        params |= flat(adapter, f"{prefix}adapter{number if number > 1 else ''}")
+    if params:
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        trained = sum(size for size, learns in sizes if learns)
+        params[f"{prefix}trained_parameters"] = trained
+        params[f"{prefix}trained_share"] = round(trained / max(sum(size for size, _ in sizes), 1), 6)
+    return params
 
 
 def put_on(host: nn.Module, layer: AdapterLayer, origin: Adapter) -> None:
-    """Put a layer on its host, where the host's weights are: as its child `adapter`, and by a forward hook."""
+    """Put a layer on its host, where the host's weights are."""
     weight = next(host.parameters(), torch.empty(0))
     layer.origin = origin
     host.adapter = layer.to(weight.device)
-    if type(host) is nn.Sequential:
-        host.__class__ = _HostSequential
-    host.register_forward_hook(_adapted)
+    host.__class__ = _host_class(type(host))  # type: ignore[arg-type]  # classes are hashable
 
 
-class _HostSequential(nn.Sequential):
-    """A sequence whose child `adapter` is not one of its steps."""
+@cache
+def _host_class(own: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of hosts that are of some class by themselves: what they give goes through their adapter."""
+    forward = _without_adapter if own.forward is nn.Sequential.forward else own.forward
 
-    def forward(self, input: Any) -> Any:  # noqa: A002  # as nn.Sequential names it
-        for name, module in self._modules.items():
-            if name != "adapter" and module is not None:
-                input = module(input)  # noqa: A001
-        return input
+    def adapted(self: Any, taken: Any, *others: Any, **named: Any) -> Any:
+        return self.adapter(taken, forward(self, taken, *others, **named))
 
-
-def _adapted(host: Any, taken: tuple[Any, ...], given: Any) -> Any:
-    """Return what a host gives, with its adapter: a forward hook."""
-    return host.adapter(taken[0], given)
+    name = f"Adapted{own.__qualname__}"
+    return type(name, (own,), {"forward": adapted, "__module__": own.__module__, "__qualname__": name, "__doc__": own.__doc__})
 
 
-def _has_adapter(module: nn.Module) -> bool:
+def _without_adapter(sequence: nn.Sequential, taken: Any) -> Any:
+    """Return what a sequence gives whose child `adapter` is none of its steps."""
+    for name, module in sequence.named_children():
+        if name != "adapter":
+            taken = module(taken)
+    return taken
+
+
+def _origin(module: nn.Module) -> Adapter | None:
+    """Return the adapter that put a module where it is; None if none did."""
+    origin = getattr(module, "origin", None)
+    return origin if isinstance(origin, Adapter) else None
+
+
+def _is_host(module: nn.Module) -> bool:
     return isinstance(getattr(module, "adapter", None), AdapterLayer)
 
 
-def _of_adapters(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters of adapters that are in a model."""
-    return {id(weight) for module in model.modules() if isinstance(module, AdapterLayer) for weight in module.parameters()}
-
-
 def _out_of_reach(model: nn.Module, learning: set[int]) -> Iterator[str]:
-    """Yield the names of modules that no adapter is put on: those that learn themselves, and those that nothing calls.
+    """Yield the names of modules that no adapter is put on: those that learn themselves, in adapters, and that may not be called.
 
-    torch's attention reads the weights of its child, and never calls it.
+    torch's own attention and encoder layers read the weights of their children, and call them at times or never.
     """
     for name, module in model.named_modules():
         weights = [id(weight) for weight in module.parameters()]
-        if (weights and learning.issuperset(weights)) or isinstance(module, AdapterLayer):
+        if (weights and learning.issuperset(weights)) or _origin(module):
             yield from (f"{name}.{inner}".rstrip(".") for inner, _ in module.named_modules())
-        elif isinstance(module, nn.MultiheadAttention):
-            yield f"{name}.out_proj".lstrip(".")
+        elif isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+            yield from (f"{name}.{inner}".lstrip(".") for inner, _ in module.named_modules() if inner)
 
 
 def patterns_of(given: str | Sequence[str], option: str) -> list[str]:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clstream.adapters.adapter import Adapter, AdapterLayer
+from clstream.adapters.adapter import AdapterLayer, ModuleAdapter
 from clstream.params import check_integer, check_positive, check_share
 
 PARTS = "qkv"
 
 
-class LoRA(Adapter):
+class LoRA(ModuleAdapter):
     """A product of two thin matrices beside the weights of linear layers and convolutions (Hu et al. 2021).
 
     Args:

@@ -10,13 +10,14 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import nn
 
+from clstream.adapters import adapt
 from clstream.cli.errors import UsageError
 from clstream.cli.lookup import PLACES, measure_of, observer_class
 from clstream.cli.option_parser import Parser
 from clstream.cli.settings import parse_seeds, split_names
 from clstream.measures import Measure
 from clstream.models import Linear
-from clstream.pretraining import load_weights
+from clstream.pretraining import load_weights, weights_header
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
 from clstream.stream import Stream
@@ -79,7 +80,17 @@ def build_model(parser: Parser, options: Namespace, stream: Stream) -> nn.Module
         return cls(*args, **{name: value for name, value in offered.items() if name in parameters}, **kwargs)
 
     model: nn.Module = _instantiate(parser, "model", options.model, (make_model, nn.Module, True))
-    if options.weights is not None:
+    adapted = options.weights is not None and "adapter" in weights_header(options.weights)  # it has weights of adapters too
+    if options.weights is not None and not adapted:
+        load_weights(model, options.weights)
+    if options.adapter is not None:
+        if options.features:
+            raise UsageError("--features freezes the whole model, so that nothing of --adapter would learn: leave one of them out")
+        try:
+            adapt(model, _instantiate(parser, "adapter", options.adapter))
+        except ValueError as error:
+            raise UsageError(f"--adapter: {error}") from error
+    if adapted:
         load_weights(model, options.weights)
     return model
 

@@ -44,7 +44,7 @@ usage: clstream COMMAND [options]
   record        write what a stream is:       clstream record --stream split_digits --out digits.clstream
   log           read what happened in a run:  clstream log runs/NAME
   sync          send what a tracking server did not take while it was away
-  list          the strategies, streams, models and anchors there are, or one kind:  clstream list strategies
+  list          strategies, streams, models, adapters and anchors, or one kind:  clstream list strategies
   doctor        what is installed, what data is there, and whether runs can be tracked
   ui            open the MLflow UI on what was run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from clstream.cli.command_parser import CommandParser
 from clstream.cli.errors import UsageError, as_failure, nearest
 
-PASSED_ON = ("--stream", "--strategy", "--model", "--weights", "--features", "--seed", "--device", "--threads", "--data_root",
-             "--data-root", "--trust", "--track", "--tracking_uri", "--tracking-uri", "--experiment")  # fmt: skip
+PASSED_ON = ("--stream", "--strategy", "--model", "--adapter", "--weights", "--features", "--seed", "--device", "--threads",
+             "--data_root", "--data-root", "--trust", "--track", "--tracking_uri", "--tracking-uri", "--experiment")  # fmt: skip
 """The options of `clstream run` that it takes."""
 
 DEFAULTS = {"--strategy": "ProtoNet", "--model": "Conv4"}

@@ -112,8 +112,8 @@ def run_folder(name: str) -> Path:
 
 def list_command(arguments: list[str]) -> int:
     """`clstream list`."""
-    parser = CommandParser("list", description="The strategies, streams, models and anchors there are.")
-    kinds = ("streams", "strategies", "models", "anchors")
+    parser = CommandParser("list", description="The strategies, streams, models, adapters and anchors there are.")
+    kinds = ("streams", "strategies", "models", "adapters", "anchors")
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"only one of {', '.join(kinds)}; by default all")
     options = parser.parse_args(arguments)
     if options.kind not in (None, *kinds):

@@ -14,13 +14,19 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
+from clstream.adapters import Adapter
 from clstream.bus import handlers_of
 from clstream.cli.errors import UsageError, nearest
 from clstream.measures import Measure, measure_named
 from clstream.strategy import Strategy
 from clstream.stream import Stream
 
-PLACES = {"stream": "clstream.streams", "strategy": "clstream.strategies", "model": "clstream.models"}
+PLACES = {
+    "stream": "clstream.streams",
+    "strategy": "clstream.strategies",
+    "model": "clstream.models",
+    "adapter": "clstream.adapters",
+}
 """Where the names on the command line are looked up."""
 
 TRACKERS = {
@@ -35,7 +41,7 @@ ALLOWED_MODULES = (*PLACES.values(), "clstream.strategy", "clstream.drift_detect
 
 
 def known_names(kind: str) -> list[str]:
-    """Return the names of the streams, strategies or models that come with clstream and can be had by name alone."""
+    """Return the names of the streams, strategies, models or adapters that come with clstream and can be had by name alone."""
     place = importlib.import_module(PLACES[kind])
     given = {"model", "base", "regularisers", "input_shape", "classes", "file", "root"}  # by us, or with the name of files
     return sorted(name for name in place.__all__ if not set(required_parameters(getattr(place, name))) - given)
@@ -156,7 +162,7 @@ def import_path(kind: str, name: str, trusted: Iterable[str] = ()) -> str:
         raise UsageError(f"{name!r} is no name of a {kind}: the one called Mine in the file my_file.py is my_file.Mine")
     check_may_name(name, trusted)
     thing = import_object(name, kind)
-    wanted = {"strategy": Strategy, "model": nn.Module}.get(kind)
+    wanted = {"strategy": Strategy, "model": nn.Module, "adapter": Adapter}.get(kind)
     if wanted is not None and not (isinstance(thing, type) and issubclass(thing, wanted)):
         raise UsageError(
             f"{name} is no {kind}: it must be a class derived from {wanted.__module__.partition('.')[0]}'s {wanted.__name__}"

@@ -21,6 +21,7 @@ from jsonargparse import Namespace, set_dumper, set_loader, set_parsing_settings
 from torch import nn
 from torch.optim import Optimizer
 
+from clstream.adapters import Adapter
 from clstream.cli.errors import UsageError, nearest
 from clstream.cli.lookup import (
     ALLOWED_MODULES,
@@ -69,6 +70,10 @@ def run_parser() -> Parser:
     parser.add_subclass_arguments(
         nn.Module, "model", skip={"input_shape", "classes"}, help="a model by name, or file.Class of your own"
     )
+    parser.add_subclass_arguments(
+        Adapter, "adapter", required=False,
+        help="an adapter by name, or file.Class of your own: the model is frozen, but for it and the head",
+    )  # fmt: skip
     parser.add_argument("--weights", type=str, help="a file of `clstream pretrain` that the model starts from, all but its head")
     parser.add_argument(
         "--features", action="store_true",
@@ -264,11 +269,15 @@ def trusted_by(arguments: list[str]) -> tuple[str, ...]:
 
 
 def _with_paths(settings: list[Setting], trusted: list[str]) -> list[Setting]:
-    """Return settings in which streams, strategies and models are named by import path, the default ones included."""
+    """Return settings in which streams, strategies, models and adapters are named by import path, the default ones included."""
     chosen: list[Setting] = []
     extra: list[Setting] = []
     for kind in CHOICES:
-        setting = next((setting for setting in settings if setting.key == (kind,)), Setting((kind,), DEFAULTS[kind]))
+        setting = next((setting for setting in settings if setting.key == (kind,)), Setting((kind,), DEFAULTS.get(kind)))
+        if setting.value is None:
+            if loose := next((setting for setting in settings if setting.key[0] == kind), None):
+                raise UsageError(f"{loose.where}{loose.option} is an option of an {kind}: name it too, --{kind} NAME")
+            continue
         try:
             path, with_it = resolve(kind, setting.value, trusted)
         except UsageError as error:
@@ -309,7 +318,7 @@ def _default(owner: Any, parameter: str, trusted: list[str]) -> Any:
 
 
 def _check_options(settings: list[Setting]) -> None:
-    """Raise UsageError for an option that the stream, strategy or model does not have."""
+    """Raise UsageError for an option that the stream, strategy, model or adapter does not have."""
     paths = {setting.key[0]: setting.value for setting in settings if len(setting.key) == 1}
     for setting in settings:
         if len(setting.key) > 1 and setting.key[1] not in (options := options_of(paths[setting.key[0]])):
@@ -331,7 +340,7 @@ def _as_arguments(settings: list[Setting], takes: dict[str, bool]) -> Iterator[s
             place = place[part]["init_args"]
         place[setting.key[-1]] = setting.value
     for kind in CHOICES:
-        if isinstance(tree[kind], str):
+        if isinstance(tree.get(kind), str):
             yield f"--{kind}={tree.pop(kind)}"
     if tree:
         yield f"--config={dump_yaml(tree, flow=True)}"

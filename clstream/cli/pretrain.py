@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 OBJECTIVES = {"supervised": "Finetune", "simclr": "SimCLR", "episodes": "EpisodicTraining"}
 """The strategies that pre-train, by what `--objective` calls them."""
 
-PASSED_ON = ("--stream", "--model", "--optimizer", "--seed", "--device", "--threads", "--data_root", "--data-root", "--trust")
+PASSED_ON = ("--stream", "--model", "--weights", "--adapter", "--optimizer", "--seed", "--device", "--threads", "--data_root",
+             "--data-root", "--trust")  # fmt: skip
 """The options of `clstream run` that it takes."""
 
 
@@ -94,8 +95,9 @@ def pretrain_parser() -> CommandParser:
         usage="clstream pretrain --stream NAME --model NAME [options] --out FILE",
         description="Train a model on all classes of a stream together, or on some, and write its weights: `clstream run --weights "
         "FILE` starts from them.",
-        epilog="--stream NAME, --model NAME, --optimizer NAME and their options, --seed, --device, --threads and --data_root "
-        "FOLDER are as in clstream run; those of an objective follow after a dot, as --objective.temperature 0.2.",
+        epilog="--stream NAME, --model NAME, --adapter NAME, --optimizer NAME and their options, --weights FILE, --seed, --device, "
+        "--threads and --data_root FOLDER are as in clstream run; those of an objective follow after a dot, as "
+        "--objective.temperature 0.2.",
     )
     parser.add_argument("--out", required=True, help="the file to write, as vit.pt")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
@@ -170,4 +172,7 @@ def card_lines(title: str, card: Mapping[str, Any]) -> list[str]:
         "linear probe": "none: the model has no `features`" if probed is None else f"{probed:.4f} on the test samples",
         "run": f"seed {card['seed']}, {card['seconds']:.0f} s, clstream {clstream.__version__}, torch {torch.__version__}",
     }
+    if "adapter" in card:
+        names = ", ".join(str(value) for name, value in card.items() if re.fullmatch(r"adapter\d*", name))
+        lines["adapter"] = f"{names}: {card['trained_parameters']:,} parameters learned, {card['trained_share']:.2%} of all"
     return [title, *(f"  {name:13} {printable(text)}" for name, text in lines.items())]

@@ -9,7 +9,7 @@ from clstream.cli.command_parser import CommandParser
 from clstream.cli.errors import UsageError, as_failure, nearest, printable
 
 PASSED_ON = (
-    "--config", "--stream", "--strategy", "--model", "--weights", "--features", "--seed", "--device", "--precision",
+    "--config", "--stream", "--strategy", "--model", "--adapter", "--weights", "--features", "--seed", "--device", "--precision",
     "--deterministic", "--compile", "--threads", "--evaluate_every", "--evaluate_at", "--evaluate_on", "--probes", "--measures",
     "--max_sessions", "--data_root", "--track", "--tracking_uri", "--experiment", "--trust",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from clstream.cli.errors import UsageError, nearest
 from clstream.cli.yaml_files import read_yaml
 
-CHOICES = ("stream", "strategy", "model")
+CHOICES = ("stream", "strategy", "model", "adapter")
 """The options that name a class or function, whose own options follow after a dot."""
 
 MOST_SEEDS = 1000

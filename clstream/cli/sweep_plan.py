@@ -188,7 +188,8 @@ def _identifying(parser: Parser, options: Namespace) -> str:
     text = parser.dump(options, skip_none=True, skip_validation=True, skip_default=True)
     kept = {key: value for key, value in (load_yaml(str(text)) or {}).items() if key not in CHANGES_NOTHING}
     for kind in CHOICES:
-        kept[kind] = kept.get(kind) or {"class_path": options[kind].class_path}
+        if options[kind] is not None:
+            kept[kind] = kept.get(kind) or {"class_path": options[kind].class_path}
     for key in ("config", "print_config", "trust", "accept_changed_code", "workers"):
         kept.pop(key, None)
     kept["stream"].get("init_args", {}).pop("root", None)
@@ -199,7 +200,7 @@ def _code(strategy: Strategy, stream: Stream, options: Namespace) -> str:
     module, _, name = options.stream.class_path.rpartition(".")
     makes_stream = getattr(importlib.import_module(module), name, None)
     measures = [measure for measure in measures_of(options) if not isinstance(measure, str)]
-    return code_hash(strategy, stream, (PLACES["strategy"], PLACES["model"]), [makes_stream, *measures])
+    return code_hash(strategy, stream, (PLACES["strategy"], PLACES["model"], PLACES["adapter"]), [makes_stream, *measures])
 
 
 def _check_distinct(planned: Sequence[Planned], file: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from clstream.adapters import adapter_params, adapters_of
 from clstream.attributes import find_all, walk
 from clstream.events import RunStarted
 from clstream.params import HasParams, flat
@@ -23,6 +24,7 @@ def run_params(
     return {
         **flat(strategy, "strategy"),
         **(flat(model, "model") if isinstance(model, HasParams) else {"model": type(model).__name__}),
+        **(adapter_params(model, "model.") if isinstance(model, nn.Module) else {}),
         "stream": stream.name,
         "stream.tasks": len(stream.tasks),
         "stream.sessions": len(stream),
@@ -53,6 +55,8 @@ def built_from(strategy: Strategy, stream: Stream) -> Iterator[object]:
     """Yield the objects that a strategy and a stream are built from, whose code may be the user's own."""
     for _, value in walk(strategy):
         yield value
+        if isinstance(value, nn.Module):
+            yield from adapters_of(value)
         if isinstance(value, HasParams):
             yield from (param for _, param in walk(dict(getattr(value, "params", {}))))
     parts = [part for task in stream.tasks for part in (task.train, task.test, task.validation)]

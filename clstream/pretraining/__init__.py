@@ -9,3 +9,4 @@ from clstream.pretraining.training import pretrain as pretrain
 from clstream.pretraining.weights import load_weights as load_weights
 from clstream.pretraining.weights import ranges as ranges
 from clstream.pretraining.weights import save_weights as save_weights
+from clstream.pretraining.weights import weights_header as weights_header

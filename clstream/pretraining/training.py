@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clstream.adapters import adapter_params
 from clstream.bus import on
 from clstream.engine import check_fits, run
 from clstream.evaluation import evaluate
@@ -51,7 +52,7 @@ def pretrain(
     Returns:
         "objective" (the strategy), "stream", "data" (the stream's fingerprint), "labels", "samples", "epochs", "accuracy" (of the
         strategy on the test samples), "linear_probe" (see `linear_probe`; None for a model without `features`), "seconds", and the
-        params of the strategy and the run.
+        params of the strategy, of adapters and of the run.
 
     Raises:
         ValueError, TypeError: for what doesn't fit together, before anything is learned.
@@ -78,6 +79,7 @@ def pretrain(
         "accuracy": accuracy,
         "linear_probe": probed,
         "seconds": result.seconds,
+        **adapter_params(model),
     } | {name: value for name, value in result.params.items() if name.startswith(("strategy.", "seed", "device", "stream.batch"))}
 
 

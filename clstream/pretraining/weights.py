@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import clstream
+from clstream.adapters import adapter_params
 from clstream.files import write_atomically
 from clstream.params import HasParams, describe
 from clstream.serialization import torch_files
@@ -39,13 +40,17 @@ def save_weights(model: nn.Module, file: str | Path, about: Mapping[str, Any]) -
     """
     file = Path(file)
     params = getattr(model, "params", {}) if isinstance(model, HasParams) else {}
-    header = {
-        "format": FORMAT,
-        "model": type(model).__name__,
-        "params": {name: describe(value) for name, value in params.items()},
-        "clstream": clstream.__version__,
-        "torch": torch.__version__,
-    } | dict(about)
+    header = (
+        {
+            "format": FORMAT,
+            "model": type(model).__name__,
+            "params": {name: describe(value) for name, value in params.items()},
+            "clstream": clstream.__version__,
+            "torch": torch.__version__,
+        }
+        | adapter_params(model)
+        | dict(about)
+    )
     content = {"header": json.dumps(header), "weights": {name: weight.cpu() for name, weight in model.state_dict().items()}}
     try:
         write_atomically(file, lambda out: torch.save(content, out))
@@ -66,6 +71,32 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
 
     """
     file = Path(file)
+    header, weights, digest = _read(file)
+    mine = {name: weight for name, weight in model.state_dict().items() if not name.startswith("head.")}
+    theirs = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
+    for name in [*mine, *theirs]:
+        shapes = [str(tuple(state[name].shape)) if name in state else "missing" for state in (theirs, mine)]
+        if shapes[0] == shapes[1]:
+            shapes = [str(state[name].dtype) for state in (theirs, mine)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the weights {file} are of {header['model']}, and don't fit {type(model).__name__}: {name} is {shapes[0]} there, "
+                f"{shapes[1]} here; build the model as it was trained: {header['params']}{_adapters(header)}"
+            )
+    model.load_state_dict(theirs, strict=False)
+    if isinstance(model, HasParams):
+        model.params["pretrained"] = f"{file.name} {digest}"
+        model.params |= {f"pretrained.{name}": _line(header[name]) for name in SHOWN if name in header}
+    return header
+
+
+def weights_header(file: str | Path) -> dict[str, Any]:
+    """Return the header of a file of weights: what was trained, and how. Raises as `load_weights`."""
+    return _read(Path(file))[0]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Return the header of a file of weights, the weights by name, and a hash of the file. Raises as `load_weights`."""
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         content = torch_files.load(file)
@@ -80,22 +111,13 @@ def load_weights(model: nn.Module, file: str | Path) -> dict[str, Any]:
             raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
         raise ValueError(f"{file} is no file of weights that `clstream pretrain` wrote") from None
-    mine = {name: weight for name, weight in model.state_dict().items() if not name.startswith("head.")}
-    theirs = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
-    for name in [*mine, *theirs]:
-        shapes = [str(tuple(state[name].shape)) if name in state else "missing" for state in (theirs, mine)]
-        if shapes[0] == shapes[1]:
-            shapes = [str(state[name].dtype) for state in (theirs, mine)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"the weights {file} are of {header['model']}, and don't fit {type(model).__name__}: {name} is {shapes[0]} there, "
-                f"{shapes[1]} here; build the model as it was trained: {header['params']}"
-            )
-    model.load_state_dict(theirs, strict=False)
-    if isinstance(model, HasParams):
-        model.params["pretrained"] = f"{file.name} {digest}"
-        model.params |= {f"pretrained.{name}": _line(header[name]) for name in SHOWN if name in header}
-    return header
+    return header, weights, digest
+
+
+def _adapters(header: Mapping[str, Any]) -> str:
+    """Return the adapters that a header names, as the end of a sentence."""
+    options = {name: value for name, value in header.items() if name.startswith("adapter")}
+    return f", with {options}" if options else ""
 
 
 def _line(value: object) -> str | int | float | None:

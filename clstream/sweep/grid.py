@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
-CHOICES = ("stream", "strategy", "model")
+CHOICES = ("stream", "strategy", "model", "adapter")
 """The options that name a class or function; its own options follow after a dot."""
 
 MOST_RUNS = 100_000
@@ -275,12 +275,12 @@ def combinations(grid: Grid, known: Known, defaults: Mapping[str, str]) -> list[
     for axis in varying:
         if axis.key not in used:
             kind = axis.option.partition(".")[0]
-            names_of_kind = sorted({_chosen_names(item.settings, grid.base, known, defaults)[kind] for item in combined})
+            names_of_kind = sorted({_chosen_names(item.settings, grid.base, known, defaults)[kind] for item in combined} - {""})
             options = sorted({option for name in names_of_kind for option in known.options_of(kind, name)})
             near = get_close_matches(axis.option.split(".")[1], options, n=1, cutoff=0.5)
             raise GridError(
-                f"sweep: no {kind} of the grid ({', '.join(names_of_kind)}) has the option {axis.option.split('.')[1]!r}"
-                + (f": did you mean {near[0]}?" if near else "")
+                f"sweep: no {kind} of the grid ({', '.join(names_of_kind) or 'it names none'}) has the option "
+                f"{axis.option.split('.')[1]!r}" + (f": did you mean {near[0]}?" if near else "")
             )
     return combined
 
@@ -300,10 +300,10 @@ def _joined(pairs: Any) -> dict[str, Any]:
 def _chosen_names(
     settings: Mapping[str, Any], base: Mapping[str, Any], known: Known, defaults: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the names of the strategy, the stream and the model of a combination."""
+    """Return the names of the strategy, the stream, the model and the adapter of a combination; "" where there is none."""
     config = known.config(str(settings["config"])) if "config" in settings else {}
     places = (settings, config, base, defaults)
-    return {kind: next(name for place in places if (name := name_of(place.get(kind)))) for kind in CHOICES}
+    return {kind: next((name for place in places if (name := name_of(place.get(kind)))), "") for kind in CHOICES}
 
 
 def _applying(axes: Sequence[Axis], names: Mapping[str, str], known: Known) -> Iterator[Axis]:
@@ -315,7 +315,7 @@ def _applying(axes: Sequence[Axis], names: Mapping[str, str], known: Known) -> I
             continue
         if not axis.owner and axis.option in own:
             continue
-        if kind not in CHOICES or option.partition(".")[0] in known.options_of(kind, names[kind]):
+        if kind not in CHOICES or (names[kind] and option.partition(".")[0] in known.options_of(kind, names[kind])):
             yield axis
 
 
