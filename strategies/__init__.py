@@ -4,8 +4,10 @@ from clstream.strategies.active import Active
 from clstream.strategies.agem import AGEM
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.class_means import ClassMeans
+from clstream.strategies.coda_prompt import CODAPrompt
 from clstream.strategies.core_sets import CoreSets
 from clstream.strategies.der import DER, DERpp
+from clstream.strategies.dualprompt import DualPrompt
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
 from clstream.strategies.ewc import EWCPenalty as EWCPenalty
@@ -19,6 +21,7 @@ from clstream.strategies.icarl import ICaRL
 from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
+from clstream.strategies.l2p import L2P
 from clstream.strategies.lifelong import Lifelong
 from clstream.strategies.linear_probe import LinearProbe
 from clstream.strategies.lwf import LwF
@@ -46,10 +49,12 @@ __all__ = [
     "AGEM",
     "Active",
     "AvalancheStrategy",
+    "CODAPrompt",
     "ClassMeans",
     "CoreSets",
     "DER",
     "DERpp",
+    "DualPrompt",
     "DynamicKNN",
     "ERACE",
     "EWC",
@@ -64,6 +69,7 @@ __all__ = [
     "Independent",
     "Joint",
     "L2",
+    "L2P",
     "Lifelong",
     "LinearProbe",
     "LwF",

@@ -73,7 +73,7 @@ def params(plain: Iterable[str], real: Iterable[str]) -> list[Any]:
     return [*plain, *(pytest.param(name, marks=pytest.mark.data) for name in real)]
 
 
-VITS = {"MultiLane"}
+VITS = {"CODAPrompt", "DualPrompt", "L2P", "MultiLane"}
 """Those that learn vision transformers alone."""
 
 
@@ -122,6 +122,13 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.MultiLane(vit_like(model), partial(Adam, lr=0.05), selectors=3, prompts=2, prompted_blocks=1)
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
+    if name == "L2P":
+        return lambda model: zoo.L2P(vit_like(model), partial(Adam, lr=0.01), pool=4, length=2, chosen=2)
+    if name == "DualPrompt":
+        blocks = {"g_length": 2, "e_length": 2, "g_blocks": (0,), "e_blocks": (1,)}
+        return lambda model: zoo.DualPrompt(vit_like(model, depth=2), partial(Adam, lr=0.01), **blocks)
+    if name == "CODAPrompt":
+        return lambda model: zoo.CODAPrompt(vit_like(model), partial(Adam, lr=0.01), components=3, length=2, blocks=(0,))
     return getattr(zoo, name)
 
 

@@ -31,7 +31,7 @@ from clstream.strategies import (
     SIPenalty,
     WithDetectedBoundaries,
 )  # fmt: skip
-from conftest import STRATEGIES, make
+from conftest import STRATEGIES, VITS, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -204,7 +204,7 @@ def table() -> list[str]:
         if isinstance(cls, type) and issubclass(cls, Strategy):
             option = inspect.signature(cls).parameters.get("active_classes")
             assert (option is None) == bool(cls.fixed_classes) or name in ("ERACE", "LwF", "LwFMC"), name
-            assert option is None or option.default == "all"
+            assert option is None or option.default == ("task" if name in VITS else "all")
             rows.append(f"| `{name}` | {'no' if option is None else '`' + option.default + '`'} | {cls.fixed_classes} |")
     return rows
 

@@ -6,16 +6,18 @@
         tokens = block(tokens)                            # or block(tokens, (keys, values)), with prompts
     logits = model.head(vit.features(tokens))             # as model(x)
 
-Nothing is copied: the modules are the model's own, whatever adapters were put into them.
+Nothing is copied: the modules are the model's own, whatever adapters were put into them. A pass through blocks, a block or its
+attention is one call of a module for whoever watches these, such as runs in bfloat16, which compute the whole of it so.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,28 @@ from clstream.models.vit import VitTiny, _Attention, _TransformerBlock
 
 KeysValues = tuple[Tensor, Tensor]
 """Prompts put before a block's keys and values, as they are after their projection: each (p, width) or (n, p, width)."""
+
+P = ParamSpec("P")
+
+
+class _Call(nn.Module):
+    """Calls a function: so it is a module's forward pass."""
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return function(*args, **kwargs)
+
+
+_CALL = _Call()
+
+
+def _as_module(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        result: Tensor = _CALL(method, *args, **kwargs)
+        return result
+
+    return call
+
 
 NO_PROMPTS: Mapping[int, KeysValues] = MappingProxyType({})
 
@@ -61,11 +85,13 @@ class Block:
     hidden: tuple[nn.Module, ...]
     """The hidden layer, and what its output goes through."""
 
+    @_as_module
     def __call__(self, tokens: Tensor, prompts: KeysValues | None = None) -> Tensor:
         """Return (n, t, width) tokens after the block."""
         tokens = tokens + self.attention(self.norm1(tokens), prompts)
         return tokens + self.mlp(self.norm2(tokens))
 
+    @_as_module
     def attention(self, tokens: Tensor, prompts: KeysValues | None = None) -> Tensor:
         """Return what attention adds to tokens, from (n, t, width) after `norm1`."""
         return self.mix(*self.qkv(tokens), prompts)
@@ -89,6 +115,7 @@ class Block:
         k, v = self._project(tokens, (1, 2))
         return self.head_norms[1](k), v
 
+    @_as_module
     def mix(self, q: Tensor, k: Tensor, v: Tensor, prompts: KeysValues | None = None) -> Tensor:
         """Return what attention adds to the tokens that asked: (n, queries, width), after the output projection.
 
@@ -166,6 +193,7 @@ class Vit:
             tokens = self.body.norm_pre(self.body.patch_drop(self.body._pos_embed(self.body.patch_embed(x))))
         return tokens
 
+    @_as_module
     def run(self, tokens: Tensor, prompts: Mapping[int, KeysValues] = NO_PROMPTS) -> Tensor:
         """Return (n, t, width) tokens after all blocks; `prompts` has keys and values by the number of a block, from 0."""
         for number, block in enumerate(self.blocks):
