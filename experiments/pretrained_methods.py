@@ -22,7 +22,20 @@ from typing import Any
 
 import torch
 from clstream.experiments.pretrained_features import interval
-from clstream.strategies import NCM, SLDA, Finetune, Joint, LinearProbe, LwF, RanPAC, Replay
+from clstream.strategies import (
+    L2,
+    L2P,
+    NCM,
+    SLDA,
+    CODAPrompt,
+    DualPrompt,
+    Finetune,
+    LinearProbe,
+    LwF,
+    MultiLane,
+    RanPAC,
+    Replay,
+)
 from clstream.streams import image_folder, omniglot, split_fashion_mnist
 from torch import nn
 from torch.optim import Adam, AdamW
@@ -97,14 +110,27 @@ def of_any_backbone(modules: list[str], capacity: int) -> dict[str, Method]:
         "Finetune, LoRA": lambda model, optimizer: Finetune(low_rank(model), optimizer, active_classes="task"),
         "LwF, LoRA": lambda model, optimizer: LwF(low_rank(model), optimizer, active_classes="seen"),
         "Replay, LoRA": lambda model, optimizer: Replay(low_rank(model), optimizer, capacity, active_classes="seen"),
-        "Joint, LoRA": lambda model, optimizer: Joint(low_rank(model), optimizer, active_classes="seen"),
-        "Joint": lambda model, optimizer: Joint(model, optimizer, active_classes="seen"),
+        "Joint, LoRA": lambda model, optimizer: Finetune(low_rank(model), optimizer, active_classes="seen"),
+        "Joint": lambda model, optimizer: Finetune(model, optimizer, active_classes="seen"),
     }
 
 
 def of_vits(modules: list[str], capacity: int) -> dict[str, Method]:
-    """Return what is for vision transformers, beside the rest."""
-    return of_any_backbone(modules, capacity)
+    """Return what needs a vision transformer, after the rest; `modules` are queries, keys and values, which L2 holds too."""
+
+    def projections(model: nn.Module) -> nn.Module:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(".attention.qkv." in name or name.startswith("head."))
+        return model
+
+    return {
+        **of_any_backbone(modules, capacity),
+        "L2, q, k, v": lambda model, optimizer: L2(projections(model), optimizer, strength=0.1, active_classes="task"),
+        "L2P": L2P,
+        "DualPrompt": DualPrompt,
+        "CODAPrompt": CODAPrompt,
+        "MultiLane": MultiLane,
+    }
 
 
 class Setting:
@@ -139,9 +165,9 @@ class Setting:
             return omniglot("small", [dealt[place::10] for place in range(10)], **options)
         if self.data == "fashion_mnist":
             dealt = [label for label in torch.randperm(10, generator=draw).tolist() if label not in BASE]
-            return fewer(split_fashion_mnist([dealt[:2], dealt[2:4], dealt[4:]], **options), 1000, 1000)
+            return fewer(split_fashion_mnist([dealt[:2], dealt[2:4], dealt[4:]], **options), 300, 1000)
         root = options.pop("root")
-        return fewer(image_folder(root or "cifar10-jpeg.zip", tasks=5, class_order=seed, **options), 200, 100)
+        return fewer(image_folder(root or "cifar10-jpeg.zip", tasks=5, class_order=seed, **options), 100, 100)
 
     def model(self, stream: Stream) -> nn.Module:
         """Return the backbone with its weights, and a new head from the global generator."""
@@ -152,7 +178,9 @@ class Setting:
         return net
 
     def play(self, method: str, stream: Stream, seed: int, rate: float) -> dict[str, Any]:
-        """Run a method; return what a line of the results has."""
+        """Run a method; return what a line of the results has. What learns all tasks jointly has them as one."""
+        if method.startswith("Joint"):
+            stream = join_tasks(stream)
         with isolated(seed, "model"):
             strategy = self.methods[method](self.model(stream), partial(Adam, lr=rate))
         result = run(strategy, stream, seed=seed)
