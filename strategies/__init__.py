@@ -6,6 +6,7 @@ from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.class_means import ClassMeans
 from clstream.strategies.coda_prompt import CODAPrompt
 from clstream.strategies.core_sets import CoreSets
+from clstream.strategies.cpe_clip import CPECLIP, CPEVision
 from clstream.strategies.der import DER, DERpp
 from clstream.strategies.dualprompt import DualPrompt
 from clstream.strategies.er_ace import ERACE
@@ -50,6 +51,8 @@ __all__ = [
     "Active",
     "AvalancheStrategy",
     "CODAPrompt",
+    "CPECLIP",
+    "CPEVision",
     "ClassMeans",
     "CoreSets",
     "DER",

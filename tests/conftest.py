@@ -24,6 +24,7 @@ if importlib.util.find_spec("clstream.strategies") is None:  # not installed: it
     clstream.__path__.append(str(Path(__file__).resolve().parent.parent))
 
 import clstream.strategies as zoo
+from dual_encoders import NAMES, trained_clip
 
 from clstream import BatchLearned, Strategy, on, run
 from clstream.avalanche import imports
@@ -57,7 +58,10 @@ if importlib.util.find_spec("hypothesis") is not None:  # tests/gpu does without
 
 
 HAS_AVALANCHE = importlib.util.find_spec("avalanche") is not None
-STRATEGIES = [name for name in zoo.__all__ if HAS_AVALANCHE or name != "AvalancheStrategy"]
+HAS_OPEN_CLIP = importlib.util.find_spec("open_clip") is not None
+STRATEGIES = [
+    name for name in zoo.__all__ if (HAS_AVALANCHE or name != "AvalancheStrategy") and (HAS_OPEN_CLIP or name != "CPECLIP")
+]
 """The names of those that can be made here."""
 
 
@@ -73,7 +77,7 @@ def params(plain: Iterable[str], real: Iterable[str]) -> list[Any]:
     return [*plain, *(pytest.param(name, marks=pytest.mark.data) for name in real)]
 
 
-VITS = {"CODAPrompt", "DualPrompt", "L2P", "MultiLane"}
+VITS = {"CODAPrompt", "CPEVision", "DualPrompt", "L2P", "MultiLane"}
 """Those that learn vision transformers alone."""
 
 
@@ -116,6 +120,11 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.SupportReplay(model, partial(SGD, lr=0.1))
     if name == "OpenVAE":  # its learning rate is for many steps, its decoder for larger images
         return lambda model: zoo.OpenVAE(model, partial(Adam, lr=0.01), latent=20, decoder=(32,), proposals=8192)
+    if name == "CPECLIP":  # towers that know the examples: a long prompt of random numbers would make them forget
+        few = {"prompts": 2, "depth": 1, "schedule": "constant", "scale": 30.0, "class_names": NAMES}
+        return lambda model: zoo.CPECLIP(trained_clip(vit_like(model).params["head"]), partial(SGD, lr=0.1, momentum=0.9), **few)
+    if name == "CPEVision":
+        return lambda model: zoo.CPEVision(vit_like(model, depth=2))
     if name == "FSCIL":  # the examples begin with two classes: an encoder that learns them to the end tells no others apart
         return lambda model: zoo.FSCIL(model, partial(SGD, lr=0.003))
     if name == "MultiLane":

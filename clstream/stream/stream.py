@@ -44,6 +44,7 @@ class StreamView:
     drop_last: bool = False
     target: str = "label"
     outputs: int = 0
+    class_names: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
@@ -228,7 +229,7 @@ class Stream:
         """What strategies are given of this stream where its boundaries are hidden."""
         return StreamView(
             self.name, self.classes, self.input_shape, self.scenario, self.epochs, self.batch_size, self.augment, self.resident,
-            self.device, drop_last=self.drop_last, target=self.target, outputs=self.outputs,
+            self.device, drop_last=self.drop_last, target=self.target, outputs=self.outputs, class_names=self.class_names,
         )  # fmt: skip
 
     @cached_property
