@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from clstream.experiments.multilane import as_written
 from clstream.strategies import MultiLane
 from clstream.strategies.multilane import Lanes, attend, selection
 from clstream.streams import from_tensors
@@ -19,7 +20,7 @@ from clstream import BatchLearned, EpochStarted, Evaluated, TaskEnded, on, run
 from clstream.checks import example_stream
 from clstream.evaluation import evaluating
 from clstream.models import Mlp, Timm, VitTiny
-from clstream.models.vit_blocks import Vit, vit_of
+from clstream.models.vit_blocks import vit_of
 from clstream.seeds import isolated
 
 
@@ -30,21 +31,6 @@ def model(head: str = "fixed", **options: Any) -> VitTiny:
 
 def strategy(**options: Any) -> MultiLane:
     return MultiLane(model(**options.pop("model", {})), **{"selectors": 3, "prompts": 2, "prompted_blocks": 2, **options})
-
-
-def as_written(vit: Vit, x: Tensor, selectors: Tensor, prompts: Tensor) -> Tensor:
-    """Return (n, width): a lane's class token as the paper's code computes it, all rows of the attention among it."""
-    tokens = vit.embed(x)
-    lane = torch.cat([vit.class_token.expand(len(x), 1, -1), selectors.expand(len(x), -1, -1)], 1)  # type: ignore[union-attr]
-    for number, block in enumerate(vit.blocks):
-        frozen, own = block.norm1(tokens), block.norm1(lane)
-        chosen = torch.softmax(own[:, 1:] @ frozen.mT / math.sqrt(vit.width), 2) @ frozen
-        put = (prompts[0, number], prompts[1, number]) if number < prompts.shape[1] else None
-        mixed = block.attention(torch.cat([own[:, :1], chosen], 1), put)
-        lane = lane + torch.cat([mixed[:, :1], own[:, 1:]], 1)
-        lane = lane + block.mlp(block.norm2(lane))
-        tokens = block(tokens)
-    return F.normalize(vit.norm(lane[:, :1])[:, 0], dim=1)
 
 
 # The arithmetic -------------------------------------------------------------------------------------------------------
@@ -172,7 +158,9 @@ def test_old_lanes_and_what_they_say_of_fixed_images_never_change(target: str) -
     stream = example_stream(epochs=2, target=target)
     learner = strategy(optimizer=partial(Adam, lr=0.05))
     watch = Watch(learner, torch.cat([task.test.x for task in stream.tasks]))
-    run(learner, stream, watch)
+    result = run(learner, stream, watch)
+    if target == "multilabel":
+        assert result.forgetting == 0, "of a task's own test images and classes, both of which stay the same"
     for task, (kept, scores) in enumerate(watch.kept):
         assert all(torch.equal(now, then) for now, then in zip(watch.lanes(task), kept, strict=True))
         labels = torch.cat(learner.classes[: task + 1])
@@ -240,6 +228,21 @@ def test_the_ledger_counts_each_lane_as_one_more_token_and_what_it_chooses() -> 
     assert cost.parameters.diff().tolist() == [s * d + 2 * prompted * p * d] * 2
     assert cost.trainable_parameters.tolist() == [s * d + 2 * prompted * p * d + 6 * d + 6] * 3
     assert cost.memory_bytes[-1] < 4000, "labels of each lane, and the optimizer's moments"
+
+
+def test_a_step_keeps_as_much_for_its_gradients_whatever_the_number_of_lanes() -> None:
+    learner, kept = strategy(), []
+
+    class Weigh:
+        @on(TaskEnded)
+        def weigh(self, event: TaskEnded) -> None:
+            sizes: list[int] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda saved: sizes.append(saved.nbytes) or saved, lambda saved: saved):
+                learner.loss(event.task.train[:20])
+            kept.append(sum(sizes))
+
+    run(learner, example_stream(), Weigh())
+    assert kept[0] == kept[1] == kept[2] > 0
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
