@@ -2,6 +2,7 @@
 
 from clstream.strategies.active import Active
 from clstream.strategies.agem import AGEM
+from clstream.strategies.aper import APER
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.class_means import ClassMeans
 from clstream.strategies.coda_prompt import CODAPrompt
@@ -48,6 +49,7 @@ from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
 __all__ = [
     "AGEM",
+    "APER",
     "Active",
     "AvalancheStrategy",
     "CODAPrompt",

@@ -127,6 +127,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.CPEVision(vit_like(model, depth=2))
     if name == "FSCIL":  # the examples begin with two classes: an encoder that learns them to the end tells no others apart
         return lambda model: zoo.FSCIL(model, partial(SGD, lr=0.003))
+    if name == "APER":  # the same, of the whole network
+        return lambda model: zoo.APER(model, partial(SGD, lr=0.003, momentum=0.9))
     if name == "MultiLane":
         return lambda model: zoo.MultiLane(vit_like(model), partial(Adam, lr=0.05), selectors=3, prompts=2, prompted_blocks=1)
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278

@@ -32,6 +32,9 @@ class AdapterLayer(nn.Module, ABC):
     origin: Adapter
     """The adapter that put it there."""
 
+    active: bool = True
+    """Whether what the host gave goes through it: see `set_active`."""
+
     @abstractmethod
     def forward(self, taken: Tensor, given: Tensor) -> Tensor:
         """Return what the host gives from now on, for what it took and what it gave: a tensor of the shape of `given`."""
@@ -177,6 +180,14 @@ def adapters_of(model: nn.Module) -> list[Adapter]:
     return list({id(origin): origin for module in model.modules() if (origin := _origin(module))}.values())
 
 
+def set_active(model: Model, active: bool) -> Model:
+    """Switch the adapters in a model on or off, but for those of `peft`, and return it: off, it computes what it did without."""
+    for module in model.modules():
+        if isinstance(module, AdapterLayer):
+            module.active = active
+    return model
+
+
 def adapter_params(model: nn.Module, prefix: str = "") -> dict[str, str | int | float | bool | None]:
     """Return the adapters in a model as params show them, and how much of it learns; nothing, if there are none.
 
@@ -205,16 +216,17 @@ def put_on(host: nn.Module, layer: AdapterLayer, origin: Adapter) -> None:
 @cache
 def _host_class(own: type[nn.Module]) -> type[nn.Module]:
     """Return the class of hosts that are of some class by themselves: what they give goes through their adapter."""
-    forward = _without_adapter if own.forward is nn.Sequential.forward else own.forward
+    forward = without_adapter if own.forward is nn.Sequential.forward else own.forward
 
     def adapted(self: Any, taken: Any, *others: Any, **named: Any) -> Any:
-        return self.adapter(taken, forward(self, taken, *others, **named))
+        given = forward(self, taken, *others, **named)
+        return self.adapter(taken, given) if self.adapter.active else given
 
     name = f"Adapted{own.__qualname__}"
     return type(name, (own,), {"forward": adapted, "__module__": own.__module__, "__qualname__": name, "__doc__": own.__doc__})
 
 
-def _without_adapter(sequence: nn.Sequential, taken: Any) -> Any:
+def without_adapter(sequence: nn.Sequential, taken: Any) -> Any:
     """Return what a sequence gives whose child `adapter` is none of its steps."""
     for name, module in sequence.named_children():
         if name != "adapter":
