@@ -14,13 +14,15 @@ from time import perf_counter, process_time
 import torch
 from clstream.experiments import loops_by_hand as by_hand
 from clstream.experiments import loops_in_avalanche as in_avalanche
+from clstream.experiments.vit_by_hand import LowRankVit
 from clstream.strategies import EWC, NCM, SHARP, TAME, DERpp, Finetune, Hypernetwork, LwF, Refresh, Replay
 from clstream.streams import from_tensors
 from torch import nn
 from torch.optim import SGD, Adam
 
 from clstream import Samples, Strategy, Stream, run
-from clstream.models import ConvNet, Linear, Mlp, MnistLike, SlimResNet18
+from clstream.adapters import LoRA, adapt
+from clstream.models import ConvNet, Linear, Mlp, MnistLike, SlimResNet18, VitTiny
 from clstream.seeds import isolated
 
 SIDE = 28
@@ -79,7 +81,12 @@ def loop(play: Callable[[nn.Module, by_hand.Data], by_hand.Spent]) -> Way:
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """Return a network as it is written by hand: an Mlp flat, without the layer that makes floats of bytes; others as they are."""
+    """Return a network as it is written by hand: an Mlp flat, without the layer that makes floats of bytes; others as they are.
+
+    A vision transformer is one with LoRA.
+    """
+    if isinstance(network, VitTiny):
+        return LowRankVit(network)
     if not isinstance(network, Mlp):
         return network
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
@@ -168,6 +175,11 @@ def mnist_like() -> nn.Module:
     return MnistLike((1, SIDE, SIDE), CLASSES)
 
 
+def adapted_vit() -> nn.Module:
+    """Return a small vision transformer with LoRA in its attention: 50 tokens, 64 wide."""
+    return adapt(VitTiny((1, SIDE, SIDE), CLASSES), LoRA(rank=4, modules="*.attention.*"))
+
+
 def features() -> nn.Module:
     """Return a network of features as they are."""
     return Linear((SIDE * SIDE,), CLASSES)
@@ -210,6 +222,8 @@ CELLS = (
     Cell("replay, Mlp 400-400", 1024, 20_000, wide, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05),
     Cell("replay, ConvNet", 10, 1_500, convnet, OURS_REPLAY, "by hand", HAND_REPLAY, 1.10),
     Cell("replay, SlimResNet18", 128, 256, slim, OURS_REPLAY, "by hand", HAND_REPLAY, 1.05, tasks=2, gpu_steps=40),
+    Cell("fine-tune LoRA, VitTiny", 10, 1_000, adapted_vit, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.10),
+    Cell("fine-tune LoRA, VitTiny", 64, 2_000, adapted_vit, OURS_FINETUNE, "by hand", HAND_FINETUNE, 1.10),
     Cell("DER++, Mlp 100-100", 10, 20_000, mlp, OURS_DERPP, "by hand", HAND_DERPP, 1.10),
     Cell("EWC, Mlp 100-100", 128, 5_000, mlp, OURS_EWC, "by hand", HAND_EWC, 1.05, gpu_steps=40),
     Cell("LwF, Mlp 400-400", 128, 15_000, wide, OURS_LWF, "by hand", HAND_LWF, 1.05),

@@ -76,7 +76,7 @@ class LowRank(AdapterLayer):
     def __init__(self, host: nn.Module, rank: int, scale: float, dropout: float, parts: str | None) -> None:
         super().__init__()
         self.scale, self.parts = scale, parts
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else None
         if isinstance(host, nn.Conv2d):
             names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
             shape: dict[str, Any] = {name: getattr(host, name) for name in names}
@@ -92,11 +92,13 @@ class LowRank(AdapterLayer):
 
     def forward(self, taken: Tensor, given: Tensor) -> Tensor:
         """Return what the host gave, and the scaled product."""
-        inner = self.A(self.dropout(taken))
+        inner = self.A(taken if self.dropout is None else self.dropout(taken))
+        if self.scale != 1:
+            inner = self.scale * inner  # the smallest of the tensors
         if not isinstance(self.B, nn.ModuleList):
             product: Tensor = self.B(inner)
-            return given + self.scale * product
+            return given + product
         whole = dict(zip(PARTS, given.chunk(3, -1), strict=True))
         for part, low, up in zip(self.parts or "", inner.chunk(len(self.B), -1), self.B, strict=True):
-            whole[part] = whole[part] + self.scale * up(low)
+            whole[part] = whole[part] + up(low)
         return torch.cat([whole[part] for part in PARTS], -1)
