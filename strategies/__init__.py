@@ -5,6 +5,7 @@ from clstream.strategies.agem import AGEM
 from clstream.strategies.aper import APER
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.class_means import ClassMeans
+from clstream.strategies.coact import CoACT
 from clstream.strategies.coda_prompt import CODAPrompt
 from clstream.strategies.core_sets import CoreSets
 from clstream.strategies.cpe_clip import CPECLIP, CPEVision
@@ -56,6 +57,7 @@ __all__ = [
     "CPECLIP",
     "CPEVision",
     "ClassMeans",
+    "CoACT",
     "CoreSets",
     "DER",
     "DERpp",

@@ -27,6 +27,7 @@ import clstream.strategies as zoo
 from dual_encoders import NAMES, trained_clip
 
 from clstream import BatchLearned, Strategy, on, run
+from clstream.adapters import LoRA, adapt
 from clstream.avalanche import imports
 from clstream.checkpoint import Checkpointer
 from clstream.checks import example_model, example_stream
@@ -125,6 +126,9 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.CPECLIP(trained_clip(vit_like(model).params["head"]), partial(SGD, lr=0.1, momentum=0.9), **few)
     if name == "CPEVision":
         return lambda model: zoo.CPEVision(vit_like(model, depth=2))
+    if name == "CoACT":  # a crop of a pattern of white noise is nothing of it
+        views = {"smallest": 1.0, "jitter": 0.0, "grayscale": 0.0}
+        return lambda model: zoo.CoACT(adapt(vit_like(model), LoRA(2, modules="*.qkv"), trained=[]), partial(SGD, lr=0.02), **views)
     if name == "FSCIL":  # the examples begin with two classes: an encoder that learns them to the end tells no others apart
         return lambda model: zoo.FSCIL(model, partial(SGD, lr=0.003))
     if name == "APER":  # the same, of the whole network

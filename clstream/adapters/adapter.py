@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
@@ -203,6 +204,21 @@ def adapter_params(model: nn.Module, prefix: str = "") -> dict[str, str | int | 
         params[f"{prefix}trained_parameters"] = trained
         params[f"{prefix}trained_share"] = round(trained / max(sum(size for size, _ in sizes), 1), 6)
     return params
+
+
+def without_adapters(model: Model) -> Model:
+    """Return a copy of a model as it is without its adapters. Raises TypeError where one replaced modules, as those of peft do."""
+    copy = deepcopy(model)
+    hosts = [module for module in copy.modules() if _is_host(module)]
+    for module in hosts:
+        module.__class__ = type(module).__bases__[0]
+        del module.adapter
+        vars(module).pop("whole", None)  # of prompts, which reach into the whole model
+    if rest := adapters_of(copy):
+        raise TypeError(
+            f"{type(rest[0]).__name__} replaced modules of {type(model).__name__}, and can't be taken out of it: use LoRA"
+        )
+    return copy
 
 
 def put_on(host: nn.Module, layer: AdapterLayer, origin: Adapter) -> None:

@@ -1,0 +1,187 @@
+"""What the parts of CoACT are worth: `python experiments/coact.py RESULTS --weights vit.pt [--protocol fscit] [--draws 3]`.
+
+A small vision transformer that was trained on 136 characters of Omniglot (`pretrained_methods.trained_vit`, whose file is WEIGHTS,
+written if it is not there) is tuned on the 106 others. fscit: ten sessions of ten or eleven characters, ten drawings of each, the
+first session too. fscil: a first session of 56 characters with all 15 drawings, then five sessions of ten characters and five
+drawings. A seed is a training, with an order of classes of its own; a draw says which drawings there are.
+
+Each row adds a part. The learning rate of a row is the one that answers most of the development drawings of seed 0, a fifth of
+those of the first session, over all draws; they choose the epoch too. No test drawing has a part in either. What is finished is in
+the file RESULTS, a line a run, and not run again.
+
+The table has the accuracy after the first and after the last session, over all classes seen, by dot products as the authors' code
+has it and by cosines, and over the classes of the first session and of later ones (by dot products), as mean and standard
+deviation over seeds and over draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from clstream.experiments.pretrained_methods import trained_vit, vit
+from clstream.strategies import CoACT
+from clstream.streams import few_shot, omniglot
+from torch.nn import functional as F
+
+from clstream import Stream, metrics, run
+from clstream.adapters import LoRA, adapt
+from clstream.eval_mode import evaluating
+from clstream.pretraining import load_weights
+from clstream.seeds import isolated
+
+LAST = ["stages.block4.*", "stages.block5.*", "stages.block6.*", "stages.norm.*"]
+"""The last three blocks of six, and what follows them."""
+
+LORA: dict[str, Any] = {"contrast": 0.0, "unfreeze_epoch": None, "later_epochs": 0, "development": 0.2}
+ACT = {**LORA, "contrast": 1.0}
+CFT = {**ACT, "unfreeze": LAST, "unfreeze_epoch": 0, "encoder_factor": 0.1}
+METHODS: dict[str, dict[str, Any]] = {
+    "prototypes": {"base_epochs": 0, "later_epochs": 0},
+    "+ LoRA": LORA,
+    "+ ACT": ACT,
+    "+ CFT": CFT,
+    "+ CIT": {**CFT, "later_epochs": 1},
+    "+ CIT, 10 epochs at the whole rate": {**CFT, "later_epochs": 10, "later_factor": 1.0},
+}
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+EPOCHS = {"fscit": 20, "fscil": 10}
+
+
+def sessions(protocol: str, seed: int, draw: int, root: str | None) -> Stream:
+    """Return the sessions of a seed and a draw."""
+    first = omniglot("small1", root=root).class_names
+    rest = [name for name in omniglot("small", root=root).class_names if name not in first]
+    dealt = [rest[place] for place in torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed)).tolist()]
+    if protocol == "fscit":
+        groups, shots, after = [dealt[place::10] for place in range(10)], 10, 0
+    else:
+        groups, shots, after = [dealt[:56], *(dealt[begin : begin + 10] for begin in range(56, 106, 10))], 5, 1
+    stream = omniglot("small", groups, epochs=EPOCHS[protocol], batch_size=64, root=root)
+    return few_shot(stream, shots, after, seed=draw)
+
+
+def tuned(method: str, stream: Stream, seed: int, weights: Path, rate: float) -> CoACT:
+    """Return a strategy around the trained transformer with LoRA."""
+    with isolated(seed, "model"):
+        net = vit("omniglot", stream.classes)
+        load_weights(net, weights)
+        if method != "prototypes":
+            adapt(net, LoRA(rank=16, alpha=16, dropout=0.1, parts="qv", modules="*.attention.qkv"), trained=[])
+        optimizer = CoACT(net).params["optimizer"]  # the default, with another rate
+        optimizer = type(optimizer)(optimizer.func, **{**optimizer.keywords, "lr": rate})
+        return CoACT(net, optimizer, smallest=0.5, jitter=0.0, grayscale=0.0, **METHODS[method])
+
+
+def by_cosine(strategy: CoACT, stream: Stream) -> float:
+    """Return the accuracy over all test drawings by cosines."""
+    x, y = (torch.cat([getattr(task.test[:], name) for task in stream.tasks]) for name in ("x", "y"))
+    with evaluating(strategy), torch.no_grad():
+        cosines = F.normalize(strategy.features(x), dim=1) @ F.normalize(strategy.head.weight, dim=1).T
+    return float((cosines.argmax(1) == y).double().mean())
+
+
+def play(method: str, protocol: str, seed: int, draw: int, weights: Path, rate: float, root: str | None) -> dict[str, Any]:
+    """Run a method; return what a line of the results has."""
+    stream = sessions(protocol, seed, draw, root)
+    strategy = tuned(method, stream, seed, weights, rate)
+    result = run(strategy, stream, seed=seed, evaluate_on="seen")
+    curves = metrics.few_shot_curves(result.accuracy, result.taught)
+    seen = result.measured["accuracy"][:, -1]
+    return {
+        "method": method, "protocol": protocol, "seed": seed, "draw": draw, "rate": rate, "seen": seen.tolist(),
+        "base": float(curves["base"][-1]), "novel": float(curves["novel"][-1]), "cosine": by_cosine(strategy, stream),
+        "seconds": result.seconds,
+    }  # fmt: skip
+
+
+def chosen_rate(method: str, protocol: str, draws: int, weights: Path, root: str | None) -> tuple[float, dict[float, int]]:
+    """Return the learning rate that answers most development drawings of seed 0, and how many each one answers."""
+    hits = dict.fromkeys(RATES, 0)
+    for rate, draw in product(RATES, range(draws)):
+        stream = sessions(protocol, 0, draw, root)
+        strategy = tuned(method, stream, 0, weights, rate)
+        run(strategy, stream, max_sessions=1, evaluate_at="end", evaluate_on="seen")
+        hits[rate] += strategy.best_hits
+    return max(RATES, key=hits.__getitem__), hits
+
+
+def spread(rows: list[dict[str, Any]], within: str) -> str:
+    """Return the standard deviation of the last accuracy of runs with one seed, or in one draw; the mean of them."""
+    groups = [[row["seen"][-1] for row in rows if row[within] == value] for value in sorted({row[within] for row in rows})]
+    return f"{statistics.mean(map(statistics.stdev, groups)):.3f}" if min(map(len, groups)) > 1 else "-"
+
+
+def table(rows: list[dict[str, Any]], protocol: str) -> str:
+    """Return a Markdown table of the results, a row for each method."""
+    heads = ("method", "rate", "first", "last", "last, by cosine", "first classes", "later classes", "over seeds", "over draws")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for method in METHODS:
+        if own := [row for row in rows if row["method"] == method and row["protocol"] == protocol and "seed" in row]:
+            means = [
+                statistics.mean(values)
+                for values in zip(
+                    *((row["seen"][0], row["seen"][-1], row["cosine"], row["base"], row["novel"]) for row in own), strict=True
+                )
+            ]
+            shown = " | ".join(f"{value:.3f}" for value in means)
+            rate = f"{own[0]['rate']:g}" if own[0]["rate"] else "-"
+            lines.append(f"| {method} | {rate} | {shown} | {spread(own, 'draw')} | {spread(own, 'seed')} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line, run what is not in the file of results yet, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--weights", type=Path, default=Path("omniglot_vit.pt"))
+    parser.add_argument("--protocol", choices=("fscit", "fscil"), default="fscit")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--data-root", default=None)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many, to go on another time")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    begin, root = time.monotonic(), options.data_root
+    trained_vit("omniglot", options.weights, root)
+    rows = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        with options.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+    for method in METHODS:
+        own = [row for row in rows if (row["method"], row["protocol"]) == (method, options.protocol)]
+        rates = [row["rate"] for row in own if "hits" in row]
+        source = "+ CFT" if "CIT" in method else method  # the first session is the same
+        if source != method:
+            rates = [
+                row["rate"] for row in rows if (row["method"], row["protocol"]) == (source, options.protocol) and "hits" in row
+            ]
+        elif method == "prototypes":
+            rates = [0.0]
+        if not rates:
+            if time.monotonic() - begin > options.seconds:
+                return
+            rate, hits = chosen_rate(method, options.protocol, options.draws, options.weights, root)
+            keep({"method": method, "protocol": options.protocol, "rate": rate, "hits": list(hits.values())})
+            rates = [rate]
+        done = {(row["seed"], row["draw"]) for row in own if "seed" in row}
+        for seed, draw in product(range(options.seeds), range(options.draws)):
+            if (seed, draw) not in done:
+                if time.monotonic() - begin > options.seconds:
+                    return
+                keep(play(method, options.protocol, seed, draw, options.weights, rates[0], root))
+    print(table(rows, options.protocol))
+
+
+if __name__ == "__main__":
+    main()
