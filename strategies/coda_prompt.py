@@ -108,13 +108,21 @@ class CODAPrompt(Prompting):
         return vit.features(through), self.penalty() if learning and self.orthogonality else 0.0
 
     def penalty(self) -> Tensor:
-        """Return the weighted mean square of what B B' - 1 has, summed over blocks and over B = K, A, P."""
+        """Return the weighted mean square of what B B' - 1 has, summed over blocks and over B = K, A, P.
+
+        Of B the past rows have no gradient, so what they are to each other is left out of the backward pass.
+        """
         penalties = []
         for part, past in self.past.items():
-            rows = torch.cat([past, self.prompts[part]], 1).flatten(2)
-            excess = rows @ rows.mT - torch.eye(rows.shape[1], device=rows.device)
-            penalties.append(excess.square().mean((1, 2)).sum())
+            old, new = past.flatten(2), self.prompts[part].flatten(2)
+            squares = excess(old) + 2 * (new @ old.mT).square().sum() + excess(new)
+            penalties.append(squares / (old.shape[1] + new.shape[1]) ** 2)
         return self.orthogonality * torch.stack(penalties).sum()
+
+
+def excess(rows: Tensor) -> Tensor:
+    """Return the sum of squares of B B' - 1, over blocks, for (blocks, m, width) rows."""
+    return (rows @ rows.mT - torch.eye(rows.shape[1], device=rows.device)).square().sum()
 
 
 def mixed(query: Tensor, components: Mapping[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clstream.adapters import LoRA, Prefix, adapt
 from clstream.models import Mlp, Pretrained, Timm, VitTiny
 from clstream.models.vit_blocks import vit_of
 
@@ -138,6 +139,16 @@ def test_what_would_be_left_out_is_refused() -> None:
     model.stages.block1.register_forward_hook(lambda *_: None)
     with pytest.raises(TypeError, match="a hook on _TransformerBlock would be left out"):
         vit_of(model)
+
+
+def test_prompts_from_outside_are_refused_and_lora_is_kept() -> None:
+    with pytest.raises(TypeError, match=r"MultiLane runs .* this one's stages are PromptedStages, which would be left out"):
+        vit_of(adapt(tiny(), Prefix(length=2)), "MultiLane")
+    model, x = adapt(tiny(), LoRA(rank=2)), images((1, 8, 8))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # what LoRA adds is 0 at first
+    vit = vit_of(model)
+    torch.testing.assert_close(model.head(vit.features(vit.run(vit.embed(x)))), model(x))
 
 
 def test_images_of_another_size_are_refused() -> None:

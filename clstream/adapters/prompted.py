@@ -30,7 +30,7 @@ class Prompts(Adapter):
 
     def hosts(self, model: nn.Module, passed_over: set[str]) -> list[str]:
         """Return the name of the stages. Raises TypeError for what is no vision transformer, or has prompts already."""
-        vit_of(model, type(self).__name__)
+        vit_of(model, type(self).__name__, adapted=True)
         return ["stages"]
 
     def prepare(self, model: nn.Module, hosts: Sequence[str]) -> Callable[[], None]:
@@ -80,5 +80,5 @@ class PromptedStages(nn.Sequential):
         if not self.adapter.active:
             plain: Tensor = without_adapter(self, input)
             return plain
-        vit = vit_of(self.whole[0])
+        vit = vit_of(self.whole[0], adapted=True)
         return vit.features(self.adapter.through(vit, vit.embed(input)))

@@ -227,18 +227,24 @@ class Vit:
             )
 
 
-def vit_of(model: nn.Module, asker: str = "this method") -> Vit:
+def vit_of(model: nn.Module, asker: str = "this method", adapted: bool = False) -> Vit:
     """Return a model's parts, to run it block by block.
 
     Args:
         model: a VitTiny, or a Timm or Pretrained around a VisionTransformer of timm whose blocks are timm's `Block`.
         asker: who needs it, for the error.
+        adapted: whether its stages may be run in a way of their own, as with prompts put in from outside: for these themselves.
 
     Raises:
-        TypeError: for any other model, and for one whose blocks or attention were put into a module of another kind, or have
-            hooks: both would be left out here.
+        TypeError: for any other model, and for one whose stages, blocks or attention are of another kind, as some adapters make
+            them, or have hooks: both would be left out here.
 
     """
+    if not adapted and isinstance(model, Classifier) and type(model.stages) is not nn.Sequential:
+        raise TypeError(
+            f"{asker} runs a vision transformer block by block, and this one's stages are {type(model.stages).__name__}, which "
+            "would be left out: take a model without prompts or other adapters of the whole; LoRA in its linear layers is kept"
+        )
     if isinstance(model, VitTiny):
         vit = _of_vit_tiny(model)
     else:

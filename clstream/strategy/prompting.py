@@ -37,6 +37,7 @@ class Prompting(Strategy):
 
     rehearsal_free = True
     needs_images = True
+    active_classes = "task"
 
     prompts: nn.ParameterDict
     """What learns beside the head."""
