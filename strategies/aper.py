@@ -20,7 +20,7 @@ Measured: see `docs/adapters.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -157,6 +157,12 @@ class APER(FrozenFeatures):
     def novelty_of(self, scores: Tensor) -> Tensor:
         """Return (n,): 1 minus the cosine with the nearest mean; own choice."""
         return 1 - scores.amax(1).clamp(min=-1)
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield the parameters and buffers of the network as it is, and as it was, those that both share once."""
+        yield from super().answering_weights()
+        if self.before is not None:
+            yield from (*self.before.parameters(), *self.before.buffers())
 
     def export(self, since: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Raise TypeError: each learner adapts a network of its own."""

@@ -68,6 +68,16 @@ def test_prompts_and_methods_of_peft_resume_too(make):
     assert difference(checkpoints.load(-1), rest.load(-1)) is None
 
 
+def test_in_bfloat16_the_weights_of_adapters_stay_float32():
+    strategy = Finetune(adapted())
+    before = strategy.model.stages.block1.attention.q.weight.clone()
+    run(strategy, STREAM, precision="bf16")
+    layer = strategy.model.stages.block1.attention.q
+    assert torch.equal(layer.weight, before)
+    assert layer.adapter.B.weight.dtype == torch.float32
+    assert layer.adapter.B.weight.abs().max() > 0
+
+
 def test_weights_with_adapters_and_without(tmp_path):
     plain, model = vit(), adapt(vit(), LoRA(rank=2))
     for weight in model.parameters():

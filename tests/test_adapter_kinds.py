@@ -1,5 +1,6 @@
 """Each kind of adapter: what it computes, where it is put, what it refuses; and in runs."""
 
+from collections import OrderedDict
 from copy import deepcopy
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clstream.adapters import Bottleneck, InputPrompts, LoRA, Peft, Prefix, ScaleShift, adapt, adapters_of
+from clstream.adapters import Bottleneck, InputPrompts, LoRA, Peft, Prefix, ScaleShift, adapt, adapters_of, set_active
 from clstream.models import BatchNormMlp, ConvNet, Mlp, Timm, VitTiny
 from clstream.models.vit_blocks import vit_of
 
@@ -105,6 +106,22 @@ def test_prompts_in_a_vit_of_timm_that_pools_its_patches():
         assert prompted(x).shape == (2, 5)
         prompted(x).sum().backward()
         assert all((weight.grad is not None) == weight.requires_grad for weight in prompted.parameters())
+
+
+@pytest.mark.parametrize(
+    "adapter", [LoRA(), Bottleneck(), ScaleShift(), Prefix(2), InputPrompts(2)], ids=lambda adapter: type(adapter).__name__
+)
+def test_switched_off_it_is_the_network_without(adapter):
+    model, x = draw(adapt(vit(), adapter)), images()
+    assert not torch.allclose(model.features(x), vit().features(x))
+    assert torch.equal(set_active(model, False).features(x), vit().features(x))
+
+
+def test_a_classifier_of_another_name_is_named():
+    model = nn.Sequential(OrderedDict(body=nn.Linear(4, 4), fc=nn.Linear(4, 2)))
+    assert learning(adapt(model, LoRA(), trained="fc.*")) == {
+        "body.adapter.A.weight", "body.adapter.B.weight", "fc.weight", "fc.bias"
+    }  # fmt: skip
 
 
 def test_a_copy_with_prompts_is_a_model_of_its_own():

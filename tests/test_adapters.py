@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clstream.adapters import LoRA, adapt, adapters_of
+from clstream.adapters import LoRA, ScaleShift, adapt, adapters_of
 from clstream.models import BatchNormMlp, ConvNet, Mlp, VitTiny
 
 SMALL = {"patch": 7, "width": 8, "depth": 2, "heads": 2}
@@ -103,8 +103,9 @@ def test_a_copy_has_adapters_of_its_own():
     assert [type(adapter) for adapter in adapters_of(teacher)] == [LoRA]
 
 
-def test_batch_norm_of_a_frozen_network_stays_as_it_is():
-    model = adapt(BatchNormMlp(4, 5), LoRA())
+@pytest.mark.parametrize("adapter", [LoRA(), ScaleShift()], ids=["LoRA", "ScaleShift"])
+def test_batch_norm_of_a_frozen_network_stays_as_it_is(adapter):
+    model = adapt(BatchNormMlp(4, 5), adapter)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert before
     model(torch.rand(6, 4))

@@ -124,7 +124,7 @@ class ModuleAdapter(Adapter):
 def adapt(model: Model, *adapters: Adapter, trained: str | Sequence[str] = "head.*") -> Model:
     """Put adapters into a model, in place, freeze all of it but them and what `trained` names, and return it.
 
-    Frozen parameters require no gradient, so torch computes none. Batch norm without a parameter that learns is put in evaluation
+    Frozen parameters require no gradient, so torch computes none. Batch norm whose own parameters don't learn is put in evaluation
     mode: its statistics stay as they are. Adapters that an earlier call put in go on learning. No adapter is put on what `trained`
     names.
 
@@ -171,7 +171,7 @@ def adapt(model: Model, *adapters: Adapter, trained: str | Sequence[str] = "head
     for name in own:
         before[name].requires_grad_(id(before[name]) in learning)
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters()):
+        if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters(recurse=False)):
             module.eval()
     return model
 
