@@ -11,7 +11,7 @@ How g is adapted is a matter of the model that is given: one with `Bottleneck`, 
 one, all of which learns. Without the first part it is the paper's SimpleCIL, which is `NCM(model, distance="cosine")`.
 
 The paper adapts to the first task, which comes in one session; here it is the first session, so that no boundary is needed. f
-shares the weights that g doesn't change: with adapters only these, and the head, are there twice. As in the authors' code
+shares the weights that g doesn't change: with adapters the head alone is there twice. As in the authors' code
 (recalled) the learning rate falls by a cosine, epoch by epoch. Means are sums over samples, in float64, as those of `NCM`.
 
 Measured: see `docs/adapters.md`.
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from clstream.adapters import set_active
+from clstream.adapters import without_adapters
 from clstream.bus import on
 from clstream.events import EpochStarted, RunStarted, SessionEnded, SessionStarted
 from clstream.measures.flops import consolidating
@@ -80,9 +79,8 @@ class APER(FrozenFeatures):
 
     @on(RunStarted)
     def freeze(self, event: RunStarted) -> None:
-        """Keep the network as it is, in a copy that shares what is frozen, its adapters switched off; start without statistics."""
-        shared: dict[int, Any] = {id(weight): weight for weight in self.model.parameters() if not weight.requires_grad}
-        self.before = set_active(deepcopy(self.model, shared), False).eval().requires_grad_(False)
+        """Keep the network as it is without adapters, in a copy that shares what is frozen; start without statistics."""
+        self.before = without_adapters(self.model, share_frozen=True).eval().requires_grad_(False)
         self.first_classes = torch.empty(0, dtype=torch.int64, device=event.stream.device or "cpu")
         self.first, self.rates = True, [group["lr"] for group in self.optimizer.param_groups]
         self.classes, self.statistics, self.waiting, self.solved = event.stream.classes, {}, [], None

@@ -7,8 +7,8 @@ Form implemented, with m_c the mean of a class's features f so far, under a froz
     cosine      score_c = f . m_c / (|f| |m_c|)
 
 What comes when, and in which batches, does not matter: a mean is a sum and a count. There is no learned metric, as there is in the
-paper, and no step: "NCM on frozen features" as the field has it as a baseline. `novelty` is the distance to the nearest mean (own
-choice, the squared one), or 1 minus the cosine.
+paper, and no step: "NCM on frozen features" as the field has it as a baseline; with the cosine "SimpleCIL" (Zhou et al. 2023).
+`novelty` is the distance to the nearest mean (own choice, the squared one), or 1 minus the cosine.
 """
 
 from __future__ import annotations

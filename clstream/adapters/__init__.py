@@ -6,7 +6,6 @@ from clstream.adapters.adapter import ModuleAdapter as ModuleAdapter
 from clstream.adapters.adapter import adapt as adapt
 from clstream.adapters.adapter import adapter_params as adapter_params
 from clstream.adapters.adapter import adapters_of as adapters_of
-from clstream.adapters.adapter import set_active as set_active
 from clstream.adapters.adapter import without_adapters as without_adapters
 from clstream.adapters.bottleneck import Bottleneck as Bottleneck
 from clstream.adapters.input_prompts import InputPrompts as InputPrompts

@@ -33,9 +33,6 @@ class AdapterLayer(nn.Module, ABC):
     origin: Adapter
     """The adapter that put it there."""
 
-    active: bool = True
-    """Whether what the host gave goes through it: see `set_active`."""
-
     @abstractmethod
     def forward(self, taken: Tensor, given: Tensor) -> Tensor:
         """Return what the host gives from now on, for what it took and what it gave: a tensor of the shape of `given`."""
@@ -181,14 +178,6 @@ def adapters_of(model: nn.Module) -> list[Adapter]:
     return list({id(origin): origin for module in model.modules() if (origin := _origin(module))}.values())
 
 
-def set_active(model: Model, active: bool) -> Model:
-    """Switch the adapters in a model on or off, but for those of `peft`, and return it: off, it computes what it did without."""
-    for module in model.modules():
-        if isinstance(module, AdapterLayer):
-            module.active = active
-    return model
-
-
 def adapter_params(model: nn.Module, prefix: str = "") -> dict[str, str | int | float | bool | None]:
     """Return the adapters in a model as params show them, and how much of it learns; nothing, if there are none.
 
@@ -206,9 +195,16 @@ def adapter_params(model: nn.Module, prefix: str = "") -> dict[str, str | int | 
     return params
 
 
-def without_adapters(model: Model) -> Model:
-    """Return a copy of a model as it is without its adapters. Raises TypeError where one replaced modules, as those of peft do."""
-    copy = deepcopy(model)
+def without_adapters(model: Model, share_frozen: bool = False) -> Model:
+    """Return a copy of a model as it is without its adapters.
+
+    Args:
+        model: any module. It stays as it is.
+        share_frozen: whether parameters that require no gradient are those of the model, not copies: for where they stay frozen.
+
+    Raises TypeError where an adapter replaced modules, as those of peft do.
+    """
+    copy = deepcopy(model, {id(weight): weight for weight in model.parameters() if share_frozen and not weight.requires_grad})
     hosts = [module for module in copy.modules() if _is_host(module)]
     for module in hosts:
         module.__class__ = type(module).__bases__[0]
@@ -232,17 +228,16 @@ def put_on(host: nn.Module, layer: AdapterLayer, origin: Adapter) -> None:
 @cache
 def _host_class(own: type[nn.Module]) -> type[nn.Module]:
     """Return the class of hosts that are of some class by themselves: what they give goes through their adapter."""
-    forward = without_adapter if own.forward is nn.Sequential.forward else own.forward
+    forward = _steps if own.forward is nn.Sequential.forward else own.forward
 
     def adapted(self: Any, taken: Any, *others: Any, **named: Any) -> Any:
-        given = forward(self, taken, *others, **named)
-        return self.adapter(taken, given) if self.adapter.active else given
+        return self.adapter(taken, forward(self, taken, *others, **named))
 
     name = f"Adapted{own.__qualname__}"
     return type(name, (own,), {"forward": adapted, "__module__": own.__module__, "__qualname__": name, "__doc__": own.__doc__})
 
 
-def without_adapter(sequence: nn.Sequential, taken: Any) -> Any:
+def _steps(sequence: nn.Sequential, taken: Any) -> Any:
     """Return what a sequence gives whose child `adapter` is none of its steps."""
     for name, module in sequence.named_children():
         if name != "adapter":

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clstream.adapters.adapter import Adapter, AdapterLayer, without_adapter
+from clstream.adapters.adapter import Adapter, AdapterLayer
 from clstream.models.vit_blocks import Vit, vit_of
 from clstream.params import check_integer
 
@@ -77,8 +77,5 @@ class PromptedStages(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Sequential names it
         """Map raw (n, *input_shape) images to (n, width) features."""
-        if not self.adapter.active:
-            plain: Tensor = without_adapter(self, input)
-            return plain
         vit = vit_of(self.whole[0], adapted=True)
         return vit.features(self.adapter.through(vit, vit.embed(input)))
