@@ -18,11 +18,13 @@ pytest.importorskip("open_clip")
 
 from clstream.strategies import CPECLIP
 from clstream.strategies.cpe_clip.prompts import braked, run_with_prompts, warm_up
+from clstream.streams import recorded
 from dual_encoders import NAMES, TOWERS, small_clip, trained_clip
 
 from clstream import EpochStarted, SessionStarted, Stream, Task, on, run
 from clstream.checks import example_model, example_stream
 from clstream.models import Clip
+from clstream.recording import record
 from clstream.seeds import isolated
 from clstream.stream import Samples
 
@@ -262,3 +264,10 @@ def test_other_text_towers_read_the_tokens_of_open_clip(tmp_path: Path) -> None:
     with torch.no_grad():
         plain = model.clip.encode_text(F.pad(tokens, (0, 12 - tokens.shape[1])), normalize=True)
     assert plain.shape == (2, 16)
+
+
+def test_a_recording_brings_the_names(tmp_path: Path) -> None:
+    again = recorded(record(STREAM, tmp_path / "example.clstream"), data=STREAM)
+    assert again.class_names == tuple(NAMES) and "classes ape, bee" in str(again)
+    strategies = [play(stream, sessions=1) for stream in (STREAM, again)]
+    assert torch.equal(strategies[0].bank, strategies[1].bank) and torch.equal(strategies[0].tokens, strategies[1].tokens)
