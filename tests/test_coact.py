@@ -16,7 +16,9 @@ from torch.optim import SGD
 
 from clstream import EpochStarted, on, run
 from clstream.adapters import LoRA, adapt, without_adapters
+from clstream.checkpoint.compare import difference
 from clstream.checks import example_model, example_stream
+from clstream.checks.recorders import Checkpoints
 from clstream.eval_mode import evaluating
 from clstream.losses import supervised_contrastive
 from clstream.seeds import isolated
@@ -222,3 +224,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
             play(**options)
     with pytest.raises(TypeError, match="CoACT needs a model with a method `features` and a linear `head`"):
         CoACT(torch.nn.Linear(2, 2))
+
+
+def test_it_resumes_within_the_first_session_and_after_it() -> None:
+    def go(observer: Checkpoints, state: Any = None) -> None:
+        run(built(development=0.2, later="both"), example_stream(epochs=2, batch_size=20), observer, resume=state)
+
+    whole = Checkpoints()
+    go(whole)
+    for number in (4, 7, 13):  # in the second epoch of the first session, and in both others
+        rest = Checkpoints(every=0)
+        go(rest, whole.load(number))
+        assert difference(whole.load(-1), rest.load(-1)) is None
