@@ -12,6 +12,7 @@ from clstream.adapters import Bottleneck, InputPrompts, LoRA, Peft, Prefix, Scal
 from clstream.checkpoint.compare import difference
 from clstream.checks.recorders import Checkpoints
 from clstream.cli import main
+from clstream.cli.sweep_plan import plan_of
 from clstream.models import VitTiny
 from clstream.pretraining import load_weights, save_weights, weights_header
 
@@ -113,6 +114,26 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["list", "adapters"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in clstream.adapters.__all__)
+
+
+GRID = """
+stream: {class_path: split_digits, init_args: {epochs: 1, tasks: [[0, 1], [2, 3]]}}
+model: {class_path: VitTiny, init_args: {patch: 4, width: 8, depth: 1, heads: 2}}
+strategy: Finetune
+sweep:
+  adapter: [LoRA, Bottleneck]
+  LoRA.rank: [1, 2]
+"""
+
+
+def test_a_grid_varies_adapters_and_their_options(tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID)
+    runs = plan_of(str(grid), []).runs
+    assert [run.label for run in runs] == [
+        f"Finetune, {own}" for own in ("LoRA, adapter.rank 1", "LoRA, adapter.rank 2", "Bottleneck")
+    ]
+    assert len({run.identity for run in runs}) == 3
 
 
 @pytest.mark.parametrize(
