@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clstream.events import TaskStarted as TaskStarted
     from clstream.results import Result as Result
     from clstream.strategy import Strategy as Strategy
+    from clstream.strategy import load as load
     from clstream.stream import Batch as Batch
     from clstream.stream import Epoch as Epoch
     from clstream.stream import Samples as Samples
@@ -53,7 +54,7 @@ _MODULES = {
         "TaskStarted",
     ),
     "results": ("Result",),
-    "strategy": ("Strategy",),
+    "strategy": ("Strategy", "load"),
     "stream": ("Batch", "Epoch", "Samples", "Session", "Stream", "Subset", "Task"),
 }
 """Where the public names are: each is imported when it is asked for, so that `clstream --help` needs no torch."""

@@ -91,11 +91,10 @@ def load(file: Path) -> Mapping[str, Any] | None:
 
     Raises ValueError for one of another version of clstream, or of something else, and OSError if it can't be read.
     """
-    hashing, size = hashlib.blake2b(digest_size=8), 0
+    hashing = hashlib.blake2b(digest_size=8)
     with file.open("rb") as source:
         while chunk := source.read(1 << 20):
             hashing.update(chunk)
-            size += len(chunk)
     if hashing.hexdigest() != file.stem.partition("-")[2]:
         return None
     try:
@@ -105,8 +104,7 @@ def load(file: Path) -> Mapping[str, Any] | None:
             raise ValueError("it doesn't say what made it")
         if made_by == (FORMAT, clstream.__version__):
             check_state(state)
-            if sum(_storages(state).values()) > size:
-                raise ValueError("it has tensors larger than itself")
+            torch_files.check_no_larger(state, file)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001  # a file may hold anything
@@ -117,14 +115,6 @@ def load(file: Path) -> Mapping[str, Any] | None:
             f"{clstream.__version__} (format {FORMAT}): finish the run with that version, or start anew"
         )
     return state
-
-
-def _storages(part: object) -> dict[int, int]:
-    """Return the bytes of each storage of the tensors in a checkpoint, which `check_state` has found plain."""
-    if isinstance(part, torch.Tensor):
-        return {part.untyped_storage()._cdata: part.untyped_storage().nbytes()}
-    inner = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
-    return {key: size for item in inner for key, size in _storages(item).items()}
 
 
 class _Hashing:

@@ -53,7 +53,7 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, (Mapping, *CONTAINERS)):
         yield from contents(value)
     for name, item in attributes(value, hidden=True).items():
-        if not (name == "bus" and isinstance(value, Emitter)):  # the run's, which knows the stream
+        if not (name in ("bus", "about") and isinstance(value, Emitter)):  # the run's, which know the stream
             yield f".{name}", item
     for cls in type(value).__mro__ if isinstance(value, Strategy) else ():
         yield f" class {cls.__name__}", cls

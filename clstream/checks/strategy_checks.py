@@ -10,9 +10,11 @@ AssertionError with a sentence. A strategy that can't meet one says so on its cl
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from clstream import events
+from clstream.attributes import find_all, walk
 from clstream.checkpoint.compare import difference
 from clstream.checks.check import Check
 from clstream.checks.examples import example_model, example_stream, normed_model
@@ -31,9 +34,10 @@ from clstream.evaluation import evaluate
 from clstream.params import describe
 from clstream.results import Result
 from clstream.seeds import isolated
-from clstream.serialization.compare import digest
-from clstream.strategy import Strategy, needs
-from clstream.stream import TARGETS, HiddenTaskError, Stream
+from clstream.serialization import capture
+from clstream.serialization.compare import digest, first_difference
+from clstream.strategy import Strategy, load, needs
+from clstream.stream import TARGETS, HiddenTaskError, Session, Stream, Subset, Task
 
 Make = Callable[[nn.Module], Strategy]
 
@@ -147,6 +151,31 @@ class StrategyChecks:
                 differs = difference(end, rest.load(-1))
                 assert differs is None, f"resumed from {where}, the run ends with another {differs}"
                 assert torch.equal(expected.main, result.main), f"resumed from {where}, the run ends with other results"
+
+    def saves_exactly(self) -> None:
+        """Saved and loaded it is the same, bit for bit: what it holds, what it answers, and what becomes of it in a further run."""
+        first, second = self.stream((0, 1)), self.stream((2,))
+        _, strategy = self.play(first)
+        classes = {type(value) for _, value in walk(strategy)}
+        classes |= {type(part) for _, model in find_all(strategy, nn.Module) for part in model.modules()}
+        with TemporaryDirectory() as folder:
+            loaded = load(strategy.save(folder), classes)
+        apart = any(isinstance(value, (Session, Subset, Task)) for _, value in walk(strategy))  # saved apart from the whole stream
+        differs = None if apart else first_difference(capture([strategy])[0], capture([loaded])[0])
+        assert differs is None, f"what it holds is another one after it was saved and loaded: {differs}"
+        x = first.tasks[0].test[:].x
+        assert torch.equal(loaded.scores(x), strategy.scores(x)), "saved and loaded, it answers otherwise"
+
+        def go_on(learner: Strategy) -> str:
+            try:
+                return str(run(learner, second).main)
+            except ValueError as error:  # a strategy may have nothing left to learn
+                return str(error)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="this .* was run before")
+            assert go_on(strategy) == go_on(loaded), "saved and loaded, a further run of it has other results"
+        assert digest(strategy) == digest(loaded), "saved and loaded, it is another one after a further run"
 
     def leaves_the_caller_alone(self) -> None:
         """A run doesn't move the caller's random generators."""

@@ -144,7 +144,7 @@ class Lane:
             self.batches.close()
             self.simulation.bus.close(events.RunEnded(error))
         finally:
-            self.simulation.placement.leave()
+            self.simulation.leave()
 
     def learn_alone(self) -> bool:
         """Take the step as a run of one seed does; return whether it drew from the global generators."""

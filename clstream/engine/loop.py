@@ -114,7 +114,7 @@ def run(
             try:
                 simulation.bus.close(events.RunEnded(error))
             finally:
-                simulation.placement.leave()
+                simulation.leave()
     return result_of(simulation.measured())
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clstream import events
 from clstream.bus import Bus, Stopwatch, with_parts
+from clstream.engine.about import RunFacts
 from clstream.engine.compiled_step import CompiledStep
 from clstream.engine.labels import buy_labels
 from clstream.engine.numerics import Numerics
@@ -28,7 +29,7 @@ from clstream.measures import Measure, chosen
 from clstream.measures.cost import Cost
 from clstream.measures.ledger import Ledger
 from clstream.params import describe
-from clstream.results import Evaluation
+from clstream.results import Evaluation, result_of
 from clstream.seeds import random_state, set_random_state
 from clstream.serialization import capture, restore
 from clstream.serialization.capture import references_of
@@ -87,7 +88,7 @@ class Simulation:
         self.compiled = CompiledStep(strategy, stream.batch_size, self.device, self.ledger) if numerics.compile else None
         self.learn = numerics.lowered((self.compiled or strategy).learn, self.device)
         self.sessions = min(len(stream), max_sessions or len(stream))
-        self.position, self.step = Position(0), 0
+        self.position, self.step, self.begun = Position(0), 0, 0
         self.losses = list[Tensor]()  # of the newest batches, not looked at yet
         self.deferred: list[Callable[[], object]] = []
         self.parts = list(with_parts(strategy))  # those that the bus calls, whatever becomes of `strategy.parts`
@@ -155,12 +156,15 @@ class Simulation:
     def deliveries(self) -> Iterator[Delivery]:
         """Return the sessions that are left, with their tasks; the first one may be under way."""
         if not isinstance(self.stream.schedule, PoolSchedule):
-            yield from self.stream.deliveries(self.position.session, self.sessions)
+            for delivery in self.stream.deliveries(self.position.session, self.sessions):
+                self.begun = delivery.session.index + 1
+                yield delivery
             return
         for index in range(self.position.session, self.sessions):
             if index and self.position == Position(index):  # else it goes on within the session
                 with self.ledger.meter.counting("learning"):
                     self.take_labels(buy_labels(self.stream, index, self.strategy, self.bus.emit))
+            self.begun = index + 1
             yield from self.stream.deliveries(index, index + 1)
 
     def defer(self, call: Callable[[], object]) -> None:
@@ -196,6 +200,7 @@ class Simulation:
             self.evaluation = Evaluation(names, targets, self.stream.scenario, start, lower_is_better=lower)
         else:
             self.restore(resume)
+        self.strategy.about = self.about
         self.run_deferred()
 
     def evaluate(self, task: Task, within_session: bool) -> None:
@@ -213,6 +218,16 @@ class Simulation:
             self.evaluate(delivery.task, within_session=False)
         else:
             self.evaluation = self.evaluation.after_session(delivery.task.id, self.step)
+
+    def about(self) -> dict[str, Any]:
+        """Return what a card says of the run so far: see `RunFacts`."""
+        return RunFacts(self.stream, self.begun, result_of(self.measured())).about()
+
+    def leave(self) -> None:
+        """Leave the strategy: it emits nothing more, and keeps what there is to say of the run."""
+        self.placement.leave()
+        if self.strategy.about == self.about:
+            self.strategy.about = RunFacts(self.stream, self.begun, result_of(self.measured())).about
 
     def measured(self) -> dict[str, Any]:
         """Return the results so far, and the parameters of the run."""
@@ -263,6 +278,7 @@ class Simulation:
         objects = restore(self.parts, state["strategy"], self.references, self.device)
         self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
+        self.begun = self.position.session + any((self.position.epoch, self.position.batch))
         self.began = time.perf_counter() - state["seconds"]
         self.evaluation = Evaluation.from_dict(state["evaluation"])
         self.ledger.load_state_dict(state["ledger"])

@@ -67,6 +67,20 @@ def load_any(file: Path) -> Any:
             return torch.load(opened, map_location="cpu", weights_only=True)
 
 
+def check_no_larger(content: object, file: Path) -> None:
+    """Refuse, with ValueError, plain values with tensors that are larger than the file that they are from."""
+    if sum(_storages(content).values()) > file.stat().st_size:
+        raise ValueError("it has tensors larger than itself")
+
+
+def _storages(part: object) -> dict[int, int]:
+    """Return the bytes of each storage of the tensors among plain values."""
+    if isinstance(part, torch.Tensor):
+        return {part.untyped_storage()._cdata: part.untyped_storage().nbytes()}
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
+    return {key: size for item in inner for key, size in _storages(item).items()}
+
+
 LEGACY_PICKLES = 5
 """What stands before the numbers in the old format: a magic number, a version, the system, the content, the keys of storages."""
 

@@ -1,5 +1,7 @@
 """What strategies derive from."""
 
+from clstream.strategy.loading import load as load
+from clstream.strategy.loading import read_card as read_card
 from clstream.strategy.needs import needs as needs
 from clstream.strategy.regulariser import Quadratic as Quadratic
 from clstream.strategy.rehearsal_free import RehearsalFree as RehearsalFree

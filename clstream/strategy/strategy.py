@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,7 @@ from clstream.models.heads import grow_heads
 from clstream.params import HasParams, check_choice
 from clstream.strategy.answers import allowed, heads_of_positives, mask_logits, predictions_of, session_outputs, softmax_novelty
 from clstream.strategy.merging import Merging
+from clstream.strategy.saving import save
 from clstream.stream import Batch, Samples, Subset, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -51,11 +53,14 @@ class Strategy(Merging, Emitter, HasParams):
 
     """
 
-    not_state: tuple[str, ...] = ("drawn_before",)
+    not_state: tuple[str, ...] = ("drawn_before", "about")
     """Attributes that are no state: what they hold is not seeded, moved, or kept. Subclasses add their own."""
 
     drawn_before: tuple[Samples, ...] | None = None
     """What was drawn for the step that goes on; None but within `objective_with`."""
+
+    about: Callable[[], dict[str, Any]] | None = None
+    """What tells, for the card of a saved strategy, of the run that taught it; None before a run, and of a copy."""
 
     checkpoint_modules: tuple[str, ...] = ()
     """Modules beside its own whose classes a checkpoint may name: those of objects that come while the run goes on."""
@@ -156,6 +161,31 @@ class Strategy(Merging, Emitter, HasParams):
                 f"{type(model).__name__} has no parameters, so there is nothing that {type(self).__name__} could learn"
             ) from error
         self.active_classes = active_classes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies, beside the run's bus, what tells of the run: it holds the stream."""
+        return {name: value for name, value in super().__getstate__().items() if name != "about"}
+
+    def save(self, folder: str | Path) -> Path:
+        """Save this strategy in a folder, with all that it needs to answer and to go on; `clstream.load` returns one like it.
+
+        The folder has two files. `state-HASH.pt` is data that `torch.load(weights_only=True)` reads: model, optimizer, memories,
+        generators, as a checkpoint has them, and of a stream what the strategy keeps of it. `card.json` says what it is: format,
+        versions of clstream, torch and python, strategy, model, scores_are, the file of the state, its bytes, the classes that
+        `clstream.load` must be given (code), and of its last run, as far as that came, the stream, the data's fingerprint, tasks,
+        classes and their names, params, metrics and cost. A strategy that is there is replaced, once the new one is written.
+
+        Args:
+            folder: a new one, an empty one, or that of a saved strategy.
+
+        Returns the folder, absolute.
+
+        Raises:
+            CaptureError: a TypeError, for an attribute that can't be saved; it names it. Nothing is written then.
+            OSError: if the folder can't be written, or holds something else.
+
+        """
+        return save(self, folder)
 
     def outputs(self, samples: Samples) -> Tensor:
         """Return the model's (n, outputs) outputs for samples to learn, augmented."""
