@@ -1,8 +1,9 @@
 """What prompts do on a transformer that was pre-trained here: `python experiments/prompts.py RESULTS [--seeds 0,1,2]`.
 
 Omniglot: 106 characters in ten tasks, on the small vision transformer of `experiments/pretrained_methods.py`, which was trained on
-136 others, with the learning rates that were chosen there. A linear probe is what the same head learns on the same transformer
-without prompts. What is finished is in the file RESULTS, a line a run, and not run again; the last thing printed is the table:
+136 others, with the learning rates that were chosen there. Two controls: the nearest class mean by cosine (SimpleCIL), and a
+linear probe, which is what the same head learns on the same transformer without prompts. What is finished is in the file RESULTS,
+a line a run, and not run again; the last thing printed is the table:
 
 within its task, then   accuracy with the task given, right after each task, and after the last: what was learned, and is kept
 accuracy                after the last task, without the task given
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from clstream.experiments.pretrained_features import interval
 from clstream.experiments.pretrained_methods import Setting
-from clstream.strategies import L2P, CODAPrompt, DualPrompt, LinearProbe
+from clstream.strategies import L2P, NCM, CODAPrompt, DualPrompt, LinearProbe
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Adam
@@ -34,12 +35,13 @@ from clstream.seeds import isolated
 from clstream.strategy.prompting import Prompting
 
 METHODS: dict[str, tuple[Callable[..., Any], float]] = {
+    "NCM": (lambda model, _: NCM(model, distance="cosine"), 0.0),
     "LinearProbe": (partial(LinearProbe, active_classes="task"), 0.003),
     "L2P": (L2P, 0.03),
     "DualPrompt": (DualPrompt, 0.03),
     "CODAPrompt": (CODAPrompt, 0.03),
 }
-"""Each with the learning rate of Adam."""
+"""Each with the learning rate of Adam; means of classes have none."""
 
 SHOWN = ("within_then", "within_now", "accuracy", "moved", "own_chosen", "own_given")
 
