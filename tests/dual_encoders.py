@@ -34,7 +34,7 @@ def weights() -> dict[str, torch.Tensor]:
         x, y = torch.cat([part.x for part in samples]), torch.cat([part.y for part in samples])
         optimizer = torch.optim.Adam(model.clip.requires_grad_(True).parameters(), lr=0.01)
         for _ in range(150):
-            nn.init.xavier_uniform_(strategy.bank)
+            nn.init.xavier_uniform_(strategy.bank.weight)
             strategy.map.reset_parameters()
             rows = torch.randperm(len(x))[:48]
             cosines = strategy.encode_images(x[rows]) @ strategy.encode_names(torch.arange(6)).T

@@ -120,7 +120,7 @@ def test_both_towers_are_as_a_loop_by_hand() -> None:
         return tokens + layer.mlp(layer.ln_2(tokens))
 
     with torch.no_grad():
-        grown = strategy.map(strategy.bank)
+        grown = strategy.map(strategy.bank.weight)
         patches = clip.visual.conv1(model.stages.input(x)).flatten(2).transpose(1, 2)
         tokens = torch.cat([clip.visual.class_embedding.expand(5, 1, -1), patches], 1) + clip.visual.positional_embedding
         tokens = clip.visual.ln_pre(torch.cat([tokens, grown[0].expand(5, -1, -1)], 1))
@@ -131,11 +131,11 @@ def test_both_towers_are_as_a_loop_by_hand() -> None:
         torch.testing.assert_close(strategy.encode_images(x), image)
         for label, name in enumerate(NAMES[:2]):
             embedded = clip.token_embedding(torch.tensor([256, *f"{name}.".encode(), 257]))
-            tokens = torch.cat([embedded[:1], strategy.bank[0], embedded[1:]])[None] + clip.positional_embedding[:8]
+            tokens = torch.cat([embedded[:1], strategy.bank.weight[0], embedded[1:]])[None] + clip.positional_embedding[:8]
             mask = torch.full((8, 8), float("-inf")).triu(1)
             first, second = clip.transformer.resblocks
             tokens = attended(first, tokens, mask)
-            tokens = attended(second, torch.cat([tokens[:, :1], strategy.bank[1:], tokens[:, 3:]], 1), mask)
+            tokens = attended(second, torch.cat([tokens[:, :1], strategy.bank.weight[1:], tokens[:, 3:]], 1), mask)
             text = F.normalize(clip.ln_final(tokens[:, 5 + 2]) @ clip.text_projection, dim=1)  # the end's place, plus the prompts
             torch.testing.assert_close(strategy.encode_names(torch.tensor([label])), text)
 
@@ -186,11 +186,11 @@ def test_at_a_ratio_of_nothing_only_decay_and_momentum_move_the_prompts() -> Non
     samples = STREAM.tasks[0].train[:8]
     for options, moves in (({}, False), ({"weight_decay": 0.1}, True)):
         strategy = play(optimizer=partial(SGD, lr=0.1, **options), sessions=1)
-        strategy.ratio, before = torch.tensor(0.0), strategy.bank.detach().clone()
+        strategy.ratio, before = torch.tensor(0.0), strategy.bank.weight.detach().clone()
         strategy.optimizer.zero_grad()
         strategy.objective(samples).backward()
         strategy.optimizer.step()
-        assert torch.equal(strategy.bank, before) is not moves
+        assert torch.equal(strategy.bank.weight, before) is not moves
 
 
 def test_the_towers_stay_as_they_are_and_names_are_read_anew() -> None:
@@ -203,7 +203,7 @@ def test_the_towers_stay_as_they_are_and_names_are_read_anew() -> None:
     assert not torch.equal(strategy.encode_names(torch.arange(2)), names)
     scores = strategy.scores(STREAM.tasks[0].test[:4].x)
     with torch.no_grad():
-        strategy.bank += 0.1
+        strategy.bank.weight += 0.1
     strategy.forget_encoded(None)  # type: ignore[arg-type]  # as after a step
     assert not torch.equal(strategy.scores(STREAM.tasks[0].test[:4].x), scores)
 
@@ -270,4 +270,6 @@ def test_a_recording_brings_the_names(tmp_path: Path) -> None:
     again = recorded(record(STREAM, tmp_path / "example.clstream"), data=STREAM)
     assert again.class_names == tuple(NAMES) and "classes ape, bee" in str(again)
     strategies = [play(stream, sessions=1) for stream in (STREAM, again)]
-    assert torch.equal(strategies[0].bank, strategies[1].bank) and torch.equal(strategies[0].tokens, strategies[1].tokens)
+    assert torch.equal(strategies[0].bank.weight, strategies[1].bank.weight) and torch.equal(
+        strategies[0].tokens, strategies[1].tokens
+    )

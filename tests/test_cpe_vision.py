@@ -27,7 +27,7 @@ def play(sessions: int | None = None, **options: object) -> CPEVision:
 
 def test_prompts_are_appended_to_the_tokens_and_gather() -> None:
     strategy, x = play(1, depth=2), example_stream().tasks[0].test[:4].x
-    stages, bank = strategy.model.stages, strategy.bank
+    stages, bank = strategy.model.stages, strategy.bank.weight
     with torch.no_grad():
         tokens = torch.cat([stages.patches(stages.input(x)), bank[0].expand(4, -1, -1)], 1)
         tokens = torch.cat([stages.block1(tokens), bank[1].expand(4, -1, -1)], 1)
@@ -41,7 +41,7 @@ def test_nothing_but_the_prompts_learns() -> None:
         before = VitTiny((1, 8, 8), 6, patch=4, width=16, depth=3, heads=2).state_dict()
     strategy, resting = play(), play(optimizer=partial(SGD, lr=0.0))
     assert all(torch.equal(strategy.model.state_dict()[name], value) for name, value in before.items())
-    assert not torch.equal(strategy.bank, resting.bank)
+    assert not torch.equal(strategy.bank.weight, resting.bank.weight)
     assert [weight.shape for group in strategy.optimizer.param_groups for weight in group["params"]] == [(3, 2, 16)]
 
 
@@ -65,9 +65,9 @@ def test_the_loss_is_over_the_sessions_classes_and_braked() -> None:
         cosines = F.normalize(slow.features(samples.x), dim=1) @ slow.rows.T
     assert slow.rows.shape == (2, 16) and float(slow.ratio) == 0.5 and float(free.ratio) == 1
     torch.testing.assert_close(slow.loss(samples), F.cross_entropy(16 * cosines, samples.y - 2))
-    (half,) = torch.autograd.grad(slow.loss(samples), slow.bank)
+    (half,) = torch.autograd.grad(slow.loss(samples), slow.bank.weight)
     slow.ratio = torch.ones(())
-    (full,) = torch.autograd.grad(slow.loss(samples), slow.bank)
+    (full,) = torch.autograd.grad(slow.loss(samples), slow.bank.weight)
     torch.testing.assert_close(half, full / 2)
 
 

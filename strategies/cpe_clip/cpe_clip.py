@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from clstream.strategies.cpe_clip.prompts import MODES, PromptTuning, braked, run_with_prompts
+from clstream.strategies.cpe_clip.prompts import MODES, PromptBank, PromptTuning, braked, run_with_prompts
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -87,8 +87,7 @@ class CPECLIP(PromptTuning):
         self.text_of_class, self.class_names = text_of_class, class_names
         clip = self.clip_model.clip
         widths = clip.transformer.width, clip.visual.transformer.width
-        self.bank = nn.Parameter(torch.empty(self.depth, prompts, widths[0]))
-        nn.init.xavier_uniform_(self.bank)
+        self.bank = PromptBank(self.depth, prompts, widths[0])
         self.map = nn.Linear(*widths)
         self.tokens = torch.empty(0, 0, dtype=torch.int64)  # (classes, longest name)
         self.steps = 0  # taken so far
@@ -109,7 +108,7 @@ class CPECLIP(PromptTuning):
 
     def learned(self) -> Sequence[nn.Parameter]:
         """Return the bank and the map."""
-        return [self.bank, *self.map.parameters()]
+        return [*self.bank.parameters(), *self.map.parameters()]
 
     @on(RunStarted)
     def read_names(self, event: RunStarted) -> None:
@@ -126,13 +125,13 @@ class CPECLIP(PromptTuning):
             raise ValueError(f"{stream.name} has {stream.classes} classes, and class_names only {len(names)}: name each")
         clip = self.clip_model.clip
         tokens = self.clip_model.tokens([self.text_of_class.format(name) for name in names])
-        longest = tokens.shape[1] + self.bank.shape[1] * (1 if self.text == "replace" else self.depth)
+        longest = tokens.shape[1] + self.bank.weight.shape[1] * (1 if self.text == "replace" else self.depth)
         if longest > clip.context_length:
             raise ValueError(
                 f"the longest name of {stream.name} has {tokens.shape[1]} tokens, {longest} with its prompts, and the text tower "
                 f"reads {clip.context_length}: give it shorter ones, class_names=[...]"
             )
-        self.tokens, self.encoded, self.steps = tokens.to(self.bank.device), None, 0
+        self.tokens, self.encoded, self.steps = tokens.to(self.bank.weight.device), None, 0
 
     @on(BatchLearned)
     def forget_encoded(self, event: BatchLearned) -> None:
@@ -142,7 +141,7 @@ class CPECLIP(PromptTuning):
 
     def encode_names(self, labels: Tensor) -> Tensor:
         """Return (n, d) unit rows, the names of (n,) labels."""
-        clip, bank, tokens = self.clip_model.clip, braked(self.bank, self.ratio), self.tokens[labels]
+        clip, bank, tokens = self.clip_model.clip, braked(self.bank.weight, self.ratio), self.tokens[labels]
         x = clip.token_embedding(tokens)
         x = torch.cat([x[:, :1], bank[0].expand(len(x), -1, -1), x[:, 1:]], 1)
         x = x + clip.positional_embedding[: x.shape[1]]
@@ -160,7 +159,7 @@ class CPECLIP(PromptTuning):
         """Return (n, d) unit rows of (n, *input_shape) raw images."""
         visual = self.clip_model.clip.visual
         weight, bias = braked(self.map.weight, self.ratio), braked(self.map.bias, self.ratio)
-        prompts = F.linear(braked(self.bank, self.ratio), weight, bias)
+        prompts = F.linear(braked(self.bank.weight, self.ratio), weight, bias)
         x = visual.conv1(self.clip_model.stages.get_submodule("input")(x)).flatten(2).mT
         x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
         begin = x.shape[1]

@@ -22,6 +22,15 @@ WARM_UP, CYCLE, LEAST = 50, 200, 0.01
 """Epochs in which the learning rate rises, epochs until it begins anew, and the least share of it."""
 
 
+class PromptBank(nn.Module):
+    """Prompts of each block: `weight` is (depth, prompts, width), and begins as Xavier's uniform numbers of this shape."""
+
+    def __init__(self, depth: int, prompts: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(depth, prompts, width))
+        nn.init.xavier_uniform_(self.weight)
+
+
 def run_with_prompts(
     blocks: Iterable[Callable[[Tensor], Tensor]], tokens: Tensor, begin: int, prompts: Tensor, mode: str
 ) -> Tensor:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from clstream.strategies.cpe_clip.prompts import MODES, PromptTuning, braked, run_with_prompts
+from clstream.strategies.cpe_clip.prompts import MODES, PromptBank, PromptTuning, braked, run_with_prompts
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -70,8 +70,7 @@ class CPEVision(PromptTuning):
         check_choice(MODES, mode=mode)
         super().__init__(model, optimizer, prompts, depth, brake, schedule, scale)
         self.mode = mode
-        self.bank = nn.Parameter(torch.empty(self.depth, prompts, vit_of(model).width))
-        nn.init.xavier_uniform_(self.bank)
+        self.bank = PromptBank(self.depth, prompts, vit_of(model).width)
         self.rows = torch.empty(0, 0)  # (classes of the session, features), the means of this epoch at unit length
         self.means: Tensor | None = None  # (classes, features), at unit length; 0 of classes that did not come
         self.renew_optimizer()
@@ -82,7 +81,7 @@ class CPEVision(PromptTuning):
 
     def learned(self) -> Sequence[nn.Parameter]:
         """Return the bank."""
-        return [self.bank]
+        return list(self.bank.parameters())
 
     @on(RunStarted)
     def forget_means(self, event: RunStarted) -> None:
@@ -92,7 +91,7 @@ class CPEVision(PromptTuning):
 
     def features(self, x: Tensor) -> Tensor:
         """Return (n, features) of (n, *input_shape) raw images, with the prompts."""
-        vit, bank = vit_of(self.model), braked(self.bank, self.ratio)
+        vit, bank = vit_of(self.model), braked(self.bank.weight, self.ratio)
         tokens = vit.embed(x)
         many = tokens.shape[1]
         tokens = torch.cat([tokens, bank[0].expand(len(x), -1, -1)], 1)
@@ -103,7 +102,7 @@ class CPEVision(PromptTuning):
         sums = torch.empty(0)
         with evaluating(self):
             for start in range(0, len(samples), TOGETHER):
-                part = samples[start : start + TOGETHER].to(self.bank.device)
+                part = samples[start : start + TOGETHER].to(self.bank.weight.device)
                 features = self.features(part.x)
                 sums = sums if len(sums) else features.new_zeros(classes, features.shape[1])
                 add_by_class(sums, part.y, features)
