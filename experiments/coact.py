@@ -48,7 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "+ ACT": ACT,
     "+ CFT": CFT,
     "+ CIT": {**CFT, "later_epochs": 1},
-    "+ CIT, 10 epochs at the whole rate": {**CFT, "later_epochs": 10, "later_factor": 1.0},
+    "+ CIT, 5 epochs at the whole rate": {**CFT, "later_epochs": 5, "later_factor": 1.0},
 }
 RATES = (0.003, 0.01, 0.03, 0.1)
 EPOCHS = {"fscit": 20, "fscil": 5}

@@ -5,7 +5,7 @@ Omniglot, meets the 106 others: 56 with all 15 drawings, then five sessions of t
 `CPEVision` are held against the nearest class mean of the frozen network.
 
 CPE prompting on a toy dual encoder: two small towers are trained here on scikit-learn's digits 0 to 5 and their names ("zero", byte
-by byte), and `CPECLIP` learns few-shot sessions: these six, then the four others one at a time, five images of each. A name that no
+by byte), and `CPECLIP` learns few-shot sessions: these six, then twice two others, five images of each. A name that no
 training told says nothing of the shape, so new digits are guessed before a session has shown them: the accuracy on them by the
 towers alone, among the four, is printed beside chance.
 
@@ -57,8 +57,8 @@ PASSES = 30
 
 
 def digits(seed: int) -> Stream:
-    """Return six digits, then four sessions of one; a seed draws the five images of each of these."""
-    stream = few_shot_tasks("digits", base=KNOWN, tasks=5, way=1, shots=5, support=seed, epochs=5, batch_size=32)
+    """Return six digits, then two sessions of two; a seed draws the five images of each of these."""
+    stream = few_shot_tasks("digits", base=KNOWN, tasks=3, way=2, shots=5, support=seed, epochs=5, batch_size=32)
     return replace(stream, class_names=NAMES)
 
 

@@ -36,6 +36,7 @@ Measured: `docs/coact.md`. No published number has been reproduced; the pre-trai
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from functools import partial
@@ -152,6 +153,11 @@ class CoACT(Strategy):
             -1,
         )  # the state of the best epoch, and its development images answered
         self.random = torch.Generator()
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield the weights and buffers of the model, and the head's: the copies count as memory."""
+        yield from super().answering_weights()
+        yield from self.head.parameters()
 
     def adapters(self) -> list[nn.Parameter]:
         """Return the weights of the adapters."""

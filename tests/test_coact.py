@@ -21,6 +21,7 @@ from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints
 from clstream.eval_mode import evaluating
 from clstream.losses import supervised_contrastive
+from clstream.measures.memory import count_parameters
 from clstream.seeds import isolated
 
 PLAIN = {"smallest": 1.0, "jitter": 0.0, "grayscale": 0.0}
@@ -153,6 +154,7 @@ def test_gradients_go_to_what_the_options_say() -> None:
             seen.append(learning(strategy))
 
     run(strategy, STREAM, Watch())
+    assert count_parameters(strategy) == (sum(map(torch.numel, strategy.model.parameters())) + 6 * 32, 6 * 32)
     opened = adapters | {"W", "stages.block1.mlp.0.weight", "stages.block1.mlp.0.bias"}
     assert seen == [adapters | {"W"}, opened, {"W"}, {"W"}, {"W"}, {"W"}]
     assert learning(play(2, later="adapters")) == adapters and learning(play(2, later="both")) == adapters | {"W"}

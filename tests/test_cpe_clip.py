@@ -23,6 +23,7 @@ from dual_encoders import NAMES, TOWERS, small_clip, trained_clip
 
 from clstream import EpochStarted, SessionStarted, Stream, Task, on, run
 from clstream.checks import example_model, example_stream
+from clstream.measures.memory import count_parameters
 from clstream.models import Clip
 from clstream.recording import record
 from clstream.seeds import isolated
@@ -43,7 +44,7 @@ def play(stream: Stream = STREAM, model: Clip | None = None, sessions: int | Non
 def test_what_is_learned_is_the_bank_and_the_map(depth: int | None, prompts: int) -> None:
     strategy = CPECLIP(small_clip(), depth=depth, prompts=prompts)
     count = sum(weight.numel() for group in strategy.optimizer.param_groups for weight in group["params"])
-    assert count == (depth or 2) * prompts * 16 + 16 * 24 + 24
+    assert count == count_parameters(strategy)[1] == (depth or 2) * prompts * 16 + 16 * 24 + 24
     assert 12 * 2 * 512 + 512 * 768 + 768 == 406_272  # of ViT-B/16, as the authors' code has it
 
 

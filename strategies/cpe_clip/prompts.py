@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,11 @@ class PromptTuning(Strategy, ABC):
     @abstractmethod
     def learned(self) -> Sequence[nn.Parameter]:
         """Return what is learned."""
+
+    def answering_weights(self) -> Iterator[Tensor]:
+        """Yield the weights and buffers of the model, and what is learned."""
+        yield from super().answering_weights()
+        yield from self.learned()
 
     def renew_optimizer(self) -> None:
         """Make an optimizer of what is learned."""
