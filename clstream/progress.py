@@ -54,6 +54,7 @@ class ProgressBar:
     @on(RunStarted)
     def start(self, event: RunStarted) -> None:
         """Show an empty bar."""
+        self.endless = event.stream.arrives
         self.sessions = len(event.stream) if event.run is None else event.run.sessions
         self.name = self.title or f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
         self.evaluation = None
@@ -78,8 +79,9 @@ class ProgressBar:
         """Guess the length of the run from that of this session."""
         if event.epoch.index == 0:
             session = event.epoch.session
+            left = 1 if self.endless else self.sessions - session.index
             here = len(event.epoch) * session.epochs
-            self.progress.update(self.bar, total=self.batches + here * (self.sessions - session.index), completed=self.batches)
+            self.progress.update(self.bar, total=self.batches + here * left, completed=self.batches)
 
     @on(BatchLearned)
     def advance(self, event: BatchLearned) -> None:
@@ -105,7 +107,7 @@ class ProgressBar:
         self.evaluation = evaluation = event.evaluation
         if len(evaluation.accuracy):
             mean = average_accuracy(evaluation.main, evaluation.taught)
-            done = f"after {evaluation.sessions[-1]} of {self.sessions} sessions"
+            done = f"after {evaluation.sessions[-1]}{'' if self.endless else f' of {self.sessions}'} sessions"
             self.progress.update(self.bar, note=f"{evaluation.main_name} {mean:.3f} {done}")
 
     @on(RunEnded)

@@ -84,6 +84,27 @@ class Evaluation:
         taught = torch.arange(len(self.targets)) == task
         return replace(self, taught_since=taught if self.taught_since is None else self.taught_since | taught)
 
+    def with_task(self, name: str, target: str) -> Evaluation:
+        """Return this with one more task, after the others, about which nothing was asked so far."""
+        place = len(self.targets)
+
+        def longer(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            nan = torch.full((1,), torch.nan, dtype=torch.float64)
+            return {measure: torch.cat([row[:place], nan, row[place:]]) for measure, row in values.items()}
+
+        def marked(tasks: Tensor) -> Tensor:
+            return torch.cat([tasks, torch.zeros(1, dtype=torch.bool)])
+
+        rows = tuple(replace(row, values=longer(row.values), taught=marked(row.taught), seen=marked(row.seen)) for row in self.rows)
+        return replace(
+            self,
+            test_sets=(*self.test_sets[:place], name, *self.test_sets[place:]),
+            targets=(*self.targets, target),
+            start=longer(self.start),
+            rows=rows,
+            taught_since=None if self.taught_since is None else marked(self.taught_since),
+        )
+
     def seen(self, task: int) -> Tensor:
         """Return the tasks that were taught so far, with one that is being taught: (tasks,), bool."""
         seen = torch.arange(len(self.targets)) == task

@@ -1,11 +1,12 @@
 """The benchmarks: functions that return a Stream, and data loading."""
 
+from clstream.streams.arriving import arriving
 from clstream.streams.avalanche import from_avalanche
 from clstream.streams.avalanche.streams import with_test
 from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
 from clstream.streams.domains import permuted_mnist, rotated_mnist
-from clstream.streams.drifting import arriving, drifting, few_shot, long_tailed
+from clstream.streams.drifting import at_moments, drifting, few_shot, long_tailed
 from clstream.streams.episodes import episode
 from clstream.streams.episodes import episodes as episodes
 from clstream.streams.features import features
@@ -35,6 +36,7 @@ from clstream.streams.tensors import from_dataset, from_tensors
 
 __all__ = [
     "arriving",
+    "at_moments",
     "blobs",
     "blurry_episodes",
     "blurry_tasks",

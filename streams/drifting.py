@@ -184,7 +184,7 @@ def drifting(
     return replace(stream, name=name, schedule=mixture, boundaries=False, shuffle=shuffle, drop_last=dropping)
 
 
-def arriving(
+def at_moments(
     stream: Stream,
     moments: Tensor,
     what: str,

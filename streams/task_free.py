@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from clstream.streams.data import source
-from clstream.streams.drifting import arriving, drifting
+from clstream.streams.drifting import at_moments, drifting
 from clstream.streams.options import Tasks, check_options
 from clstream.streams.schedules import Blurry, Gaussian, LabelShift, Transitions
 from clstream.streams.tensors import from_tensors
@@ -328,7 +328,7 @@ def sorted_by(
     chance = torch.rand(len(values), generator=torch.Generator().manual_seed(derive(seed, "softness")), dtype=torch.float64)
     moments = ((1 - softness) * rank / len(values) + softness * chance)[torch.cat(rows)]
     what = f"sorted by {'the mean of the inputs' if feature is None else f'input {feature}'}, softness {softness:g}"
-    return arriving(stream, moments, what, sessions, straddle, delay, shuffle, seed, drop_last)
+    return at_moments(stream, moments, what, sessions, straddle, delay, shuffle, seed, drop_last)
 
 
 def _named(kind: str, data: str) -> str:

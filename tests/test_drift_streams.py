@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from clstream.streams import (
-    arriving,
+    at_moments,
     blobs,
     drifting,
     few_shot,
@@ -243,7 +243,7 @@ def test_a_run_learns_from_it_and_resumes() -> None:
         (lambda: long_tailed(numbered(), 0.5), "ratio must be a finite number of at least 1"),
         (lambda: long_tailed(drifting(numbered(), Transitions(0.5), 6)), "drifts already"),
         (lambda: few_shot(numbered(), 0), "shots must be a whole number of at least 1"),
-        (lambda: arriving(numbered(), torch.zeros(3), "mine"), "each of the 159 training samples"),
+        (lambda: at_moments(numbered(), torch.zeros(3), "mine"), "each of the 159 training samples"),
         (lambda: streams.fuzzy_tasks("EMNIST"), "data must be one of digits, breast_cancer"),
         (lambda: streams.feature_drift(feature=30), "an input from 0 to 29"),
         (lambda: streams.feature_drift(softness=2), "softness must be a finite number from 0 to 1"),

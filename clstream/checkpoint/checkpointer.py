@@ -26,7 +26,7 @@ import torch
 import clstream
 from clstream.bus import on
 from clstream.checkpoint.store import FORMAT, TORN, files, load, number_of, save
-from clstream.engine import OtherRunError
+from clstream.engine import NothingArrived, OtherRunError
 from clstream.events import BatchLearned, Evaluated, RunControl, RunEnded, RunStarted
 from clstream.files import FolderError, check_plain_files, locked
 from clstream.params import check_bool, check_integer, check_number, check_positive
@@ -151,6 +151,12 @@ class Checkpointer:
             self._defer_trial(1)
         over = event.evaluation.sessions_finished == self.run.sessions and not event.evaluation.within_session
         if over or time.monotonic() >= self.due:
+            self._request()
+
+    @on(NothingArrived)
+    def rest(self, event: NothingArrived) -> None:
+        """Request a checkpoint before a run waits for what is to arrive, and when nothing more will."""
+        if self.batches or event.ended:
             self._request()
 
     @on(RunEnded)

@@ -24,12 +24,14 @@ from clstream.cli.sweep import sweep_command
 from clstream.cli.tune import tune_command
 from clstream.cli.ui import ui_command
 from clstream.cli.verify import parity_command, prove_command, verify_command
+from clstream.cli.watch import watch_command
 
 USAGE = """\
 usage: clstream COMMAND [options]
 
   run           play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
   resume        go on with a run:             clstream resume runs/NAME
+  watch         learn what a folder gets:     clstream watch inbox --strategy Replay --stream.classes 10
   sweep         every combination of a grid:  clstream sweep grid.yaml --workers 4
   compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
   report        all of it in a page of HTML:  clstream report sweeps/NAME --out report.html
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "sweep": sweep_command, "report": report_command, "tune": tune_command, "doctor": doctor_command,
+        "sweep": sweep_command, "report": report_command, "tune": tune_command, "doctor": doctor_command, "watch": watch_command,
         "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command,
         "profile": profile_command, "episodes": episodes_command,
         "show": show_command,

@@ -129,6 +129,9 @@ def run_parser() -> Parser:
         "--detection", action="store_true", help="also measure the shifts that a strategy detects against the stream's boundaries"
     )
     parser.add_argument(
+        "--drift", action="store_true", default=None, help="also raise an alarm where the loss of new batches has risen"
+    )
+    parser.add_argument(
         "--observers",
         type=str | list[str],
         default=[],

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from rich.console import Console
 
+from clstream.arrival_metrics import Delayed, DriftAlarm
 from clstream.bus import on
 from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import run_folders
+from clstream.cli.arrival_lines import ArrivalLines
 from clstream.cli.build import build_strategy, measures_of, numerics_of, observers_of
 from clstream.cli.errors import Failure, as_failure
 from clstream.cli.option_parser import Parser
@@ -173,9 +175,12 @@ class Experiment:
         `bar`: whether a progress bar is among them; `signals`: whether the checkpointer acts on signals.
         """
         options = self.options
-        measures = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
+        measures: list[object] = [*([Prequential()] if options.prequential else []), *([Detection()] if options.detection else [])]
+        measures += [DriftAlarm()] if options.drift else []
         measures += self.more_observers(folder)
-        bars = [ProgressBar(f"{self.title}, seed {seed}")] if bar else []
+        if self.stream.arrives:
+            measures += [Delayed()] if self.stream.target == "label" else []
+        bars: list[object] = [ArrivalLines() if self.stream.arrives else ProgressBar(f"{self.title}, seed {seed}")] if bar else []
         log = [] if folder is None else [EventLog(folder, options.log_batches)]
         details = [] if folder is None or not options.details else [Details(folder / "details", options.details)]
         checkpointer = (

@@ -31,6 +31,8 @@ def why_apart(strategy: Strategy, stream: Stream) -> str:
     """Return why the seeds of a strategy on a stream can't take their steps together; "" if nothing shows before the run."""
     if reason := why_unstackable(strategy):
         return reason
+    if stream.arrives:
+        return f"the sessions of {stream.name} arrive while it is learned"
     if stream.augment is not None:
         return f"{stream.name} is augmented, by random numbers of each seed's own"
     modules = [module for _, held in find_all(strategy, nn.Module) for module in held.modules()]

@@ -52,6 +52,8 @@ def check_fits(
     if not stream.boundaries and (evaluate_at == "tasks" or evaluate_on == "seen"):
         option, other = ("evaluate_on='seen'", "'all'") if evaluate_on == "seen" else ("evaluate_at='tasks'", "'sessions' or 'end'")
         raise ValueError(f"{stream.name} hides its boundaries, and {option} would tell of them: take {other}")
+    if stream.arrives and evaluate_at != "sessions":
+        raise ValueError(f"nobody knows which session of {stream.name} is the last one: take evaluate_at='sessions'")
     check_targets(strategy, stream)
     taken = check_measures(strategy, stream, measures)
     check_device(device)

@@ -17,6 +17,7 @@ from torch import Tensor
 from clstream import events
 from clstream.bus import Bus, Stopwatch, with_parts
 from clstream.engine.about import RunFacts
+from clstream.engine.arrivals import ENDLESS, arrivals
 from clstream.engine.compiled_step import CompiledStep
 from clstream.engine.labels import buy_labels
 from clstream.engine.numerics import Numerics
@@ -38,7 +39,7 @@ from clstream.serialization.references import References
 from clstream.serialization.same_code import Source, changes
 from clstream.serialization.source_code import as_files, checkout_hash, definitions, user_sources
 from clstream.strategy import Strategy
-from clstream.stream import Delivery, PoolSchedule, Stream, Task
+from clstream.stream import ArrivingStream, Delivery, PoolSchedule, Stream, Task
 
 
 class Simulation:
@@ -87,7 +88,8 @@ class Simulation:
         self.bus.on_own_event = self.ledger.meter.on_own_event
         self.compiled = CompiledStep(strategy, stream.batch_size, self.device, self.ledger) if numerics.compile else None
         self.learn = numerics.lowered((self.compiled or strategy).learn, self.device)
-        self.sessions = min(len(stream), max_sessions or len(stream))
+        length = ENDLESS if stream.arrives else len(stream)
+        self.sessions = min(length, max_sessions or length)
         self.position, self.step, self.begun = Position(0), 0, 0
         self.losses = list[Tensor]()  # of the newest batches, not looked at yet
         self.deferred: list[Callable[[], object]] = []
@@ -155,6 +157,9 @@ class Simulation:
 
     def deliveries(self) -> Iterator[Delivery]:
         """Return the sessions that are left, with their tasks; the first one may be under way."""
+        if self.stream.arrives:
+            yield from arrivals(self)
+            return
         if not isinstance(self.stream.schedule, PoolSchedule):
             for delivery in self.stream.deliveries(self.position.session, self.sessions):
                 self.begun = delivery.session.index + 1
@@ -266,6 +271,7 @@ class Simulation:
             "placed": sorted(numbers[key] for key in self.placement.placed if key in numbers),
             "observers": observers,
             **({"labels": self.bought()} if isinstance(self.stream.schedule, PoolSchedule) else {}),
+            **({"arrivals": self.stream.state_dict()} if isinstance(self.stream, ArrivingStream) else {}),
         }
         return {name: to_plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
 
@@ -275,6 +281,16 @@ class Simulation:
             session, *within = state["position"]
             asked = session if any(within) else max(0, session - 1)
             self.take_labels(self.stream.scheduled(self.stream.schedule.restored(state.get("labels"), asked)))
+        if isinstance(self.stream, ArrivingStream):
+            session, *within = state["position"]
+            self.stream.load_state_dict(state.get("arrivals"), session, any(within))
+            if gone := self.stream.progress.gone:
+                warnings.warn(
+                    f"{len(gone)} sessions of {self.stream.name} can't be read again, {gone[0]} for one: they are asked about no "
+                    "more",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         objects = restore(self.parts, state["strategy"], self.references, self.device)
         self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
@@ -311,6 +327,13 @@ class Simulation:
                     RuntimeWarning,
                     stacklevel=2,
                 )
+
+    def add_task(self, task: Task) -> None:
+        """Go on with one more task, of a session that has arrived, which the stream has by now."""
+        self.questions = None
+        vars(self.ledger).pop("of_stream", None)
+        if task.id:  # the first one was there from the start
+            self.evaluation = self.evaluation.with_task(self.stream.test_sets[task.id].name, task.target)
 
     def take_labels(self, stream: Stream) -> None:
         """Go on with a stream that has more labels of its pool."""

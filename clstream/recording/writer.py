@@ -56,6 +56,8 @@ def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
     """
     if not isinstance(stream, Stream):
         raise TypeError(f"record takes a Stream, not a {type(stream).__name__}")
+    if stream.arrives:
+        raise ValueError(f"{stream.name} arrives while it is learned, so no recording can say what it delivers")
     if isinstance(stream.schedule, PoolSchedule):
         raise ValueError(f"{stream.name} asks the strategy which labels it buys, so no recording can say what it delivers")
     file = Path(file)

@@ -1,5 +1,9 @@
 """Streams: samples, tasks, sessions, batches, and the schedules over them."""
 
+from clstream.stream.arriving import Arrival as Arrival
+from clstream.stream.arriving import ArrivingStream as ArrivingStream
+from clstream.stream.arriving import NothingYetError as NothingYetError
+from clstream.stream.arriving import Refusal as Refusal
 from clstream.stream.episodes import Draw as Draw
 from clstream.stream.episodes import Episodes as Episodes
 from clstream.stream.pools import PoolSchedule as PoolSchedule

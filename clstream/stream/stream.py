@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ SCENARIOS = ("class", "task", "domain")
 MOST = 2**31 - 1  # epochs, or samples of a batch: a number beyond is a mistake, and would overflow
 
 MOST_CLASSES = 65536  # a label beyond is a number of something else, and would make tables of its square
+
+
+class NotToldError(AttributeError, ValueError):
+    """A strategy asked for what a stream doesn't tell, or can't know."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +51,9 @@ class StreamView:
     class_names: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
+        if self.boundaries:
+            raise NotToldError(f"{self.name} arrives while it is learned, so no strategy can be told its {name!r} beforehand")
+        raise NotToldError(f"a strategy is not told {name!r} of a stream that hides its boundaries")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,6 +109,9 @@ class Stream:
     target: str = ""
     probes: Sequence[TestSet] = ()
     device: torch.device | None = field(default=None, init=False)
+
+    arrives: ClassVar[bool] = False
+    """Whether its sessions arrive while it is learned: see `clstream.stream.arriving`."""
 
     def __post_init__(self) -> None:
         _check_options(self)

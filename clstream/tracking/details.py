@@ -112,14 +112,17 @@ class Details:
         self._reset()
         self.stream = event.stream
         self.title = f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
-        self.number = {test_set.name: number for number, test_set in enumerate(event.stream.test_sets)}
-        self.repeated = repeated_samples([task.test for task in event.stream.tasks])
+        self._number(event.stream)
         if not event.resumed:
             for path in self.folder.iterdir():
                 if path.is_file() and NAMES.fullmatch(path.name):
                     path.unlink()
                 elif path.is_dir() and not path.is_symlink() and re.fullmatch(r"sessions_\d{4,}", path.name):
                     shutil.rmtree(path)
+
+    def _number(self, stream: Stream) -> None:
+        self.number = {test_set.name: number for number, test_set in enumerate(stream.test_sets)}
+        self.repeated = repeated_samples([task.test for task in stream.tasks])
 
     @on(SessionStarted)
     def leave_out(self, event: SessionStarted) -> None:
@@ -130,6 +133,8 @@ class Details:
     def listen(self, event: SessionEnded) -> None:
         """Keep what is answered from now on."""
         self.listening, self.answered = True, {}
+        if self.stream is not None and self.stream.arrives:  # it has one more test set
+            self._number(self.stream)
 
     @on(Answered)
     def keep(self, event: Answered) -> None:

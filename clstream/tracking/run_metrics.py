@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clstream import metrics
 from clstream.measures import MAIN
@@ -126,7 +127,10 @@ def tasks_by_row(stream: Stream, sessions: Sequence[int], before: Tensor | None 
         before: the first rows, if they are known.
 
     """
-    rows = [] if before is None else list(before)
+    tasks = len(stream.tasks)
+    rows = (
+        [] if before is None else list(F.pad(before, (0, tasks - before.shape[1])))
+    )  # of a stream that arrives there are more now
     for row in range(len(rows), len(sessions)):
         first = sessions[row - 1] if row else 0
         rows.append(torch.stack([stream.mix(session) > 0 for session in range(first, sessions[row])]).any(0))
