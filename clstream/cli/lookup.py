@@ -43,7 +43,16 @@ ALLOWED_MODULES = (*PLACES.values(), "clstream.strategy", "clstream.drift_detect
 def known_names(kind: str) -> list[str]:
     """Return the names of the streams, strategies, models or adapters that come with clstream and can be had by name alone."""
     place = importlib.import_module(PLACES[kind])
-    given = {"model", "base", "regularisers", "input_shape", "classes", "file", "root"}  # by us, or with the name of files
+    given = {
+        "model",
+        "base",
+        "regularisers",
+        "input_shape",
+        "classes",
+        "file",
+        "root",
+        "source",
+    }  # by us, or with the name of files
     return sorted(name for name in place.__all__ if not set(required_parameters(getattr(place, name))) - given)
 
 

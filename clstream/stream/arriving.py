@@ -189,6 +189,20 @@ class ArrivingStream(Stream):
             digest.update(repr((probe.name, probe.known)).encode() + content_hash(samples.x) + content_hash(samples.y))
         return digest.hexdigest()[:16]
 
+    def __str__(self) -> str:
+        """Return the stream's card."""
+        first = self.tasks[0].test[:1].x
+        return "\n".join([
+            f"{self.name}: {self.scenario}-incremental{'' if self.boundaries else ', boundaries hidden'}",
+            f"  outputs      {self.outputs}, of {self.target} targets",
+            f"  inputs       {tuple(first.shape[1:])} {str(first.dtype).removeprefix('torch.')}",
+            f"  sessions     as they arrive, {self.epochs} epoch{'s' * (self.epochs != 1)} each, batches of {self.batch_size}",
+            f"  test         {self.share:g} of each session, where it brings no test samples",
+            f"  fingerprint  {self.fingerprint}",
+            *(f"  probe        {probe.name}: {len(probe.samples):,} to test" for probe in self.probes),
+            *(f"  note: {note}" for note in self.notes),
+        ])  # fmt: skip
+
     def reseeded(self, seed: int) -> ArrivingStream:
         """Return the stream for one run, with a progress and tasks of its own."""
         assert self.first is not None
