@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from clstream.bus import Emitter, Event
+from clstream.bus import Emitter, Event, on
+from clstream.events import BatchLearned, RunControl, RunStarted
 from clstream.params import check_integer, check_number
 
 
@@ -119,3 +122,67 @@ class ShiftDetector(Emitter):
         self.count += 1
         self.step += 1
         return shifted
+
+
+class DriftAlarm:
+    """Raises an alarm, `ShiftDetected`, where the loss of new batches has risen: the data is not what it was.
+
+    It looks at the loss that a step began with, in the first epoch of a session, as `clstream.drift_detection` says; the loss of a
+    guess is that of the first batch. The tracker draws the smoothed loss at each alarm, and counts the alarms. Where the loss is on
+    a GPU, each batch waits for it.
+
+    Args:
+        alpha, window, deviations, floor: see `ShiftDetector`.
+        warmup: losses after a start, or an alarm, before there can be one.
+
+    """
+
+    def __init__(
+        self, alpha: float = 0.2, window: int = 100, deviations: float = 3.0, floor: float = 0.005, warmup: int = 10
+    ) -> None:
+        self.detector = _Reporting(alpha, window, deviations, floor, warmup)
+        self.began = False
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Forget the run before."""
+        self.detector.run, self.detector.step, self.began = event.run, 0, False
+
+    @on(BatchLearned)
+    def look(self, event: BatchLearned) -> None:
+        """Look at the loss of a batch."""
+        if event.batch.epoch:
+            return
+        loss = float(event.loss)
+        if not math.isfinite(loss):
+            return
+        if not self.began:
+            self.detector.reset(loss)
+            self.began = True
+        self.detector.detect(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        detector, losses = self.detector, self.detector.losses
+        return {
+            "began": self.began, "step": detector.step, "count": detector.count, "initial": detector.initial_loss,
+            "losses": list(losses.losses), "smoothed": losses.smoothed, "learned": losses.learned,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        detector = self.detector
+        detector.reset(state["initial"])
+        self.began, detector.step, detector.count = state["began"], state["step"], state["count"]
+        detector.losses.losses = deque(state["losses"], maxlen=detector.length)
+        detector.losses.smoothed, detector.losses.learned = state["smoothed"], state["learned"]
+
+
+class _Reporting(ShiftDetector):
+    """A detector whose alarms only observers hear."""
+
+    run: RunControl | None = None
+
+    def emit(self, event: Event) -> None:
+        if self.run is not None:
+            self.run.emit_to_observers(event)

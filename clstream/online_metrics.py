@@ -1,4 +1,4 @@
-"""Online metrics, measured by observers while a run goes on: prequential accuracy, detected boundaries, few-shot sessions."""
+"""Online metrics, measured by observers while a run goes on: prequential accuracy, late labels, boundaries, few-shot sessions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from clstream import metrics
 from clstream.bus import Event, ObserverError, on
 from clstream.drift_detection import ShiftDetected
+from clstream.engine import InputsArrived, SessionArrived
 from clstream.evaluation import evaluating
 from clstream.events import BatchLearned, BatchReady, Evaluated, RunStarted, SessionEnded, SessionStarted
 from clstream.params import check_integer
@@ -116,6 +117,66 @@ class Prequential:
         self.hits = list(state["hits"].to(device).unbind())
         self.sizes, self.first = list(state["sizes"]), state["first"]
         self.before = torch.stack([state["hits"][: self.first].sum(), torch.tensor(sum(self.sizes[: self.first]))])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DelayedMeasured(Event):
+    """The labels of inputs came that were answered when they arrived: the accuracy of those answers, and of all such so far."""
+
+    name: str
+    session: float
+    mean: float
+
+    def curves(self) -> dict[str, float]:
+        """Return both, for the tracker."""
+        return {"delayed/session": self.session, "delayed/mean": self.mean}
+
+
+class Delayed:
+    """Measures answers to inputs whose labels come later: the strategy predicts when they arrive, and the labels judge that.
+
+    Prequential accuracy asks when a batch is about to be learned; by then the strategy may have learned what came in between. It
+    is for labels. When the labels come it emits `DelayedMeasured`, so the tracker draws it.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Tensor] = {}  # predictions, (n,), int64, on the CPU, by the name of the session
+        self.hits, self.samples = 0, 0
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Forget the run before. Raises ObserverError for a stream with other targets than labels."""
+        if event.stream.target != "label":
+            raise ObserverError(f"Delayed is of labels, and {event.stream.name} has {event.stream.target} ones: leave it out")
+        self.started, self.answers, self.hits, self.samples = event, {}, 0, 0
+
+    @on(InputsArrived)
+    def answer(self, event: InputsArrived) -> None:
+        """Have the strategy predict the labels, once."""
+        if event.name not in self.answers:
+            strategy = self.started.strategy
+            with evaluating(strategy):
+                parts = [strategy.predict_online(x) for x in event.x.split(1024)]
+            self.answers[event.name] = torch.cat(parts).cpu()
+
+    @on(SessionArrived)
+    def judge(self, event: SessionArrived) -> None:
+        """Emit how many answers were right, if the session's inputs were answered when they arrived."""
+        answers = self.answers.pop(event.name, None)
+        if answers is None or self.started.run is None:
+            return
+        right = int((answers == event.y.cpu()).sum())
+        self.hits, self.samples = self.hits + right, self.samples + len(answers)
+        measured = DelayedMeasured(event.name, right / len(answers), self.hits / self.samples)
+        self.started.run.emit_to_observers(measured)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"answers": dict(self.answers), "hits": self.hits, "samples": self.samples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.answers, self.hits, self.samples = dict(state["answers"]), state["hits"], state["samples"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

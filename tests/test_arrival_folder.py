@@ -15,11 +15,11 @@ from PIL import Image
 from test_arriving import Heard, Stop, same
 
 from clstream import RunStarted, on, run
-from clstream.arrival_metrics import Delayed, DelayedMeasured, DriftAlarm
 from clstream.checkpoint import Checkpointer, newest
-from clstream.drift_detection import ShiftDetected
+from clstream.drift_detection import DriftAlarm, ShiftDetected
 from clstream.engine import InputsArrived, NothingArrived, SessionArrived, SetAside
 from clstream.models import Mlp
+from clstream.online_metrics import Delayed, DelayedMeasured
 
 
 def table(file: Path, number: int, **more: object) -> None:

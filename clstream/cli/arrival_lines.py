@@ -6,14 +6,13 @@ import time
 
 from rich.console import Console
 
-from clstream.arrival_metrics import DelayedMeasured
 from clstream.bus import on
 from clstream.cli.errors import printable
 from clstream.drift_detection import ShiftDetected
 from clstream.engine import InputsArrived, NothingArrived, SessionArrived, SetAside
 from clstream.events import Evaluated
 from clstream.metrics import average_accuracy
-from clstream.online_metrics import PrequentialMeasured
+from clstream.online_metrics import DelayedMeasured, PrequentialMeasured
 
 
 class ArrivalLines:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from rich.console import Console
 
-from clstream.arrival_metrics import Delayed, DriftAlarm
 from clstream.bus import on
 from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import run_folders
@@ -20,10 +19,11 @@ from clstream.cli.build import build_strategy, measures_of, numerics_of, observe
 from clstream.cli.errors import Failure, as_failure
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml
+from clstream.drift_detection import DriftAlarm
 from clstream.engine import ChangedCodeError, run
 from clstream.engine.loop import check_same_run
 from clstream.events import RunStarted
-from clstream.online_metrics import Detection, Prequential
+from clstream.online_metrics import Delayed, Detection, Prequential
 from clstream.progress import ProgressBar
 from clstream.results import Result, result_of
 from clstream.strategy import Strategy
