@@ -16,6 +16,7 @@ import torch
 from clstream.streams.arrays import as_labels, as_targets
 from clstream.streams.arrival_files import ENDINGS, TABLES, FileOptions, inputs, read_file, read_labels
 
+from clstream.files import FolderError
 from clstream.params import reason_of
 from clstream.stream import Arrival, Refusal, Samples, Subset
 
@@ -257,19 +258,22 @@ class FolderReader:
 def scan(root: Path) -> dict[str, Seen]:
     """Return what is in a folder, without what is hidden or being written (.tmp, .part).
 
-    Raises OSError if the folder can't be read.
+    Raises FolderError if the folder can't be read.
     """
     seen: dict[str, Seen] = {}
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "_")) or entry.name.endswith((".tmp", ".part")):
-                continue
-            with suppress(FileNotFoundError):  # it was taken away just now
-                own = [entry.stat()]
-                if entry.is_dir():
-                    own += [path.stat() for path in Path(entry.path).rglob("*")]
-                size, modified = sum(status.st_size for status in own), max(status.st_mtime_ns for status in own)
-                seen[entry.name] = Seen((len(own), size, modified), max(status.st_ctime_ns for status in own))
+    try:
+        entries = list(os.scandir(root))
+    except OSError as error:
+        raise FolderError(f"the folder {root} can't be read: {error.strerror or error}") from None
+    for entry in entries:
+        if entry.name.startswith((".", "_")) or entry.name.endswith((".tmp", ".part")):
+            continue
+        with suppress(FileNotFoundError):  # it was taken away just now
+            own = [entry.stat()]
+            if entry.is_dir():
+                own += [path.stat() for path in Path(entry.path).rglob("*")]
+            size, modified = sum(status.st_size for status in own), max(status.st_mtime_ns for status in own)
+            seen[entry.name] = Seen((len(own), size, modified), max(status.st_ctime_ns for status in own))
     return seen
 
 

@@ -81,9 +81,8 @@ def arriving(
     check_images(size, mode)
     if not 0 < test < 1:
         raise ValueError(f"test must be a share of each session, above 0 and below 1, not {test}")
-    labels = (label,) if isinstance(label, str) else tuple(label)
-    if not labels or (target == "label" and len(labels) > 1):
-        raise ValueError(f"label must name the column of the labels, not {label!r}")
+    labels = _names([label] if isinstance(label, str) else label, "label", least=1, most=1 if target == "label" else None)
+    class_names = _names(class_names, "class_names")
     if isinstance(source, Stream):
         raise TypeError(
             "arriving takes what delivers sessions; at_moments delivers the samples of a stream at moments of their own"
@@ -129,6 +128,15 @@ def arriving(
         drop_last=drop_last, class_names=tuple(class_names), target=target, source=opened, first=task, first_size=len(train),
         room=room, share=test, poll=poll, split_seed=seed,
     )  # fmt: skip
+
+
+def _names(names: object, what: str, least: int = 0, most: int | None = None) -> tuple[str, ...]:
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{what} must be a list of strings, not {names!r:.100}")
+    if len(names) < least or (most is not None and len(names) > most) or len(set(names)) < len(names):
+        count = f"{least} or more distinct names" if most is None else "one name"
+        raise ValueError(f"{what} must be {count}, not {names!r:.100}")
+    return tuple(names)
 
 
 def first_session(source: WatchedFolder | Iterated, name: str) -> Arrival:

@@ -84,6 +84,8 @@ def wait(simulation: Simulation, stream: ArrivingStream) -> bool:
     """
     said = False
     while True:
+        if simulation.deferred:
+            simulation.run_deferred()
         came = stream.arrive()
         if isinstance(came, Refusal):
             simulation.emit_to_observers(SetAside(came.name, came.reason))
@@ -103,7 +105,7 @@ def wait(simulation: Simulation, stream: ArrivingStream) -> bool:
                 said = True
                 simulation.emit_to_observers(NothingArrived(len(stream.progress.sessions), False))
             if simulation.deferred:
-                simulation.run_deferred()
+                continue
             before = time.perf_counter()
             time.sleep(stream.poll)
             simulation.began += time.perf_counter() - before
