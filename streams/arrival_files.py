@@ -80,6 +80,8 @@ def inputs(x: Any) -> torch.Tensor:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle
+        raise ValueError("it can't be read as NPZ (it is no zip archive)")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if name in ARRAYS}

@@ -302,7 +302,7 @@ def test_sessions_may_bring_their_own_test_samples_and_other_targets():
         (lambda: stream(scenario="task"), "scenario must be one of class, domain"),
         (lambda: stream(label=["a", "b"]), "label must be one name"),
         (lambda: stream(class_names="abc"), "class_names must be a list of strings"),
-        (lambda: stream(class_names=["a"] * 7), "7 classes are named, and there is room for 6"),
+        (lambda: stream(class_names=list("abcdefg")), "7 classes are named, and there is room for 6"),
         (lambda: drifting(stream(), Transitions(0.5), sessions=2), "no other stream can be made of it"),
         (lambda: record(stream(), "file"), "no recording can say"),
         (lambda: run(learner(), stream(), evaluate_at="end"), "take evaluate_at='sessions'"),

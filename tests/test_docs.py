@@ -31,6 +31,8 @@ from clstream.cli.searched import parse_search
 from clstream.cli.sweep import sweep_parser
 from clstream.cli.sweep_plan import plan_of
 from clstream.cli.tune import split_tune
+from clstream.cli.watch import options_of_run as options_of_watch
+from clstream.cli.watch import watch_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("README.md")])
@@ -179,6 +181,9 @@ def check_command(words: list[str]) -> None:
         parse_run(options_of_profile(profile_parser().parse_known_args(arguments)[1]))
     elif command == "episodes":
         parse_run(options_of_episodes(episodes_parser().parse_known_args(arguments)[1]))
+    elif command == "watch":
+        own, rest = watch_parser().parse_known_args(arguments)
+        parse_run(options_of_watch(own.folder, rest))
     elif command == "tune":
         parse_search(split_tune(arguments)[1])
     elif command == "show":

@@ -40,7 +40,7 @@ WRONG: dict[object, tuple[object, ...]] = {
 }
 """What is no value of an option of a type. Of strings only those that name a choice are asked: see `FREE`."""
 
-FREE = {"name", "what", "root", "file", "weights", "memory_map", "folder", "train", "test", "parameters"}
+FREE = {"name", "what", "label", "root", "file", "weights", "memory_map", "folder", "train", "test", "parameters"}
 """Strings that may be any."""
 
 SIGNED = {"mean", "degrees"}

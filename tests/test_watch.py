@@ -66,7 +66,7 @@ def test_it_survives_a_kill_and_goes_on(inbox, tmp_path, monkeypatch):
     write(inbox, 0)
     write(inbox, 1)
     with Path("said.txt").open("w") as said:
-        process = Command([sys.executable, "-m", "clstream.cli", *command], stdout=said)
+        process = Command([sys.executable, "-m", "clstream.cli", *command, "--threads", "1"], stdout=said)
         while "waiting for more" not in Path("said.txt").read_text() and process.poll() is None:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)

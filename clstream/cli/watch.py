@@ -11,8 +11,8 @@ FIXED = ("--stream", "--seeds", "--together", "--workers", "--resume")
 """Options of `clstream run` that it sets itself, or hasn't."""
 
 
-def watch_command(arguments: list[str]) -> int:
-    """`clstream watch`: learn what a folder gets, session by session, until stopped; the same command goes on."""
+def watch_parser() -> CommandParser:
+    """Return the parser of `clstream watch`'s own argument."""
     parser = CommandParser(
         "watch",
         usage="clstream watch FOLDER [--stream.OPTION VALUE ...] [options of clstream run]",
@@ -23,10 +23,23 @@ def watch_command(arguments: list[str]) -> int:
         "it takes all options but --stream, --seeds, --together, --workers and --resume.",
     )
     parser.add_argument("folder", help="where files are put: Parquet, NPZ, folders or archives of images")
-    own, rest = parser.parse_known_args(arguments)
+    return parser
+
+
+def options_of_run(folder: str, rest: list[str]) -> list[str]:
+    """Return the options of `clstream run` that watch a folder. Raises UsageError for one that can't be had."""
     for option in (argument.partition("=")[0] for argument in rest):
         if option in FIXED:
             raise UsageError(f"clstream watch has no option {option}: it learns one folder with one seed, and goes on by itself")
+    return [
+        *rest, "--stream=arriving", f"--stream.source={folder}", "--stream.watch=true", "--prequential", "--drift", "--resume=auto",
+    ]  # fmt: skip
+
+
+def watch_command(arguments: list[str]) -> int:
+    """`clstream watch`: learn what a folder gets, session by session, until stopped; the same command goes on."""
+    own, rest = watch_parser().parse_known_args(arguments)
+    whole = options_of_run(own.folder, rest)
     from clstream.cli.arrival_lines import ArrivalLines
     from clstream.cli.build import build_stream
     from clstream.cli.experiment import run_experiment
@@ -34,20 +47,20 @@ def watch_command(arguments: list[str]) -> int:
     from clstream.cli.tables import report_runs
     from clstream.stream import NothingYetError
 
-    fixed = ["--stream=arriving", f"--stream.source={own.folder}", "--stream.watch=true", "--prequential", "--drift"]
-    whole = [*rest, *fixed, "--resume=auto"]
-    run_parser, options = parse_run(whole)
+    parser, options = parse_run(whole)
     said = False
     while True:
         try:
-            build_stream(run_parser, options)
+            build_stream(parser, options)
             break
         except UsageError as error:
             if not isinstance(error.__cause__, NothingYetError):
                 raise
             if not said:
-                ArrivalLines().say(f"{error}; waiting for it")
+                ArrivalLines().say(f"{error}: waiting for it")
                 said = True
             time.sleep(options.stream.init_args.poll)
+        except OSError as error:
+            raise UsageError(str(error)) from None
     report_runs([run_experiment(whole)])
     return 0

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
 from clstream.bus import Event
-from clstream.stream import Arrival, ArrivingStream, Delivery, Refusal
-
-if TYPE_CHECKING:
-    from clstream.engine.simulation import Simulation
+from clstream.engine.saved_state import Position
+from clstream.stream import Arrival, ArrivingStream, Delivery, Refusal, Stream, Task
 
 ENDLESS = 2**31 - 1
 """The number of sessions of a run whose end nobody knows."""
@@ -61,7 +59,26 @@ class NothingArrived(Event):
     ended: bool
 
 
-def arrivals(simulation: Simulation) -> Iterator[Delivery]:
+class Waiting(Protocol):
+    """What is needed of a run: see `Simulation`."""
+
+    stream: Stream
+    position: Position
+    sessions: int
+    deferred: list[Callable[[], object]]
+    began: float
+
+    def run_deferred(self) -> None:
+        """See `Simulation`."""
+
+    def add_task(self, task: Task) -> None:
+        """See `Simulation`."""
+
+    def emit_to_observers(self, event: Event) -> None:
+        """See `Simulation`."""
+
+
+def arrivals(simulation: Waiting) -> Iterator[Delivery]:
     """Yield the sessions of a stream as they arrive, until the source ends or there were as many as are to be learned."""
     stream = simulation.stream
     assert isinstance(stream, ArrivingStream)
@@ -77,7 +94,7 @@ def arrivals(simulation: Simulation) -> Iterator[Delivery]:
     simulation.run_deferred()
 
 
-def wait(simulation: Simulation, stream: ArrivingStream) -> bool:
+def wait(simulation: Waiting, stream: ArrivingStream) -> bool:
     """Wait for the next session, which is one of the stream's tasks then; return False if there is none. It is no time of the run.
 
     What was deferred is done meanwhile: checkpoints, and the end of a run that is stopped.
