@@ -104,6 +104,7 @@ def wait(simulation: Waiting, stream: ArrivingStream) -> bool:
         if simulation.deferred:
             simulation.run_deferred()
         came = stream.arrive()
+        said = said and came is None
         if isinstance(came, Refusal):
             simulation.emit_to_observers(SetAside(came.name, came.reason))
         elif isinstance(came, Arrival):
