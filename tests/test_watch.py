@@ -20,7 +20,7 @@ from clstream.cli import main
 
 OPTIONS = [
     "--strategy", "Replay", "--strategy.capacity", "10", "--stream.classes", "6", "--stream.batch_size", "8",
-    "--stream.poll", "0.01", "--model.hidden", "[8]", "--threads", "1",
+    "--stream.poll", "0.01", "--model.hidden", "[8]",
 ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_it_survives_a_kill_and_goes_on(inbox, tmp_path, monkeypatch):
         (["inbox", "--seeds", "0,1"], "clstream watch has no option --seeds"),
         (["inbox", "--stream", "blobs"], "clstream watch has no option --stream"),
         (["inbox", "--stream.classes", "none"], "--stream.classes takes"),
-        ([], "the following arguments are required: folder"),
+        (["--track", "false", "inbox"], "--track needs a value"),
     ],
 )
 def test_refusals(arguments, reason, capsys):
