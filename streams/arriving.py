@@ -125,7 +125,7 @@ def arriving(
     task = Task(0, tuple(sorted(own)), few, tested, target=target)
     return ArrivingStream(
         name, (task,), None, epochs, batch_size, scenario, seed, boundaries, augment, resident, shuffle=shuffle,
-        drop_last=drop_last, class_names=tuple(class_names), target=target, source=opened, first=task, first_size=len(train),
+        drop_last=drop_last, given_names=class_names, target=target, source=opened, first=task, first_size=len(train),
         room=room, share=test, poll=poll, split_seed=seed,
     )  # fmt: skip
 

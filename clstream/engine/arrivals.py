@@ -65,6 +65,7 @@ class Waiting(Protocol):
     stream: Stream
     position: Position
     sessions: int
+    begun: int
     deferred: list[Callable[[], object]]
     began: float
 
@@ -87,6 +88,7 @@ def arrivals(simulation: Waiting) -> Iterator[Delivery]:
         if index == len(stream.progress.sessions) and not wait(simulation, stream):
             simulation.sessions = index
             break
+        simulation.begun = index + 1
         yield stream.deliver(index)
         stream.release()
         index += 1

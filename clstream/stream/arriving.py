@@ -110,6 +110,8 @@ class ArrivingStream(Stream):
         first_size: how many it has.
         room: classes that there is room for; of values the outputs.
         share: of the samples of a session that is held out for its test, where it brings none.
+        split_seed: of which samples are held out.
+        given_names: of its classes, if there are such; other labels are set aside then.
         poll: seconds from one look at the source to the next, where nothing has arrived.
 
     """
@@ -121,21 +123,21 @@ class ArrivingStream(Stream):
     share: float = 0.2
     poll: float = 1.0
     split_seed: int = 0
+    given_names: tuple[str, ...] = ()
 
     arrives: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "progress", Progress(list(self.class_names), sizes=[self.first_size]))
-        names, room = self.class_names, self.room
-        object.__setattr__(self, "class_names", ())  # there may be fewer of them than there is room for
-        super().__post_init__()
-        object.__setattr__(self, "class_names", tuple(names))
-        if self.tasks != (self.first,) or self.schedule != (0,):
-            raise ValueError(f"{self.name} arrives while it is learned, so no other stream can be made of it beforehand")
+        names, room = self.given_names, self.room
+        object.__setattr__(self, "progress", Progress(list(names), sizes=[self.first_size]))
         if len(names) > room:
             raise ValueError(
                 f"{self.name}: {len(names)} classes are named, and there is room for {room}: give classes={len(names)}"
             )
+        super().__post_init__()
+        if self.tasks != (self.first,) or self.schedule != (0,):
+            raise ValueError(f"{self.name} arrives while it is learned, so no other stream can be made of it beforehand")
+        self._changed()
 
     progress: Progress = field(init=False)
 
@@ -158,11 +160,6 @@ class ArrivingStream(Stream):
         """Nothing: classes may come later."""
         return ""
 
-    def class_name(self, label: int) -> str:
-        """Return what reports call a label."""
-        names = self.progress.names
-        return names[label] if label < len(names) else str(label)
-
     @property
     def visible(self) -> StreamView:
         """What strategies are given: nothing of the tasks, of which most are still to come."""
@@ -182,7 +179,7 @@ class ArrivingStream(Stream):
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with what a session must be like: what is in them is checked as they come."""
         first = self.tasks[0].test[:1]
-        about = (self.scenario, self.target, self.room, self.share, self.split_seed, self.class_names, tuple(first.x.shape[1:]))
+        about = (self.scenario, self.target, self.room, self.share, self.split_seed, self.given_names, tuple(first.x.shape[1:]))
         digest = hashlib.sha256(repr((about, str(first.x.dtype))).encode())
         for probe in self.probes:
             samples = probe.samples[:]
@@ -206,7 +203,7 @@ class ArrivingStream(Stream):
     def reseeded(self, seed: int) -> ArrivingStream:
         """Return the stream for one run, with a progress and tasks of its own."""
         assert self.first is not None
-        progress = Progress(list(self.class_names), sizes=[self.first_size])
+        progress = Progress(list(self.given_names), sizes=[self.first_size])
         twin = self._like(seed=self.seed + seed, tasks=(replace(self.first),), progress=progress)
         assert isinstance(twin, ArrivingStream)
         twin._changed()
@@ -299,7 +296,19 @@ class ArrivingStream(Stream):
         self._changed()
         return task
 
+    def labels(self, session: int) -> Tensor:
+        """Return the targets that a session delivers, on the CPU; of one that is over, its classes, as many samples of one each."""
+        train = self.tasks[session].train
+        if len(train) or self.target == "value":
+            return train.y.cpu()
+        classes = torch.tensor(self.tasks[session].classes)
+        return classes if self.target == "label" else torch.nn.functional.one_hot(classes, self.room).float()
+
     def _changed(self) -> None:
+        """Look anew at what depends on the tasks, and on the names of the classes so far."""
+        names = self.progress.names
+        padded = (*names, *map(str, range(len(names), self.room))) if names else ()
+        object.__setattr__(self, "class_names", padded)
         for name in ("test_sets", "_ends", "_pool", "_visits", "heads", "task_heads", "shares_classes"):
             vars(self).pop(name, None)
 
@@ -315,7 +324,7 @@ class ArrivingStream(Stream):
     def _split(self, arrival: Arrival) -> tuple[Samples, Samples, list[str], str]:
         """Return what to learn and what to test on, the names of the classes by then, and a hash of all of it."""
         names = list(self.progress.names)
-        y = numbered(arrival.y, names, self.room, bool(self.class_names))
+        y = numbered(arrival.y, names, self.room, bool(self.given_names))
         whole = Samples(arrival.x, y, target=self.target)
         self._check(whole)
         digest = hash_of(whole)
@@ -323,7 +332,7 @@ class ArrivingStream(Stream):
             train, test = held_out(whole, self.share, self.split_seed)
         else:
             train = whole
-            test = Samples(arrival.x_test, numbered(arrival.y_test, names, self.room, bool(self.class_names)), target=self.target)
+            test = Samples(arrival.x_test, numbered(arrival.y_test, names, self.room, bool(self.given_names)), target=self.target)
             self._check_inputs(test.x)
             self._check(test)
             digest += hash_of(test)
