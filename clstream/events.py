@@ -181,6 +181,14 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class NothingArrived(Event):
+    """On a stream that arrives, `sessions` were learned, all that came: the run waits or, if `ended`, is over. For observers."""
+
+    sessions: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RunEnded(Event):
     """The run is over: `error` is None, or what ended it. Always fires, once."""
 

@@ -17,7 +17,8 @@ from test_arriving import Heard, Stop, same
 from clstream import RunStarted, on, run
 from clstream.checkpoint import Checkpointer, newest
 from clstream.drift_detection import DriftAlarm, ShiftDetected
-from clstream.engine import InputsArrived, NothingArrived, SessionArrived, SetAside
+from clstream.engine import InputsArrived, SessionArrived, SetAside
+from clstream.events import NothingArrived
 from clstream.models import Mlp
 from clstream.online_metrics import Delayed, DelayedMeasured
 

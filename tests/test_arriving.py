@@ -18,8 +18,9 @@ from torch import Tensor
 
 from clstream import BatchLearned, Event, RunStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted, on, run
 from clstream.checkpoint import Checkpointer, newest
-from clstream.engine import InputsArrived, NothingArrived, SessionArrived, SetAside
+from clstream.engine import InputsArrived, SessionArrived, SetAside
 from clstream.evaluation import evaluate
+from clstream.events import NothingArrived
 from clstream.models import Mlp
 from clstream.recording import record
 from clstream.stream import Arrival, Samples

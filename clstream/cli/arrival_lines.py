@@ -9,8 +9,8 @@ from rich.console import Console
 from clstream.bus import on
 from clstream.cli.errors import printable
 from clstream.drift_detection import ShiftDetected
-from clstream.engine import InputsArrived, NothingArrived, SessionArrived, SetAside
-from clstream.events import Evaluated
+from clstream.engine import InputsArrived, SessionArrived, SetAside
+from clstream.events import Evaluated, NothingArrived
 from clstream.metrics import average_accuracy
 from clstream.online_metrics import DelayedMeasured, PrequentialMeasured
 

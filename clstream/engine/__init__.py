@@ -1,7 +1,6 @@
 """The engine: the loop that is the definition of a simulation."""
 
 from clstream.engine.arrivals import InputsArrived as InputsArrived
-from clstream.engine.arrivals import NothingArrived as NothingArrived
 from clstream.engine.arrivals import SessionArrived as SessionArrived
 from clstream.engine.arrivals import SetAside as SetAside
 from clstream.engine.compatibility import check_fits as check_fits

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clstream.bus import Event
 from clstream.engine.saved_state import Position
+from clstream.events import NothingArrived
 from clstream.stream import Arrival, ArrivingStream, Delivery, Refusal, Stream, Task
 
 ENDLESS = 2**31 - 1
@@ -49,14 +50,6 @@ class SetAside(Event):
 
     name: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NothingArrived(Event):
-    """All that has come was learned, `sessions` of them: the run waits or, if `ended`, is over. For observers."""
-
-    sessions: int
-    ended: bool
 
 
 class Waiting(Protocol):
