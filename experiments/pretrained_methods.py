@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from clstream.experiments.pretrained_features import interval
 from clstream.strategies import (
+    APER,
     L2,
     L2P,
     NCM,
@@ -105,6 +106,7 @@ def of_any_backbone(modules: list[str], capacity: int) -> dict[str, Method]:
         "NCM (SimpleCIL)": lambda model, _: NCM(model, distance="cosine"),
         "SLDA": lambda model, _: SLDA(model),
         "RanPAC": lambda model, _: RanPAC(model, projection=2000),
+        "APER, LoRA": lambda model, optimizer: APER(low_rank(model), optimizer),
         "LinearProbe": lambda model, optimizer: LinearProbe(model, optimizer, active_classes="task"),
         "Finetune": lambda model, optimizer: Finetune(model, optimizer, active_classes="task"),
         "Finetune, LoRA": lambda model, optimizer: Finetune(low_rank(model), optimizer, active_classes="task"),
