@@ -147,7 +147,7 @@ class Setting:
 
     def __init__(self, data: str, root: str | None, weights: Path) -> None:
         self.data, self.root, self.weights = data, root, weights
-        self.epochs = {"omniglot": 10, "fashion_mnist": 4, "cifar10-jpeg": 4}[data]
+        self.epochs = {"omniglot": 10, "fashion_mnist": 4, "cifar10-jpeg": 3}[data]
         self.vit = data != "cifar10-jpeg"
         if self.vit:
             trained_vit(data, weights, root)

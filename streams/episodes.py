@@ -149,7 +149,7 @@ def episode(
     root: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> Stream:
-    """Return one of the `episodes`, as a stream: a task for each support set, whose test samples are its targets.
+    """One of the `episodes`, as a stream: a task for each support set, whose test samples are its targets.
 
     Args:
         index: the number of the episode, from 0 to count - 1.

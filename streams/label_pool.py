@@ -30,7 +30,7 @@ def label_pool(
     root: str | Path | None = None,
     drop_last: bool = False,
 ) -> Stream:
-    """Return a pool whose labels are bought: the first session has a few labelled samples, each later one those that were bought.
+    """A pool whose labels are bought: the first session has a few labelled samples, each later one those that were bought.
 
     Before a later session the strategy is asked which labels it wants, `query(x, budget)` of what has none yet; `Active` gives any
     strategy such a method, and without one they are drawn at random. Boundaries are hidden, and with them all labels that were not
