@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -64,6 +65,11 @@ STRATEGIES = [
     name for name in zoo.__all__ if (HAS_AVALANCHE or name != "AvalancheStrategy") and (HAS_OPEN_CLIP or name != "CPECLIP")
 ]
 """The names of those that can be made here."""
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over what is there already: torch, MLflow and the tests are a million objects that stay."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
