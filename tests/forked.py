@@ -50,7 +50,7 @@ class Command:
     """A process `python -m clstream.cli ...` of the server's; what subprocess.Popen has for it, as far as tests need it."""
 
     def __init__(self, command: Sequence[str], *, stdout: IO[str], **_: object) -> None:
-        assert command[:3] == [sys.executable, "-m", "clstream.cli"]
+        assert command[0] == sys.executable and command[2] == "clstream.cli"
         arguments = (list(command[3:]), str(Path.cwd()), dict(os.environ), str(Path(stdout.name).absolute()))
         self.process = fork_server().Process(target=play_command, args=arguments)
         self.process.start()

@@ -293,9 +293,10 @@ def test_timm_has_our_head(head):
     assert torch.equal(model(x / 255), logits)
 
 
-def test_timm_s_transformers_take_the_size_of_the_images():
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_models_of_timm_take_the_size_of_the_images_and_heads_the_width_of_features(name):
     pytest.importorskip("timm")
-    model = Timm((3, 32, 48), 4, name="test_vit").eval()
+    model = Timm((3, 32, 48), 4, name=name).eval()
     assert model(torch.rand(2, 3, 32, 48)).shape == (2, 4)
 
 

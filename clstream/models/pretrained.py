@@ -120,15 +120,16 @@ def _of_timm(name: str, weights: str | None, size: int | None) -> _Backbone:
     if weights is None and (name != LITE0 or _package_file() is None):
         raise _missing(name)
     trained = config.input_size[1]
-    options: dict[str, Any] = {"img_size": size} if size not in (None, trained) and _is_of_patches(name) else {}
+    options: dict[str, Any] = {"img_size": size} if size not in (None, trained) and is_of_patches(name) else {}
     try:
         body: Any = timm.create_model(name, weights == "download", num_classes=0, **options)
     except OSError as error:
         raise OSError(f"the weights of timm's {name} can't be downloaded ({error}): pass a file as weights=...") from error
-    return _Backbone(body, body.num_features, trained, tuple(config.mean), tuple(config.std))
+    return _Backbone(body, body.head_hidden_size, trained, tuple(config.mean), tuple(config.std))
 
 
-def _is_of_patches(name: str) -> bool:
+def is_of_patches(name: str) -> bool:
+    """Return whether a model of timm cuts images into patches, and must be told their size."""
     return any(part in name for part in ("vit", "swin", "deit", "beit", "mixer"))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from clstream.models.classifier import Classifier, _image_shape
 from clstream.models.heads import HEADS
 from clstream.models.layers import Normalise
-from clstream.models.pretrained import load_backbone
+from clstream.models.pretrained import is_of_patches, load_backbone
 from clstream.params import check_choice, check_integer
 
 
@@ -47,7 +47,7 @@ class Timm(Classifier):
         check_integer(1, classes=classes)
         body = _timm_body(name, weights, shape)
         stages: dict[str, nn.Module] = {"input": first, "body": body}
-        super().__init__(stages, body.num_features, classes, head, cut="body")
+        super().__init__(stages, body.head_hidden_size, classes, head, cut="body")
         if weights not in (None, "download"):
             self.params["pretrained"] = str(load_backbone(body, Path(weights), name))
 
@@ -60,7 +60,7 @@ def _timm_body(name: str, weights: str | None, shape: tuple[int, int, int]) -> A
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"timm has no model {name!r}; near it: {near}")
-    options: dict[str, Any] = {"img_size": shape[1:]} if "vit" in name or "swin" in name else {}
+    options: dict[str, Any] = {"img_size": shape[1:]} if is_of_patches(name) else {}
     try:
         return timm.create_model(name, weights == "download", in_chans=shape[0], num_classes=0, **options)
     except OSError as error:
