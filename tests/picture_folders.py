@@ -42,6 +42,22 @@ def zipped(folder: Path, file: Path, within: str = "", compression: int = zipfil
     return file
 
 
+SCENES = {
+    "train/0.png": "sea boat", "train/1.png": "sea", "train/2.png": "tree", "train/3.png": "boat tree", "train/4.png": "",
+    "test/0.png": "sea tree", "test/1.png": "boat",
+}  # fmt: skip
+"""The labels of some images, by their files."""
+
+
+def scenes(root: Path, labels: dict[str, str] = SCENES) -> Path:
+    """Write a few images with several labels each, as `multilabel_folder` reads them."""
+    for number, name in enumerate(SCENES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(root / name)
+    (root / "labels.csv").write_text("\n".join(["file,labels", *(f"{name},{labels[name]}" for name in labels)]))
+    return root
+
+
 def as_tensor(image: Image.Image) -> torch.Tensor:
     """Return the pixels, (channels, height, width)."""
     pixels = torch.from_numpy(np.array(image))

@@ -7,24 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from clstream.streams import multilabel_folder, recorded
-from picture_folders import as_tensor, picture, zipped
+from picture_folders import SCENES, as_tensor, picture, scenes, zipped
 
 from clstream.checks import check_stream
 from clstream.recording import record
-
-SCENES = {
-    "train/0.png": "sea boat", "train/1.png": "sea", "train/2.png": "tree", "train/3.png": "boat tree", "train/4.png": "",
-    "test/0.png": "sea tree", "test/1.png": "boat",
-}  # fmt: skip
-
-
-def scenes(root: Path, labels: dict[str, str] = SCENES) -> Path:
-    """Write a small folder of them."""
-    for number, name in enumerate(SCENES):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(root / name)
-    (root / "labels.csv").write_text("\n".join(["file,labels", *(f"{name},{labels[name]}" for name in labels)]))
-    return root
 
 
 def test_a_task_has_the_images_with_its_labels_and_hides_all_others(tmp_path: Path) -> None:

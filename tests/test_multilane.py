@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from clstream.experiments.multilane import as_written
 from clstream.strategies import MultiLane
 from clstream.strategies.multilane import Lanes, attend, selection
-from clstream.streams import from_tensors
+from clstream.streams import from_tensors, multilabel_folder
+from picture_folders import scenes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW
@@ -177,6 +179,14 @@ def test_with_the_task_given_nothing_is_forgotten_at_all() -> None:
     result = run(strategy(), example_stream(epochs=3, scenario="task"))
     table = result.task_accuracy
     assert all(torch.equal(table[task:, task], table[task, task].expand(3 - task)) for task in range(3))
+
+
+def test_it_learns_a_folder_of_images_with_several_labels(tmp_path: Path) -> None:
+    stream = multilabel_folder(scenes(tmp_path / "scenes"), tasks=[["sea"], ["boat", "tree"]], epochs=3, cache=tmp_path)
+    learner = MultiLane(VitTiny((3, 6, 6), 3, patch=3, width=16, depth=1, heads=2), selectors=2, prompts=2)
+    result = run(learner, stream, measures=["cf1", "of1"])
+    assert [classes.tolist() for classes in learner.classes] == [[1], [0, 2]] and result.forgetting == 0
+    assert all(result.measured[name][-1].isfinite().all() for name in ("map", "cf1", "of1"))
 
 
 def test_the_loss_is_of_the_tasks_classes_divided_by_all_classes() -> None:
