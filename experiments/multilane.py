@@ -56,7 +56,7 @@ Method = tuple[Callable[..., Strategy], tuple[float, ...], float]
 METHODS: dict[str, Method] = {
     "MULTI-LANE": (partial(MultiLane, selectors=8, prompts=8), FAST, 0.1),
     "without selectors": (partial(MultiLane, selectors=0, prompts=8), (), 0.1),
-    "masked linear probe": (partial(LinearProbe, active_classes="task"), FAST, 0.03),
+    "masked probe": (partial(LinearProbe, active_classes="task"), FAST, 0.03),
     "fine-tuning": (partial(Finetune, active_classes="task"), SLOW, 0.001),
     "LwF with sigmoids": (partial(LwFMC, bce_scale=1.0), (), 0.001),
     "replay of 200": (partial(Replay, capacity=200, active_classes="task"), (), 0.001),
@@ -118,20 +118,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     columns: dict[str, Callable[[dict[str, Any]], float]] = {
         "mean mAP": lambda row: statistics.mean(row["seen"]["map"]),
         "last mAP": lambda row: row["seen"]["map"][-1],
-        "forgetting, fixed images": lambda row: row["forgetting"],
+        "forgetting": lambda row: row["forgetting"],
         "CF1": lambda row: row["seen"]["cf1"][-1],
         "OF1": lambda row: row["seen"]["of1"][-1],
     }
-    lines = [f"| method | {' | '.join(columns)} | trained | GFLOPs | kept |", "|---|" + "---|" * (len(columns) + 3)]
+    lines = [f"| method | {' | '.join(columns)} | trained | GFLOPs |", "|---|" + "---|" * (len(columns) + 2)]
     for method in METHODS:
         own = [row for row in rows if row["method"] == method]
         if own:
             cells = [interval([value(row) for row in own]) for value in columns.values()]
             cost = own[0]["cost"]
-            cells += [f"{int(cost['trainable_parameters']):,}", f"{cost['learning_flops'] / 1e9:,.0f}"]
-            cells += [f"{cost['memory_bytes'] / 1e3:,.0f} kB"]
+            cells += [f"{cost['trainable_parameters'] / 1e3:.1f} k", f"{cost['learning_flops'] / 1e9:,.0f}"]
             lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines).replace("nan ± nan", "-")
+    return "\n".join(lines).replace("nan ± nan", "-").replace("| nan |", "| - |")
 
 
 # What a lane costs ------------------------------------------------------------------------------------------------------
