@@ -65,6 +65,10 @@ def test_the_loss_is_over_the_sessions_classes_and_braked() -> None:
         cosines = F.normalize(slow.features(samples.x), dim=1) @ slow.rows.T
     assert slow.rows.shape == (2, 16) and float(slow.ratio) == 0.5 and float(free.ratio) == 1
     torch.testing.assert_close(slow.loss(samples), F.cross_entropy(16 * cosines, samples.y - 2))
+    slow.current, rows = torch.tensor([2]), slow.rows
+    slow.rows = rows[:1]
+    assert slow.loss(samples[(samples.y == 2).nonzero().flatten()]).item() == 0  # one class alone teaches nothing
+    slow.current, slow.rows = torch.tensor([2, 3]), rows
     (half,) = torch.autograd.grad(slow.loss(samples), slow.bank.weight)
     slow.ratio = torch.ones(())
     (full,) = torch.autograd.grad(slow.loss(samples), slow.bank.weight)

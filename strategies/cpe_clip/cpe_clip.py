@@ -15,7 +15,8 @@ G (depth D, prompts L, width of the text tower) is the bank, P a linear map to t
               session; weight decay and momentum are not scaled
 
 Nothing is kept for a class but its name. Old and new classes never compete while prompts are learned: that is up to the space that
-texts and images share, so without the weights of a CLIP that has seen such concepts new classes are guessed.
+texts and images share, so without the weights of a CLIP that has seen such concepts new classes are guessed. A session of one class
+has a loss of 0, and teaches nothing.
 
 Deviations: the stream says epochs and the size of batches, one for all sessions (published: 32 in the first and 4 later). Names are
 padded to the longest, and no mask hides the padding: by the causal mask it comes too late to be seen. Names of other sessions are

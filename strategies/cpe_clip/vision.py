@@ -12,7 +12,8 @@ After D'Alessandro, Alonso, Calabrés, Galar 2023: see `CPECLIP`. There is no te
               are no images: what the moving prompts cost them is the price that the brake keeps down
     an answer scale * cosine of the features and the mean of each class that came
 
-Own choices: the rows, and the scale of 16. It is no published method, and no published number is for it.
+A session of one class has a loss of 0, and teaches nothing. Own choices: the rows, and the scale of 16. It is no published method,
+and no published number is for it.
 
 Measured: `docs/cpe-clip.md`.
 """
