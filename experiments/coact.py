@@ -11,8 +11,8 @@ leaves. The epoch of the first session is chosen by a fifth of its own drawings.
 finished is in the file RESULTS, a line a run, and not run again.
 
 The table has the accuracy after the first and after the last session, over all classes seen, by dot products as the authors' code
-has it and by cosines, and over the classes of the first session and of later ones (by dot products), as mean and standard
-deviation over seeds and over draws.
+has it, the last one by cosines too, and over the classes of the first session and of later ones: means of all runs, and standard
+deviations of the last accuracy over seeds in one draw and over draws with one seed.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ def chosen_rate(method: str, protocol: str, weights: Path, root: str | None) -> 
 def spread(rows: list[dict[str, Any]], within: str) -> str:
     """Return the standard deviation of the last accuracy of runs with one seed, or in one draw; the mean of them."""
     groups = [[row["seen"][-1] for row in rows if row[within] == value] for value in sorted({row[within] for row in rows})]
-    return f"{statistics.mean(map(statistics.stdev, groups)):.3f}" if min(map(len, groups)) > 1 else "-"
+    return f"{statistics.mean(map(statistics.stdev, groups)):.3f}" if groups and min(map(len, groups)) > 1 else "-"
 
 
 def table(rows: list[dict[str, Any]], protocol: str) -> str:
     """Return a Markdown table of the results, a row for each method."""
-    heads = ("method", "rate", "first", "last", "last, by cosine", "first classes", "later classes", "over seeds", "over draws")
+    heads = ("method", "runs", "rate", "first", "last", "by cosine", "first classes", "later classes", "over seeds", "over draws")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in METHODS:
         if own := [row for row in rows if row["method"] == method and row["protocol"] == protocol and "seed" in row]:
@@ -128,7 +128,7 @@ def table(rows: list[dict[str, Any]], protocol: str) -> str:
             means = [statistics.mean(values) for values in zip(*numbers, strict=True)]
             shown = " | ".join(f"{value:.3f}" for value in means)
             rate = f"{own[0]['rate']:g}" if own[0]["rate"] else "-"
-            lines.append(f"| {method} | {rate} | {shown} | {spread(own, 'draw')} | {spread(own, 'seed')} |")
+            lines.append(f"| {method} | {len(own)} | {rate} | {shown} | {spread(own, 'draw')} | {spread(own, 'seed')} |")
     return "\n".join(lines)
 
 
