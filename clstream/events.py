@@ -43,7 +43,7 @@ class RunControl(Protocol):
     sessions: int
     """The number of sessions of the run."""
 
-    options: dict[str, str | bool]
+    options: dict[str, str | int | float | bool]
     """Options of the engine that change the bits of a run, by name, where they are not as by default."""
 
     changed_code: list[str]

@@ -38,6 +38,7 @@ class AGEM(Strategy):
 
     """
 
+    takes_controls = ("schedule", "patience", "class_weights", "renew_optimizer")
     learns_targets = TARGETS
 
     def __init__(

@@ -38,6 +38,7 @@ class Joint(Strategy):
 
     """
 
+    takes_controls = ("schedule", "clip", "renew_optimizer")  # a batch has several steps, of all sessions
     not_state = ("seen",)
     learns_targets = TARGETS
 

@@ -162,6 +162,7 @@ class MultiLane(Strategy):
 
     """
 
+    takes_controls = ("clip", "accumulate")  # it has a schedule, and a new optimizer for each task
     needs_images = True
     rehearsal_free = True
     takes_regularisers = False

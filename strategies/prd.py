@@ -84,6 +84,7 @@ class PRD(Strategy):
 
     """
 
+    takes_controls = ("clip", "renew_optimizer")  # it has a schedule of its own
     fixed_classes = "none in the loss; classes with a prototype in an answer"
     rehearsal_free = True
     scores_are = "ranks"

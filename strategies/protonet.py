@@ -102,6 +102,7 @@ class EpisodicTraining(Strategy):
 
     """
 
+    takes_controls = ("schedule", "renew_optimizer")
     rehearsal_free = True
 
     def __init__(

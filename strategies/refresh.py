@@ -50,7 +50,7 @@ from clstream.losses import mean_loss, sample_losses
 from clstream.models.heads import pad_rows
 from clstream.params import check_choice, check_integer, check_number, check_positive
 from clstream.seeds import random_state_kept
-from clstream.strategy import Strategy, Wrapper
+from clstream.strategy import CONTROLS, Strategy, Wrapper
 from clstream.strategy.regulariser import no_step
 from clstream.stream import Batch, Samples, Subset
 
@@ -75,6 +75,7 @@ class Refresh(Wrapper):
     """
 
     fixed_classes = 'as in the wrapped strategy; all in the move of form "released"'
+    takes_controls = tuple(control for control in CONTROLS if control != "accumulate")  # it moves with each batch
     not_state: tuple[str, ...] = ("factors",)
 
     def __init__(

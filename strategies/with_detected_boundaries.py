@@ -52,7 +52,7 @@ from clstream.measures.flops import consolidating
 from clstream.memory import Reservoir
 from clstream.models.ensemble import Ensemble
 from clstream.params import check_integer
-from clstream.strategy import Regulariser, Strategy, Wrapper, needs
+from clstream.strategy import CONTROLS, Regulariser, Strategy, Wrapper, needs
 from clstream.stream import Batch, Epoch, Samples, Session, Task
 
 
@@ -67,6 +67,7 @@ class WithDetectedBoundaries(Wrapper):
     """
 
     not_state: tuple[str, ...] = ("handlers", "ensemble")
+    takes_controls = CONTROLS  # as far as the base does
     rehearsal_free = False  # it keeps samples, whatever the base does
     learns_targets = ("label",)  # the detector goes by their cross-entropy
     mixes_targets = False

@@ -15,6 +15,7 @@ from clstream.cli.errors import UsageError
 from clstream.cli.lookup import PLACES, measure_of, observer_class
 from clstream.cli.option_parser import Parser
 from clstream.cli.settings import parse_seeds, split_names
+from clstream.cli.training_options import training_of
 from clstream.measures import Measure
 from clstream.models import Linear
 from clstream.pretraining import load_weights, weights_header
@@ -45,6 +46,11 @@ def numerics_of(options: Namespace) -> dict[str, Any]:
         "deterministic": bool(options.deterministic),
         "compile": bool(options.compile),
     }
+
+
+def steps_of(options: Namespace) -> dict[str, Any]:
+    """Return how a run is to compute and to take its steps, as `run` takes it."""
+    return {**numerics_of(options), "train": training_of(options)}
 
 
 def build_stream(parser: Parser, options: Namespace, adapt: Callable[[Stream], Stream] | None = None) -> Stream:

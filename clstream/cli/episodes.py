@@ -30,6 +30,7 @@ def episodes_command(arguments: list[str]) -> int:
     from clstream.cli.experiment import print_notes
     from clstream.cli.lookup import PLACES
     from clstream.cli.parser import parse_run
+    from clstream.cli.training_options import check_no_training
     from clstream.engine import OtherRunError, check_fits
     from clstream.engine.run_params import run_params
     from clstream.episodes import run_episodes
@@ -42,6 +43,7 @@ def episodes_command(arguments: list[str]) -> int:
     from clstream.seeds import isolated
 
     run_parser, options = parse_run(given)
+    check_no_training(options, "episodes")
     print_notes(run_parser)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     folder = Path(own.out)

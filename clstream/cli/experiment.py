@@ -23,6 +23,7 @@ from clstream.cli.seed_runs import FINISHED, Experiment
 from clstream.cli.seeds_together import run_together
 from clstream.cli.settings import split_names
 from clstream.cli.together_checks import check_together, why_apart
+from clstream.cli.training_options import training_of
 from clstream.cli.worker_runs import run_in_workers
 from clstream.engine import OtherRunError, check_fits
 from clstream.engine.numerics import NotDeterministicError, Numerics
@@ -90,6 +91,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
         check_fits(
             strategy, stream, options.device, options.evaluate_every, options.max_sessions,
             evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on, measures=measures_of(options),
+            train=training_of(options),
         )  # fmt: skip
         Numerics(**numerics_of(options)).check(options.device)
         title = f"{type(strategy).__name__} on {stream.name}"
@@ -116,7 +118,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
             )
         experiment = Experiment(parser, options, stream, title, folder, resumed)
         experiment.built[seeds[0]] = strategy
-        if options.together and (reason := why_apart(strategy, stream)):
+        if options.together and (reason := why_apart(strategy, stream, training_of(options))):
             experiment.together, experiment.workers = False, options.workers or at_once(options.threads or 1)
             processes = "" if folder is None or experiment.workers == 1 else f", in {experiment.workers} processes"
             say.print(printable(f"the seeds are run each by itself{processes}, for {reason}"), markup=False)

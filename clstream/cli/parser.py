@@ -38,7 +38,8 @@ from clstream.cli.lookup import (
     top_modules,
 )
 from clstream.cli.option_parser import Parser, annotate, annotate_optimizer, options_of
-from clstream.cli.settings import CHOICES, Setting, merge, parse_seeds, read, split_names, strings, trusted_in
+from clstream.cli.settings import CHOICES, TRAIN, Setting, merge, parse_seeds, read, split_names, strings, trusted_in
+from clstream.cli.training_options import add_training_options, check_training_option, training_of
 from clstream.cli.yaml_files import dump_yaml, load_yaml
 from clstream.strategy import Strategy
 from clstream.stream import Stream
@@ -74,6 +75,7 @@ def run_parser() -> Parser:
         Adapter, "adapter", required=False,
         help="an adapter by name, or file.Class of your own: the model is frozen, but for it and the head",
     )  # fmt: skip
+    add_training_options(parser)
     parser.add_argument("--weights", type=str, help="a file of `clstream pretrain` that the model starts from, all but its head")
     parser.add_argument(
         "--features", action="store_true",
@@ -216,6 +218,7 @@ def parse_run(arguments: list[str], configs: Mapping[str, Mapping[str, Any]] | N
     _plain_optimizers(options)
     _check_values(options)
     _check_device(options.device)
+    training_of(options)  # refuses what can't be
     if options.seed < 0:
         raise UsageError(f"--seed takes a whole number from 0 up, not {options.seed}")
     for name in ("evaluate_every", "max_sessions"):
@@ -263,7 +266,7 @@ def _options_in(parser: Parser) -> dict[str, bool]:
 
 def _whole(options: Mapping[str, bool]) -> dict[str, bool]:
     """Return options without those of what others name, as strategy.capacity."""
-    return {name: takes for name, takes in options.items() if "." not in name and "+" not in name}
+    return {name: takes for name, takes in options.items() if "." not in name and "+" not in name} | {TRAIN: True}
 
 
 def trusted_by(arguments: list[str]) -> tuple[str, ...]:
@@ -324,7 +327,9 @@ def _check_options(settings: list[Setting]) -> None:
     """Raise UsageError for an option that the stream, strategy, model or adapter does not have."""
     paths = {setting.key[0]: setting.value for setting in settings if len(setting.key) == 1}
     for setting in settings:
-        if len(setting.key) > 1 and setting.key[1] not in (options := options_of(paths[setting.key[0]])):
+        if setting.key[0] == TRAIN:
+            check_training_option(setting)
+        elif len(setting.key) > 1 and setting.key[1] not in (options := options_of(paths[setting.key[0]])):
             near = nearest(setting.key[1], options) or f": it has {', '.join(options)}"
             name = paths[setting.key[0]].rpartition(".")[2]
             raise UsageError(f"{setting.where}{name} has no option {setting.key[1]!r}{near}")
@@ -337,6 +342,9 @@ def _as_arguments(settings: list[Setting], takes: dict[str, bool]) -> Iterator[s
         (setting for setting in settings if setting.file or setting.key in _KINDS), key=lambda setting: len(setting.key)
     ):
         place = tree
+        if setting.key[0] == TRAIN:
+            tree.setdefault(TRAIN, {})[setting.key[1]] = setting.value
+            continue
         for part in setting.key[:-1]:
             if not (isinstance(place.get(part), dict) and "init_args" in place[part]):
                 place[part] = ({"class_path": place[part]} if isinstance(place.get(part), str) else {}) | {"init_args": {}}
@@ -397,11 +405,12 @@ def as_yaml(parser: Parser, options: Namespace) -> str:
     kept = options.clone()
     if kept.seeds is not None:
         kept.pop("seed")
-    for key in _NOT_KEPT:
+    left_out = _NOT_KEPT if training_of(options) is not None else (*_NOT_KEPT, TRAIN)
+    for key in left_out:
         kept.pop(key, None)
     text: str = parser.dump(kept, skip_none=True, skip_validation=True)
     whole = parser.parse_string(text, env=False)  # with the defaults of what stood for an optimizer
-    for key in (*_NOT_KEPT, *(["seed"] if kept.seeds is not None else [])):
+    for key in (*left_out, *(["seed"] if kept.seeds is not None else [])):
         whole.pop(key, None)
     return str(parser.dump(whole, skip_none=True, skip_validation=True))
 

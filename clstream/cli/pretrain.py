@@ -34,6 +34,7 @@ def pretrain_command(arguments: list[str]) -> int:
     from clstream.cli.build import build_strategy, build_stream
     from clstream.cli.experiment import print_notes
     from clstream.cli.parser import parse_run
+    from clstream.cli.training_options import check_no_training
     from clstream.engine import OtherRunError
     from clstream.files import FolderError, check_plain_files, locked
     from clstream.pretraining import ValidationLines, check_pretraining, join_tasks, pretrain, save_weights
@@ -51,6 +52,7 @@ def pretrain_command(arguments: list[str]) -> int:
         run_options, options = parse_run(given)
     except UsageError as error:
         raise UsageError(_as_typed(str(error))) from error
+    check_no_training(options, "pretrain")
     print_notes(run_options)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     with as_failure(ValueError, TypeError, OSError, ImportError):

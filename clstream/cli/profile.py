@@ -9,7 +9,8 @@ from clstream.cli.command_parser import CommandParser
 from clstream.cli.errors import UsageError, as_failure, nearest, printable
 
 PASSED_ON = (
-    "--config", "--stream", "--strategy", "--model", "--adapter", "--weights", "--features", "--seed", "--device", "--precision",
+    "--config", "--stream", "--strategy", "--model", "--adapter", "--weights", "--features", "--train", "--seed", "--device",
+    "--precision",
     "--deterministic", "--compile", "--threads", "--evaluate_every", "--evaluate_at", "--evaluate_on", "--probes", "--measures",
     "--max_sessions", "--data_root", "--track", "--tracking_uri", "--experiment", "--trust",
 )  # fmt: skip
@@ -28,6 +29,7 @@ def profile_command(arguments: list[str]) -> int:
     from clstream.cli.build import build_strategy, build_stream, measures_of, numerics_of
     from clstream.cli.experiment import print_notes
     from clstream.cli.parser import parse_run
+    from clstream.cli.training_options import training_of
     from clstream.engine import check_fits, run
     from clstream.engine.numerics import NotDeterministicError, Numerics
     from clstream.files import FolderError, check_writable
@@ -44,6 +46,7 @@ def profile_command(arguments: list[str]) -> int:
         stream = build_stream(run_parser, options)
         strategy = build_strategy(run_parser, options, stream, options.seed)
         how = {"evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on, "measures": measures_of(options)}
+        how |= {"train": training_of(options)}
         check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions, **how)
         Numerics(**numerics_of(options)).check(options.device)
         check_writable(Path(own.out), "the folder for the profile")

@@ -16,12 +16,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from clstream.cli.build import build_strategy, build_stream, numerics_of, seeds_of
+from clstream.cli.build import build_strategy, build_stream, numerics_of, seeds_of, steps_of
 from clstream.cli.errors import UsageError, nearest
 from clstream.cli.experiment import print_notes
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml, parse_run
 from clstream.cli.settings import as_config
+from clstream.cli.training_options import training_of
 from clstream.cli.yaml_files import dump_yaml, parse_yaml, read_yaml
 from clstream.engine import check_fits
 from clstream.engine.numerics import Numerics
@@ -148,7 +149,9 @@ def searched(arguments: list[str], space_file: str | None, tasks: int | None, he
             parse_with(setting, {option: value})
     stream = stream_of(setting)
     strategy = build_strategy(parser, options, stream, options.seed)
-    check_fits(strategy, stream, options.device, options.evaluate_every, options.max_sessions, options.seed)
+    check_fits(
+        strategy, stream, options.device, options.evaluate_every, options.max_sessions, options.seed, train=training_of(options)
+    )
     Numerics(**numerics_of(options)).check(options.device)
     whole = stream.name.removesuffix(" (validation)")
     name = type(strategy).__name__
@@ -181,7 +184,7 @@ def play(setting: Setting, job: Job | None) -> Outcome | None:
     strategy = build_strategy(parser, options, stream, options.seed)
     return run_trial(
         strategy, stream, job.earlier, seed=options.seed, device=options.device, evaluate_every=options.evaluate_every,
-        max_sessions=options.max_sessions, **numerics_of(options),
+        max_sessions=options.max_sessions, **steps_of(options),
     )  # fmt: skip
 
 

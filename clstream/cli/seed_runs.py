@@ -15,7 +15,7 @@ from clstream.bus import on
 from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import run_folders
 from clstream.cli.arrival_lines import ArrivalLines
-from clstream.cli.build import build_strategy, measures_of, numerics_of, observers_of
+from clstream.cli.build import build_strategy, measures_of, observers_of, steps_of
 from clstream.cli.errors import Failure, as_failure
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml
@@ -117,7 +117,7 @@ class Experiment:
         same: dict[str, Any] = {
             "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": self.code,
             "evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on, "measures": measures_of(options),
-            **numerics_of(options),
+            **steps_of(options),
             "max_sessions": options.max_sessions, "accept_changed_code": options.accept_changed_code, "resume": state,
         }  # fmt: skip
         if finished and state is not None:

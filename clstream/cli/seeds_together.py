@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clstream.checkpoint import Checkpointer
 from clstream.cli.build import build_strategy, measures_of, numerics_of
 from clstream.cli.errors import Failure
+from clstream.cli.training_options import training_of
 from clstream.engine import SeedsError, run_seeds
 from clstream.results import Result
 from clstream.strategy import Strategy
@@ -60,6 +61,7 @@ def run_together(experiment: Experiment, seeds: Sequence[int], parent: ParentRun
                 evaluate_every=options.evaluate_every, max_sessions=options.max_sessions, code=experiment.code,
                 accept_changed_code=options.accept_changed_code, evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on,
                 measures=measures_of(options), deterministic=numerics_of(options)["deterministic"],
+                train=training_of(options),
             )  # fmt: skip
             results |= dict(zip(states, ended, strict=True))
         except SeedsError as error:

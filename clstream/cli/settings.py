@@ -17,6 +17,9 @@ from clstream.cli.yaml_files import read_yaml
 CHOICES = ("stream", "strategy", "model", "adapter")
 """The options that name a class or function, whose own options follow after a dot."""
 
+TRAIN = "train"
+"""The option of the training controls, which follow after a dot too; it names no class."""
+
 MOST_SEEDS = 1000
 
 Key = tuple[str, ...]
@@ -96,7 +99,7 @@ def _split(arguments: list[str], options: Mapping[str, bool], owner_of: Callable
             )
         name = word.removeprefix("--").replace("-", "_")
         root, _, rest = name.partition(".")
-        if not word.startswith("--") or root.removesuffix("+") not in options or (rest and root not in CHOICES):
+        if not word.startswith("--") or root.removesuffix("+") not in options or (rest and root not in (*CHOICES, TRAIN)):
             owner = owner_of(name) if word.startswith("--") else ""
             near = f": did you mean --{owner}.{name}?" if owner else nearest(word, [f"--{option}" for option in options])
             raise UsageError(f"unknown option {word}{near}")
@@ -137,6 +140,9 @@ def _of_config(
     if loaded.get("seeds") is not None and "seed" in loaded:
         raise UsageError(f"{file}: seed and seeds are both given: seeds takes several, as [0, 1, 2]")
     for name, value in loaded.items():
+        if name == TRAIN or name.startswith(f"{TRAIN}."):
+            yield from _of_training(name, value, file)
+            continue
         if name == "trust":
             raise UsageError(f"{file}: a config can't say what to trust: give --trust on the command line")
         if name not in taken:
@@ -156,6 +162,17 @@ def _of_config(
             yield from _of_class((name,), value, file)
         else:
             raise UsageError(f"{file}: {name} takes a name, or class_path and init_args, not {str(value)[:60]}")
+
+
+def _of_training(name: str, value: Any, file: str) -> Iterator[Setting]:
+    """Yield the training controls that a config names, below `train` or each by itself."""
+    given = {name.removeprefix(f"{TRAIN}."): value} if name != TRAIN else value
+    if not isinstance(given, dict):
+        raise UsageError(f"{file}: {TRAIN} takes training controls with their values, as clip: 1.0, not {str(value)[:60]}")
+    for option, setting in given.items():
+        if setting is None:
+            raise UsageError(f"{file}: {TRAIN}.{option} is null: give a value, or leave the key out")
+        yield Setting((TRAIN, str(option)), setting, file)
 
 
 def _of_class(key: Key, given: dict[str, Any], file: str) -> Iterator[Setting]:

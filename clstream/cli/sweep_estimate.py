@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from clstream.bus import on
-from clstream.cli.build import build_strategy, build_stream, measures_of, numerics_of
+from clstream.cli.build import build_strategy, build_stream, measures_of, steps_of
 from clstream.cli.parser import parse_run
 from clstream.cli.sweep_plan import Planned
 from clstream.cli.yaml_files import parse_yaml
@@ -78,7 +78,7 @@ def _tried(planned: Planned) -> float:
         run(
             strategy, stream, stopwatch, seed=planned.seed, device=options.device, evaluate_at=options.evaluate_at,
             evaluate_on=options.evaluate_on, evaluate_every=options.evaluate_every, measures=measures_of(options),
-            max_sessions=options.max_sessions, **numerics_of(options) | {"compile": False},
+            max_sessions=options.max_sessions, **steps_of(options) | {"compile": False},
         )  # fmt: skip
     except _EnoughError:
         return stopwatch.seconds

@@ -17,7 +17,8 @@ from clstream.cli.errors import UsageError, as_failure
 from clstream.cli.lookup import PLACES, resolve
 from clstream.cli.option_parser import Parser, options_of
 from clstream.cli.parser import DEFAULTS, as_yaml, parse_run, run_parser, trusted_by
-from clstream.cli.settings import CHOICES, as_config, parse_seeds
+from clstream.cli.settings import CHOICES, TRAIN, as_config, parse_seeds
+from clstream.cli.training_options import training_of
 from clstream.cli.yaml_files import dump_yaml, load_yaml, read_yaml
 from clstream.engine import check_fits
 from clstream.engine.numerics import Numerics
@@ -127,7 +128,8 @@ def run_options() -> list[str]:
     """Return the options of `clstream run` that a config may have, without those of strategies, streams and models."""
     names = [option[2:] for action in run_parser()._actions for option in action.option_strings if option.startswith("--")]
     kept_out = {"config", "print_config", "trust", "help", "workers", *CHOICES}
-    return [*(name for name in names if "." not in name and "+" not in name and name not in kept_out), "config"]
+    plain = [name for name in names if name.startswith(f"{TRAIN}.") or ("." not in name and "+" not in name)]
+    return [*(name for name in plain if name not in kept_out), "config"]
 
 
 @cache
@@ -153,6 +155,7 @@ def _planned(
             check_fits(
                 strategy, stream, options.device, options.evaluate_every, options.max_sessions,
                 evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on, measures=measures_of(options),
+                train=training_of(options),
             )  # fmt: skip
             Numerics(**numerics_of(options)).check(options.device)
     except ValueError as error:

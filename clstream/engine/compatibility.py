@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from clstream.attributes import find_all
 from clstream.bus import subscriptions, with_parts
+from clstream.engine.control_checks import check_controls
+from clstream.engine.controls import prepared
 from clstream.engine.single_samples import check_single_samples
 from clstream.evaluation import check_labels, evaluating
 from clstream.losses import BCE_MEANS
@@ -21,6 +23,7 @@ from clstream.params import check_choice, check_choices, check_integer, reason_o
 from clstream.seeds import isolated
 from clstream.strategy import Strategy, needs
 from clstream.stream import TARGETS, Stream, own_storage
+from clstream.training import Training
 
 EVALUATE_AT = ("sessions", "tasks", "end")
 
@@ -37,6 +40,7 @@ def check_fits(
     evaluate_at: str = "sessions",
     evaluate_on: str = "all",
     measures: Sequence[str | Measure | type[Measure]] | None = None,
+    train: Training | None = None,
 ) -> tuple[Measure, ...]:
     """Refuse, in one sentence, what can't run (see the errors of `run`); return the measures that will be taken."""
     given: tuple[object, object] = (strategy, stream)  # whatever they are annotated as
@@ -77,7 +81,8 @@ def check_fits(
     check_augment(stream)
     check_lazy(strategy, stream, seed)
     check_answers(strategy, stream)
-    check_single_samples(strategy, stream, device, max_sessions)
+    check_controls(train, strategy, prepared(stream, train), device, max_sessions)
+    check_single_samples(strategy, prepared(stream, train), device, max_sessions)
     return taken
 
 

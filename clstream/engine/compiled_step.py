@@ -37,6 +37,10 @@ MOST_COMPILES = 8
 """How often a step is compiled within a session before that is given up: it takes seconds each time."""
 
 
+MOST_RATES = 1024
+"""Learning rates that are kept as tensors."""
+
+
 class Group(NamedTuple):
     """A group of an optimizer's weights, as a compiled step takes it.
 
@@ -159,6 +163,7 @@ class CompiledStep:
         groups, updates = self.groups(optimizer)
         if not updates and not optimizer.state and type(optimizer) in OPTIONS:
             return self.strategy.learn(batch)
+        updates = updates and learner.train_updates is None  # else that takes the optimizer's step
         drawn = learner.draw(samples)
         if any(len(past) == len(memory) < memory.capacity for memory in self.memories for past in drawn):
             return self.as_written(batch, drawn)
@@ -166,7 +171,12 @@ class CompiledStep:
         if stepped is None:
             return self.as_written(batch, drawn)
         loss, gradients = stepped
-        for weight, gradient in zip((weight for group in groups for weight in group.weights), gradients, strict=True):
+        weights = [weight for group in groups for weight in group.weights]
+        if learner.train_updates is not None:
+            learner.train_updates.add(weights, gradients)
+            learner.train_updates.update(optimizer)
+            return loss
+        for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         if not updates:
             optimizer.step()
@@ -224,6 +234,8 @@ class CompiledStep:
 
     def rate(self, lr: float) -> Tensor:
         """Return a learning rate as a tensor."""
+        if len(self.rates) >= MOST_RATES:  # a schedule has another one in each step
+            self.rates.clear()
         if lr not in self.rates:
             self.rates[lr] = torch.tensor(lr, dtype=torch.float64, device=self.device)
         return self.rates[lr]

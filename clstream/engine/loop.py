@@ -16,6 +16,7 @@ from clstream import events
 from clstream.bus import with_parts
 from clstream.engine.compatibility import check_fits
 from clstream.engine.compiled_step import compiling
+from clstream.engine.controls import prepared
 from clstream.engine.finite_losses import FiniteLosses
 from clstream.engine.numerics import Numerics
 from clstream.engine.saved_state import Position
@@ -27,6 +28,7 @@ from clstream.results import Result, result_of
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
 from clstream.stream import Batch, Session, Stream, Task
+from clstream.training import Training
 
 FINITE_EVERY = 64
 """Batches after which the losses are looked at together."""
@@ -52,6 +54,7 @@ def run(
     precision: str = "fp32",
     deterministic: bool = False,
     compile: bool = False,  # noqa: A002  # as torch calls it
+    train: Training | None = None,
 ) -> Result:
     """Play `stream` to `strategy`, evaluate it, and return what was measured.
 
@@ -81,6 +84,8 @@ def run(
         compile: compile the steps on full batches by torch.compile; what they learn of memories is drawn before. Results are the
             same but for rounding. A strategy whose steps can't be compiled takes them as they are written, with a warning that
             says why. See `clstream.engine.compiled_step`.
+        train: training controls: a schedule of the learning rate, clipped and accumulated gradients, early stopping, class
+            weights, new optimizers. None: steps are taken as the strategy takes them.
 
     Raises:
         ValueError, TypeError: if these don't fit together, or `resume` is of another run; before anything is learned.
@@ -89,14 +94,15 @@ def run(
 
     """
     check_bool(accept_changed_code=accept_changed_code)
-    taken = check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures)
+    taken = check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures, train)
+    stream = prepared(stream, train)
     numerics = Numerics(precision, deterministic, compile)
     numerics.check(device)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         simulation = Simulation(
             strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
-            evaluate_at, evaluate_on, taken, numerics,
+            evaluate_at, evaluate_on, taken, numerics, train,
         )  # fmt: skip
         if resume is not None:
             simulation.check_same(resume)
@@ -149,22 +155,24 @@ def check_same_run(
     precision: str = "fp32",
     deterministic: bool = False,
     compile: bool = False,  # noqa: A002
+    train: Training | None = None,
 ) -> list[str]:
     """Check that `run` with these arguments would go on from a checkpoint, and return what code of the user's own has changed.
 
     Raises OtherRunError, a ValueError, if the checkpoint is of another run; ChangedCodeError, one of these, if it is of the same
     with other code, and that is not accepted.
     """
+    stream = prepared(stream, train)
     with isolated(index(seed), "run", device=device):
         simulation = Simulation(
             strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
             evaluate_at, evaluate_on, chosen(measures, stream.targets, stream.scenario, stream.name),
-            Numerics(precision, deterministic, compile),
+            Numerics(precision, deterministic, compile), train,
         )  # fmt: skip
         try:
             simulation.check_same(resume)
         finally:
-            simulation.placement.leave()
+            simulation.leave()
     return simulation.changed_code
 
 
@@ -228,6 +236,9 @@ def play_session(simulation: Simulation, session: Session, task: Task) -> Iterat
         yield None
         with meter.counting("learning"):
             emit(events.EpochEnded(epoch))
+        if saved := simulation.controls.epochs_saved(session, epoch.index):
+            simulation.ledger.epochs_saved[-1] += saved
+            break
     checked.finish()
 
 

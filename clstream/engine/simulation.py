@@ -19,6 +19,7 @@ from clstream.bus import Bus, Stopwatch, with_parts
 from clstream.engine.about import RunFacts
 from clstream.engine.arrivals import ENDLESS, arrivals
 from clstream.engine.compiled_step import CompiledStep
+from clstream.engine.controls import Controls
 from clstream.engine.labels import buy_labels
 from clstream.engine.numerics import Numerics
 from clstream.engine.placement import Placement
@@ -40,6 +41,7 @@ from clstream.serialization.same_code import Source, changes
 from clstream.serialization.source_code import as_files, checkout_hash, definitions, user_sources
 from clstream.strategy import Strategy
 from clstream.stream import ArrivingStream, Delivery, PoolSchedule, Stream, Task
+from clstream.training import Training
 
 
 class Simulation:
@@ -50,6 +52,7 @@ class Simulation:
         accept_changed_code: see `run`.
         measures: that are taken.
         numerics: how it computes.
+        train: its training controls.
 
     """
 
@@ -68,22 +71,27 @@ class Simulation:
         evaluate_on: str = "all",
         measures: Sequence[Measure] | None = None,
         numerics: Numerics = Numerics(),
+        train: Training | None = None,
     ) -> None:
         self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
         self.evaluate_at, self.evaluate_on = evaluate_at, evaluate_on
         self.measures = chosen(None, stream.targets, stream.scenario) if measures is None else tuple(measures)
-        self.numerics, self.options = numerics, numerics.options
+        self.numerics = numerics
+        self.options: dict[str, str | int | float | bool] = {**numerics.options, **({} if train is None else train.options)}
         self.questions: Questions | None = None
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
         self.built_from = list(definitions(*built_from(strategy, stream), *self.measures, *code))
-        self.tracking = Stopwatch()
-        self.bus = Bus(strategy, *observers, learner=strategy, stopwatch=self.tracking)
-        # its halves: some events are for one of them only
-        self.strategy_bus, self.observer_bus = Bus(strategy, learner=strategy), Bus(*observers, stopwatch=self.tracking)
-        self.placement = Placement(strategy, device, seed, self.bus)
         self.stream = stream.reseeded(seed).to(device)
+        self.controls = Controls(train, strategy, self.stream, max_sessions)
+        self.tracking = Stopwatch()
+        learning = self.controls.learning
+        self.bus = Bus(learning, *observers, learner=learning, stopwatch=self.tracking)
+        self.controls.connect(self.bus)
+        # its halves: some events are for one of them only
+        self.strategy_bus, self.observer_bus = Bus(learning, learner=learning), Bus(*observers, stopwatch=self.tracking)
+        self.placement = Placement(strategy, device, seed, self.bus)
         self.ledger = Ledger(strategy, self.stream, self.device, lambda: self.seconds, self.tracking)
         self.bus.on_own_event = self.ledger.meter.on_own_event
         self.compiled = CompiledStep(strategy, stream.batch_size, self.device, self.ledger) if numerics.compile else None
@@ -93,7 +101,7 @@ class Simulation:
         self.position, self.step, self.begun = Position(0), 0, 0
         self.losses = list[Tensor]()  # of the newest batches, not looked at yet
         self.deferred: list[Callable[[], object]] = []
-        self.parts = list(with_parts(strategy))  # those that the bus calls, whatever becomes of `strategy.parts`
+        self.parts = [*with_parts(strategy), *self.controls.parts]  # those that the bus calls, whatever becomes of `strategy.parts`
         self.identity = run_params(strategy, self.stream, seed, self.device.type) | {
             "stream.seed": self.stream.seed,
             "stream.augment": describe(self.stream.augment),
@@ -229,8 +237,9 @@ class Simulation:
         return RunFacts(self.stream, self.begun, result_of(self.measured())).about()
 
     def leave(self) -> None:
-        """Leave the strategy: it emits nothing more, and keeps what there is to say of the run."""
+        """Leave the strategy: it emits nothing more, has no training controls, and keeps what there is to say of the run."""
         self.placement.leave()
+        self.controls.leave()
         if self.strategy.about == self.about:
             self.strategy.about = RunFacts(self.stream, self.begun, result_of(self.measured())).about
 
@@ -292,6 +301,7 @@ class Simulation:
                     stacklevel=2,
                 )
         objects = restore(self.parts, state["strategy"], self.references, self.device)
+        self.controls.enter()
         self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
         self.begun = self.position.session + any((self.position.epoch, self.position.batch))
@@ -338,6 +348,8 @@ class Simulation:
     def take_labels(self, stream: Stream) -> None:
         """Go on with a stream that has more labels of its pool."""
         self.stream = stream
+        if self.controls.stopping is not None:
+            self.controls.stopping.stream = stream
         if "references" in vars(self):
             self.references.stream = stream
 

@@ -9,20 +9,15 @@ session leaves one.
 
 from __future__ import annotations
 
-import warnings
-from copy import deepcopy
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clstream import events
-from clstream.engine.simulation import Simulation
+from clstream.engine.trial import learn_briefly
 from clstream.seeds import isolated
 from clstream.strategy import Strategy
-from clstream.stream import Samples, Stream, Subset
+from clstream.stream import Stream
 
 _TORCH_SAYS = "Expected more than 1 value per channel"
 
@@ -81,30 +76,5 @@ def fails(strategy: Strategy, stream: Stream, session: int, device: str | torch.
     False if that can't be tried.
     """
     before = session > 0 or stream.size_of(session) > 1  # whether something is learned before the sample that comes alone
-    count = stream.batch_size + 1 if before else 1
-
-    def cut(part: Samples | Subset, most: int) -> Samples | Subset:
-        return part.take(slice(most)) if isinstance(part, Subset) else part[:most]
-
-    with isolated(0, "single", device=device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            tasks = [replace(task, train=cut(task.train, count), validation=None) for task in stream.tasks]
-            short = replace(stream, tasks=tasks, schedule=(stream.task_of(session),), epochs=1, drop_last=False, probes=())
-            simulation = Simulation(deepcopy(strategy), short, (), 0, device, None, None)
-            simulation.start(None)
-            session_of_one = short.session(0)
-            if short.boundaries:
-                simulation.bus.emit(events.TaskStarted(short.tasks[short.task_of(0)]))
-            simulation.bus.emit(events.SessionStarted(session_of_one))
-            simulation.placement.update()
-            for epoch in session_of_one:
-                simulation.bus.emit(events.EpochStarted(epoch))
-                for batch in epoch:
-                    simulation.bus.emit(events.BatchReady(batch))
-                    simulation.bus.emit(events.BatchLearned(batch, simulation.strategy.learn(batch)))
-        except ValueError as error:
-            return _TORCH_SAYS in str(error)
-        except Exception:  # noqa: BLE001  # whatever it is, it is not batch norm
-            return False
-    return False
+    refusal = learn_briefly(strategy, stream, session, device, stream.batch_size + 1 if before else 1)
+    return isinstance(refusal, ValueError) and _TORCH_SAYS in str(refusal)

@@ -25,6 +25,8 @@ ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSpro
 
 PLAIN = (bool, int, float, str, type(None))
 
+OWN_STEPS = "each seed clips or accumulates its own gradients, or has its own schedule of the learning rate"
+
 Slot = tuple[Any, Any, str]
 """A place that holds a tensor: a dictionary or a list, the key, and how the place is called."""
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from clstream.engine.compatibility import check_fits
+from clstream.engine.controls import prepared
 from clstream.engine.lane import Lane, global_state, same_state
 from clstream.engine.loop import note_used
 from clstream.engine.numerics import Numerics
 from clstream.engine.simulation import Simulation
-from clstream.engine.stacked_step import Stack, UnstackableError, why_unstackable
+from clstream.engine.stacked_step import OWN_STEPS, Stack, UnstackableError, why_unstackable
 from clstream.eval_mode import as_written
 from clstream.measures import Measure
 from clstream.params import check_bool, check_integer
@@ -31,6 +32,7 @@ from clstream.results import Result
 from clstream.seeds import isolated, random_state_kept
 from clstream.strategy import Strategy
 from clstream.stream import Stream
+from clstream.training import Training
 
 
 class SeedsError(RuntimeError):
@@ -65,6 +67,7 @@ def run_seeds(
     evaluate_on: str = "all",
     measures: Sequence[str | Measure | type[Measure]] | None = None,
     deterministic: bool = False,
+    train: Training | None = None,
 ) -> list[Result]:
     """Run a strategy with several seeds in this process at once, their weights stacked: see docs/performance.md for when it pays.
 
@@ -78,8 +81,8 @@ def run_seeds(
         seeds: distinct whole numbers from 0 up.
         observers: returns the observers of a seed, new ones for each. None: there are none.
         resume: checkpoints by seed, to go on from; a seed without one starts anew.
-        device, evaluate_every, max_sessions, accept_changed_code, code, evaluate_at, evaluate_on, measures, deterministic: as in
-            `run`.
+        device, evaluate_every, max_sessions, accept_changed_code, code, evaluate_at, evaluate_on, measures, deterministic, train:
+            as in `run`.
 
     Returns:
         The results, in the order of the seeds.
@@ -97,18 +100,20 @@ def run_seeds(
     check_bool(accept_changed_code=accept_changed_code)
     numerics = Numerics("fp32", deterministic)
     numerics.check(device)
-    where = torch.device(device)
+    where, played = torch.device(device), prepared(stream, train)
     with random_state_kept(where), signals_kept(), as_written(), numerics.running(where):
         lanes = []
         for seed in numbers:
             with isolated(seed, "model"):
                 strategy = make_strategy(seed)
-            taken = check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures)
+            taken = check_fits(
+                strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures, train
+            )
             state, watching = (resume or {}).get(seed), () if observers is None else tuple(observers(seed))
             with isolated(seed, "run", device=device):
                 simulation = Simulation(
-                    strategy, stream, watching, seed, device, evaluate_every, max_sessions, code, accept_changed_code,
-                    evaluate_at, evaluate_on, taken, numerics,
+                    strategy, played, watching, seed, device, evaluate_every, max_sessions, code, accept_changed_code,
+                    evaluate_at, evaluate_on, taken, numerics, train,
                 )  # fmt: skip
                 if state is not None:
                     simulation.check_same(state)
@@ -140,7 +145,7 @@ class Together:
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.lanes = lanes
-        self.reason = next((reason for lane in lanes if (reason := why_unstackable(lane.strategy))), "")
+        self.reason = next((reason for lane in lanes if (reason := why_apart(lane))), "")
         self.told = set[str]()
 
     def play(self) -> None:
@@ -237,6 +242,11 @@ class Together:
         for lane, loss in zip(lanes, losses, strict=True):
             lane.attempt(lane.learned, loss)
         return True
+
+
+def why_apart(lane: Lane) -> str:
+    """Return why the steps of a lane can't be taken together with those of others; "" if nothing shows before a run."""
+    return OWN_STEPS if lane.simulation.controls.steps_apart else why_unstackable(lane.strategy)
 
 
 def alike(lane: Lane, other: Lane) -> bool:

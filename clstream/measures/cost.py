@@ -25,6 +25,9 @@ HELD = ("parameters", "trainable_parameters", "memory_bytes", "peak_bytes")
 SENT = ("bytes_up", "bytes_down")
 """The columns of `Cost` that are 0 unless there are clients; dictionaries, totals and frames leave them out then."""
 
+SAVED = ("epochs_saved",)
+"""The same, of those that are 0 unless sessions are stopped early."""
+
 
 def _unknown() -> Tensor:
     return torch.empty(0, dtype=torch.float64)
@@ -47,6 +50,7 @@ class Cost:
         memory_bytes: what the strategy keeps beside these when the session is over, evaluated or not: see
             `clstream.measures.memory`.
         peak_bytes: the most memory that the process had until then, on a GPU the most that tensors had there.
+        epochs_saved: passes over a session that early stopping left out.
         bytes_up, bytes_down: of tensors that clients sent to a server, and that it sent to them.
         memory: the bytes in the newest of `memory_bytes`, by the attribute of the strategy that holds them.
         compiling_seconds: of the whole run, which are in none of the columns; 0 unless steps are compiled.
@@ -66,6 +70,7 @@ class Cost:
     peak_bytes: Tensor = field(default_factory=_unknown)
     bytes_up: Tensor = field(default_factory=_unknown)
     bytes_down: Tensor = field(default_factory=_unknown)
+    epochs_saved: Tensor = field(default_factory=_unknown)
     memory: dict[str, int] = field(default_factory=dict)
     compiling_seconds: float = 0.0
 
@@ -89,10 +94,15 @@ class Cost:
         return any(bool(getattr(self, name).any()) for name in SENT)
 
     @property
+    def saves(self) -> bool:
+        """Whether early stopping left anything out."""
+        return bool(self.epochs_saved.any())
+
+    @property
     def total(self) -> dict[str, float]:
         """The whole run: sums of FLOPs and seconds, the last number of parameters, the most memory that was held; NaN of none.
 
-        Where anything was sent, the sums of that too.
+        Where anything was sent, or left out by early stopping, the sums of that too.
         """
         known = len(self) > 0
         values = {name: float(getattr(self, name).sum()) if known else float("nan") for name in ADDED}
@@ -100,20 +110,24 @@ class Cost:
         for name in HELD:
             column = getattr(self, name)
             values[name] = float(column.amax() if name.endswith("bytes") else column[-1]) if known else float("nan")
-        values |= {name: float(getattr(self, name).sum()) for name in SENT if self.sends}
+        values |= {name: float(getattr(self, name).sum()) for name in self._optional}
         return values | ({"compiling_seconds": self.compiling_seconds} if self.compiling_seconds else {})
+
+    @property
+    def _optional(self) -> tuple[str, ...]:
+        return (*(SENT if self.sends else ()), *(SAVED if self.saves else ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, as checkpoints hold them, that `from_dict` takes."""
-        left_out = {*(() if self.compiling_seconds else ("compiling_seconds",)), *(() if self.sends else SENT)}
+        left_out = {*(() if self.compiling_seconds else ("compiling_seconds",)), *{*SENT, *SAVED} - {*self._optional}}
         return {attribute.name: getattr(self, attribute.name) for attribute in fields(Cost) if attribute.name not in left_out}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Cost:
         """Return the cost whose `to_dict` gave these values. Raises ValueError for values that no cost gives."""
-        sent = () if values.keys().isdisjoint(SENT) else SENT
-        columns = [values.get(name) for name in (*ADDED, *HELD, *sent)]
-        right = {"compiling_seconds", *SENT, *values} == {attribute.name for attribute in fields(Cost)} and isinstance(
+        optional = (*(() if values.keys().isdisjoint(SENT) else SENT), *(SAVED if "epochs_saved" in values else ()))
+        columns = [values.get(name) for name in (*ADDED, *HELD, *optional)]
+        right = {"compiling_seconds", *SENT, *SAVED, *values} == {attribute.name for attribute in fields(Cost)} and isinstance(
             values["memory"], dict
         )
         right = right and type(values.get("compiling_seconds", 0.0)) is float
@@ -122,7 +136,8 @@ class Cost:
         right = right and all(isinstance(name, str) and type(size) is int for name, size in values["memory"].items())
         if not right:
             raise ValueError("these can't be the values of a Cost")
-        return Cost(**(values if sent else {**values, **{name: torch.zeros_like(values[ADDED[0]]) for name in SENT}}))
+        none = torch.zeros_like(values[ADDED[0]])
+        return Cost(**{**dict.fromkeys((*SENT, *SAVED), none), **values})
 
     def to_frame(self) -> DataFrame:
         """Return a pandas DataFrame: a row for each session, a column for each of the tensors."""
@@ -130,7 +145,7 @@ class Cost:
             from pandas import DataFrame, RangeIndex
         except ModuleNotFoundError:
             raise ImportError("a DataFrame needs the package pandas, which is not installed: pip install pandas") from None
-        columns = {name: getattr(self, name).numpy() for name in (*ADDED, *HELD, *(SENT if self.sends else ()))}
+        columns = {name: getattr(self, name).numpy() for name in (*ADDED, *HELD, *self._optional)}
         return DataFrame(columns, index=RangeIndex(1, len(self) + 1, name="sessions_finished"))
 
 

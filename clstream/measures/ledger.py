@@ -35,6 +35,7 @@ class Ledger:
         self.spent = {"consolidating": 0.0, "evaluating": 0.0}  # seconds; those of "compiling" only if steps are compiled
         self.rows: list[list[float]] = []  # of sessions that are over, in the order of the columns
         self.sent: list[list[int]] = []  # the bytes up and down until the end of each of these
+        self.epochs_saved = [0]  # by early stopping, in each session so far
         self.before = [0.0] * len(ADDED)  # what had added up before the session that goes on
         self.held = [float("nan")] * (len(HELD) - 1)
         self.memory: dict[str, int] = {}
@@ -80,6 +81,7 @@ class Ledger:
             self.meter.flush()
             self.rows.append(self._row())
             self.sent.append([*self.strategy.sent_bytes])
+            self.epochs_saved.append(0)
             self.before = self._added()
             self.held = [float("nan")] * len(self.held)
 
@@ -114,6 +116,7 @@ class Ledger:
         sent = torch.tensor([[0, 0], *self.sent, [*self.strategy.sent_bytes]], dtype=torch.float64).diff(dim=0)
         return Cost(
             **dict(zip((*ADDED, *HELD, *SENT), torch.cat([table, sent], 1).T.contiguous(), strict=True)),
+            epochs_saved=torch.tensor(self.epochs_saved, dtype=torch.float64),
             memory=dict(self.memory),
             compiling_seconds=self.spent.get("compiling", 0.0),
         )
@@ -129,6 +132,7 @@ class Ledger:
             "held": list(self.held),
             "memory": dict(self.memory),
             **({"sent": [list(row) for row in self.sent]} if any(map(any, self.sent)) else {}),
+            **({"epochs_saved": list(self.epochs_saved)} if any(self.epochs_saved) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,17 +141,23 @@ class Ledger:
         self.spent, self.tracking.seconds, self.memory = dict(state["spent"]), state["tracking"], dict(state["memory"])
         self.rows, self.before, self.held = [list(row) for row in state["rows"]], list(state["before"]), list(state["held"])
         self.sent = [list(row) for row in state.get("sent", [[0, 0]] * len(self.rows))]
+        self.epochs_saved = list(state.get("epochs_saved", [0] * (len(self.rows) + 1)))
 
     @staticmethod
     def is_state(state: Mapping[str, Any]) -> bool:
         """Return whether these may be what `state_dict` returns."""
         kinds = {"meter": dict, "spent": dict, "tracking": float, "rows": list, "before": list, "held": list, "memory": dict}
-        if state.keys() - {"sent"} != kinds.keys() or not all(isinstance(state[name], kind) for name, kind in kinds.items()):
+        if state.keys() - {"sent", "epochs_saved"} != kinds.keys() or not all(
+            isinstance(state[name], kind) for name, kind in kinds.items()
+        ):
             return False
         widths = [len(ADDED) + len(HELD)] * len(state["rows"]) + [len(ADDED), len(HELD) - 1]
         rows = [*state["rows"], state["before"], state["held"]]
         sent = state.get("sent", [[0, 0]] * len(state["rows"]))
+        saved = state.get("epochs_saved", [0] * (len(state["rows"]) + 1))
         if not isinstance(sent, list) or len(sent) != len(state["rows"]):
+            return False
+        if not isinstance(saved, list) or len(saved) != len(state["rows"]) + 1:
             return False
         return (
             FlopMeter.is_state(state["meter"])
@@ -156,5 +166,6 @@ class Ledger:
             and all(type(number) is float for numbers in (*rows, state["spent"].values()) for number in numbers)
             and all(isinstance(row, list) and len(row) == len(SENT) for row in sent)
             and all(type(number) is int and 0 <= number < 2**63 for row in sent for number in row)
+            and all(type(number) is int and 0 <= number < 2**31 for number in saved)
             and all(isinstance(name, str) and type(size) is int for name, size in state["memory"].items())
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from torch.optim import Optimizer
 
 from clstream.bus import on
 from clstream.events import BatchReady, SessionStarted
 from clstream.params import check_choice, check_number
+from clstream.training import rate_factor
 
 SCHEDULES = ("cosine", "constant")
 
@@ -55,8 +54,4 @@ class LearningRateSchedule:
 
     def factor(self, step: int) -> float:
         """Return what the learning rates of a step are multiplied by."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.kind == "constant":
-            return 1.0
-        return (1 + math.cos(math.pi * (step - self.warmup_steps) / (self.steps - self.warmup_steps))) / 2
+        return rate_factor(self.kind, step, self.steps, self.warmup_steps)

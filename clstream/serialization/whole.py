@@ -40,7 +40,7 @@ _FUNCTIONS = {f"torch:{name}": getattr(torch, name) for name in (
 )}  # fmt: skip
 """Functions of torch beside those of torch.nn.functional that may be named."""
 
-_OF_A_RUN = {"bus", "about", "drawn_before"}
+_OF_A_RUN = {"bus", "about", "drawn_before", "train_updates", "train_class_weights", "train_weighed"}
 """Attributes in `not_state` that are left out: a run sets them."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,22 @@ from clstream.stream import Batch, Samples, Subset, Task
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 ACTIVE_CLASSES = ("all", "seen", "task")
+
+CONTROLS = ("schedule", "clip", "accumulate", "patience", "class_weights", "renew_optimizer")
+"""The training controls: see `clstream.training`."""
+
+
+class Updates(Protocol):
+    """What takes the optimizer's steps in place of `Strategy.minimise`: see `clstream.training.updates`."""
+
+    def step(self, optimizer: Optimizer, loss: Tensor) -> None:
+        """Add the gradients of a loss, and take the optimizer's step if it is due."""
+
+    def add(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients that were computed already."""
+
+    def update(self, optimizer: Optimizer) -> None:
+        """Take the optimizer's step on the gradients that are there, if it is due."""
 
 
 class Strategy(Merging, Emitter, HasParams):
@@ -53,7 +69,7 @@ class Strategy(Merging, Emitter, HasParams):
 
     """
 
-    not_state: tuple[str, ...] = ("drawn_before", "about")
+    not_state: tuple[str, ...] = ("drawn_before", "train_updates", "train_class_weights", "train_weighed", "about")
     """Attributes that are no state: what they hold is not seeded, moved, or kept. Subclasses add their own."""
 
     drawn_before: tuple[Samples, ...] | None = None
@@ -79,6 +95,19 @@ class Strategy(Merging, Emitter, HasParams):
 
     takes_regularisers: bool = True
     """Whether its steps minimise `self.objective(samples)`, so that penalties can be added: see `add_regularisers`."""
+
+    takes_controls: tuple[str, ...] = CONTROLS
+    """The training controls that it takes. A class with a `learn` of its own takes none, and one that answers by `scores` or
+    `predict` of its own no "patience", unless it says so here."""
+
+    train_updates: Updates | None = None
+    """What takes the optimizer's steps, in a run that clips or accumulates gradients."""
+
+    train_class_weights: Tensor | None = None
+    """(labels,), what a sample of each class weighs in the loss, in a run with class weights."""
+
+    train_weighed: bool = False
+    """Whether a loss has read `train_class_weights` since the session began."""
 
     rehearsal_free: bool = False
     """Whether it says that nothing of a session's inputs is in it when the session is over; then the contract checks it."""
@@ -241,7 +270,7 @@ class Strategy(Merging, Emitter, HasParams):
 
         Here: the mean loss of the targets' kind: cross-entropy, binary cross-entropy, or squared error: see `clstream.losses`.
         """
-        return mean_loss(self.logits(samples), samples.y, samples.target, self.bce_mean)
+        return self.loss_of_logits(self.logits(samples), samples)
 
     def sample_losses(self, outputs: Tensor, y: Tensor, task: Tensor | None = None) -> Tensor:
         """Return (n,), the loss of each sample from its (n, outputs) outputs: the negative log likelihood, as a Fisher needs it.
@@ -252,8 +281,15 @@ class Strategy(Merging, Emitter, HasParams):
 
     def loss_of_outputs(self, outputs: Tensor, samples: Samples) -> Tensor:
         """Return the mean loss of (n, outputs) outputs for samples, over those that compete: a scalar."""
-        logits = self.mask_other_heads(outputs, samples.y, samples.extra.get("task"))
-        return mean_loss(logits, samples.y, samples.target, self.bce_mean)
+        return self.loss_of_logits(self.mask_other_heads(outputs, samples.y, samples.extra.get("task")), samples)
+
+    def loss_of_logits(self, logits: Tensor, samples: Samples) -> Tensor:
+        """Return the mean loss of (n, outputs) masked outputs for samples, weighed if classes have weights: a scalar."""
+        if self.train_class_weights is None:
+            return mean_loss(logits, samples.y, samples.target, self.bce_mean)
+        self.train_weighed = True
+        weights = self.train_class_weights[samples.y]
+        return (weights * F.cross_entropy(logits, samples.y, reduction="none")).sum() / weights.sum()
 
     def add_regularisers(self, *regularisers: Regulariser) -> None:
         """Add regularisers: they hear the run as parts do, and each step minimises their penalties too.
@@ -290,10 +326,20 @@ class Strategy(Merging, Emitter, HasParams):
     def learn(self, batch: Batch) -> Tensor:
         """Take one step on a batch of the stream, and return its loss: a detached scalar."""
         loss = self.objective(batch.samples)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.minimise(loss)
         return loss.detach()
+
+    def minimise(self, loss: Tensor) -> None:
+        """Take the optimizer's step on a loss; in a run that clips or accumulates gradients, as that says.
+
+        A `learn` of the strategy's own that calls it for its one step on a batch can say that it takes "clip" and "accumulate".
+        """
+        if self.train_updates is None:
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        else:
+            self.train_updates.step(self.optimizer, loss)
 
     @answers
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clstream.params import check_bool, check_choice, check_integer
+from clstream.seeds import derive
 from clstream.stream.samples import TARGETS, Samples, Subset, check_samples, content_hash, own_storage, pooled, positives
 from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Session, Task, TestSet
 
@@ -109,6 +110,7 @@ class Stream:
     target: str = ""
     probes: Sequence[TestSet] = ()
     device: torch.device | None = field(default=None, init=False)
+    held_out: float = field(default=0.0, init=False)
 
     arrives: ClassVar[bool] = False
     """Whether its sessions arrive while it is learned: see `clstream.stream.arriving`."""
@@ -161,8 +163,46 @@ class Stream:
         device = None if self.resident else self.device
         return Session(index, task, samples, self.epochs, self.batch_size, self.seed, device, self.shuffle, self.drop_last)
 
+    def holding_out(self, share: float) -> Stream:
+        """Return the stream whose sessions hold back a share of their samples: they don't deliver it, `held_back` does.
+
+        Of labels it is that share of each class, rounded, but never all of it. Which samples these are is a pure function of
+        (stream seed, session).
+
+        Args:
+            share: above 0 and below 1.
+
+        """
+        return self._like(held_out=share)
+
+    def held_back(self, session: int) -> Samples | Subset:
+        """Return the samples that a session holds back."""
+        dealt = self._dealt(session)
+        return _rows(dealt, self._held_rows(session, dealt).nonzero().flatten())
+
+    def _held_rows(self, session: int, dealt: Samples | Subset) -> Tensor:
+        """Return which of a session's samples it holds back: (n,), bool, on the CPU."""
+        y = dealt.y.cpu() if dealt.target == "label" else torch.zeros(len(dealt), dtype=torch.int64)
+        same = torch.arange(len(y))
+        if isinstance(self.schedule, MixedSchedule) and not self.schedule.once:
+            same = self.schedule.draw(session).unique(return_inverse=True)[1]  # a sample that comes twice is one
+            y = torch.zeros(int(same.max()) + 1, dtype=torch.int64).scatter(0, same, y)
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(derive(self.seed, session, "held out")))
+        order = order[y[order].argsort(stable=True)]
+        counts = y.bincount()
+        rank = torch.arange(len(y)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        most = torch.minimum((counts * self.held_out).round().long(), counts - 1)
+        held = torch.zeros(len(y), dtype=torch.bool)
+        held[order] = rank < most.repeat_interleave(counts)
+        return held[same]
+
     def _delivered(self, index: int) -> Samples | Subset:
-        """Return the samples of a session."""
+        """Return the samples of a session, without those that it holds back."""
+        dealt = self._dealt(index)
+        return _rows(dealt, (~self._held_rows(index, dealt)).nonzero().flatten()) if self.held_out else dealt
+
+    def _dealt(self, index: int) -> Samples | Subset:
+        """Return the samples of a session, with those that it holds back."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
         if isinstance(self.schedule, MixedSchedule):
@@ -213,7 +253,10 @@ class Stream:
     def mix(self, session: int) -> Tensor:
         """Return how many samples of each task a session draws, also where strategies are not told: (tasks,), int64, on the CPU."""
         if isinstance(self.schedule, MixedSchedule):
-            return torch.bucketize(self.schedule.draw(session), self._ends, right=True).bincount(minlength=len(self.tasks))
+            drawn = self.schedule.draw(session)
+            if self.held_out:
+                drawn = drawn[~self._held_rows(session, self._dealt(session))]
+            return torch.bucketize(drawn, self._ends, right=True).bincount(minlength=len(self.tasks))
         return len(self._delivered(session)) * (torch.arange(len(self.tasks)) == self.task_of(session))
 
     def labels(self, session: int) -> Tensor:
@@ -222,7 +265,9 @@ class Stream:
 
     def size_of(self, session: int) -> int:
         """Return how many samples a session delivers."""
-        return len(self.schedule.draw(session)) if isinstance(self.schedule, MixedSchedule) else len(self._delivered(session))
+        if isinstance(self.schedule, MixedSchedule) and not self.held_out:
+            return len(self.schedule.draw(session))
+        return len(self._delivered(session))
 
     def task_of(self, session: int) -> int:
         """Return the number of the task that a session draws from, or draws most from, also where strategies are not told."""
@@ -358,6 +403,11 @@ class Stream:
             raise ValueError(f"{self.name} holds back no validation samples: build it with validation=0.1, say")
         return replace(self, name=f"{self.name} (validation)", tasks=tasks, probes=())
 
+    def testing(self, samples: Samples | Subset, task: int) -> Stream:
+        """Return the stream with other test samples of a task, and without probes."""
+        tasks = [replace(own, test=samples) if own.id == task else own for own in self.tasks]
+        return self._like(tasks=tuple(tasks), probes=())
+
     def to(self, device: torch.device | str) -> Stream:
         """Return the stream with its samples on `device`; if not `resident`, its batches will be moved there."""
         tasks, probes = self.tasks, self.probes
@@ -448,6 +498,13 @@ class Stream:
             lines.append(f"  ... and {len(self.probes) - 20} more probes")
         notes = [*self.notes, self.gaps] if self.gaps else self.notes
         return "\n".join(lines + [f"  note: {note}" for note in notes])
+
+
+def _rows(part: Samples | Subset, rows: Tensor) -> Samples | Subset:
+    """Return some samples by their numbers on the CPU, still ungathered if they are."""
+    if isinstance(part, Subset):
+        return part.take(rows.to(part.index.device))
+    return part[rows.to(part.y.device)]
 
 
 def _checked(drawn: object, most: int, what: str) -> Tensor:

@@ -157,8 +157,8 @@ def name_of(value: Any) -> str:
 
 def _axis(key: str, value: Any, names: Mapping[str, str], known: Known) -> Axis:
     root, _, rest = key.partition(".")
-    if root in known.names or root in CHOICES:
-        if rest and root not in CHOICES:
+    if root in known.names or root in CHOICES or key in known.names:
+        if rest and root not in CHOICES and key not in known.names:
             raise GridError(f"sweep: there is no option {key!r}: {root} has no options of its own")
         values = _values(key, value)
         apart = key == "config" and _strategies_tell_apart([known.config(str(item)) for item in values])
@@ -218,8 +218,8 @@ def _named(key: str, value: Mapping[Any, Any], known: Known) -> list[tuple[str, 
                 f"{_text(settings)[:60]}"
             )
         for option in settings:
-            root, _, rest = str(option).partition(".")
-            if root in ("seed", "seeds") or (root not in CHOICES and (rest or root not in {*known.names, "config"})):
+            root = str(option).partition(".")[0]
+            if root in ("seed", "seeds") or (root not in CHOICES and option not in {*known.names, "config"}):
                 near = get_close_matches(str(option), [*known.names, *CHOICES], n=1, cutoff=0.5)
                 raise GridError(
                     f"sweep: {key}, {name}: "

@@ -17,6 +17,7 @@ from clstream.events import Evaluated
 from clstream.results import Evaluation
 from clstream.strategy import Strategy
 from clstream.stream import Stream
+from clstream.training import Training
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -109,6 +110,7 @@ def run_trial(
     precision: str = "fp32",
     deterministic: bool = False,
     compile: bool = False,  # noqa: A002  # as torch calls it
+    train: Training | None = None,
 ) -> Outcome:
     """Run a strategy on the stream of a search, and return what came of it. A loss that is not finite is no error here.
 
@@ -117,7 +119,7 @@ def run_trial(
         stream: as `trial_stream` returns it.
         earlier: Optuna's trials that are over; this one ends early if it is in their worst quarter, though not before its second
             session (in a stream of one session: not before half of it).
-        seed, device, max_sessions, precision, deterministic, compile: see `run`.
+        seed, device, max_sessions, precision, deterministic, compile, train: see `run`.
         evaluate_every: see `run`. None: four times a session, as long as the first one.
 
     Raises:
@@ -131,7 +133,7 @@ def run_trial(
     began = time.perf_counter()
     options: dict[str, Any] = {
         "seed": seed, "device": device, "evaluate_every": every, "max_sessions": max_sessions, "precision": precision,
-        "deterministic": deterministic, "compile": compile,
+        "deterministic": deterministic, "compile": compile, "train": train,
     }  # fmt: skip
     state, value, note = "complete", math.nan, ""
     try:

@@ -86,6 +86,7 @@ class PromptTuning(Strategy, ABC):
     """
 
     fixed_classes = "in the loss those of the session, in an answer those that came"
+    takes_controls = ("clip", "accumulate")  # it has a schedule, and a new optimizer for each session
     rehearsal_free = True
     needs_images = True
     takes_regularisers = False  # these hold the model's weights, and prompts are none

@@ -114,6 +114,7 @@ class FSCIL(Strategy):
     """
 
     fixed_classes = "in the loss those of the first session, in an answer those with a mean"
+    takes_controls = ("clip", "accumulate")  # it has a schedule of its own, and learns in the first session alone
     rehearsal_free = True
     takes_regularisers = False
 

@@ -64,7 +64,7 @@ from clstream.fisher import diagonal_fisher, running_mean, session_fisher
 from clstream.memory import ClassBalanced
 from clstream.models.heads import pad_rows
 from clstream.params import check_choice, check_integer, check_number, check_positive, check_share
-from clstream.strategy import OptimizerFactory, Strategy
+from clstream.strategy import CONTROLS, OptimizerFactory, Strategy
 from clstream.stream import Samples, Subset
 
 EVERYWHERE = ("zero", "constant", "fisher")
@@ -101,6 +101,7 @@ class Lifelong(Strategy):
 
     """
 
+    takes_controls = tuple(control for control in CONTROLS if control != "accumulate")  # weights are pulled with each batch
     not_state = ("drawn_before", "pulls")
 
     def __init__(

@@ -92,6 +92,7 @@ class OpenVAE(Strategy):
     """
 
     fixed_classes = "those that came so far"
+    takes_controls = ("schedule", "clip")  # a batch has several steps, and each session a new optimizer
     needs_images = True
     takes_regularisers = False
 

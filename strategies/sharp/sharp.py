@@ -101,6 +101,7 @@ class SHARP(Strategy):
     fixed_classes = "none in the loss; classes with exemplars in an answer"
     not_state: tuple[str, ...] = ("chain", "active_path", "gradient_masks", "replayed")
     scores_are = "ranks"
+    takes_controls = ("schedule", "renew_optimizer")
     takes_regularisers = False  # its loss is of representations, and its own step masks gradients
     checkpoint_modules: tuple[str, ...] = (ShortTerm.__module__,)
 
