@@ -90,7 +90,7 @@ def test_it_survives_a_kill_and_goes_on(inbox, tmp_path, monkeypatch):
         (["inbox", "--seeds", "0,1"], "clstream watch has no option --seeds"),
         (["inbox", "--stream", "blobs"], "clstream watch has no option --stream"),
         (["inbox", "--stream.classes", "none"], "--stream.classes takes"),
-        (["--track", "false", "inbox"], "--track needs a value"),
+        (["inbox", "--workers", "2"], "clstream watch has no option --workers"),
     ],
 )
 def test_refusals(arguments, reason, capsys):
