@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import clstream.strategies as strategies
 import pytest
 import yaml
+from clstream.strategies import Replay
 
+from clstream import run
+from clstream.checks import example_model, example_stream
 from clstream.cli.build import steps_of
 from clstream.cli.errors import UsageError
 from clstream.cli.experiment import run_experiment
@@ -18,6 +22,8 @@ from clstream.cli.profile import options_of_run
 from clstream.cli.sweep_plan import plan_of
 from clstream.cli.training_options import OPTIONS, check_no_training, training_of
 from clstream.strategy.strategy import CONTROLS
+from clstream.tracking import CsvTracker, EventLog
+from clstream.tracking.event_log import read
 from clstream.training import Training
 
 GIVEN = ["--train.schedule", "cosine", "--train.warmup", "5", "--train.clip", "1.0", "--train.patience=2", "--train.held_out=0.2"]
@@ -95,3 +101,16 @@ def test_the_page_says_what_the_classes_say() -> None:
         if "takes_controls" in {key for base in cls.__mro__[:-1] if base.__name__ != "Strategy" for key in vars(base)}
     }
     assert said == {name: tuple(takes) for name, takes in own.items()}
+
+
+def test_trackers_and_the_log_have_what_early_stopping_did(tmp_path: Path) -> None:
+    stream = example_stream(epochs=8)
+    log, points = EventLog(tmp_path), CsvTracker(tmp_path)
+    result = run(Replay(example_model(), capacity=50), stream, log, points, train=Training(patience=1, held_out=0.25))
+    entries = [entry for entry in read(tmp_path) if entry["event"] == "SessionStoppedEarly"]
+    assert sum(entry["fields"]["epochs_saved"] for entry in entries) == result.cost.total["epochs_saved"] > 0
+    rows = list(csv.DictReader(points.path.open(encoding="utf-8")))
+    last = {row["metric"]: float(row["value"]) for row in rows}
+    assert last["train/epochs_saved"] == entries[-1]["fields"]["epochs_saved"]
+    assert last["cost/epochs_saved"] == result.cost.total["epochs_saved"] and 0 <= last["train/held_out"] <= 1
+    assert "train.patience,1" in (tmp_path / "params.csv").read_text(encoding="utf-8")
