@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clstream.events import EpochEnded as EpochEnded
     from clstream.events import EpochStarted as EpochStarted
     from clstream.events import Evaluated as Evaluated
+    from clstream.events import RunContinued as RunContinued
     from clstream.events import RunEnded as RunEnded
     from clstream.events import RunStarted as RunStarted
     from clstream.events import SessionEnded as SessionEnded
@@ -46,6 +47,7 @@ _MODULES = {
         "EpochEnded",
         "EpochStarted",
         "Evaluated",
+        "RunContinued",
         "RunEnded",
         "RunStarted",
         "SessionEnded",

@@ -17,7 +17,8 @@ a V is rarer:
 With `evaluate_every=N`, a V also follows every N-th l. Before each V, and at the start, observers that handle `Answered` hear
 what was answered. A run that
 fails or is stopped ends in r wherever it is. One that is resumed begins with an R of its own, and then goes on with what would
-have come after the checkpoint. A strategy or a detector may emit events of its own: subclass `Event`.
+have come after the checkpoint; one that continues another one has a RunContinued after its R. A strategy or a detector may emit
+events of its own: subclass `Event`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,13 @@ class RunControl(Protocol):
 
     changed_code: list[str]
     """The user's own code that has changed since the checkpoint, and was accepted: a text for each file."""
+
+    notes: dict[str, str]
+    """What observers note for a run that continues this one, by name: the id of its MLflow run."""
+
+    @property
+    def continues(self) -> Mapping[str, str] | None:
+        """What was noted of the run that this one continues; None if it continues none."""
 
     @property
     def source_files(self) -> Mapping[str, str]:
@@ -88,6 +96,28 @@ class RunStarted(Event):
     seed: int = 0
     resumed: bool = False
     run: RunControl | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunContinued(Event):
+    """A run goes on where another one ended: it comes right after RunStarted, when all is as it was at that end.
+
+    A strategy that was built anew hears RunStarted before it gets its state; one that was just run hears no second RunStarted.
+    What has a size by the number of classes grows now. Outputs of networks, what optimizers know of them, and outputs that
+    memories keep have grown before this event.
+
+    Args:
+        stream: what is learned from here on, as in RunStarted: its first tasks and sessions are those that were learned.
+        sessions: how many were finished.
+        tasks: how many tasks the stream had until now; strategies hear 0 where the stream hides them.
+        classes: how many classes it had until now.
+
+    """
+
+    stream: Stream
+    sessions: int
+    tasks: int
+    classes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ generator of its own, which a run seeds. Which samples are kept is decided on th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from operator import index
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clstream.params import check_integer
 from clstream.stream import Samples, sent
@@ -70,6 +72,16 @@ class Memory:
     def all(self) -> Samples:
         """Return every kept sample, as a view of the storage: what is added later may change it. ValueError if there are none."""
         return self._filled()[: self.size]
+
+    def widen(self, name: str, columns: int, fill: float) -> None:
+        """Give an extra field of (n, columns) more columns, filled with a number for the samples that are kept."""
+        if self.kept is None or name not in self.kept.extra or self.kept.extra[name].dim() != 2:
+            return
+        rows = self.kept.extra[name]
+        more = F.pad(rows, (0, max(0, columns - rows.shape[1])))
+        more[: self.size, rows.shape[1] :] = fill
+        self.kept = replace(self.kept, extra={**self.kept.extra, name: more})
+        self._kind[name] = (more.dtype, tuple(more.shape[1:]))
 
     def _filled(self) -> Samples:
         if self.kept is None or not self.size:
@@ -207,6 +219,21 @@ class ClassBalanced(Memory):
         self._labels[slots], self._keys[slots] = labels[rows], keys[rows]
         self.size += len(rows) - len(freed)
         self._write(samples, slots, rows)
+
+    def enlarge(self, capacity: int) -> None:
+        """Make room for more samples; those that are kept stay. A smaller capacity changes nothing."""
+        more = capacity - self.capacity
+        if more <= 0:
+            return
+
+        def longer(rows: Tensor) -> Tensor:
+            return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])])
+
+        self.capacity = capacity
+        self._keys, self._labels = np.r_[self._keys, np.full(more, np.inf)], np.r_[self._labels, np.full(more, -1)]
+        if self.kept is not None:
+            extra = {name: longer(rows) for name, rows in self.kept.extra.items()}
+            self.kept = Samples(longer(self.kept.x), longer(self.kept.y), extra, self.kept.target)
 
     def _heaps_by_label(self) -> dict[int, list[list[float]]]:
         """Return for each class a heap of [-key, slot], its greatest key first; it is made anew for keys that were restored."""

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from clstream.bus import on
 from clstream.eval_mode import evaluating
-from clstream.events import RunStarted, SessionEnded
+from clstream.events import RunContinued, RunStarted, SessionEnded
 from clstream.memory import Memory
 from clstream.params import check_choice
 from clstream.strategy import Strategy, Wrapper
@@ -63,6 +63,12 @@ class ClassMeans(Wrapper):
     def forget(self, event: RunStarted) -> None:
         """Forget the means: nothing was learned yet."""
         self.means, self.classes = None, event.stream.classes
+
+    @on(RunContinued)
+    def widen(self, event: RunContinued) -> None:
+        """Have no means of classes that are new."""
+        if self.means is not None:
+            self.means = F.pad(self.means, (0, 0, 0, event.stream.classes - len(self.means)))
 
     @on(SessionEnded)
     def take_means(self, event: SessionEnded) -> None:

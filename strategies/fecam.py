@@ -23,6 +23,7 @@ A class keeps features x features numbers: 13 MB in float64 for 1,280 features. 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class FeCAM(FrozenFeatures):
                 raise ValueError("tukey must be above 0, or all features were 1: 0.5 is the authors', None leaves it out")
         check_number(0, shrink_diagonal=shrink_diagonal, shrink_off_diagonal=shrink_off_diagonal)
         self.tukey, self.shrink_diagonal, self.shrink_off_diagonal = tukey, shrink_diagonal, shrink_off_diagonal
+
+    by_class = MappingProxyType({"counts": 0, "sums": 0, "transformed": 0, "products": 0})
 
     def features(self, x: Tensor) -> Tensor:
         """Return the network's features; of length 1 if they are not raised to a power."""

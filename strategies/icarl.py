@@ -37,7 +37,7 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.eval_mode import as_written, evaluating
-from clstream.events import BatchReady, EpochStarted, RunStarted, SessionEnded, SessionStarted
+from clstream.events import BatchReady, EpochStarted, RunContinued, RunStarted, SessionEnded, SessionStarted
 from clstream.models import GrowingHead
 from clstream.params import check_choice, check_integer, check_positive
 from clstream.strategy import OptimizerFactory, Strategy
@@ -110,6 +110,12 @@ class ICaRL(Strategy):
     def forget(self, event: RunStarted) -> None:
         """Forget the exemplars: nothing was learned yet."""
         self.forget_all(event.stream.classes, event.stream.input_shape, event.stream.device or "cpu")
+
+    @on(RunContinued)
+    def widen(self, event: RunContinued) -> None:
+        """Have no means of classes that are new."""
+        if self.means is not None:
+            self.means = F.pad(self.means, (0, 0, 0, event.stream.classes - len(self.means)))
 
     @on(SessionStarted)
     def open(self, event: SessionStarted) -> None:

@@ -18,6 +18,7 @@ as `model`. G is M x M: 800 MB in float64 with M = 10,000, and half of that in f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class RanPAC(FrozenFeatures):
         self.random = torch.Generator()
         self.weights: Tensor | None = None
         self.session: list[tuple[Tensor, Tensor]] = []  # features and labels of the session that goes on, to choose the ridge
+
+    by_class = MappingProxyType({"counts": 0, "targets": 1})
 
     @on(RunStarted)
     def forget(self, event: RunStarted) -> None:

@@ -31,7 +31,7 @@ from torch.optim import SGD
 
 from clstream.augmentations import check_mix, mix
 from clstream.bus import on
-from clstream.events import BatchLearned, RunStarted
+from clstream.events import BatchLearned, RunContinued, RunStarted
 from clstream.memory import OFFERS, ClassBalanced, Memory, Reservoir, offered
 from clstream.params import check_choice, check_integer
 from clstream.seeds import random_state_kept
@@ -104,6 +104,12 @@ class Replay(Strategy):
         self.classes = stream.classes
         if self.per_class is not None:
             self.memory = ClassBalanced(self.per_class * stream.classes, self.per_class)
+
+    @on(RunContinued)
+    def enlarge_memory(self, event: RunContinued) -> None:
+        """With `per_class`, make room for samples of the classes that are new."""
+        if self.per_class is not None and isinstance(self.memory, ClassBalanced):
+            self.memory.enlarge(self.per_class * event.stream.classes)
 
     def draw(self, samples: Samples) -> tuple[Samples, ...]:
         """Return one draw, if anything is kept."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class WithDetectedBoundaries(Wrapper):
     not_state: tuple[str, ...] = ("handlers", "ensemble")
     takes_controls = CONTROLS  # as far as the base does
     rehearsal_free = False  # it keeps samples, whatever the base does
+    exempt = MappingProxyType({"continues_exactly": "the detector goes by the loss of a guess, with as many classes as at first"})
     learns_targets = ("label",)  # the detector goes by their cross-entropy
     mixes_targets = False
 

@@ -137,7 +137,7 @@ class Halves(Stream):
 
     def session(self, index):
         session, task = super().session(index), self.tasks[self.task_of(index)]
-        _, part, parts = self._visits[index]
+        _, part, parts = self.visits[index]
         rows = torch.arange(len(task.train)).chunk(parts)[part]
         rows = rows.roll(3) if part else rows
         return replace(session, samples=task.train.take(rows) if isinstance(task.train, Subset) else task.train[rows])

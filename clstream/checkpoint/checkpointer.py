@@ -25,8 +25,8 @@ import torch
 
 import clstream
 from clstream.bus import on
+from clstream.checkpoint.saved_state import OtherRunError
 from clstream.checkpoint.store import FORMAT, TORN, files, load, number_of, save
-from clstream.engine import OtherRunError
 from clstream.events import BatchLearned, Evaluated, NothingArrived, RunControl, RunEnded, RunStarted
 from clstream.files import FolderError, check_plain_files, locked
 from clstream.params import check_bool, check_integer, check_number, check_positive

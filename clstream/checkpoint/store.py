@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 
 import clstream
-from clstream.engine.saved_state import check_state
+from clstream.checkpoint.saved_state import check_state
 from clstream.files import FolderError, write_atomically
 from clstream.serialization import torch_files
 

@@ -43,10 +43,10 @@ def example_stream(
     return Stream("example", tasks, schedule, epochs, batch_size, scenario, boundaries=boundaries)
 
 
-def example_model(seed: int = 0, head: str = "fixed") -> nn.Module:
+def example_model(seed: int = 0, head: str = "fixed", classes: int = 6) -> nn.Module:
     """Return a small model for `example_stream`, the same for the same seed."""
     with isolated(seed, "model"):
-        return Mlp((1, 8, 8), 6, hidden=(32,), head=head)
+        return Mlp((1, 8, 8), classes, hidden=(32,), head=head)
 
 
 class NormedNet(nn.Module):

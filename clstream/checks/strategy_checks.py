@@ -61,10 +61,10 @@ class StrategyChecks:
         """Return the example stream, with targets of the kind."""
         return example_stream(schedule, epochs, batch_size, target=self.target)
 
-    def build(self, head: str = "fixed") -> Strategy:
+    def build(self, head: str = "fixed", classes: int = 6) -> Strategy:
         """Return a fresh strategy, always the same, around the example model with a head."""
         with isolated(0, "strategy"):
-            return self.make(example_model(head=head))
+            return self.make(example_model(head=head, classes=classes))
 
     def play(self, stream: Stream, *observers: object, seed: int = 0, evaluate_every: int | None = None) -> tuple[Result, Strategy]:
         """Run a fresh strategy; return what was measured, and the strategy."""
@@ -176,6 +176,32 @@ class StrategyChecks:
             warnings.filterwarnings("ignore", message="this .* was run before")
             assert go_on(strategy) == go_on(loaded), "saved and loaded, a further run of it has other results"
         assert digest(strategy) == digest(loaded), "saved and loaded, it is another one after a further run"
+
+    def continues_exactly(self) -> None:
+        """A run that ends after two tasks, and is continued, ends as one run over all three, bit for bit where both were asked.
+
+        With a growing head the first run is on a stream of these two tasks alone, so that its classes are fewer; with a fixed
+        one it is on the stream of all, and stops.
+        """
+        stream, short = self.stream(), self.stream()
+        short = replace(short, tasks=short.tasks[:2], schedule=(0, 1))
+        for head in ("fixed", "growing"):
+            if head == "growing" and "grows" in self.build().exempt:
+                continue
+            whole, first, rest = (Checkpoints(every=0) for _ in range(3))
+            expected = run(self.build(head), stream, whole, evaluate_every=3)
+            if head == "fixed" or not self.build().takes_new_classes:
+                run(self.build(head), stream, first, max_sessions=2)
+            else:
+                run(self.build(head, 4), short, first)
+            result = run(self.build(head), stream, rest, evaluate_every=3, continues=first.load(-1))
+            differs = first_difference(whole.load(-1)["strategy"], rest.load(-1)["strategy"])
+            assert differs is None, f"with a {head} head, a run that was continued ends with another {differs}"
+            both = result.main.isfinite()
+            assert torch.equal(expected.main[both], result.main[both]), (
+                f"with a {head} head, a run that was continued has other results"
+            )
+            assert bool(both[-1].all()), "not all tasks were asked about in the end"
 
     def leaves_the_caller_alone(self) -> None:
         """A run doesn't move the caller's random generators."""

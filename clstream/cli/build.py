@@ -77,12 +77,12 @@ def build_stream(parser: Parser, options: Namespace, adapt: Callable[[Stream], S
     return stream
 
 
-def build_model(parser: Parser, options: Namespace, stream: Stream) -> nn.Module:
-    """Return the model that was asked for, for the stream; its weights are random, or those of a file."""
+def build_model(parser: Parser, options: Namespace, stream: Stream, outputs: int | None = None) -> nn.Module:
+    """Return the model that was asked for, for the stream, or with other outputs; its weights are random, or those of a file."""
 
     def make_model(cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
         parameters = inspect.signature(cls).parameters
-        offered = {"input_shape": stream.input_shape, "classes": stream.outputs}
+        offered = {"input_shape": stream.input_shape, "classes": outputs or stream.outputs}
         return cls(*args, **{name: value for name, value in offered.items() if name in parameters}, **kwargs)
 
     model: nn.Module = _instantiate(parser, "model", options.model, (make_model, nn.Module, True))
@@ -101,8 +101,11 @@ def build_model(parser: Parser, options: Namespace, stream: Stream) -> nn.Module
     return model
 
 
-def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int) -> Strategy:
-    """Return the strategy that was asked for, with a model for the stream whose initial weights come from the seed."""
+def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int, outputs: int | None = None) -> Strategy:
+    """Return the strategy that was asked for, with a model for the stream whose initial weights come from the seed.
+
+    A model of a run that is continued has as many `outputs` as it had at first, and gets more when all is as it was.
+    """
 
     def make_strategy(cls: type[Strategy], *args: Any, **kwargs: Any) -> Strategy:
         if "model" in inspect.signature(cls).parameters:
@@ -111,9 +114,9 @@ def build_strategy(parser: Parser, options: Namespace, stream: Stream, seed: int
 
     with isolated(seed, "model"):
         if options.features:
-            model: nn.Module = Linear(stream.input_shape, stream.outputs)
+            model: nn.Module = Linear(stream.input_shape, outputs or stream.outputs)
         else:
-            model = build_model(parser, options, stream)
+            model = build_model(parser, options, stream, outputs)
         strategy: Strategy = _instantiate(parser, "strategy", options.strategy, (make_strategy, Strategy, True))
     return strategy
 

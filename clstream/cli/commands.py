@@ -18,7 +18,7 @@ from clstream.cli.logs import list_command, log_command, sync_command
 from clstream.cli.pretrain import pretrain_command
 from clstream.cli.profile import profile_command
 from clstream.cli.report import report_command
-from clstream.cli.run import resume_command, run_command
+from clstream.cli.run import continue_command, resume_command, run_command
 from clstream.cli.streams import record_command, show_command
 from clstream.cli.sweep import sweep_command
 from clstream.cli.tune import tune_command
@@ -31,6 +31,7 @@ usage: clstream COMMAND [options]
 
   run           play a stream to a strategy:  clstream run --stream split_digits --strategy Replay --strategy.capacity 200
   resume        go on with a run:             clstream resume runs/NAME
+  continue      go on with more data:         clstream continue runs/NAME --stream my_file.february
   watch         learn what a folder gets:     clstream watch inbox --strategy Replay --stream.classes 10
   sweep         every combination of a grid:  clstream sweep grid.yaml --workers 4
   compare       several runs in one table:    clstream compare finetune.yaml replay.yaml --seeds 0,1,2
@@ -60,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own strategy lies in the folder where the command is given
     commands: dict[str, Callable[[list[str]], int]] = {
-        "run": run_command, "resume": resume_command, "prove-resume": prove_command, "compare": compare_command,
-        "sweep": sweep_command, "report": report_command, "tune": tune_command, "doctor": doctor_command, "watch": watch_command,
+        "run": run_command, "resume": resume_command, "continue": continue_command, "watch": watch_command,
+        "prove-resume": prove_command, "compare": compare_command,
+        "sweep": sweep_command, "report": report_command, "tune": tune_command, "doctor": doctor_command,
         "verify": verify_command, "parity": parity_command, "pretrain": pretrain_command,
         "profile": profile_command, "episodes": episodes_command,
         "show": show_command,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -15,6 +16,7 @@ from clstream.bus import ObserverError
 from clstream.checkpoint import Stopped
 from clstream.cli import run_folders
 from clstream.cli.build import build_strategy, build_stream, measures_of, numerics_of, observers_of, seeds_of
+from clstream.cli.continuing import run_before
 from clstream.cli.errors import UsageError, as_failure, printable
 from clstream.cli.lookup import TRACKERS, trust_needed
 from clstream.cli.option_parser import Parser
@@ -49,13 +51,19 @@ class Outcome(NamedTuple):
     tuned: str = ""
 
 
-def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint: bool = False) -> Outcome:
+def run_experiment(
+    arguments: list[str],
+    folder: Path | None = None,
+    fingerprint: bool = False,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Outcome:
     """Run what the options of `clstream run` say, once for each seed.
 
     Args:
         arguments: the options.
         folder: of an earlier attempt, to resume it.
         fingerprint: whether that of the stream's data is asked for, which reads all of it.
+        configs: what is in config files that were read before, by the name that `--config` gives.
 
     Raises:
         UsageError: for options that can't be.
@@ -63,7 +71,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
         Stopped, KeyboardInterrupt: when a signal came.
 
     """
-    parser, options = parse_run(arguments)
+    parser, options = parse_run(arguments, configs)
     print_notes(parser)
     seeds, _ = seeds_of(options), observers_of(options)
     if options.threads is not None:
@@ -87,11 +95,16 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
         raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")
     with as_failure(ValueError, TypeError, OSError, ImportError):  # all that can be wrong shows here, before anything is learned
         stream = build_stream(parser, options)
-        strategy = build_strategy(parser, options, stream, seeds[0])
+        before = run_before(options, stream)
+        outputs = None if before is None else before.outputs
+        if before is not None:
+            parser, options = parse_run(arguments, configs)  # the parser that was made last says what may be imported
+            stream = before.stream
+        strategy = build_strategy(parser, options, stream, seeds[0], outputs)
         check_fits(
             strategy, stream, options.device, options.evaluate_every, options.max_sessions,
             evaluate_at=options.evaluate_at, evaluate_on=options.evaluate_on, measures=measures_of(options),
-            train=training_of(options),
+            train=training_of(options), outputs=outputs,
         )  # fmt: skip
         Numerics(**numerics_of(options)).check(options.device)
         title = f"{type(strategy).__name__} on {stream.name}"
@@ -116,7 +129,7 @@ def run_experiment(arguments: list[str], folder: Path | None = None, fingerprint
                 else f"{'going on' if resumed else 'checkpoints'} in {folder}",
                 markup=False,
             )
-        experiment = Experiment(parser, options, stream, title, folder, resumed)
+        experiment = Experiment(parser, options, stream, title, folder, resumed, before)
         experiment.built[seeds[0]] = strategy
         if options.together and (reason := why_apart(strategy, stream, training_of(options))):
             experiment.together, experiment.workers = False, options.workers or at_once(options.threads or 1)

@@ -141,6 +141,7 @@ def run_parser() -> Parser:
     )
     parser.add_argument("--trust", type=str, help="packages of yours that a config may name, beside the files of this folder")
     parser.add_argument("--max_sessions", type=int, help="stop after so many sessions")
+    parser.add_argument("--continues", type=str, help="go on from the end of this run, as `clstream continue RUN` does")
     parser.add_argument(
         "--tune", action="store_true", help="test on the samples that the stream holds back with --stream.validation"
     )

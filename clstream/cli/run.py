@@ -38,6 +38,32 @@ def shown_help(arguments: list[str]) -> str:
     return as_yaml(parser, options) if options.print_config else ""
 
 
+def continue_command(arguments: list[str]) -> int:
+    """`clstream continue`: go on from the end of a run, with more sessions, tasks or classes."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(CONTINUE)
+        return 0 if arguments else 2
+    from clstream.cli.continuing import continuing_arguments
+    from clstream.cli.experiment import run_experiment
+
+    options, configs = continuing_arguments(arguments[0], arguments[1:])
+    report_runs([run_experiment(options, configs=configs)])
+    return 0
+
+
+CONTINUE = """\
+usage: clstream continue RUN [options]
+
+Go on from where a run ended, or was stopped: with the same strategy, model and seeds, on more sessions, tasks or classes.
+
+  RUN             its folder, as runs/NAME, or the id of its MLflow run
+  --stream NAME   what comes next, with its options: a stream that begins with what was learned, of which the rest comes,
+                  or one of new tasks, which come after those that were learned; without it, the stream of the run
+
+All other options are those of `clstream run`, and as they were unless they are given. --max_sessions counts the sessions to come.
+It gets a run folder and an MLflow run of its own. See docs/continue.md."""
+
+
 def resume_command(arguments: list[str]) -> int:
     """`clstream resume`: go on with a run from its newest checkpoint."""
     parser = CommandParser(

@@ -16,6 +16,7 @@ from clstream.checkpoint import Checkpointer, newest
 from clstream.cli import run_folders
 from clstream.cli.arrival_lines import ArrivalLines
 from clstream.cli.build import build_strategy, measures_of, observers_of, steps_of
+from clstream.cli.continuing import Before
 from clstream.cli.errors import Failure, as_failure
 from clstream.cli.option_parser import Parser
 from clstream.cli.parser import as_yaml
@@ -53,9 +54,18 @@ class Start:
 class Experiment:
     """One attempt at what the options say: a run for each seed."""
 
-    def __init__(self, parser: Parser, options: Namespace, stream: Stream, title: str, folder: Path | None, resumed: bool) -> None:
+    def __init__(
+        self,
+        parser: Parser,
+        options: Namespace,
+        stream: Stream,
+        title: str,
+        folder: Path | None,
+        resumed: bool,
+        before: Before | None = None,
+    ) -> None:
         self.parser, self.options, self.stream, self.title = parser, options, stream, title
-        self.folder, self.resumed = folder, resumed
+        self.folder, self.resumed, self.before = folder, resumed, before
         self.first = True
         self.built: dict[int, Strategy] = {}  # by seed, what was built already
         self.together, self.workers = bool(options.together), options.workers or 1
@@ -113,7 +123,9 @@ class Experiment:
         options = self.options
         folder = None if self.folder is None else self.folder / f"seed_{seed}"
         state, finished = self.state_of(seed, parent)
-        strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed)
+        before = self.before
+        outputs = None if before is None else before.outputs
+        strategy = self.built.pop(seed, None) or build_strategy(self.parser, options, self.stream, seed, outputs)
         same: dict[str, Any] = {
             "seed": seed, "device": options.device, "evaluate_every": options.evaluate_every, "code": self.code,
             "evaluate_at": options.evaluate_at, "evaluate_on": options.evaluate_on, "measures": measures_of(options),
@@ -129,7 +141,8 @@ class Experiment:
         observers, start = self.observers(seed, folder, parent), Start()
         self.first = False
         try:
-            result = run(strategy, self.stream, start, *observers, **same)
+            continues = before.of_seed(seed) if before is not None and state is None else None
+            result = run(strategy, self.stream, start, *observers, continues=continues, **same)
         except (ValueError, TypeError) as error:
             if start.heard:
                 raise

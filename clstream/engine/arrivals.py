@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from clstream.bus import Event
-from clstream.engine.saved_state import Position
+from clstream.checkpoint.saved_state import Position
 from clstream.events import NothingArrived
 from clstream.stream import Arrival, ArrivingStream, Delivery, Refusal, Stream, Task
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from clstream.attributes import find_all
 from clstream.bus import subscriptions, with_parts
+from clstream.engine.continuation import check_room
 from clstream.engine.control_checks import check_controls
 from clstream.engine.controls import prepared
 from clstream.engine.single_samples import check_single_samples
@@ -41,14 +42,13 @@ def check_fits(
     evaluate_on: str = "all",
     measures: Sequence[str | Measure | type[Measure]] | None = None,
     train: Training | None = None,
+    outputs: int | None = None,
 ) -> tuple[Measure, ...]:
-    """Refuse, in one sentence, what can't run (see the errors of `run`); return the measures that will be taken."""
-    given: tuple[object, object] = (strategy, stream)  # whatever they are annotated as
-    if not isinstance(given[0], Strategy):
-        what = f"the class {given[0].__name__}" if isinstance(given[0], type) else f"a {type(strategy).__name__}"
-        raise TypeError(f"run takes a Strategy object, not {what}")
-    if not isinstance(given[1], Stream):
-        raise TypeError(f"run takes a Stream as its second argument, not a {type(stream).__name__}")
+    """Refuse, in one sentence, what can't run (see the errors of `run`); return the measures that will be taken.
+
+    `outputs` is how many the strategy must answer with for now, if it grows before it learns the stream.
+    """
+    check_played(strategy, stream)
     check_integer(1, none=True, evaluate_every=evaluate_every, max_sessions=max_sessions)
     check_integer(0, seed=seed)
     check_choice(EVALUATE_AT, evaluate_at=evaluate_at)
@@ -80,10 +80,21 @@ def check_fits(
     check_optimizers(strategy)
     check_augment(stream)
     check_lazy(strategy, stream, seed)
-    check_answers(strategy, stream)
+    if outputs is not None and outputs < stream.outputs:
+        check_room(strategy)
+    check_answers(strategy, stream, outputs)
     check_controls(train, strategy, prepared(stream, train), device, max_sessions)
     check_single_samples(strategy, prepared(stream, train), device, max_sessions)
     return taken
+
+
+def check_played(strategy: object, stream: object) -> None:
+    """Refuse what is no strategy or no stream. Raises TypeError."""
+    if not isinstance(strategy, Strategy):
+        what = f"the class {strategy.__name__}" if isinstance(strategy, type) else f"a {type(strategy).__name__}"
+        raise TypeError(f"run takes a Strategy object, not {what}")
+    if not isinstance(stream, Stream):
+        raise TypeError(f"run takes a Stream as its second argument, not a {type(stream).__name__}")
 
 
 def check_measures(
@@ -216,7 +227,7 @@ def weights_of(strategy: Strategy) -> Iterator[Tensor]:
         yield from module.buffers()
 
 
-def check_answers(strategy: Strategy, stream: Stream) -> None:
+def check_answers(strategy: Strategy, stream: Stream, outputs: int | None = None) -> None:
     """Refuse a strategy whose answer to one sample is not what the stream asks for; the caller's generators stay as they are.
 
     One that overrides `scores` or `predict` may need the start of a run to answer: only the shape of an answer that it gives
@@ -244,7 +255,7 @@ def check_answers(strategy: Strategy, stream: Stream) -> None:
         except Exception:  # noqa: BLE001  # its own business until the run has started
             return
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    wanted, values = stream.outputs, "value" in stream.targets
+    wanted, values = stream.outputs if outputs is None else outputs, "value" in stream.targets
     width = scores.shape[1] if isinstance(scores, Tensor) and scores.dim() == 2 else -1
     if width < wanted or (values and width > wanted):
         who = name if plain else f"{type(strategy).__name__}.scores"

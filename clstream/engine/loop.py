@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from operator import index
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from clstream import events
 from clstream.bus import with_parts
-from clstream.engine.compatibility import check_fits
+from clstream.checkpoint.saved_state import Position
+from clstream.engine.compatibility import check_answers, check_fits, check_played
 from clstream.engine.compiled_step import compiling
+from clstream.engine.continuation import continuation_of, note_end, resumed
 from clstream.engine.controls import prepared
 from clstream.engine.finite_losses import FiniteLosses
 from clstream.engine.numerics import Numerics
-from clstream.engine.saved_state import Position
 from clstream.engine.simulation import Simulation
 from clstream.eval_mode import as_written
 from clstream.measures import Measure, chosen
@@ -55,6 +57,7 @@ def run(
     deterministic: bool = False,
     compile: bool = False,  # noqa: A002  # as torch calls it
     train: Training | None = None,
+    continues: Result | str | Path | Mapping[str, Any] | None = None,
 ) -> Result:
     """Play `stream` to `strategy`, evaluate it, and return what was measured.
 
@@ -86,6 +89,10 @@ def run(
             says why. See `clstream.engine.compiled_step`.
         train: training controls: a schedule of the learning rate, clipped and accumulated gradients, early stopping, class
             weights, new optimizers. None: steps are taken as the strategy takes them.
+        continues: what another run ended with: its result, if `strategy` is the one that it ran, or the folder of its
+            checkpoints, or one of these, for a strategy that is built as that one was. The run goes on from there with more
+            sessions, tasks or classes. If the stream begins with the sessions that were learned, those after them come; else all of
+            its sessions come after them. `max_sessions` counts the ones to come. See docs/continue.md.
 
     Raises:
         ValueError, TypeError: if these don't fit together, or `resume` is of another run; before anything is learned.
@@ -94,25 +101,42 @@ def run(
 
     """
     check_bool(accept_changed_code=accept_changed_code)
-    taken = check_fits(strategy, stream, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures, train)
-    stream = prepared(stream, train)
+    given, stream = stream, prepared(stream, train) if isinstance(stream, Stream) else stream
+    continuation, lineage, whole = None, None, stream
+    if resume is not None and "continued" in resume:
+        whole, lineage = resumed(stream, resume)
+    elif continues is not None and resume is None:
+        check_played(strategy, stream)
+        continuation = continuation_of(continues, strategy, stream)
+        if train is not None and "strategy" not in continuation.state:
+            raise ValueError("what training controls have of a run is in its checkpoints: give continues their folder")
+        whole, lineage = continuation.stream, continuation.lineage
+    least = None if lineage is None else lineage.outputs
+    taken = check_fits(
+        strategy, given, device, evaluate_every, max_sessions, seed, evaluate_at, evaluate_on, measures, train, least
+    )
     numerics = Numerics(precision, deterministic, compile)
     numerics.check(device)
     error: BaseException | None = None
     with isolated(index(seed), "run", device=device), as_written():  # observers are outside
         simulation = Simulation(
-            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
-            evaluate_at, evaluate_on, taken, numerics, train,
+            strategy, whole, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
+            evaluate_at, evaluate_on, taken, numerics, train, lineage, continuation,
         )  # fmt: skip
         if resume is not None:
             simulation.check_same(resume)
-        note_used(strategy, warn=resume is None)
+        note_used(strategy, warn=resume is None and continues is None)
         try:
             with simulation.ledger.running(), numerics.running(simulation.device), compiling(compile):
-                simulation.start(resume)
+                if continuation is None:
+                    simulation.start(resume)
+                else:
+                    simulation.go_on()
+                    check_answers(strategy, stream, whole.outputs)
                 for batch in play(simulation):
                     if batch is not None:
                         learn(simulation, batch)
+            end = simulation.progress()
         except BaseException as raised:
             error = raised
             raise
@@ -121,7 +145,9 @@ def run(
                 simulation.bus.close(events.RunEnded(error))
             finally:
                 simulation.leave()
-    return result_of(simulation.measured())
+    result = result_of(simulation.measured())
+    note_end(result, strategy, end)
+    return result
 
 
 def note_used(strategy: Strategy, warn: bool) -> None:
@@ -163,11 +189,12 @@ def check_same_run(
     with other code, and that is not accepted.
     """
     stream = prepared(stream, train)
+    whole, lineage = resumed(stream, resume) if "continued" in resume else (stream, None)
     with isolated(index(seed), "run", device=device):
         simulation = Simulation(
-            strategy, stream, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
+            strategy, whole, observers, index(seed), device, evaluate_every, max_sessions, code, accept_changed_code,
             evaluate_at, evaluate_on, chosen(measures, stream.targets, stream.scenario, stream.name),
-            Numerics(precision, deterministic, compile), train,
+            Numerics(precision, deterministic, compile), train, lineage,
         )  # fmt: skip
         try:
             simulation.check_same(resume)

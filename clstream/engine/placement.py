@@ -17,12 +17,15 @@ from clstream.strategy import Strategy
 class Placement:
     """Moves the modules that a strategy holds to the run's device, seeds its generators, and connects its emitters to the bus.
 
-    `update` does the same for what was made since: experts, heads, a memory for a new task.
+    `update` does the same for what was made since: experts, heads, a memory for a new task. If `seeded`, the generators that there
+    are stay as they are: those of a strategy that goes on as a run has left it.
     """
 
-    def __init__(self, strategy: Strategy, device: str | torch.device, seed: int, bus: Bus) -> None:
+    def __init__(self, strategy: Strategy, device: str | torch.device, seed: int, bus: Bus, seeded: bool = False) -> None:
         self.strategy, self.device, self.seed, self.bus = strategy, device, seed, bus
         self.placed: dict[int, object] = {}  # the objects themselves, so that no new one gets the id of an old one
+        if seeded:
+            self.placed = {id(value): value for _, value in self.walk() if isinstance(value, torch.Generator)}
         self.update()
 
     def update(self) -> None:

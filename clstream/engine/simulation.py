@@ -16,15 +16,16 @@ from torch import Tensor
 
 from clstream import events
 from clstream.bus import Bus, Stopwatch, with_parts
+from clstream.checkpoint.saved_state import ChangedCodeError, OtherRunError, Position, check_state
 from clstream.engine.about import RunFacts
 from clstream.engine.arrivals import ENDLESS, arrivals
 from clstream.engine.compiled_step import CompiledStep
+from clstream.engine.continuation import Continuation, Lineage, check_continues, grow_held, joined_evaluation
 from clstream.engine.controls import Controls
 from clstream.engine.labels import buy_labels
 from clstream.engine.numerics import Numerics
 from clstream.engine.placement import Placement
 from clstream.engine.run_params import built_from, run_params, weight_shapes_hash
-from clstream.engine.saved_state import ChangedCodeError, OtherRunError, Position, check_state
 from clstream.eval_mode import as_written
 from clstream.evaluation import Listener, Questions, measure
 from clstream.measures import Measure, chosen
@@ -40,7 +41,7 @@ from clstream.serialization.references import References
 from clstream.serialization.same_code import Source, changes
 from clstream.serialization.source_code import as_files, checkout_hash, definitions, user_sources
 from clstream.strategy import Strategy
-from clstream.stream import ArrivingStream, Delivery, PoolSchedule, Stream, Task
+from clstream.stream import ArrivingStream, Delivery, History, PoolSchedule, Stream, Task
 from clstream.training import Training
 
 
@@ -53,6 +54,8 @@ class Simulation:
         measures: that are taken.
         numerics: how it computes.
         train: its training controls.
+        lineage: of a run that continues another one, also if it is resumed.
+        continues: what it goes on from, if it begins so.
 
     """
 
@@ -72,6 +75,8 @@ class Simulation:
         measures: Sequence[Measure] | None = None,
         numerics: Numerics = Numerics(),
         train: Training | None = None,
+        lineage: Lineage | None = None,
+        continues: Continuation | None = None,
     ) -> None:
         self.strategy, self.observers, self.seed, self.device = strategy, observers, seed, torch.device(device)
         self.evaluate_every, self.max_sessions = evaluate_every, max_sessions
@@ -83,6 +88,13 @@ class Simulation:
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
         self.built_from = list(definitions(*built_from(strategy, stream), *self.measures, *code))
+        self.tracking = Stopwatch()
+        self.bus = Bus(strategy, *observers, learner=strategy, stopwatch=self.tracking)
+        # its halves: some events are for one of them only
+        self.strategy_bus, self.observer_bus = Bus(strategy, learner=strategy), Bus(*observers, stopwatch=self.tracking)
+        self.lineage, self.continuation = lineage, continues
+        was_run = continues is not None and "strategy" not in continues.state
+        self.placement = Placement(strategy, device, seed, self.bus, seeded=was_run)
         self.stream = stream.reseeded(seed).to(device)
         self.controls = Controls(train, strategy, self.stream, max_sessions)
         self.tracking = Stopwatch()
@@ -91,13 +103,15 @@ class Simulation:
         self.controls.connect(self.bus)
         # its halves: some events are for one of them only
         self.strategy_bus, self.observer_bus = Bus(learning, learner=learning), Bus(*observers, stopwatch=self.tracking)
-        self.placement = Placement(strategy, device, seed, self.bus)
+        self.lineage, self.continuation = lineage, continues
+        was_run = continues is not None and "strategy" not in continues.state
+        self.placement = Placement(strategy, device, seed, self.bus, seeded=was_run)
         self.ledger = Ledger(strategy, self.stream, self.device, lambda: self.seconds, self.tracking)
         self.bus.on_own_event = self.ledger.meter.on_own_event
         self.compiled = CompiledStep(strategy, stream.batch_size, self.device, self.ledger) if numerics.compile else None
         self.learn = numerics.lowered((self.compiled or strategy).learn, self.device)
-        length = ENDLESS if stream.arrives else len(stream)
-        self.sessions = min(length, max_sessions or length)
+        length, first = ENDLESS if stream.arrives else len(stream), 0 if lineage is None else lineage.first
+        self.sessions = min(length, first + (max_sessions or length))
         self.position, self.step, self.begun = Position(0), 0, 0
         self.losses = list[Tensor]()  # of the newest batches, not looked at yet
         self.deferred: list[Callable[[], object]] = []
@@ -115,6 +129,19 @@ class Simulation:
             **({} if stream.shuffle else {"stream.shuffle": False}),
             **self.options,
         }
+        if continues is not None:
+            self.identity = check_continues(self.identity, continues.state)
+        self.notes = dict[str, str]()
+
+    @property
+    def continues(self) -> Mapping[str, str] | None:
+        """See `RunControl`."""
+        return None if self.lineage is None else self.lineage.notes
+
+    @cached_property
+    def history(self) -> History:
+        """What the stream delivers, for a run that continues this one."""
+        return History.of(self.stream) if self.lineage is None else History.of(self.stream, self.lineage.past, self.lineage.gone)
 
     @property
     def seconds(self) -> float:
@@ -168,10 +195,12 @@ class Simulation:
         if self.stream.arrives:
             yield from arrivals(self)
             return
+        first = self.lineage.first if self.lineage is not None and self.lineage.anew else -1
         if not isinstance(self.stream.schedule, PoolSchedule):
             for delivery in self.stream.deliveries(self.position.session, self.sessions):
                 self.begun = delivery.session.index + 1
-                yield delivery
+                anew = delivery.session.index == first and self.stream.boundaries
+                yield delivery._replace(begins_task=True) if anew else delivery
             return
         for index in range(self.position.session, self.sessions):
             if index and self.position == Position(index):  # else it goes on within the session
@@ -216,6 +245,36 @@ class Simulation:
         self.strategy.about = self.about
         self.run_deferred()
 
+    def go_on(self) -> None:
+        """Emit `RunStarted`, take up the state that the run before ended with, grow with the classes, and emit `RunContinued`."""
+        assert self.continuation is not None
+        state, history, stream = self.continuation.state, self.continuation.history, self.stream
+        started = events.RunStarted(stream, self.strategy, self.seed, False, self)
+        visible: Any = stream.visible
+        if "strategy" in state:
+            with self.ledger.meter.counting("learning"):
+                self.strategy_bus.emit(started if visible is stream else replace(started, stream=visible, run=None))
+        self.observer_bus.emit(started)
+        self.placement.update()
+        self.take_up(state)
+        self.evaluation = joined_evaluation(self.evaluation, history, stream, self.continuation.lineage.gone)
+        grown = grow_held(self.strategy, stream.outputs, history.outputs, self.seed)
+        if grown:
+            warnings.warn(
+                f"the outputs of {', '.join(grown[:3])} for new classes are drawn now: one that grows, head='growing', draws them "
+                "when the classes come, as in one run over the whole stream",
+                UserWarning,
+                stacklevel=4,
+            )
+        continued = events.RunContinued(stream, self.continuation.lineage.first, len(history.tasks), history.classes)
+        with self.ledger.meter.counting("learning"):
+            self.strategy_bus.emit(continued if visible is stream else replace(continued, stream=visible, tasks=0))
+        self.observer_bus.emit(continued)
+        self.placement.update()
+        self.references  # noqa: B018  # before a checkpoint refers to what there is
+        self.strategy.about = self.about
+        self.run_deferred()
+
     def evaluate(self, task: Task, within_session: bool) -> None:
         """Evaluate, keep the rows, and emit `Evaluated`; `task` is what is being taught."""
         values = self.ask(self.evaluation.seen(task.id))
@@ -252,21 +311,12 @@ class Simulation:
             "cost": self.cost.to_dict(),
         }
 
-    def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on, as plain values and tensors: the objects' own, not copies.
-
-        Raises CaptureError for what the strategy holds that can't be written.
-        """
-        held, numbers = capture(self.parts, self.references)
+    def progress(self) -> dict[str, Any]:
+        """Return the state of the run without those of the strategy and the observers."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        observers = [
-            [type(observer).__qualname__, observer.state_dict()] for observer in self.observers if hasattr(observer, "state_dict")
-        ]
-        rest = {
+        return {
             **self.measured(),
-            "identity": self.identity | {"data fingerprint": self.stream.fingerprint},
-            "code": self.sources,
-            "clstream code": self.checkout,
+            "identity": self.identity,
             "position": list(astuple(self.position)),
             "sessions": self.sessions,
             "step": self.step,
@@ -277,15 +327,40 @@ class Simulation:
                 "numpy": random_state(np.random),
                 "python": random_state(random),
             },
+            **({} if self.stream.arrives else {"history": self.history.to_dict()}),
+            "notes": self.notes,
+            **({"labels": self.bought()} if isinstance(self.stream.schedule, PoolSchedule) else {}),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, as plain values and tensors: the objects' own, not copies.
+
+        Raises CaptureError for what the strategy holds that can't be written.
+        """
+        held, numbers = capture(self.parts, self.references)
+        observers = [
+            [type(observer).__qualname__, observer.state_dict()] for observer in self.observers if hasattr(observer, "state_dict")
+        ]
+        rest = {
+            **self.progress(),
+            "identity": self.identity | {"data fingerprint": self.stream.fingerprint},
+            "code": self.sources,
+            "clstream code": self.checkout,
             "placed": sorted(numbers[key] for key in self.placement.placed if key in numbers),
             "observers": observers,
-            **({"labels": self.bought()} if isinstance(self.stream.schedule, PoolSchedule) else {}),
             **({"arrivals": self.stream.state_dict()} if isinstance(self.stream, ArrivingStream) else {}),
+            **({} if self.lineage is None else {"continued": self.lineage.to_dict()}),
         }
         return {name: to_plain(value, f"the state of {name}") for name, value in rest.items()} | {"strategy": held}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything into the state of a checkpoint. Raises ValueError for one that doesn't fit."""
+        self.take_up(state)
+        self.notes = dict(state.get("notes", {}))
+        self.restore_observers(state["observers"])
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Put all but the observers into a state; the strategy too, unless it is the one that has it. Raises ValueError."""
         if isinstance(self.stream.schedule, PoolSchedule):
             session, *within = state["position"]
             asked = session if any(within) else max(0, session - 1)
@@ -300,15 +375,15 @@ class Simulation:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        objects = restore(self.parts, state["strategy"], self.references, self.device)
-        self.controls.enter()
-        self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
+        if "strategy" in state:
+            objects = restore(self.parts, state["strategy"], self.references, self.device)
+            self.controls.enter()
+            self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
         self.begun = self.position.session + any((self.position.epoch, self.position.batch))
         self.began = time.perf_counter() - state["seconds"]
         self.evaluation = Evaluation.from_dict(state["evaluation"])
         self.ledger.load_state_dict(state["ledger"])
-        self.restore_observers(state["observers"])
         generators = state["random"]
         try:
             torch.set_rng_state(generators["torch"])

@@ -89,7 +89,7 @@ class Questions:
 
     def _is_asked(self, test_set: TestSet) -> bool:
         """Return whether there is anything to ask about a test set."""
-        if test_set.known is False and not self.asks_novelty:
+        if not len(test_set.samples) or (test_set.known is False and not self.asks_novelty):
             return False
         return test_set.task is None or bool(self.asked[test_set.task])
 

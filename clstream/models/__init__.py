@@ -9,6 +9,7 @@ from clstream.models.convnets import LeNet as LeNet
 from clstream.models.convnets import MnistLike as MnistLike
 from clstream.models.convnets import VggSmall as VggSmall
 from clstream.models.heads import GrowingHead as GrowingHead
+from clstream.models.heads import grow as grow
 from clstream.models.linear import Linear as Linear
 from clstream.models.mlp import Mlp as Mlp
 from clstream.models.pretrained import Pretrained as Pretrained

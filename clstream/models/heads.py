@@ -1,4 +1,4 @@
-"""Heads that grow with the classes."""
+"""Heads that grow with the classes, and networks that get outputs for more of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from clstream.params import check_positive
@@ -86,10 +87,72 @@ def grow_heads(model: nn.Module, optimizers: Sequence[Optimizer], labels: Callab
         if not head.grow(labels()):
             continue
         for optimizer in optimizers:
-            for parameter in head.parameters():
-                for name, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor) and value.shape == (before, *parameter.shape[1:]):
-                        optimizer.state[parameter][name] = pad_rows(value, parameter)
+            grow_state(optimizer, dict.fromkeys(head.parameters(), before))
+
+
+def widen(model: nn.Module, classes: int) -> None:
+    """Give the GrowingHeads of a model room for more classes; they get outputs for them when these come."""
+    for head in model.modules():
+        if isinstance(head, GrowingHead):
+            head.classes = max(head.classes, classes)
+
+
+def grow(model: nn.Module, classes: int, random: torch.Generator | None = None) -> str:
+    """Give a network outputs for more classes, in place, as its last layer; return the name of the layer that got them.
+
+    The new rows come after the old ones, which stay as they are, and are drawn as `nn.Linear` draws its own. The parameters stay
+    the same objects. A GrowingHead is given room: it draws its outputs when the classes come. A network with as many outputs
+    already stays as it is; then, and with a GrowingHead, the name is "".
+
+    Args:
+        model: its `head`, or else its last linear layer, has an output for each class.
+        classes: how many classes there are now.
+        random: draws the new weights. None: torch's global generator.
+
+    Raises:
+        ValueError: for a network without such a layer, or one that is parametrized.
+
+    """
+    if any(isinstance(module, GrowingHead) for module in model.modules()):
+        widen(model, classes)
+        return ""
+    name = output_layer(model)
+    layer: Any = model.get_submodule(name)
+    more = classes - layer.out_features
+    if more <= 0:
+        return ""
+    bound = 1 / math.sqrt(layer.in_features)
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None:
+            rows = torch.empty(more, *parameter.shape[1:]).uniform_(-bound, bound, generator=random)
+            parameter.data = torch.cat([parameter.data, rows.to(parameter)])
+            parameter.grad = None
+    layer.out_features = classes
+    return name or type(model).__name__
+
+
+def output_layer(model: nn.Module) -> str:
+    """Return the name of the linear layer that has the outputs of a network: its `head`, else the last one; "" is itself.
+
+    Raises ValueError if there is none, or its weights are computed from others.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    own = linear[-1:] if "head" not in linear else ["head"]
+    if not own or is_parametrized(model.get_submodule(own[0])):
+        what = "no linear layer that has its outputs" if not own else f"the layer {own[0]!r} for its outputs, which is parametrized"
+        raise ValueError(
+            f"{type(model).__name__} has {what}, so it can't get more of them: build it with outputs for all classes, or with a "
+            "clstream.models.GrowingHead"
+        )
+    return own[0]
+
+
+def grow_state(optimizer: Optimizer, before: dict[nn.Parameter, int]) -> None:
+    """Give an optimizer zeros for rows that parameters got since; `before` has how many rows they had."""
+    for parameter, rows in before.items():
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == (rows, *parameter.shape[1:]):
+                optimizer.state[parameter][name] = pad_rows(value, parameter)
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {"fixed": nn.Linear, "growing": GrowingHead, "cosine": CosineHead}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clstream.bus import on
-from clstream.events import RunStarted, SessionEnded
+from clstream.events import RunContinued, RunStarted, SessionEnded
 from clstream.measures.flops import consolidating, same_flops
 from clstream.params import check_choice
 from clstream.strategy.merging import Payload, as_payloads, check_is_payload, check_tensors
@@ -40,6 +41,9 @@ class FrozenFeatures(Strategy):
     fixed_classes = "classes that came, in all of it"
     not_state = ("solved",)
 
+    by_class: Mapping[str, int] = MappingProxyType({"counts": 0, "sums": 0})
+    """Statistics that have an entry for each class, and the dimension of the classes."""
+
     def __init__(self, model: nn.Module, dtype: str = "float64") -> None:
         name = type(self).__name__
         if not isinstance(model, nn.Module):
@@ -59,6 +63,17 @@ class FrozenFeatures(Strategy):
         """Freeze the network, and start with no statistics."""
         self.model.eval().requires_grad_(False)
         self.classes, self.statistics, self.waiting, self.solved = event.stream.classes, {}, [], None
+
+    @on(RunContinued)
+    def widen(self, event: RunContinued) -> None:
+        """Give the statistics rows of zeros for new classes."""
+        for name, dimension in self.by_class.items():
+            if name in self.statistics:
+                old = self.statistics[name]
+                more = [*old.shape]
+                more[dimension] = max(0, event.stream.classes - old.shape[dimension])
+                self.statistics[name] = torch.cat([old, old.new_zeros(more)], dimension)
+        self.solved = None
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:

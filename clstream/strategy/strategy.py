@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from clstream.attributes import find_all
 from clstream.bus import Emitter, on
 from clstream.eval_mode import answers, learns, wrap_methods
-from clstream.events import BatchLearned, RunStarted, SessionStarted
+from clstream.events import BatchLearned, RunContinued, RunStarted, SessionStarted
 from clstream.losses import mean_loss, sample_losses
 from clstream.models.heads import grow_heads
 from clstream.params import HasParams, check_choice
@@ -117,6 +117,9 @@ class Strategy(Merging, Emitter, HasParams):
 
     mixes_targets: bool = False
     """Whether it learns streams whose tasks have targets of several kinds; a batch has one."""
+
+    takes_new_classes: bool = True
+    """Whether its networks get outputs for new classes where a run of it is continued; if not, they are as they were built."""
 
     scores_are: str = "logits"
     """What `scores` returns: "logits", "probabilities", or "ranks", which say which class is likelier and no more.
@@ -434,6 +437,23 @@ class Strategy(Merging, Emitter, HasParams):
             self.heads = torch.zeros(stream.classes, stream.classes, dtype=torch.bool, device=device)
         if self.active_classes != "all":
             self.track_classes(device)
+
+    @on(RunContinued)
+    def read_more(self, event: RunContinued) -> None:
+        """Take what `read_stream` takes of the stream that the run goes on with. What is tracked of classes that came stays.
+
+        An attribute `classes`, the number of classes of the stream, follows it.
+        """
+        stream, device = event.stream, event.stream.device or "cpu"
+        self.augment, self.target_columns = stream.augment, stream.outputs
+        if self.task_given:
+            self.heads = (stream.task_heads if self.heads_by_task else stream.heads).to(device)
+        elif self.heads is not None:
+            more = stream.classes - len(self.heads)
+            self.heads = F.pad(self.heads, (0, stream.classes - self.heads.shape[1], 0, more))
+        held = vars(self).get("classes")
+        if isinstance(held, int) and 0 < held < stream.classes:
+            vars(self)["classes"] = stream.classes
 
     def track_classes(self, device: torch.device | str) -> None:
         """Start to track which classes came: `seen_classes` and `task_classes`."""

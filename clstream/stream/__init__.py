@@ -6,6 +6,7 @@ from clstream.stream.arriving import NothingYetError as NothingYetError
 from clstream.stream.arriving import Refusal as Refusal
 from clstream.stream.episodes import Draw as Draw
 from clstream.stream.episodes import Episodes as Episodes
+from clstream.stream.history import History as History
 from clstream.stream.pools import PoolSchedule as PoolSchedule
 from clstream.stream.samples import TARGETS as TARGETS
 from clstream.stream.samples import Samples as Samples

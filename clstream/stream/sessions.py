@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import index
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from clstream.params import check_choice, check_integer
 from clstream.seeds import derive
-from clstream.stream.samples import TARGETS, Samples, Subset, positives, sent, with_target
+from clstream.stream.samples import TARGETS, Samples, Subset, content_hash, positives, sent, with_target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +57,24 @@ class Task:
 
     def __repr__(self) -> str:
         return f"Task({self.id}, classes={self.classes}, train={len(self.train)}, test={len(self.test)})"
+
+
+HASHED = 16
+"""Training and test samples of a task whose inputs are hashed, evenly spaced; of all others the targets are."""
+
+
+def task_content(task: Task) -> str:
+    """Return sixteen hexadecimal digits that change with the targets of a task, and with some of its inputs.
+
+    All targets of its training and test samples are hashed, and the inputs of `HASHED` of each, evenly spaced, so that data that
+    is larger than memory is not read for it.
+    """
+    digest = hashlib.sha256(f"{task.target} {task.classes}".encode())
+    for part in (task.train, task.test):
+        rows = torch.linspace(0, len(part) - 1, min(HASHED, len(part))).round().long()
+        some = part[rows.to(part.index.device if isinstance(part, Subset) else part.y.device)]
+        digest.update(content_hash(part.y) + content_hash(some.x))
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

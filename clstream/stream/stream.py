@@ -19,7 +19,7 @@ from torch import Tensor
 from clstream.params import check_bool, check_choice, check_integer
 from clstream.seeds import derive
 from clstream.stream.samples import TARGETS, Samples, Subset, check_samples, content_hash, own_storage, pooled, positives
-from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Session, Task, TestSet
+from clstream.stream.sessions import DataSource, Delivery, MixedSchedule, Session, Task, TestSet, task_content
 
 SCENARIOS = ("class", "task", "domain")
 
@@ -207,7 +207,7 @@ class Stream:
             raise IndexError(f"{self.name} has the sessions 0 to {len(self) - 1}, not {index}")
         if isinstance(self.schedule, MixedSchedule):
             return self._mixed(_checked(self.schedule.draw(index), int(self._ends[-1]), f"{self.name}: session {index}"))
-        number, part, parts = self._visits[index]
+        number, part, parts = self.visits[index]
         train, share = self.tasks[number].train, slice(part, None, parts)
         return train.take(share) if isinstance(train, Subset) else train[share]
 
@@ -239,7 +239,7 @@ class Stream:
         return pooled([task.train for task in self.tasks])
 
     @cached_property
-    def _visits(self) -> list[tuple[int, int, int]]:
+    def visits(self) -> list[tuple[int, int, int]]:
         """For each session (task, part, parts): it draws every `parts`-th sample of the task, from number `part` on."""
         assert self.schedule is not None
         assert not isinstance(self.schedule, MixedSchedule)
@@ -271,7 +271,7 @@ class Stream:
 
     def task_of(self, session: int) -> int:
         """Return the number of the task that a session draws from, or draws most from, also where strategies are not told."""
-        return int(self.mix(session).argmax()) if isinstance(self.schedule, MixedSchedule) else self._visits[session][0]
+        return int(self.mix(session).argmax()) if isinstance(self.schedule, MixedSchedule) else self.visits[session][0]
 
     @property
     def visible(self) -> Stream | StreamView:
@@ -373,6 +373,52 @@ class Stream:
         """Return the stream with another schedule over the same samples, which is not checked."""
         return self._like(schedule=schedule)
 
+    def followed_by(self, other: Stream) -> Stream:
+        """Return a stream of this one's tasks and sessions, and then another one's, whose tasks are numbered on.
+
+        Options (epochs, batch size, order, augmentation) are those of the other one, which must have inputs, targets and a scenario
+        of the same kind; labels are numbered over both. Raises ValueError for what doesn't go together, and for sessions that mix
+        tasks.
+        """
+        mixed = [stream.name for stream in (self, other) if isinstance(stream.schedule, MixedSchedule)]
+        if mixed:
+            raise ValueError(f"sessions of {mixed[0]} mix tasks, so it can't be joined to another stream")
+        clash = next(
+            (label for label, names in enumerate(zip(self.class_names, other.class_names, strict=False)) if len({*names}) > 1), None
+        )
+        if self.scenario != other.scenario or clash is not None:
+            what = f"one is {self.scenario}-incremental, the other {other.scenario}-incremental"
+            what = what if clash is None else f"label {clash} is {self.class_name(clash)!r} and {other.class_name(clash)!r}"
+            raise ValueError(f"{self.name} and {other.name} can't be joined: {what}")
+        count = len(self.tasks)
+        probes = [probe if probe.task is None else replace(probe, task=count + probe.task) for probe in other.probes]
+        names = max(self.class_names, other.class_names, key=len)
+        return replace(
+            other,
+            name=f"{self.name}, {other.name}",
+            tasks=(*self.tasks, *(replace(task, id=count + task.id) for task in other.tasks)),
+            schedule=(*self.schedule, *(count + number for number in other.schedule)),  # type: ignore[misc,union-attr]
+            probes=(*self.probes, *probes),
+            class_names=names if len(names) == max(self.classes, other.classes) else (),
+            notes=(*self.notes, *other.notes),
+            data=None,
+            target="" if len({*self.targets, *other.targets}) > 1 else other.target,
+        )
+
+    def joined(
+        self,
+        tasks: Iterable[Task],
+        schedule: Sequence[int] | MixedSchedule | None,
+        probes: Iterable[TestSet],
+        class_names: tuple[str, ...],
+    ) -> Stream:
+        """Return the stream with other tasks and sessions before its own, which are not checked: see `History.followed_by`."""
+        twin = self._like(tasks=tuple(tasks), schedule=schedule, probes=tuple(probes), class_names=class_names, data=None)
+        for name, attribute in vars(Stream).items():
+            if isinstance(attribute, cached_property):
+                vars(twin).pop(name, None)
+        return twin
+
     def with_source(self, data: DataSource) -> Stream:
         """Return the stream with a note of the data that its samples were taken from."""
         return self._like(data=data)
@@ -438,9 +484,14 @@ class Stream:
         return self._like(tasks=tasks, probes=probes, device=torch.device(device))
 
     @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """For each task sixteen hexadecimal digits that change with its targets, and with some of its inputs."""
+        return tuple(map(task_content, self.tasks))
+
+    @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any sample, label, class or schedule of this stream."""
-        visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, MixedSchedule) else self._visits
+        visits = f"{len(self)} sessions: {self.schedule}" if isinstance(self.schedule, MixedSchedule) else self.visits
         digest = hashlib.sha256(repr((self.scenario, visits, [task.classes for task in self.tasks])).encode())
         if self.targets != ("label",):
             digest.update(repr([task.target for task in self.tasks]).encode())
@@ -597,7 +648,7 @@ def _check(stream: Stream) -> None:
         raise ValueError(f"{name}: there must be a name for each of the {stream.classes} classes, not {len(stream.class_names)}")
     if len(shapes) > 1:
         raise ValueError(f"{name}: all inputs must have one shape and dtype, not {sorted(map(str, shapes))}")
-    for number, _, parts in () if mixes else stream._visits:
+    for number, _, parts in () if mixes else stream.visits:
         if parts > len(stream.tasks[number].train):
             raise ValueError(
                 f"{name}: task {number} has {len(stream.tasks[number].train)} training samples, too few for {parts} sessions"

@@ -42,12 +42,18 @@ class Curves:
         self.earlier_losses: Tensor | None = None  # losses of this session from before the run was resumed
         self.learning_seconds, self.began = 0.0, 0.0
         self.counts: dict[str, float] = {}
+        self.first = 0  # sessions that were finished before, by the run that this one continues
 
     def _start_curves(self, event: events.RunStarted) -> None:
         """Take up a run that begins, or goes on."""
         self.started = event
         self.title = f"{type(event.strategy).__name__} on {event.stream.name}, seed {event.seed}"
         self.start = self.began = time.perf_counter()
+
+    @on(events.RunContinued)
+    def note_earlier(self, event: events.RunContinued) -> None:
+        """Take notice of what the run before has written."""
+        self.first = event.sessions
 
     @on(events.SessionStarted)
     def begin(self, event: events.SessionStarted) -> None:
@@ -108,8 +114,12 @@ class Curves:
         """Return the evaluations that were not written yet, by batches learned, if there are any within sessions."""
         evaluation = self.evaluation
         assert evaluation is not None
-        new = range(self.probes_written, len(evaluation.probes))
-        if len(evaluation.probes) <= len(evaluation.accuracy) and not self.probes_written:
+        before = sum(
+            row.sessions < self.first or (row.sessions == self.first and not row.within_session) for row in evaluation.rows
+        )
+        before = before if self.first else 0
+        new = range(max(before, self.probes_written), len(evaluation.probes))
+        if self.probes_written <= before and not any(evaluation.rows[index].within_session for index in new):
             return {}
         self.probes_written = len(evaluation.probes)
         width = _width(len(evaluation.baseline))
@@ -131,6 +141,7 @@ class Curves:
             "losses": self._losses(),
             "counts": dict(self.counts),
             "probes_written": self.probes_written,
+            **({"first": self.first} if self.first else {}),
             "tasks_by_row": self.tasks_by_row,
             "evaluation": evaluation and evaluation.to_dict(),
         }
@@ -142,5 +153,5 @@ class Curves:
         self.learning_seconds, self.samples = state["learning_seconds"], state["samples"]
         self.earlier_losses, self.losses = state["losses"], []
         self.tasks_by_row = state["tasks_by_row"]
-        self.counts, self.probes_written = dict(state["counts"]), state["probes_written"]
+        self.counts, self.probes_written, self.first = dict(state["counts"]), state["probes_written"], state.get("first", 0)
         self.evaluation = state["evaluation"] and Evaluation.from_dict(state["evaluation"])

@@ -128,6 +128,7 @@ class MlflowTracker(Curves):
             "python": platform.python_version(),
             "data_fingerprint": stream.fingerprint,
             **({"git_commit": commit} if commit else {}),
+            **self._lineage(),
             **self.tags,
         }
         self.uploader = begin_run(self.uri, self.experiment, self.connection, self.file, self.name or self.title, tags)
@@ -142,6 +143,22 @@ class MlflowTracker(Curves):
         if self.parent is not None:
             self.parent.describe(params, tags)
         return outbox
+
+    def _lineage(self) -> dict[str, str]:
+        """Return the tags that name the MLflow run of the run that this one continues, with a link as the run's description."""
+        notes = None if self.started is None or self.started.run is None else self.started.run.continues
+        run_id, experiment = (notes or {}).get("mlflow run"), (notes or {}).get("mlflow experiment")
+        if run_id is None:
+            return {}
+        link = f"[{run_id}](#/experiments/{experiment}/runs/{run_id})" if experiment else run_id
+        return {"continues": run_id, "mlflow.note.content": f"It continues the run {link}."}
+
+    def _note(self) -> None:
+        """Note which MLflow run it is, for a run that continues this one."""
+        if self.started is not None and self.started.run is not None and self.run_id is not None:
+            self.started.run.notes["mlflow run"] = self.run_id
+            if self.experiment_id is not None:
+                self.started.run.notes["mlflow experiment"] = self.experiment_id
 
     def _put_code(self, folder: str = "code") -> None:
         """Write the source of the user's own modules, so that the run can be repeated."""
@@ -159,6 +176,7 @@ class MlflowTracker(Curves):
         outbox = self.outbox
         if outbox.journal is None and self.uploader is not None:
             self.uploader.upload()  # what waits would be lost with the process
+        self._note()
         head = outbox.head | ({"run_id": outbox.run_id} if outbox.run_id else {})
         return {"outbox": head, **self._curves_state(), "code_versions": self.code_versions}
 
@@ -228,6 +246,7 @@ class MlflowTracker(Curves):
     def write(self, event: events.Evaluated) -> None:
         """Write what the evaluation found; evaluations within a session go with the session's own."""
         self.evaluation = event.evaluation
+        self._note()
         if event.evaluation.within_session:
             return
         self._log(self._of_session(event.evaluation))

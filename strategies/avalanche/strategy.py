@@ -61,7 +61,7 @@ from torch.optim import Optimizer
 
 from clstream.avalanche.imports import import_avalanche
 from clstream.bus import on
-from clstream.events import EpochEnded, EpochStarted, RunStarted, SessionEnded, SessionStarted
+from clstream.events import EpochEnded, EpochStarted, RunContinued, RunStarted, SessionEnded, SessionStarted
 from clstream.measures.flops import same_flops
 from clstream.strategy import Strategy
 from clstream.stream import Batch, Samples, Session, Task
@@ -150,6 +150,13 @@ class AvalancheStrategy(Strategy):
         self.theirs.device = torch.device(stream.device or "cpu")
         self.classes, self.tells_tasks, self.seen, self.by_label = stream.classes, stream.scenario == "task", set(), {}
         self.sizes = [len(stream.labels(number).unique()) for number in range(len(stream))] if stream.boundaries else None
+
+    @on(RunContinued)
+    def count_more(self, event: RunContinued) -> None:
+        """Take down how many classes the sessions to come have."""
+        if self.sizes is not None:
+            stream, first = event.stream, event.sessions
+            self.sizes = self.sizes[:first] + [len(stream.labels(number).unique()) for number in range(first, len(stream))]
 
     @on(SessionStarted)
     def open_experience(self, event: SessionStarted) -> None:

@@ -76,7 +76,7 @@ from torch.optim import SGD
 from clstream.augmentations import ContrastiveViews
 from clstream.bus import on
 from clstream.eval_mode import evaluating
-from clstream.events import EpochStarted, RunStarted, SessionEnded, SessionStarted
+from clstream.events import EpochStarted, RunContinued, RunStarted, SessionEnded, SessionStarted
 from clstream.losses import nt_xent, supervised_contrastive
 from clstream.models import GrowingHead
 from clstream.models.heads import grow_heads
@@ -117,6 +117,7 @@ class FSCIL(Strategy):
     takes_controls = ("clip", "accumulate")  # it has a schedule of its own, and learns in the first session alone
     rehearsal_free = True
     takes_regularisers = False
+    takes_new_classes = False
 
     def __init__(
         self,
@@ -180,6 +181,15 @@ class FSCIL(Strategy):
         self.session, self.epoch = -1, 0  # the numbers of those that go on
         self.sums: Tensor | None = None  # (labels, width), of the features of each label's images
         self.counts = torch.zeros(0)  # (labels,), of these images
+
+    def read_more(self, event: RunContinued) -> None:
+        """Go on with the classes that there is a place for. Raises ValueError for more."""
+        if event.stream.classes > self.classes:
+            raise ValueError(
+                f"FSCIL keeps a place for each of the {self.classes} classes of its model, and {event.stream.name} has "
+                f"{event.stream.classes}: build it with outputs for all of them"
+            )
+        super().read_more(event)
 
     @on(RunStarted)
     def begin(self, event: RunStarted) -> None:

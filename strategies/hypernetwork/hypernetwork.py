@@ -125,6 +125,7 @@ class Hypernetwork(Strategy):
     not_state: tuple[str, ...] = ("cached_weights",)
     takes_regularisers = False  # its step has two losses and two optimizers
     fixed_classes = "those of the task whose network answers"
+    takes_new_classes = False
     exempt = {"grows": "all of the network's weights are made from the start"}  # noqa: RUF012  # as the base has it
 
     def __init__(

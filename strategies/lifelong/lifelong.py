@@ -46,6 +46,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
 from math import inf
+from types import MappingProxyType
 
 import torch
 from clstream.strategies.lifelong.confusion import error, freed_for, worst_pair
@@ -59,7 +60,7 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.eval_mode import evaluating
-from clstream.events import BatchLearned, RunStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted
+from clstream.events import BatchLearned, RunContinued, RunStarted, SessionEnded, SessionStarted, TaskEnded, TaskStarted
 from clstream.fisher import diagonal_fisher, running_mean, session_fisher
 from clstream.memory import ClassBalanced
 from clstream.models.heads import pad_rows
@@ -103,6 +104,10 @@ class Lifelong(Strategy):
 
     takes_controls = tuple(control for control in CONTROLS if control != "accumulate")  # weights are pulled with each batch
     not_state = ("drawn_before", "pulls")
+
+    exempt = MappingProxyType(
+        {"continues_exactly": "units are shared out among the tasks of the first stream, unless `tasks` is given"}
+    )
 
     def __init__(
         self,
@@ -190,6 +195,18 @@ class Lifelong(Strategy):
         if self.tasks is not None and self.tasks < tasks:
             raise ValueError(f"tasks={self.tasks} is too few for {stream.name}, which has {tasks}")
         self.groups = Groups(self.model, self.tasks or tasks)
+
+    @on(RunContinued)
+    def go_on(self, event: RunContinued) -> None:
+        """Make room for samples of the classes that are new. Raises ValueError if there are no units for the tasks to come."""
+        if self.memory is not None:
+            self.memory.enlarge(self.per_class * event.stream.classes)
+        tasks = 0 if self.groups is None else shares_needed(event.stream)
+        if self.groups is not None and self.groups.tasks < tasks:
+            raise ValueError(
+                f"the units were shared out among {self.groups.tasks} tasks, and {event.stream.name} makes them {tasks}: "
+                "say with tasks= at the start how many there may be"
+            )
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:

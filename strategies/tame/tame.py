@@ -64,7 +64,7 @@ from torch.optim import SGD, Optimizer
 from clstream.bus import on
 from clstream.drift_detection import LossWindow, ShiftDetected, check_detection, smooth
 from clstream.eval_mode import answers
-from clstream.events import RunEnded, RunStarted, SessionEnded, SessionStarted
+from clstream.events import RunContinued, RunEnded, RunStarted, SessionEnded, SessionStarted
 from clstream.measures.flops import counted_once
 from clstream.memory import ClassBalanced, Reservoir
 from clstream.models.ensemble import Ensemble
@@ -111,6 +111,7 @@ class TAME(Strategy):
         "ensemble", "cached_selector", "cached_copies", "selector_collapsed", "sigmoid_slope", "last_loss", "warned",
     )  # fmt: skip
     fixed_classes = "all outputs of an expert"
+    takes_new_classes = False
     exempt = {"grows": "all experts have the same outputs from the start"}  # noqa: RUF012  # as the base has it
 
     def __init__(
@@ -406,6 +407,15 @@ class TAME(Strategy):
         self.ensemble, self.cached_selector, self.cached_copies = None, None, {}
         if self.selector == "expert":
             check_selector(self.experts[0].model, event.stream.input_shape, self.device)
+
+    def read_more(self, event: RunContinued) -> None:
+        """Go on with as many classes. Raises ValueError for more, which the labels of the selector's memory have no room for."""
+        if event.stream.classes != self.classes:
+            raise ValueError(
+                f"this TAME has learned {self.classes} classes, and with {event.stream.name} there are {event.stream.classes}: "
+                "make another one"
+            )
+        super().read_more(event)
 
     @on(SessionStarted)
     def grow_head(self, event: SessionStarted) -> None:

@@ -10,6 +10,7 @@ from clstream.measures.cost import Cost
 from clstream.measures.ledger import Ledger
 from clstream.results import Evaluation
 from clstream.serialization.encoding import check_plain
+from clstream.stream import History
 
 
 class OtherRunError(ValueError):
@@ -68,8 +69,30 @@ def check_state(state: object) -> None:
             wrong = ["cost"]
     if not wrong and not Ledger.is_state(state["ledger"]):
         wrong = ["ledger"]
+    if not wrong and "history" in state:
+        try:
+            History.from_dict(state["history"])
+        except ValueError:
+            wrong = ["history"]
+    if not wrong and not _are_texts(state.get("notes", {})):
+        wrong = ["notes"]
+    if not wrong and "continued" in state and not _is_lineage(state["continued"], state.get("history")):
+        wrong = ["continued"]
     if wrong:
         raise ValueError(f"the checkpoint is no good: its {wrong[0]!r} can't be")
+
+
+def _are_texts(notes: object) -> bool:
+    return isinstance(notes, dict) and all(type(text) is str for pair in notes.items() for text in pair)
+
+
+def _is_lineage(note: object, history: Any) -> bool:
+    """Return whether this may be what a state says of the run that its own run continues."""
+    if not isinstance(note, dict) or history is None or note.keys() != {"first", "anew", "gone", "outputs", "notes"}:
+        return False
+    sizes = [note[name] for name in ("first", "gone", "outputs")]
+    right = all(type(size) is int and size >= 0 for size in sizes) and type(note["anew"]) is bool and _are_texts(note["notes"])
+    return right and note["gone"] < len(history["tasks"]) and note["first"] < len(history["visits"])
 
 
 def _is_code(code: Mapping[str, Any]) -> bool:
