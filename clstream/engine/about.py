@@ -52,8 +52,11 @@ class RunFacts(NamedTuple):
 
     def known_classes(self) -> list[int]:
         """Return the classes that came so far, sorted; of values there are none."""
-        classes = set[int]()
+        gone = [task for task in self.stream.tasks if not len(task.train)]  # of a run that this one continues
+        classes = {label for task in gone for label in task.classes}
         for session in range(self.begun):
+            if not self.stream.size_of(session):
+                continue
             labels = self.stream.labels(session)
             if labels.dim() == 1:
                 classes |= set(labels.unique().tolist())
