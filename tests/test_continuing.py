@@ -17,9 +17,10 @@ from torch.optim import Adam
 
 from clstream import RunContinued, Strategy, Stream, Task, on, run
 from clstream.checkpoint import Checkpointer, newest
+from clstream.checkpoint.store import save
 from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints, Trace
-from clstream.models import grow
+from clstream.models import Linear, grow
 from clstream.seeds import isolated
 from clstream.stream import History
 
@@ -243,3 +244,29 @@ def test_a_history_is_data() -> None:
     for name, value in (("tasks", []), ("gone", 4), ("dtype", "save"), ("visits", [[0, 0]]), ("scenario", "x")):
         with pytest.raises(ValueError, match="these can't be the values of a History"):
             History.from_dict({**history.to_dict(), name: value})
+
+
+KEPT = Path(__file__).parent / "kept_checkpoints"
+"""By format a checkpoint that clstream 0.1.0 wrote: fine-tuning of a linear model, after two of the sessions below."""
+
+
+def linear() -> Finetune:
+    """Return the strategy that the kept checkpoints are of."""
+    with isolated(0, "model"):
+        return Finetune(Linear((1, 8, 8), 6))
+
+
+@pytest.mark.filterwarnings("ignore:this is a checkout of clstream", "ignore:the checkpoint .* was made with")
+def test_a_kept_checkpoint_is_gone_on_from_or_refused_by_name(tmp_path: Path) -> None:
+    """Format 5 before there were histories: it goes on with its own stream; one of format 4 is refused by its number."""
+    stream = example_stream(batch_size=20)
+    result = run(linear(), stream, continues=KEPT / "format_5")
+    torch.testing.assert_close(result.accuracy, run(linear(), stream).accuracy)
+    with pytest.raises(ValueError, match="doesn't say what was learned"):
+        run(linear(), last_task(), continues=KEPT / "format_5")
+    state = newest(KEPT / "format_5")
+    assert state is not None and "history" not in state
+    assert len(run(linear(), stream, resume=state, max_sessions=2).accuracy) == 2
+    save({**state, "format": 4}, tmp_path, 1)
+    with pytest.raises(ValueError, match=r"was made by clstream 0.1.0 \(format 4\), and this is .* \(format 5\): finish the run"):
+        run(linear(), stream, continues=tmp_path)
