@@ -101,7 +101,7 @@ def run(
 
     """
     check_bool(accept_changed_code=accept_changed_code)
-    given, stream = stream, prepared(stream, train) if isinstance(stream, Stream) else stream
+    given, stream = stream, prepared(stream, train)
     continuation, lineage, whole = None, None, stream
     if resume is not None and "continued" in resume:
         whole, lineage = resumed(stream, resume)
