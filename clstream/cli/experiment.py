@@ -90,6 +90,8 @@ def run_experiment(
         "--workers": (options.workers or 1) > 1,
         **{f"--observers {name}": name in split_names(options.observers) for name in TRACKERS if options.observers},
     }  # fmt: skip
+    if not options.track and (options.log_model in (True, "true", "sessions") or options.model_name):
+        raise UsageError("--log_model logs to MLflow, and --track false writes nothing there: leave out one of both")
     if not options.checkpoint_every and any(needing.values()):
         option = next(name for name, given in needing.items() if given)
         raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")

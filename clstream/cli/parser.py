@@ -152,6 +152,11 @@ def run_parser() -> Parser:
     parser.add_argument("--tracking_uri", type=str, help="MLflow store or server; by default sqlite:///mlflow.db")
     parser.add_argument("--experiment", type=str, default="clstream", help="the MLflow experiment")
     parser.add_argument("--track", type=bool, default=True, help="false writes nothing to MLflow")
+    parser.add_argument(
+        "--log_model", type=Literal["false", "true", "sessions"] | bool, default=False,
+        help="log the strategy as an MLflow model, registered as the next version of its name: at the end, or after each session",
+    )  # fmt: skip
+    parser.add_argument("--model_name", type=str, help="name of the registered model; by default the strategy and the stream")
     parser.add_argument("--runs", type=str, default="runs", help="folder of the run folders: checkpoints, event logs")
     parser.add_argument(
         "--resume", type=Literal["never", "auto"], default="never",

@@ -43,7 +43,7 @@ SPACES = ("clstream.experiments", "spaces.yaml")
 
 CHANGES_NOTHING = (
     "track", "tracking_uri", "experiment", "runs", "resume", "checkpoint_every", "checkpoint_share", "log_batches", "threads",
-    "details", "data_root", "observers", "measures", "tuned",
+    "details", "log_model", "model_name", "data_root", "observers", "measures", "tuned",
 )  # fmt: skip
 """Options that have no part in what a trial finds."""
 

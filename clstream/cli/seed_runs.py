@@ -216,6 +216,8 @@ class Experiment:
                 tags={"tuned": options.tuned} if options.tuned else {},
                 folder=folder,
                 files=[*(event_log.file for event_log in log), *(observer.folder for observer in details)],
+                log_model={True: "end", "true": "end", "sessions": "sessions"}.get(options.log_model, ""),
+                model_name=options.model_name,
                 allow_offline=self.resumed or not self.first,  # a server that went away is no reason to lose what is left to do
             )
         return [*log, *details, *measures, tracker, *bars, *checkpointer]

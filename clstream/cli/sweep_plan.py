@@ -29,7 +29,7 @@ from clstream.sweep.identity import Identity, code_hash, text_hash
 
 CHANGES_NOTHING = (
     "track", "tracking_uri", "experiment", "runs", "resume", "checkpoint_every", "checkpoint_share", "log_batches", "threads",
-    "details", "data_root", "observers", "tuned", "seed", "seeds",
+    "details", "log_model", "model_name", "data_root", "observers", "tuned", "seed", "seeds",
 )  # fmt: skip
 """Options that have no part in what a run measures; the seed has one of its own."""
 

@@ -1,4 +1,4 @@
-"""The MLflow store, a server or a file, and how it is written. The only file that imports mlflow."""
+"""The MLflow store, a server or a file, and how it is written. But for `mlflow_models`, the only file that imports mlflow."""
 
 from __future__ import annotations
 
@@ -149,6 +149,8 @@ class Sender:
                 self.image(run_id, item)
             case "file":
                 self.file(run_id, item)
+            case "register":
+                self.register(run_id, item)
             case "resume":
                 client.update_run(run_id, "RUNNING")
                 if "error" in client.get_run(run_id).data.tags:
@@ -203,6 +205,20 @@ class Sender:
         """Write a picture that the UI shows among the charts. Of several with one name and step it shows the newest."""
         with Image.open(io.BytesIO(base64.b64decode(item["base64"]))) as picture:
             self.client.log_image(run_id, picture, key=item["key"], step=0, timestamp=item["at"])
+
+    def register(self, run_id: str, item: Item) -> None:
+        """Register a model among the run's artifacts as the next version of a name, unless its tags say that it is one."""
+        name, tags = item["name"], item["tags"]
+        versions = self.client.search_model_versions(f"run_id = '{run_id}'")
+        if any(version.name == name and version.tags.items() >= tags.items() for version in versions):
+            return
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{item['path']}"
+        self.client.create_model_version(name, source, run_id, tags=dict(tags))
 
     def file(self, run_id: str, item: Item) -> None:
         """Write an artifact that is a file, named from the journal's folder on, to a folder of artifacts if the item names one."""

@@ -215,6 +215,7 @@ _CONTENTS: dict[str, Callable[[Item], bool]] = {
     "artifact": lambda item: is_plain_name(item["name"]) and isinstance(item.get("text", item.get("base64")), str),
     "image": lambda item: all(isinstance(item[name], str) for name in ("key", "base64")) and isinstance(item["at"], int),
     "file": lambda item: isinstance(item["path"], str) and is_plain_name(item.get("folder", "none")),
+    "register": lambda item: isinstance(item["name"], str) and is_plain_name(item["path"]) and _are_plain(item["tags"]),
     "resume": lambda item: True,  # noqa: ARG005
     "end": lambda item: item["status"] in ("FINISHED", "FAILED", "KILLED") and isinstance(item["at"], int),
 }

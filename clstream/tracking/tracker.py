@@ -33,6 +33,7 @@ from clstream.params import reason_of
 from clstream.results import Evaluation, write_csv
 from clstream.tracking.curves import Curve, Curves
 from clstream.tracking.mlflow_store import connect, has_run, make_uploader, tracking_uri, without_password
+from clstream.tracking.model_versions import ModelVersions
 from clstream.tracking.outbox import FILE, Outbox
 from clstream.tracking.parent_runs import ParentRun
 from clstream.tracking.picture_timer import PictureTimer
@@ -60,6 +61,9 @@ class MlflowTracker(Curves):
         files: become artifacts at the end, those that are there; of a folder all files in it, in a folder of its name. They have
             to stay where they are until they are sent.
         allow_offline: whether a server that is away at the start is no error: for a run that is resumed, or follows another one.
+        log_model: "end": a run that came to its end logs its strategy as an MLflow model, and registers it as the next version of
+            a name; "sessions": at each evaluation that follows a session. "": not.
+        model_name: that name. None: the strategy and the stream, "Replay-split_mnist".
 
     Raises:
         ConnectionError, OSError: at once, if the server doesn't answer or the store or the folder can't be written.
@@ -77,7 +81,10 @@ class MlflowTracker(Curves):
         folder: str | Path | None = None,
         files: Sequence[str | Path] = (),
         allow_offline: bool = False,
+        log_model: str = "",
+        model_name: str | None = None,
     ) -> None:
+        self.models = ModelVersions(log_model, model_name, None if folder is None else Path(folder).absolute())
         self.experiment, self.uri = experiment, tracking_uri(uri)
         self.uri_given = uri is not None or "MLFLOW_TRACKING_URI" in os.environ
         self.connection = None if allow_offline else connect(self.uri, experiment)
@@ -112,6 +119,7 @@ class MlflowTracker(Curves):
         self._start_curves(event)
         if self.parent is not None:
             self.parent.check(event.seed)
+        self.models.check(event)
         if not event.resumed:
             self._create()
 
@@ -252,6 +260,8 @@ class MlflowTracker(Curves):
         self._log(self._of_session(event.evaluation))
         if self.picture_timer.due():
             self._picture(event.evaluation)
+        if self.models.when == "sessions":
+            self._put_model(event.evaluation)
         assert self.uploader is not None
         self.uploader.upload_in_turn()
         if self.parent is not None:
@@ -266,6 +276,9 @@ class MlflowTracker(Curves):
         ))  # fmt: skip
         self.outbox.put("image", key=PICTURE, base64=base64.b64encode(image).decode(), at=_now())
         return image
+
+    def _put_model(self, evaluation: Evaluation) -> None:
+        self.models.put(self.outbox, evaluation.sessions_finished, lambda file: _seen_from(file, self.file))
 
     def _log(self, curves: Mapping[str, Curve]) -> None:
         """Write (step, value) points of metrics; what is not defined, and steps that were written before, are left out."""
@@ -295,6 +308,8 @@ class MlflowTracker(Curves):
             if evaluation is not None and len(evaluation.accuracy):
                 if error is None:  # else it may be resumed, and these have one value
                     self._log(self._of_run(evaluation))
+                    if self.models.when == "end":
+                        self._put_model(evaluation)
                 self._artifacts(evaluation)
         finally:
             for place in self.files:
@@ -305,6 +320,8 @@ class MlflowTracker(Curves):
             outbox.put("end", status=status, at=_now())
             self._reset()
             self.uploader.upload(last=True)
+            if not outbox.pending:
+                self.models.clear()
 
     def _artifacts(self, evaluation: Evaluation) -> None:
         with tempfile.TemporaryDirectory() as name:
