@@ -23,6 +23,7 @@ from clstream.cli import main
 from clstream.engine import OtherRunError, compiled_step
 from clstream.memory import Reservoir
 from clstream.models import Mlp
+from clstream.training import Training
 
 Make = Callable[[nn.Module], Strategy]
 
@@ -61,6 +62,10 @@ def assert_same(make: Make, compiles: int | None = None, rtol: float = 1e-4, **o
     assert result.cost.total["compiling_seconds"] > 0 and "compiling_seconds" not in exact.cost.total
     assert result.params["compile"] is True and "compile" not in exact.params
     return here
+
+
+def test_training_controls_are_the_same_compiled() -> None:
+    assert_same(Replay, train=Training("cosine", warmup=2, clip=0.5, accumulate=2, class_weights="balanced"))
 
 
 DRAWING: dict[str, Make] = {
