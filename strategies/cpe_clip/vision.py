@@ -57,6 +57,8 @@ class CPEVision(PromptTuning):
 
     """
 
+    takes_new_classes = False
+
     def __init__(
         self,
         model: nn.Module,
