@@ -141,8 +141,8 @@ def orthonormal(past: Tensor, count: int, random: torch.Generator | None = None)
     In a space of fewer dimensions than both together they are orthogonal to each other; of fewer than `count`, of length 1 alone.
     """
     drawn = []
-    for old in past.flatten(2).cpu():
-        rows = torch.randn(count, old.shape[1], generator=random)
+    for old in past.flatten(2).cpu().double():  # past ones may be nearly dependent
+        rows = torch.randn(count, old.shape[1], generator=random).double()
         if len(old) + count <= old.shape[1]:
             span = torch.linalg.qr(old.T)[0]
             rows = rows - (rows @ span) @ span.T

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from clstream.seeds import isolated
 
 NAMES = ["ape", "bee", "cat", "dog", "eel", "fox"]
 TOWERS = Path(__file__).parent / "towers.json"
+WEIGHTS = Path(__file__).parent / "towers.pt"
 
 
 def small_clip(head: str = "fixed", classes: int = 6) -> Clip:
@@ -24,9 +24,12 @@ def small_clip(head: str = "fixed", classes: int = 6) -> Clip:
         return Clip((1, 8, 8), classes, str(TOWERS), "random", head)
 
 
-@lru_cache(maxsize=1)
-def weights() -> dict[str, torch.Tensor]:
-    """Return the weights of towers that were trained on the classes of the example stream and their names, beside prompts."""
+def train_towers() -> dict[str, torch.Tensor]:
+    """Return the weights of towers that were trained on the classes of the example stream and their names, beside prompts.
+
+    Rounding in another process, of another machine, leads to other towers, so those that tests take are kept in a file:
+    `python tests/dual_encoders.py` writes it.
+    """
     with isolated(0, "towers"):
         model = small_clip()
         strategy, samples = CPECLIP(model, prompts=2, depth=1), [task.train[:] for task in example_stream().tasks]
@@ -47,5 +50,10 @@ def weights() -> dict[str, torch.Tensor]:
 def trained_clip(head: str = "fixed") -> Clip:
     """Return the trained one."""
     model = small_clip(head)
-    model.clip.load_state_dict(weights())
+    model.clip.load_state_dict(torch.load(WEIGHTS, weights_only=True))
     return model
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.save(train_towers(), WEIGHTS)

@@ -42,7 +42,7 @@ def test_it_answers_learns_and_tracks_and_the_same_command_shows_what_was(inbox,
     for number in range(3):
         write(inbox, number)
     write(inbox, 3, x=torch.zeros(24, 2).numpy())
-    store = f"sqlite:///{shutil.copy(migrated, 'mlflow.db')}"
+    store = f"sqlite:///{shutil.copy(migrated, inbox.parent / 'mlflow.db')}"
     command = ["watch", "inbox", *OPTIONS, "--max_sessions", "4", "--tracking_uri", store]
     write(inbox, 5, x=(10 + session(1)[0]).numpy())
     assert main(command) == 0

@@ -35,11 +35,16 @@ def method_of(owner: object, name: str, references: References) -> Any:
         home = next((base for base in cls.__mro__ if name in vars(base)), object)
         function = vars(home).get(name)
         method = None
-        if isinstance(function, FunctionType) and (
-            id(function) in references.paths
-            or (home.__module__.startswith("torch.") and name in ("forward", "step", "zero_grad"))
-            or (home.__module__.partition(".")[0] not in ("torch", "numpy") and qualified_name(home) in references.classes)
-            or home.__module__ in references.modules
+        writes = name == "save" and home.__module__.startswith("clstream.")  # a file may not have files written
+        if (
+            isinstance(function, FunctionType)
+            and not writes
+            and (
+                id(function) in references.paths
+                or (home.__module__.startswith("torch.") and name in ("forward", "step", "zero_grad"))
+                or (home.__module__.partition(".")[0] not in ("torch", "numpy") and qualified_name(home) in references.classes)
+                or home.__module__ in references.modules
+            )
         ):
             method = MethodType(function, owner)
     if method is None:
