@@ -213,7 +213,9 @@ def _own_targets(answers: Tensor, y: Tensor, target: str, kind: str, generator: 
     if target == "label":
         if kind == "predicted":
             return answers.argmax(1)
-        return torch.multinomial(answers.softmax(1).cpu(), 1, generator=generator)[:, 0].to(answers.device)
+        shares = answers.softmax(1).cpu().double().cumsum(1)
+        drawn = torch.rand(len(answers), 1, generator=generator) * shares[:, -1:]  # a number a sample, however many outputs
+        return torch.searchsorted(shares, drawn, right=True)[:, 0].to(answers.device)
     if target == "multilabel":
         odds = answers[:, : y.shape[1]].sigmoid()
         return (odds > (0.5 if kind == "predicted" else torch.rand(odds.shape, generator=generator).to(odds))).to(y)

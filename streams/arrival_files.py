@@ -80,13 +80,20 @@ def inputs(x: Any) -> torch.Tensor:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):  # numpy would take it for a pickle
+    if not zipfile.is_zipfile(path):
         raise ValueError("it can't be read as NPZ (it is no zip archive)")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name in ARRAYS}
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in ARRAYS if f"{name}.npy" in archive.namelist()]
+            return {name: _array(archive, f"{name}.npy") for name in names}
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(f"it can't be read as NPZ ({reason_of(error)})") from None
+
+
+def _array(archive: zipfile.ZipFile, member: str) -> Any:
+    """Return an array of an archive: data alone, no pickled objects."""
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ RUN = ["--strategy", "Replay", "--model.hidden", "[16]", "--model.head", "growin
 @pytest.fixture
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
 
 
@@ -68,8 +71,8 @@ def test_a_run_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["continue"]) == 2 and "usage: clstream continue RUN" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_folder")
 def test_mlflow_keeps_the_lineage(store: str) -> None:
-    Path("mine.py").write_text(OWN, encoding="utf-8")
     assert main(["run", "--stream", "mine.first", "--evaluate_every", "4", *RUN]) == 0
     folder = next(path for path in Path("runs").iterdir())
     assert main(["continue", str(folder), "--stream", "mine.last"]) == 0

@@ -129,7 +129,7 @@ class StrategyChecks:
     def resumes_exactly(self) -> None:
         """A run that goes on from one of its checkpoints ends as it would have without the break, bit for bit.
 
-        Of a fixed head every second checkpoint is tried, of a growing one every third, so some before, in and after each session.
+        Of a fixed head every third checkpoint is tried, so some in each session; of a growing one those at the ends of sessions.
         """
         schedule, epochs = ((0, 1, 0, 2), 2) if self.target == "label" else ((0, 1, 2), 1)
 
@@ -137,7 +137,7 @@ class StrategyChecks:
             stream = self.stream(schedule, epochs=epochs, batch_size=20)
             return run(self.build(head), stream, observer, evaluate_every=3, resume=state)
 
-        heads = (("fixed", 2), ("growing", 3)) if self.target == "label" else (("growing", 3),)
+        heads = (("fixed", 3), ("growing", 7)) if self.target == "label" else (("growing", 3),)
         for head, step in heads:
             if head == "growing" and "grows" in self.build().exempt:
                 continue
