@@ -89,7 +89,7 @@ class Lanes(nn.Module):
         """Freeze all lanes but one, and return the parameters of that."""
         own = [self.selectors[lane], self.prompts[lane]]
         for parameter in self.parameters():
-            parameter.requires_grad_(any(parameter is other for other in own)).grad = None
+            parameter.requires_grad_(any(parameter is learned for learned in own)).grad = None
         return own
 
     def forward(self, vit: Vit, x: Tensor, lanes: list[int]) -> list[Tensor]:

@@ -68,10 +68,10 @@ def read_file(path: Path, name: str, options: FileOptions, columns: list[str]) -
 
 def read_labels(path: Path, options: FileOptions) -> Any:
     """Return the targets that a file of labels has. Raises ValueError, TypeError or OSError."""
-    found = _arrays(path).get("y") if path.suffix == ".npz" else _targets(_table(path), options)
-    if found is None:
+    targets = _arrays(path).get("y") if path.suffix == ".npz" else _targets(_table(path), options)
+    if targets is None:
         raise ValueError(f"{path.name} has no {'y' if path.suffix == '.npz' else options.label[0]}")
-    return found
+    return targets
 
 
 def inputs(x: Any) -> torch.Tensor:
@@ -86,7 +86,7 @@ def _arrays(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in ARRAYS if f"{name}.npy" in archive.namelist()]
             return {name: _array(archive, f"{name}.npy") for name in names}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"it can't be read as NPZ ({reason_of(error)})") from None
 
 

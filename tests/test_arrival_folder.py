@@ -125,6 +125,29 @@ def test_what_is_half_written_is_named_and_learned_when_it_is_whole(tmp_path):
     ]
 
 
+def with_bytes_of_members(content: bytes, place: int, value: int) -> bytes:
+    """Return a zip archive with a byte of the header of each member changed; `place` is that in the directory at its end."""
+    changed = bytearray(content)
+    for mark, at in ((b"PK\x03\x04", place - 2), (b"PK\x01\x02", place)):
+        start = changed.find(mark)
+        while start >= 0:
+            changed[start + at] |= value
+            start = changed.find(mark, start + 4)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(("place", "value", "reason"), [(8, 1, "encrypted"), (10, 77, "compression"), (8, 32, "patched")])
+def test_an_archive_that_cannot_be_read_is_set_aside_and_the_run_goes_on(tmp_path, place, value, reason):
+    content = write(tmp_path, 0).read_bytes()
+    (tmp_path / "00.npz").write_bytes(with_bytes_of_members(content, place, value))
+    write(tmp_path, 1)
+    heard = Heard()
+    run(learner(), inbox(tmp_path), heard)
+    [aside] = heard.of(SetAside)
+    assert aside.name == "00.npz" and reason in aside.reason
+    assert [event.name for event in heard.of(SessionArrived)] == ["01.npz"]
+
+
 def test_a_pickle_in_a_file_is_not_run(tmp_path):
     write(tmp_path, 0)
     write(tmp_path, 1, y=np.array([Path], dtype=object))

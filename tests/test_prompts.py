@@ -86,7 +86,7 @@ def test_dualprompt_is_its_equations() -> None:
         prompts = {0: (g[0, 0], g[0, 1]), 1: (e[task, 0, 0], e[task, 0, 1]), 2: (e[task, 1, 0], e[task, 1, 1])}
         return parts.features(parts.run(tokens[sample : sample + 1], prompts))[0]
 
-    nearest = [int(F.cosine_similarity(one[None], keys).argmax()) for one in query]
+    nearest = [int(F.cosine_similarity(features[None], keys).argmax()) for features in query]
     assert set(nearest) == {0, 1}
     answered, _ = strategy.prompted(parts, tokens, query, learning=False)
     torch.testing.assert_close(answered, torch.stack([with_task(sample, task) for sample, task in enumerate(nearest)]))
