@@ -11,6 +11,7 @@ from tracked_runs import curve
 
 from clstream.checkpoint import newest
 from clstream.cli import main
+from clstream.recording import read
 
 OWN = """
 from dataclasses import replace
@@ -59,6 +60,9 @@ def test_a_run_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
     assert "task 0" in shown.out and "first, last: class-incremental" in shown.err
     after = next(path for path in Path("runs").iterdir() if "last" in path.name)
     assert kept(after) == kept(next(Path("whole").iterdir()))
+    assert main(["record", "--config", str(folder / "config.yaml"), "--out", "run.clstream"]) == 0
+    assert main(["record", "--config", str(after / "config.yaml"), "--out", "run.clstream", "--extend"]) == 0
+    assert len(read("run.clstream").about["sessions"]) == 3
     assert main(["resume", str(after)]) == 0  # it is over: nothing is learned
     capsys.readouterr()
     assert main(["continue", str(folder)]) == 1

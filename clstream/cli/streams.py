@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from clstream.cli.command_parser import CommandParser
@@ -50,8 +51,11 @@ def show_command(arguments: list[str]) -> int:
     return 0
 
 
-def _stream_of(command: str, rest: list[str], others: str) -> Stream:
-    """Return the stream that the options of a command name, which takes no more of those of `clstream run`."""
+def _stream_of(command: str, rest: list[str], others: str, extended: str | None = None) -> Stream:
+    """Return the stream that the options of a command name, which takes no more of those of `clstream run`.
+
+    Of a run that continues another one it is that of both; with a recording that is extended, what that has comes first.
+    """
     accepted = ("--stream", "--config", "--data_root", "--data-root", "--tune", "--trust")
     for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
         if option not in accepted and not option.startswith("--stream."):
@@ -59,31 +63,55 @@ def _stream_of(command: str, rest: list[str], others: str) -> Stream:
     if not any(argument.partition("=")[0] in ("--stream", "--config") for argument in rest):
         raise UsageError(f"clstream {command} needs the stream: --stream NAME, or a --config that names it")
     from clstream.cli.build import build_stream
+    from clstream.cli.continuing import run_before
     from clstream.cli.experiment import print_notes
     from clstream.cli.parser import parse_run
 
     with as_failure(ValueError, TypeError, OSError, ImportError):
         parser, options = parse_run(rest)
         print_notes(parser)
-        return build_stream(parser, options)
+        stream = build_stream(parser, options)
+        before = run_before(options, stream)
+        stream = stream if before is None else before.stream
+        return stream if extended is None else _following(extended, stream, options.data_root)
+
+
+def _following(file: str, stream: Stream, root: str | None) -> Stream:
+    """Return a stream after the one of a recording, unless it begins with that, or the recorded data is not ours to load."""
+    from clstream.cli.lookup import PLACES
+    from clstream.stream import History
+
+    try:
+        past: Stream = importlib.import_module(PLACES["stream"]).recorded(file, root)
+    except ValueError:  # its samples are the user's own: the stream must have them
+        return stream
+    history = History.of(past)
+    if history.begins(stream, len(past)):
+        return stream
+    history.check_follows(stream, len(past))
+    return past.followed_by(stream)
 
 
 def record_command(arguments: list[str]) -> int:
     """`clstream record`: write what a stream is to a file; nothing is run."""
     parser = CommandParser(
         "record",
-        usage="clstream record --stream NAME [--stream.OPTION VALUE ...] --out FILE",
+        usage="clstream record --stream NAME [--stream.OPTION VALUE ...] --out FILE [--extend]",
         description="Write what a stream is, without its samples; `--stream recorded:FILE` replays it over the same data.",
         epilog="--stream NAME and its options, --config FILE, --data_root FOLDER and --tune are as in clstream run.",
     )
     parser.add_argument("--out", required=True, help="the file to write, as digits.clstream")
     parser.add_argument("--force", action="store_true", help="overwrite a file that holds something else")
+    parser.add_argument(
+        "--extend", action="store_true",
+        help="the file has the sessions before: the stream begins with them, or comes after them",
+    )  # fmt: skip
     own, rest = parser.parse_known_args(arguments)
     from clstream.recording import record
 
-    stream = _stream_of("record", rest, "--out and --force")
+    stream = _stream_of("record", rest, "--out, --force and --extend", own.out if own.extend else None)
     try:
-        file = record(stream, own.out, own.force)
+        file = record(stream, own.out, own.force, own.extend)
     except (ValueError, TypeError, OSError) as error:
         raise Failure(str(error)) from error
     print(stream)

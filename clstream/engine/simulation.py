@@ -88,13 +88,6 @@ class Simulation:
         self.began = time.perf_counter()
         self.accept_changed_code, self.changed_code = accept_changed_code, list[str]()
         self.built_from = list(definitions(*built_from(strategy, stream), *self.measures, *code))
-        self.tracking = Stopwatch()
-        self.bus = Bus(strategy, *observers, learner=strategy, stopwatch=self.tracking)
-        # its halves: some events are for one of them only
-        self.strategy_bus, self.observer_bus = Bus(strategy, learner=strategy), Bus(*observers, stopwatch=self.tracking)
-        self.lineage, self.continuation = lineage, continues
-        was_run = continues is not None and "strategy" not in continues.state
-        self.placement = Placement(strategy, device, seed, self.bus, seeded=was_run)
         self.stream = stream.reseeded(seed).to(device)
         self.controls = Controls(train, strategy, self.stream, max_sessions)
         self.tracking = Stopwatch()

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from clstream.files import write_atomically
+from clstream.recording.extension import check_extends
 from clstream.recording.hashes import ContentHashes, dtype_name, numbered, order_hash, package_version, probe_hash, tensors_of
 from clstream.recording.header import HASH_LENGTH, MAX_MEMBERS, MAX_TEXT, STREAM, is_possible_size
 from clstream.recording.streams import RecordedStream
@@ -39,7 +40,7 @@ from clstream.stream import DataSource, MixedSchedule, PoolSchedule, Samples, St
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time is recorded: the same stream gives the same bytes
 
 
-def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
+def record(stream: Stream, file: str | Path, force: bool = False, extend: bool = False) -> Path:
     """Write what a stream is to a file, and return its path. The same stream gives the same bytes.
 
     Args:
@@ -47,9 +48,11 @@ def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
             a function with a name. Both are recorded by name.
         file: where; by custom it ends in `.clstream`. It is written atomically.
         force: overwrite a file that holds something else.
+        extend: replace the recording in the file, which must be the begin of this one: the stream begins with its tasks and
+            sessions, sample by sample, and has its options.
 
     Raises:
-        TypeError, ValueError: if the stream can't be recorded; nothing is written then.
+        TypeError, ValueError: if the stream can't be recorded, or doesn't begin with what is to be extended; nothing is written.
         FileExistsError: if the file holds something else.
         OSError: if it can't be written.
 
@@ -60,13 +63,20 @@ def record(stream: Stream, file: str | Path, force: bool = False) -> Path:
         raise ValueError(f"{stream.name} arrives while it is learned, so no recording can say what it delivers")
     if isinstance(stream.schedule, PoolSchedule):
         raise ValueError(f"{stream.name} asks the strategy which labels it buys, so no recording can say what it delivers")
+    if any(not len(task.train) for task in stream.tasks):
+        raise ValueError(
+            f"{stream.name} can't be recorded: its first tasks are of a run that it continues, and have no samples here; give a "
+            "stream of both, january.followed_by(february)"
+        )
     file = Path(file)
+    if extend:
+        check_extends(stream, file)
     content = pack(*contents(stream))
     try:
         if file.exists():
             if file.read_bytes() == content:
                 return file
-            if not force:
+            if not (force or extend):
                 raise FileExistsError(f"{file} holds something else: choose another file, or overwrite it with force=True, --force")
         write_atomically(file, lambda out: out.write(content))
     except FileExistsError:

@@ -377,8 +377,8 @@ class Stream:
         """Return a stream of this one's tasks and sessions, and then another one's, whose tasks are numbered on.
 
         Options (epochs, batch size, order, augmentation) are those of the other one, which must have inputs, targets and a scenario
-        of the same kind; labels are numbered over both. Raises ValueError for what doesn't go together, and for sessions that mix
-        tasks.
+        of the same kind; labels are numbered over both. Where both have their samples of the same data set, a recording can load it
+        by name. Raises ValueError for what doesn't go together, and for sessions that mix tasks.
         """
         mixed = [stream.name for stream in (self, other) if isinstance(stream.schedule, MixedSchedule)]
         if mixed:
@@ -393,6 +393,8 @@ class Stream:
         count = len(self.tasks)
         probes = [probe if probe.task is None else replace(probe, task=count + probe.task) for probe in other.probes]
         names = max(self.class_names, other.class_names, key=len)
+        ours, theirs = self.data or DataSource({}), other.data or DataSource({})
+        same = ours.loader is not None and (ours.loader, ours.options) == (theirs.loader, theirs.options)
         return replace(
             other,
             name=f"{self.name}, {other.name}",
@@ -401,7 +403,7 @@ class Stream:
             probes=(*self.probes, *probes),
             class_names=names if len(names) == max(self.classes, other.classes) else (),
             notes=(*self.notes, *other.notes),
-            data=None,
+            data=theirs if same else None,
             target="" if len({*self.targets, *other.targets}) > 1 else other.target,
         )
 
