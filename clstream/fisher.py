@@ -41,6 +41,7 @@ def diagonal_fisher(
     generator: torch.Generator | None = None,
     losses: Losses | None = None,
     competing: Losses | None = None,
+    power: int = 2,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher of each parameter that requires a gradient, by name: of its shape, not below 0.
 
@@ -63,12 +64,14 @@ def diagonal_fisher(
             `clstream.losses.sample_losses`. It is called under `vmap`.
         competing: outputs and true targets to outputs, -inf for those that don't compete: what targets are sampled or predicted
             from. None: all outputs.
+        power: 2, or 1 for the mean of absolute gradients in place of squares (memory aware synapses).
 
     Raises:
         ValueError: for another kind, no samples, no parameters, or batch norm over single values.
 
     """
     check_choice(KINDS, kind=kind)
+    check_integer(1, 2, power=power)
     check_kind(kind, samples)
     coupled = any(_is_coupled(module) for module in model.modules())
     model = _parted(model) if coupled else model
@@ -94,9 +97,9 @@ def diagonal_fisher(
             y = _own_targets(answers, y, part.target, kind, generator, losses)
         with same_flops(len(y), counted):
             if closed:
-                _add_closed(totals, model, weights, closed, x, y, losses, kind == "weighted")
+                _add_closed(totals, model, weights, closed, x, y, losses, kind == "weighted", power)
             if rest:
-                _add_rest(totals, model, weights, rest, x, y, losses, kind == "weighted")
+                _add_rest(totals, model, weights, rest, x, y, losses, kind == "weighted", power)
     return {name: total / len(samples) for name, total in totals.items()}
 
 
@@ -109,20 +112,23 @@ def batch_fisher(
     generator: torch.Generator | None = None,
     losses: Losses | None = None,
     competing: Losses | None = None,
+    power: int = 2,
 ) -> dict[str, Tensor]:
     """Return, by name, what many codes take for the diagonal Fisher: squares of the gradients of whole batches.
 
     The mean over batches of batch_size * (d mean loss / d w)^2, over the batches that are full, or the only one. Gradients of a
     batch are averaged before they are squared, so what they don't agree on is lost, and the factor only brings it back to the size
-    of the Fisher. The model is asked in the mode that it is in; its gradients stay as they are.
+    of the Fisher; of absolute gradients (`power=1`) there is no factor. The model is asked in the mode that it is in; its gradients
+    stay as they are.
 
     Args:
-        model, samples, kind, augment, generator, losses, competing: see `diagonal_fisher`.
+        model, samples, kind, augment, generator, losses, competing, power: see `diagonal_fisher`.
         batch_size: samples of a batch, in a random order.
 
     """
     check_choice(("empirical", "sampled", "predicted"), kind=kind)
     check_integer(1, batch_size=batch_size)
+    check_integer(1, 2, power=power)
     check_kind(kind, samples)
     losses = partial(sample_losses, target=samples.target) if losses is None else losses
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -141,7 +147,7 @@ def batch_fisher(
                 y = _own_targets(answers, y, part.target, kind, generator, losses)
             slopes = torch.autograd.grad(losses(outputs, y).mean(), list(weights.values()), materialize_grads=True)
         for total, slope in zip(totals.values(), slopes, strict=True):
-            total += slope.square() * (size / len(order))
+            total += _size(slope, power) * ((size if power == 2 else 1) / len(order))
     return totals
 
 
@@ -154,24 +160,30 @@ def session_fisher(
     losses: Losses | None = None,
     competing: Losses | None = None,
     batch_size: int | None = None,
+    power: int = 2,
 ) -> dict[str, Tensor]:
     """Return the Fisher of a session's samples in a run, whose random numbers stay: augmentations and dropout draw from them.
 
     Args:
-        model, samples, kind, augment, generator, losses, competing: see `diagonal_fisher`.
+        model, samples, kind, augment, generator, losses, competing, power: see `diagonal_fisher`.
         batch_size: for `batch_fisher`. None: `diagonal_fisher`.
 
     """
     options = kind, augment, generator, losses, competing
     with random_state_kept(next(model.parameters()).device):
         if batch_size is None:
-            return diagonal_fisher(model, samples, *options)
-        return batch_fisher(model, samples, batch_size, *options)
+            return diagonal_fisher(model, samples, *options, power)
+        return batch_fisher(model, samples, batch_size, *options, power)
 
 
 def running_mean(mean: Tensor, seen: int, new: Tensor, n: int) -> Tensor:
     """Return the mean over `seen` samples and `n` more, from those over each."""
     return (seen * mean + n * new) / (seen + n)
+
+
+def _size(slope: Tensor, power: int) -> Tensor:
+    """Return the squares, or the absolute values: that of a product is the product of those of its factors."""
+    return slope.square() if power == 2 else slope.abs()
 
 
 def _is_coupled(module: nn.Module) -> bool:
@@ -245,6 +257,7 @@ def _add_closed(
     y: Tensor,
     losses: Losses,
     weighted: bool,
+    power: int,
 ) -> None:
     """Add the sums over a batch for the layers that have a closed form."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -253,10 +266,10 @@ def _add_closed(
     layers = [seen.uses[name][0] for name in closed]
     slopes = torch.autograd.grad(likelihood.sum(), [layer.outputs for layer in layers], materialize_grads=True)
     for (name, bias), layer, slope in zip(closed.items(), layers, slopes, strict=True):
-        squares = slope.square() * likelihood.detach().exp()[:, None] if weighted else slope.square()
-        totals[name] += squares.T @ layer.inputs.detach().square()
+        sizes = _size(slope, power) * likelihood.detach().exp()[:, None] if weighted else _size(slope, power)
+        totals[name] += sizes.T @ _size(layer.inputs.detach(), power)
         if bias is not None:
-            totals[bias] += squares.sum(0)
+            totals[bias] += sizes.sum(0)
 
 
 def _add_rest(
@@ -268,6 +281,7 @@ def _add_rest(
     y: Tensor,
     losses: Losses,
     weighted: bool,
+    power: int,
 ) -> None:
     """Add the sums over a batch for all other parameters."""
     fixed = {**_buffers(model), **{name: weight for name, weight in weights.items() if name not in rest}}
@@ -292,7 +306,7 @@ def _add_rest(
         likelihoods = torch.stack([likelihood for _, likelihood in pairs])
     share = likelihoods.exp() if weighted else torch.ones_like(likelihoods)
     for name, slope in slopes.items():
-        totals[name] += torch.tensordot(share, slope.square(), 1)
+        totals[name] += torch.tensordot(share, _size(slope, power), 1)
 
 
 class _Layer:

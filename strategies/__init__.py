@@ -29,6 +29,8 @@ from clstream.strategies.lifelong import Lifelong
 from clstream.strategies.linear_probe import LinearProbe
 from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
+from clstream.strategies.mas import MAS
+from clstream.strategies.mas import MASPenalty as MASPenalty
 from clstream.strategies.multilane import MultiLane
 from clstream.strategies.ncm import NCM
 from clstream.strategies.nevis import DynamicKNN, FrozenLinear, Independent, Previous
@@ -81,6 +83,7 @@ __all__ = [
     "LinearProbe",
     "LwF",
     "LwFMC",
+    "MAS",
     "MultiLane",
     "NCM",
     "OpenVAE",

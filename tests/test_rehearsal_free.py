@@ -17,6 +17,7 @@ from clstream.strategies import (
     L2Penalty,
     LwF,
     LwFMC,
+    MASPenalty,
     Regularised,
     SIPenalty,
 )
@@ -137,6 +138,7 @@ REGULARISERS: dict[str, Callable[..., Regulariser]] = {
     "EWC": EWCPenalty,
     "EWC, batch gradients": partial(EWCPenalty, fisher_batch=8, fisher="sampled"),
     "SI": SIPenalty,
+    "MAS": MASPenalty,
     "FeatKD": FeatKDPenalty,
 }
 
@@ -159,7 +161,7 @@ def test_without_strength_it_is_the_base_bit_for_bit(name: str, head: str) -> No
     assert torch.equal(*weights)
 
 
-@pytest.mark.parametrize("name", ["L2", "EWC", "SI", "FeatKD", "EWC online"])
+@pytest.mark.parametrize("name", ["L2", "EWC", "SI", "MAS", "FeatKD", "EWC online"])
 def test_the_penalty_is_exactly_zero_at_the_first_step_after_a_boundary(name: str) -> None:
     penalty = EWCPenalty(online=True) if name == "EWC online" else REGULARISERS[name]()
     found: list[list[float]] = []
