@@ -41,6 +41,8 @@ from clstream.strategies.ranpac import RanPAC
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.regularised import Regularised
 from clstream.strategies.replay import Replay
+from clstream.strategies.rwalk import RWalk
+from clstream.strategies.rwalk import RWalkPenalty as RWalkPenalty
 from clstream.strategies.sharp import SHARP
 from clstream.strategies.si import SI
 from clstream.strategies.si import SIPenalty as SIPenalty
@@ -90,6 +92,7 @@ __all__ = [
     "PRD",
     "Previous",
     "ProtoNet",
+    "RWalk",
     "RanPAC",
     "Refresh",
     "Regularised",

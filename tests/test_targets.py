@@ -41,7 +41,7 @@ from clstream.online_metrics import Prequential
 from clstream.strategy import Regulariser
 from clstream.stream import TARGETS, Samples
 
-ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "L2", "EWC", "MAS", "SI", "LwFMC", "LinearProbe", "Refresh",
+ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "L2", "EWC", "MAS", "RWalk", "SI", "LwFMC", "LinearProbe", "Refresh",
        "Regularised", "Federated"}  # fmt: skip
 SEVERAL = {"ERACE", "MultiLane", "Independent", "Previous", "DynamicKNN", "FrozenLinear"}
 

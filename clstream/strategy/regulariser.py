@@ -123,6 +123,16 @@ class Quadratic(Regulariser):
             total = total + self.scale(name, self.importance[name] * terms if self.importance else terms).sum()
         return total if isinstance(self.strength, Mapping) else self.strength * total
 
+    def penalty_gradient(self, name: str, at: Tensor) -> Tensor:
+        """Return the gradient of the penalty with respect to a held weight that has an importance, where it was.
+
+        It has the rows that the anchor has: those that a growing head got since are free.
+        """
+        anchor = self.anchor[name]
+        difference = (at if at.shape == anchor.shape else at[: len(anchor)]) - anchor
+        strength = 1.0 if isinstance(self.strength, Mapping) else self.strength
+        return self.scale(name, 2 * self.importance[name] * difference) * strength
+
 
 @contextmanager
 def no_step(strategy: Strategy) -> Iterator[None]:
