@@ -7,6 +7,7 @@ from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.class_means import ClassMeans
 from clstream.strategies.coact import CoACT
 from clstream.strategies.coda_prompt import CODAPrompt
+from clstream.strategies.cope import CoPE
 from clstream.strategies.core_sets import CoreSets
 from clstream.strategies.cpe_clip import CPECLIP, CPEVision
 from clstream.strategies.der import DER, DERpp
@@ -19,6 +20,7 @@ from clstream.strategies.fecam import FeCAM
 from clstream.strategies.federated import Federated
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.fscil import FSCIL
+from clstream.strategies.gss import GSS
 from clstream.strategies.hypernetwork import Hypernetwork
 from clstream.strategies.icarl import ICaRL
 from clstream.strategies.joint import Joint
@@ -43,6 +45,7 @@ from clstream.strategies.regularised import Regularised
 from clstream.strategies.replay import Replay
 from clstream.strategies.rwalk import RWalk
 from clstream.strategies.rwalk import RWalkPenalty as RWalkPenalty
+from clstream.strategies.scr import SCR
 from clstream.strategies.sharp import SHARP
 from clstream.strategies.si import SI
 from clstream.strategies.si import SIPenalty as SIPenalty
@@ -62,6 +65,7 @@ __all__ = [
     "CPEVision",
     "ClassMeans",
     "CoACT",
+    "CoPE",
     "CoreSets",
     "DER",
     "DERpp",
@@ -75,6 +79,7 @@ __all__ = [
     "Federated",
     "Finetune",
     "FrozenLinear",
+    "GSS",
     "Hypernetwork",
     "ICaRL",
     "Independent",
@@ -97,6 +102,7 @@ __all__ = [
     "Refresh",
     "Regularised",
     "Replay",
+    "SCR",
     "SHARP",
     "SI",
     "SLDA",

@@ -121,6 +121,12 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.RanPAC(model, projection=100)
     if name == "SimCLR":  # the examples' patterns are white noise: a small crop of one, enlarged, is nothing of it
         return lambda model: zoo.SimCLR(model, partial(SGD, lr=0.1), temperature=1.0, smallest=1.0, jitter=0.0, blur=0.0)
+    if name == "GSS":
+        return lambda model: zoo.GSS(model, partial(SGD, lr=0.1), capacity=30, gradients=3)
+    if name == "CoPE":
+        return lambda model: zoo.CoPE(model, partial(SGD, lr=0.02), capacity=30, alpha=0.9, width=16)
+    if name == "SCR":  # the same; and a temperature for so small a network
+        return lambda model: zoo.SCR(model, partial(SGD, lr=0.1), 30, 10, temperature=0.2, smallest=1.0, jitter=0.0, width=16)
     if name == "EpisodicTraining":  # the examples have batches of 8
         return lambda model: zoo.EpisodicTraining(model, partial(SGD, lr=0.1), ways=2, shots=1, queries=1)
     if name == "SupportReplay":  # its learning rate is for the many steps of episodes

@@ -43,7 +43,7 @@ WRONG: dict[object, tuple[object, ...]] = {
 FREE = {"name", "what", "label", "root", "file", "weights", "memory_map", "folder", "train", "test", "parameters"}
 """Strings that may be any."""
 
-SIGNED = {"mean", "degrees"}
+SIGNED = {"mean", "degrees", "cosine_below"}
 """Numbers that may be below 0."""
 
 
