@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,7 +64,24 @@ def test_a_run_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["record", "--config", str(folder / "config.yaml"), "--out", "run.clstream"]) == 0
     assert main(["record", "--config", str(after / "config.yaml"), "--out", "run.clstream", "--extend"]) == 0
     assert len(read("run.clstream").about["sessions"]) == 3
+    shutil.move(folder, "away")  # it needs nothing of it any more
     assert main(["resume", str(after)]) == 0  # it is over: nothing is learned
+    assert "nothing is run now" in capsys.readouterr().err
+    for seed_folder in after.glob("seed_*"):  # as if it had been killed before its first checkpoint
+        shutil.rmtree(seed_folder)
+    assert main(["resume", str(after)]) == 0 and kept(after) == kept(next(Path("whole").iterdir()))
+    shutil.copytree("away", "copy")
+    again = ["continue", "copy", "--stream", "mine.last", "--resume", "auto"]
+    assert main(again) == 0
+    second = next(path for path in Path("runs").iterdir() if path != after)
+    shutil.rmtree("copy")
+    shutil.rmtree(second / "seed_0")
+    assert main(["run", "--config", str(second / "config.yaml"), "--resume", "auto"]) == 0
+    assert kept(second) == kept(after) and len([*Path("runs").iterdir()]) == 2
+    later = ["--stream", "mine.first", "--stream.tasks", "3"]  # what a run that continues this one knows of both
+    assert main(["continue", str(after), *later]) == 1
+    assert "all 3 sessions of first were learned" in capsys.readouterr().err
+    shutil.move("away", folder)
     capsys.readouterr()
     assert main(["continue", str(folder)]) == 1
     assert "all 2 sessions of first were learned by the run before: give a stream with more of them" in capsys.readouterr().err

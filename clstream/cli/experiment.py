@@ -97,7 +97,8 @@ def run_experiment(
         raise UsageError(f"{option} needs a run folder, and --checkpoint_every 0 makes none: leave out one of both")
     with as_failure(ValueError, TypeError, OSError, ImportError):  # all that can be wrong shows here, before anything is learned
         stream = build_stream(parser, options)
-        before = run_before(options, stream)
+        attempt = _attempt(parser, options) if folder is None and options.continues and options.resume == "auto" else folder
+        before = run_before(options, stream, attempt)
         outputs = None if before is None else before.outputs
         if before is not None:
             parser, options = parse_run(arguments, configs)  # the parser that was made last says what may be imported
@@ -115,6 +116,8 @@ def run_experiment(
         resumed = folder is not None
         if folder is None and options.checkpoint_every:
             folder, resumed = _run_folder(parser, options, type(strategy).__name__, stream.name)
+            if before is not None and not resumed:
+                before.keep(folder, seeds)
         elif folder is None:
             _check_store(options)
     with (
@@ -153,15 +156,28 @@ def print_notes(parser: Parser) -> None:
 
 def _run_folder(parser: Parser, options: Namespace, strategy: str, stream: str) -> tuple[Path, bool]:
     """Return the folder for a run, and whether it is that of an earlier attempt."""
-    config, same, runs = as_yaml(parser, options), options.clone(), Path(options.runs)
-    same.runs, same.resume, same.checkpoint_every, same.checkpoint_share = "runs", "never", 30.0, 0.02
-    same.log_batches, same.threads = False, None  # and accept_changed_code, which is in no YAML
-    name = run_folders.folder_name(strategy, stream, as_yaml(parser, same))
+    config, runs = as_yaml(parser, options), Path(options.runs)
+    name = run_folders.folder_name(strategy, stream, _same(parser, options))
     attempts = run_folders.find_attempts(runs, name)
     if options.resume == "auto" and attempts:
         return attempts[-1], True
     _check_store(options)  # before the folder is made: what can't be tracked leaves none
     return run_folders.create(runs, name, config), False
+
+
+def _same(parser: Parser, options: Namespace) -> str:
+    """Return the options that make attempts at the same run, as YAML."""
+    same = options.clone()
+    same.runs, same.resume, same.checkpoint_every, same.checkpoint_share = "runs", "never", 30.0, 0.02
+    same.log_batches, same.threads = False, None  # and accept_changed_code, which is in no YAML
+    return as_yaml(parser, same)
+
+
+def _attempt(parser: Parser, options: Namespace) -> Path | None:
+    """Return the newest attempt at these very options, whatever its strategy and stream are called; None if there is none."""
+    ending = run_folders.folder_name("", "", _same(parser, options)).rpartition("-")[2]
+    found = [path for path in Path(options.runs).glob(f"*-{ending}*") if (path / run_folders.CONFIG).is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _check_store(options: Namespace) -> None:
