@@ -40,7 +40,10 @@ class Joint(Strategy):
 
     takes_controls = ("schedule", "clip", "renew_optimizer")  # a batch has several steps, of all sessions
     not_state = ("seen",)
+    not_saved = ("seen",)  # the sessions are, and have all of it
     learns_targets = TARGETS
+    seen: Samples | None = None
+    """All samples of those sessions, gathered when they are needed."""
 
     def __init__(
         self,
@@ -55,7 +58,6 @@ class Joint(Strategy):
         self.restart, self.make_optimizer = restart, optimizer
         self.random = torch.Generator()
         self.sessions: list[Session] = []
-        self.seen: Samples | None = None  # of those sessions, gathered from the stream when it is needed
         self.steps: tuple[Tensor, ...] = ()  # of the pass that is under way: the rows of `seen` that each step learns
         self.batches = 1  # that the pass is spread over
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from clstream.strategies import DERpp, Finetune, LwF, Replay, WithDetectedBoundaries
+from clstream.strategies import DERpp, Finetune, Joint, LwF, Replay, WithDetectedBoundaries
 from forked import fork_server
 from saved_module import MyNet, MyStrategy, answer, squash
 from torch import Tensor, nn
@@ -19,7 +23,7 @@ from torch.optim import SGD, Adam
 
 import clstream
 from clstream import SessionEnded, Strategy, on, run
-from clstream.adapters import LoRA, adapt, adapter_params
+from clstream.adapters import LoRA, Peft, adapt, adapter_params
 from clstream.checks import example_model, example_stream
 from clstream.checks.examples import normed_model
 from clstream.files import FolderError
@@ -105,6 +109,66 @@ def test_adapters_come_back(tmp_path: Path) -> None:
     assert first_difference(capture([strategy])[0], capture([loaded])[0]) is None
     assert torch.equal(loaded.scores(X), strategy.scores(X))
     assert adapter_params(loaded.model) == adapter_params(strategy.model) != {}
+
+
+def test_adapters_of_peft_come_back(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    strategy = taught(Finetune, adapt(Mlp((1, 8, 8), 6, hidden=(16,)), Peft("LORA", {"r": 2, "target_modules": ["stages.layer1"]})))
+    loaded = clstream.load(strategy.save(tmp_path))
+    assert torch.equal(loaded.scores(X), strategy.scores(X)) and adapter_params(loaded.model) == adapter_params(strategy.model)
+    rest = example_stream((1, 2))
+    with pytest.warns(UserWarning, match="was run before"):
+        expected = run(strategy, rest)
+    assert torch.equal(run(loaded, rest).accuracy, expected.accuracy) and digest(strategy) == digest(loaded)
+
+
+def test_joint_saves_the_samples_of_its_sessions_once(tmp_path: Path) -> None:
+    strategy = taught(Joint)
+    assert strategy.seen is not None
+    state = torch.load(state_file(strategy.save(tmp_path)), weights_only=True)["strategy"]
+    samples = len(strategy.everything()) * 64
+    assert [storage.numel() for storage in state["storages"]].count(samples // 2) == 2  # two sessions, and not both again
+    assert samples not in [storage.numel() for storage in state["storages"]]
+    loaded = clstream.load(tmp_path)
+    assert isinstance(loaded, Joint) and torch.equal(loaded.everything().x, strategy.everything().x)
+
+
+def test_code_that_has_changed_since_is_told_when_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+from clstream.strategies import Finetune
+
+RATE = 2
+
+
+class Own(Finetune):
+    def scores(self, x, task=None):
+        return RATE * super().scores(x, task)
+
+    def other(self):
+        return 1
+"""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "own_strategy.py"
+
+    def module(text: str) -> Any:
+        file.write_text(text)
+        monkeypatch.delitem(sys.modules, "own_strategy", raising=False)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        return importlib.import_module("own_strategy")
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    taught(module(text).Own).save(tmp_path / "saved")
+    for edited_text, told in (
+        (text.replace("    def other", "    # a word\n    def other"), ""),
+        (text.replace("RATE * super", "3 * super"), r"own_strategy \(Own.scores\)"),
+        (text.replace("RATE = 2", "RATE = 3"), r"own_strategy \(what it sets\)"),
+    ):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            clstream.load(tmp_path / "saved", classes=[module(edited_text).Own])
+        sentences = [str(warning.message) for warning in heard if "has changed since it was saved" in str(warning.message)]
+        assert len(sentences) == bool(told) and re.search(told, "".join(sentences))
 
 
 def test_the_card_says_what_it_is(tmp_path: Path) -> None:

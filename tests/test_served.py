@@ -79,6 +79,9 @@ def test_a_run_logs_its_strategy_and_registers_it(store: str) -> None:
     same(answer, strategy)
     assert answer["known_classes"] == [0, 1, 2, 3, 4, 5] and answer["known_names"] == list(STREAM.class_names)
     assert answer["names"] == [STREAM.class_names[label] for label in answer["prediction"]]
+    outputs = model.metadata.signature.outputs.to_dict()
+    assert [column["name"] for column in outputs] == list(answer)
+    assert [column["type"] for column in outputs] == ["array"] * 6 and outputs[0]["items"]["type"] == "long"
     with_task = model.predict(X.numpy(), params={"task": 1})
     assert with_task["prediction"] == strategy.predict(X, STREAM.tasks[1]).tolist()
     with pytest.raises(Exception, match="there is no task 9: the strategy has the tasks 0, 1, 2"):

@@ -8,6 +8,7 @@ of compiled code goes with a text, that is compared too.
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import symtable
 from collections.abc import Mapping, Sequence
@@ -33,24 +34,50 @@ class Source(NamedTuple):
     compiled: str = ""
 
 
-def changes(then: Mapping[str, Sequence[str]], now: Mapping[str, Source], only_common: bool = False) -> list[str]:
+def changes(
+    then: Mapping[str, Sequence[str]], now: Mapping[str, Source], only_common: bool = False, may_grow: bool = False
+) -> list[str]:
     """Return what differs between the sources of two runs: each file, and the classes and functions in it, in a few words.
 
     Args:
         then: by module name, (file, text, compiled).
         now: by module name.
         only_common: leave out what is in one of them alone.
+        may_grow: leave out modules that have all they had, and more beside.
 
     """
     differences = []
     for name in sorted({*then, *now}):
         old, new = (Source(*lot[name]) if name in lot else None for lot in (then, now))
         if old is not None and new is not None:
+            if may_grow and old.compiled == new.compiled and only_grew(old.text, new.text):
+                continue
             if old.compiled != new.compiled or not same_code(old.text, new.text):
                 differences.append(f"{_shown(new.file)}{_where(old, new)}")
         elif not only_common:
             differences += [f"{_shown(new.file)} (it was no part of the run)"] if new else []
             differences += [f"{_shown(old.file)} (it is no part of the run any more)"] if old else []
+    return differences
+
+
+def hashed_parts(text: str) -> dict[str, str]:
+    """Return hashes of the functions of a text, of the rest of each of its classes, and of its own ("") by qualified name."""
+    try:
+        parts = _parts(stripped(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    return {name: hashlib.blake2b(code.encode(), digest_size=8).hexdigest() for name, code in parts.items()}
+
+
+def changed_parts(then: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return what differs between `hashed_parts` of modules that are in both, by their names: each module, and parts of it."""
+    differences = []
+    for module in sorted(then.keys() & now.keys()):
+        old, new = then[module], now[module]
+        names = [name for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        if names:
+            differences.append(f"{module} ({', '.join(name or 'what it sets' for name in names[:3])}{more})")
     return differences
 
 
@@ -62,6 +89,24 @@ def same_code(text: str, other: str) -> bool:
         return ast.dump(stripped(text)) == ast.dump(stripped(other))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
+
+
+def only_grew(text: str, later: str) -> bool:
+    """Return whether all that a text says is in a later one, which may define and set what it didn't."""
+    try:
+        before, after = ({ast.dump(node): node for node in stripped(part).body} for part in (text, later))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    added = {name for code in after.keys() - before.keys() for name in _named(after[code])}
+    return before.keys() <= after.keys() and added.isdisjoint(name for node in before.values() for name in _named(node))
+
+
+def _named(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module defines, sets or imports."""
+    if isinstance(statement, _DEFINITIONS):
+        return {statement.name}
+    names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and _sets(node)}
+    return names | {node.asname or node.name.partition(".")[0] for node in ast.walk(statement) if isinstance(node, ast.alias)}
 
 
 def stripped(text: str) -> ast.Module:

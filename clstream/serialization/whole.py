@@ -8,7 +8,8 @@ what can't be written is left as the text that tables show.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from enum import Enum
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -32,8 +33,8 @@ _OURS = tuple(
 )  # fmt: skip
 """Modules and packages of ours whose classes may be named: what strategies are built of, and nothing that writes or runs."""
 
-_LAYERS = ("timm.", "torchvision.", "open_clip.")
-"""Packages whose layers may be named, if they were imported."""
+_LAYERS = ("timm.", "torchvision.", "open_clip.", "peft.")
+"""Packages whose layers, and their configurations, dataclasses and enums, may be named, if they were imported."""
 
 _FUNCTIONS = {f"torch:{name}": getattr(torch, name) for name in (
     "abs", "celu", "cos", "exp", "flatten", "log_softmax", "relu", "selu", "sigmoid", "sin", "softmax", "square", "tanh"
@@ -41,7 +42,7 @@ _FUNCTIONS = {f"torch:{name}": getattr(torch, name) for name in (
 """Functions of torch beside those of torch.nn.functional that may be named."""
 
 _OF_A_RUN = {"bus", "about", "drawn_before", "train_updates", "train_class_weights", "train_weighed"}
-"""Attributes in `not_state` that are left out: a run sets them."""
+"""Attributes in `not_state` that are left out: a run sets them. So is what a class names in `not_saved`."""
 
 
 class NamedCode(References):
@@ -67,7 +68,8 @@ class NamedCode(References):
             cls = lookup_loaded(place)
             module = f"{getattr(cls, '__module__', '')}."
             if isinstance(cls, type) and qualified_name(cls) == place and not hasattr(cls, "__del__") and (
-                module.startswith(_OURS) or (module.startswith(_LAYERS) and issubclass(cls, nn.Module))
+                module.startswith(_OURS)
+                or (module.startswith(_LAYERS) and (issubclass(cls, (nn.Module, Enum)) or is_dataclass(cls)))
             ):  # fmt: skip
                 self.classes |= {qualified_name(base): base for base in cls.__mro__}  # whose methods may be bound
                 return cls
@@ -143,8 +145,9 @@ class _Whole(_Capture):
     def _object(self, value: object, path: str) -> dict[str, Any]:
         content = super()._object(value, path)
         written = content["attributes"]
+        left_out = _OF_A_RUN.union(*(vars(cls).get("not_saved", ()) for cls in type(value).__mro__))
         for name, item in attributes(value, hidden=True).items():
-            if name in written or name in _OF_A_RUN or is_no_state(type(value), name):
+            if name in written or name in left_out or is_no_state(type(value), name):
                 continue
             if name == "params" and isinstance(item, dict):
                 written[name] = self._params(item, f"{path}.{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module, util
@@ -17,14 +18,15 @@ from clstream.files import FolderError
 from clstream.params import reason_of
 from clstream.serialization import torch_files
 from clstream.serialization.encoding import check_plain
+from clstream.serialization.same_code import changed_parts
 from clstream.serialization.whole import NamedCode, build_whole, classes_of
-from clstream.strategy.saving import CARD, FORMAT, STATE, hash_of
+from clstream.strategy.saving import CARD, FORMAT, STATE, hash_of, sources_of
 from clstream.strategy.strategy import Strategy
 
 _COLLECTIONS = ("clstream.adapters", "clstream.models", "clstream.strategies", "clstream.streams")
 """Ours, which need not be imported before, whatever the file names."""
 
-_PACKAGES = ("timm", "torchvision", "open_clip")
+_PACKAGES = ("timm", "torchvision", "open_clip", "peft")
 """Packages whose layers models of ours are built of; the one that a file names layers of is imported."""
 
 
@@ -71,6 +73,14 @@ def load(folder: str | Path, classes: Iterable[type | Callable[..., Any]] = (), 
     except ValueError as error:
         raise ValueError(f"the strategy in {folder}: {error}") from error
     strategy.about = partial(dict, card["run"])
+    met = [code.classes[name] for name in classes_of(snapshot) if name in code.classes]
+    if changed := changed_parts(card.get("sources", {}), sources_of(met)):
+        warnings.warn(
+            f"the code of the strategy in {folder} has changed since it was saved: {'; '.join(changed)}. It may answer otherwise "
+            "than it did: load it with the code that it was saved with, or save it anew",
+            UserWarning,
+            stacklevel=2,
+        )
     return strategy
 
 
@@ -102,8 +112,10 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         version, made_by = card["format"], card["clstream"]
         newer = type(version) is int and version > FORMAT
         kinds = {"format": int, "clstream": str, "strategy": str, "state": str, "code": list, "run": dict}
+        sources = card.get("sources", {})
         right = newer or (all(type(card[name]) is kind for name, kind in kinds.items()) and version > 0)
         right = right and (newer or (bool(STATE.fullmatch(card["state"])) and all(type(name) is str for name in card["code"])))
+        right = right and (newer or (type(sources) is dict and all(type(parts) is dict for parts in sources.values())))
     except (ValueError, KeyError, TypeError, RecursionError):
         right = newer = False
     if not right:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from torch import nn
 
 import clstream
 from clstream.files import FolderError, check_writable, write_atomically
+from clstream.serialization.references import lookup_loaded
+from clstream.serialization.same_code import hashed_parts
+from clstream.serialization.source_code import user_sources
 from clstream.serialization.whole import capture_whole, classes_of
 
 FORMAT = 1
@@ -43,6 +47,7 @@ def save(strategy: Any, folder: str | Path) -> Path:
         lambda: folder / f"state-{hash_of(beside)}.pt", lambda out: torch.save({"strategy": snapshot}, out), beside
     )
     model = getattr(strategy, "model", None)
+    code = [name for name in classes_of(snapshot) if not name.startswith(("clstream.", "torch."))]
     card = {
         "format": FORMAT,
         "clstream": clstream.__version__,
@@ -53,7 +58,8 @@ def save(strategy: Any, folder: str | Path) -> Path:
         "scores_are": strategy.scores_are,
         "state": state.name,
         "bytes": state.stat().st_size,
-        "code": [name for name in classes_of(snapshot) if not name.startswith(("clstream.", "torch."))],
+        "code": code,
+        "sources": sources_of(filter(None, map(lookup_loaded, code))),
         "run": strategy.about() if strategy.about is not None else {},
     }
     text = json.dumps(card, indent=1, ensure_ascii=False)
@@ -63,6 +69,14 @@ def save(strategy: Any, folder: str | Path) -> Path:
             with suppress(OSError):
                 old.unlink()
     return folder
+
+
+def sources_of(code: Iterable[object]) -> dict[str, dict[str, str]]:
+    """Return hashes of the classes and functions in the user's own modules that classes are of, by the names of both.
+
+    Modules whose files are not what was loaded, or no text, are left out.
+    """
+    return {name: hashed_parts(source.text) for name, source in user_sources(code).items() if not source.compiled}
 
 
 def hash_of(file: Path) -> str:

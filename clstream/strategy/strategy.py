@@ -72,6 +72,9 @@ class Strategy(Merging, Emitter, HasParams):
     not_state: tuple[str, ...] = ("drawn_before", "train_updates", "train_class_weights", "train_weighed", "about")
     """Attributes that are no state: what they hold is not seeded, moved, or kept. Subclasses add their own."""
 
+    not_saved: tuple[str, ...] = ()
+    """Attributes in `not_state` that `save` leaves out, since the rest makes them again; each has a default on the class."""
+
     drawn_before: tuple[Samples, ...] | None = None
     """What was drawn for the step that goes on; None but within `objective_with`."""
 

@@ -6,7 +6,7 @@ import ast
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns of type hints of its own
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
-    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import Array
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # that an example is checked is no news
 
@@ -59,6 +60,7 @@ def write_model(strategy: Strategy, folder: Path, example: np.ndarray[Any, Any],
             code_paths=[str(path) for path in sorted((place / "own").iterdir())] if sources else None,
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
+                outputs=answer_schema(about["targets"]),
                 params=ParamSchema([ParamSpec("task", "long", -1), ParamSpec("threshold", "double", 0.5)]),
             ),
             input_example=example,
@@ -71,6 +73,19 @@ def write_model(strategy: Strategy, folder: Path, example: np.ndarray[Any, Any],
             },
         )
     return folder
+
+
+def answer_schema(targets: Sequence[str]) -> Schema:
+    """Return the columns of what `ServedStrategy.predict` answers, where a stream has targets of some kinds."""
+    numbers, texts = Array(DataType.double), Array(DataType.string)
+    predicted = Array(DataType.long) if targets == ["label"] else Array(numbers)
+    labels = Array(DataType.long)
+    return Schema(
+        [
+            ColSpec(predicted, "prediction"), ColSpec(texts, "names"), ColSpec(Array(numbers), "scores"),
+            ColSpec(numbers, "novelty", required=False), ColSpec(labels, "known_classes"), ColSpec(texts, "known_names"),
+        ]
+    )  # fmt: skip
 
 
 def requirements(card: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
