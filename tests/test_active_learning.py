@@ -16,7 +16,7 @@ from conftest import make
 from test_hidden import Greedy, leaks
 from torch import Tensor, nn
 
-from clstream import Stream, on, run
+from clstream import Result, Stream, on, run
 from clstream.checkpoint.compare import difference
 from clstream.checks import check_alike
 from clstream.checks.recorders import Checkpoints, Trace
@@ -26,6 +26,7 @@ from clstream.recording import record
 from clstream.seeds import isolated
 from clstream.strategy.core_sets import k_center
 from clstream.stream import PoolSchedule, Samples
+from clstream.training import EpochMeasured, Training
 
 
 def pool(**options: object) -> Stream:
@@ -143,6 +144,41 @@ def test_a_run_that_is_resumed_buys_the_same() -> None:
             rows = go_on(rest, state, name)
             assert rows == expected[len(expected) - len(rows) :]
             assert difference(end, rest.load(-1)) is None
+
+
+def test_training_controls_on_a_pool_resume_bit_for_bit_and_leave_sessions_whole_that_are_too_small() -> None:
+    train = Training(
+        "cosine", warmup=1, clip=1.0, accumulate=2, patience=1, held_out=0.2, class_weights="balanced", renew_optimizer="session"
+    )
+    stream = pool(epochs=6, batch_size=8, start=40, budget=2, rounds=2)
+
+    def go_on(observer: Checkpoints, state: object = None) -> Result:
+        with isolated(0, "strategy"):
+            strategy = Active(Replay(model(stream)), "entropy")
+        return run(strategy, stream, observer, Epochs(), train=train, resume=state)  # type: ignore[arg-type]
+
+    class Epochs:
+        """Hears how many epochs there were after which a session's held-out samples were answered."""
+
+        def __init__(self) -> None:
+            sessions.clear()
+
+        @on(EpochMeasured)
+        def hear(self, event: EpochMeasured) -> None:
+            sessions.append(event.session)
+
+    sessions = list[int]()
+    whole = Checkpoints(every=3)
+    expected, end = go_on(whole), whole.load(-1)
+    measured, saved = {*sessions}, expected.cost.epochs_saved.tolist()
+    assert 0 in measured and saved[0] > 0
+    small = [number for number in range(3) if number not in measured]
+    assert small and all(saved[number] == 0 for number in small)  # of two labels a class none can be held back
+    for number in range(1, len(whole.written) - 1, 5):
+        result = go_on(rest := Checkpoints(every=0), whole.load(number))
+        assert difference(end, rest.load(-1)) is None and torch.equal(result.cost.epochs_saved, expected.cost.epochs_saved)
+    with pytest.raises(ValueError, match="shows while it is played, so schedule_over='run' can't be: take 'session'"):
+        run(Active(Replay(model(stream))), stream, train=Training("cosine", "run"))
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,38 @@ def test_it_resumes_bit_for_bit(tmp_path, batches):
     assert same(run(learner(), stream(source), resume=end).accuracy, expected.accuracy)
 
 
+def test_a_resumed_run_plays_its_source_from_the_begin_and_learns_nothing_twice(tmp_path):
+    asked: list[int] = []
+
+    def source():
+        for number in range(4):
+            asked.append(number)
+            yield session(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(learner(), stream(source), Checkpointer(tmp_path, every_batches=1), Stop(8))
+    assert newest(tmp_path)["position"][0] == 2
+    heard, given = Heard(), stream(source)  # which looks at the first session
+    asked.clear()
+    run(learner(), given, heard, resume=newest(tmp_path))
+    assert asked == [0, 1, 2, 3] and [event.session.index for event in heard.of(SessionStarted)] == [3]
+    assert [event.session for event in heard.of(SessionArrived)] == [3]
+    rest = stream(iter([session(2), session(3)]))  # an iterator that is past its begin is another source
+    with pytest.raises(ValueError, match="is not what it was when it was learned"):
+        run(learner(), rest, resume=newest(tmp_path))
+
+
+def test_a_run_on_what_arrives_is_resumed_and_not_continued(tmp_path):
+    first = run(strategy := learner(), stream(), Checkpointer(tmp_path))
+    for source in (first, tmp_path):
+        with pytest.raises(ValueError, match="such a run begins anew, or is resumed, and continues no other"):
+            run(strategy if source is first else learner(), stream(), continues=source)
+    with pytest.raises(ValueError, match="a run on a stream that arrives is resumed, and not continued"):
+        run(learner(), blobs(tasks=2, classes=6, features=3), continues=tmp_path)
+    more = run(learner(), stream(lambda: iter([*map(session, range(3)), session(7)])), resume=newest(tmp_path))
+    assert more.sessions == (1, 2, 3, 4)
+
+
 def test_a_source_that_says_something_else_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(learner(), stream(), Checkpointer(tmp_path, every_batches=1), Stop(6))

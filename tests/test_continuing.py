@@ -15,14 +15,16 @@ from conftest import StopAt
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from clstream import RunContinued, Strategy, Stream, Task, on, run
+from clstream import Result, RunContinued, Strategy, Stream, Task, on, run
 from clstream.checkpoint import Checkpointer, newest
 from clstream.checkpoint.store import save
 from clstream.checks import example_model, example_stream
 from clstream.checks.recorders import Checkpoints, Trace
 from clstream.models import Linear, grow
 from clstream.seeds import isolated
+from clstream.serialization.compare import first_difference
 from clstream.stream import History
+from clstream.training import Training
 
 WHOLE = example_stream()
 
@@ -213,6 +215,29 @@ def test_what_can_t_come_next_is_refused() -> None:
     assert len(run(strategy, WHOLE, continues=first).accuracy) == 3
 
 
+class Convolved(nn.Module):
+    """A network whose outputs come of a convolution, which can't get more of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, 4)."""
+        outputs: Tensor = self.layer(x.float() / 255).flatten(1)
+        return outputs
+
+
+def test_a_network_without_room_is_named_and_nothing_is_lost() -> None:
+    with isolated(0, "model"):
+        strategy = Finetune(Convolved())
+    first = run(strategy, first_tasks(2))
+    end, random = [rows.clone() for rows in weights(strategy)], torch.get_rng_state()
+    with pytest.raises(ValueError, match="Convolved has no linear layer that has its outputs, so it can't get more of them"):
+        run(strategy, WHOLE, trace := Trace(), continues=first)
+    assert not trace.word and all(map(torch.equal, weights(strategy), end)) and torch.equal(random, torch.get_rng_state())
+
+
 def test_folders_and_states_that_can_t_be_gone_on_from(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no folder .* whose run could be continued"):
         run(build(), WHOLE, continues=tmp_path / "nowhere")
@@ -267,6 +292,80 @@ def test_a_kept_checkpoint_is_gone_on_from_or_refused_by_name(tmp_path: Path) ->
     state = newest(KEPT / "format_5")
     assert state is not None and "history" not in state
     assert len(run(linear(), stream, resume=state, max_sessions=2).accuracy) == 2
+    (tmp_path / "newer").mkdir()
+    save({**state, "format": 6, "clstream": "0.2.0"}, tmp_path / "newer", 1)
+    with pytest.raises(ValueError, match=r"was made by clstream 0.2.0 \(format 6\), and this is .* \(format 5\): finish the run"):
+        run(linear(), stream, continues=tmp_path / "newer")
     save({**state, "format": 4}, tmp_path, 1)
     with pytest.raises(ValueError, match=r"was made by clstream 0.1.0 \(format 4\), and this is .* \(format 5\): finish the run"):
         run(linear(), stream, continues=tmp_path)
+
+
+SESSIONS = Training(
+    "cosine", warmup=2, clip=0.5, accumulate=2, patience=2, held_out=0.2, class_weights="balanced", renew_optimizer="task"
+)
+"""All controls, with a schedule for each session."""
+
+
+@pytest.mark.parametrize("source", ["folder", "result"])
+def test_under_training_controls_two_halves_are_one_run(source: str, tmp_path: Path) -> None:
+    make = partial(Replay, optimizer=partial(Adam, lr=0.01), capacity=40)
+    stream = example_stream((0, 1, 1, 2, 2), epochs=4, batch_size=12)
+    short = replace(stream, tasks=stream.tasks[:2], schedule=(0, 1, 1))
+    at_once, strategy, kept = build(6, make=make), build(make=make), Checkpointer(tmp_path / "first")
+    expected = run(at_once, stream, whole := Checkpoints(every=0), train=SESSIONS)
+    first = run(strategy, short, kept, train=SESSIONS)
+    strategy = strategy if source == "result" else build(make=make)
+    goes_on: Result | Path = first if source == "result" else tmp_path / "first"
+    result = run(strategy, stream, rest := Checkpoints(every=0), train=SESSIONS, continues=goes_on)
+    assert first_difference(whole.load(-1)["strategy"], rest.load(-1)["strategy"]) is None
+    assert all(map(torch.equal, weights(strategy), weights(at_once)))
+    assert torch.equal(result.accuracy[3:], expected.accuracy[3:])
+    assert torch.equal(result.cost.epochs_saved, expected.cost.epochs_saved) and float(expected.cost.epochs_saved.sum()) > 0
+    assert not torch.equal(weights(at_once)[0], weights(played_without(make, stream))[0])
+
+
+def played_without(make: Callable[[nn.Module], Strategy], stream: Stream) -> Strategy:
+    """Return a strategy after a run without training controls."""
+    run(strategy := build(6, make=make), stream)
+    return strategy
+
+
+def test_a_task_that_goes_on_has_its_optimizer_and_other_controls_may_come_with_a_session(tmp_path: Path) -> None:
+    make = partial(Finetune, optimizer=partial(Adam, lr=0.01))
+    stream = replace(WHOLE, schedule=(0, 0, 1, 2))
+    train = Training(renew_optimizer="task", class_weights="balanced", clip=1.0)
+    ends = []
+    for source in ("result", "folder", "at once"):
+        strategy = build(6, make=make)
+        first = run(strategy, stream, Checkpointer(tmp_path / source), train=train, max_sessions=None if source == "at once" else 1)
+        if source == "folder":
+            strategy = build(6, make=make)
+        if source != "at once":
+            run(strategy, stream, train=train, continues=first if source == "result" else tmp_path / source)
+        ends.append(weights(strategy))
+    assert all(map(torch.equal, ends[0], ends[2])) and all(map(torch.equal, ends[1], ends[2]))
+    ends = []
+    for source in ("result", "folder"):
+        strategy = build(6, make=make)
+        first = run(strategy, stream, Checkpointer(tmp_path / f"other {source}"), train=train, max_sessions=1)
+        strategy = strategy if source == "result" else build(6, make=make)
+        goes_on = first if source == "result" else tmp_path / f"other {source}"
+        result = run(strategy, stream, train=Training("linear", accumulate=2), continues=goes_on)
+        assert result.params["train.accumulate"] == 2 and "train.clip" not in result.params
+        ends.append(weights(strategy))
+    assert all(map(torch.equal, *ends))
+    strategy = build(6, make=make)
+    assert len(run(strategy, stream, continues=tmp_path / "other folder").accuracy) == 4  # without any
+    run(build(6, make=make), stream, cut := Checkpoints(every=3), train=train)
+    with pytest.raises(ValueError, match=r"train\.clip was 1.0, now it is 2.0"):
+        run(build(6, make=make), stream, train=Training(renew_optimizer="task", clip=2.0), continues=cut.load(1))
+
+
+def test_a_schedule_over_the_run_can_t_go_on() -> None:
+    first = run(strategy := build(6), WHOLE, train=Training("cosine", "run"), max_sessions=1)
+    end = [rows.clone() for rows in weights(strategy)]
+    with pytest.raises(ValueError, match="a schedule over the run is laid over the sessions that there are when it begins"):
+        run(strategy, WHOLE, train=Training("cosine", "run"), continues=first)
+    assert all(map(torch.equal, weights(strategy), end))
+    assert len(run(strategy, WHOLE, train=Training("cosine"), continues=first).accuracy) == 3

@@ -155,9 +155,24 @@ class OutOfTask(Strategy):
         return super().predict(x)
 
 
+class Forgetful(Strategy):
+    """Under training controls, counts steps where no checkpoint looks."""
+
+    takes_controls = Strategy.takes_controls
+    not_state = ("steps",)
+    steps = 0
+
+    def learn(self, batch: Batch) -> Tensor:
+        self.steps += self.train_updates is not None
+        loss = self.objective(batch.samples) * (1 + self.steps)
+        self.minimise(loss)
+        return loss.detach()
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
+        (Forgetful, {"resumes_with_controls"}),
         (Unseeded, {"is_deterministic", "evaluates_without_trace"}),
         (Vandal, {"leaves_the_data_alone"}),
         (Peeker, {"evaluates_without_trace"}),

@@ -42,6 +42,28 @@ def test_changed_code_is_refused_and_names_the_file_and_the_method(place):
     assert go_on().accuracy.shape == (2, 2)
 
 
+def test_a_run_that_is_continued_has_the_code_that_it_had_and_maybe_more(place):
+    first = run(strategy(load()), stream(), Checkpointer("first"), max_sessions=1)
+    assert first.accuracy.shape == (1, 2)
+
+    def goes_on(**options):
+        return run(strategy(load()), stream(), continues="first", **options).accuracy.shape
+
+    edit(place / "mine.py", "FACTOR = 1.0", "FACTOR = 1.0\nimport math\nLATER = math.pi\n\ndef next_month():\n    return LATER")
+    assert goes_on() == (2, 2)
+    before = (place / "mine.py").read_text()
+    for old, new, where in (
+        ("* FACTOR", "* 2", r" \(next_month, Mine\.loss\)"),
+        ("LATER = math.pi", "FACTOR = 2.0", ""),
+        ("FACTOR = 1.0\n", "", ""),
+    ):
+        (place / "mine.py").write_text(before.replace(old, new))
+        with pytest.raises(ChangedCodeError, match=rf"has changed since .*: mine\.py{where}"):
+            goes_on()
+    (place / "mine.py").write_text(before.replace("* FACTOR", "* 2"))
+    assert goes_on(accept_changed_code=True) == (2, 2)
+
+
 def test_accepted_code_goes_on_and_the_log_and_the_folder_say_so(place):
     start(EventLog("run"))
     edit(place / "mine.py", "FACTOR = 1.0", "FACTOR = 0.5")

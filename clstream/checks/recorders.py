@@ -45,11 +45,12 @@ class Checkpoints:
 
     Args:
         every: take one after the start, after every so many batches and after each session; 0: the last one only.
+        at: the number of a batch, from 1, after which one is taken too.
 
     """
 
-    def __init__(self, every: int = 1) -> None:
-        self.every, self.batches = every, 0
+    def __init__(self, every: int = 1, at: int = 0) -> None:
+        self.every, self.at, self.batches = every, at, 0
         self.written: list[bytes | Mapping[str, Any]] = []
 
     @on(events.RunStarted)
@@ -64,7 +65,7 @@ class Checkpoints:
     def learned(self, event: events.BatchLearned) -> None:
         """Take a checkpoint after the batch."""
         self.batches += 1
-        if self.every and self.batches % self.every == 0:
+        if self.batches == self.at or (self.every and self.batches % self.every == 0):
             self.run.defer(self.write)
 
     @on(events.Evaluated)

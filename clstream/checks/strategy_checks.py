@@ -38,6 +38,7 @@ from clstream.serialization import capture
 from clstream.serialization.compare import digest, first_difference
 from clstream.strategy import Strategy, load, needs
 from clstream.stream import TARGETS, HiddenTaskError, Session, Stream, Subset, Task
+from clstream.training import Training, taken
 
 Make = Callable[[nn.Module], Strategy]
 
@@ -151,6 +152,30 @@ class StrategyChecks:
                 differs = difference(end, rest.load(-1))
                 assert differs is None, f"resumed from {where}, the run ends with another {differs}"
                 assert torch.equal(expected.main, result.main), f"resumed from {where}, the run ends with other results"
+
+    def resumes_with_controls(self) -> None:
+        """Under all the training controls that it takes, it goes on from a checkpoint within an epoch as without the break."""
+        if "resumes_exactly" in self.build().exempt:
+            return
+        stream = self.stream((0, 1), epochs=2, batch_size=20)
+
+        def go_on(observer: Checkpoints, train: Training, state: Mapping[str, Any] | None = None) -> Result:
+            return run(self.build(), stream, observer, train=train, resume=state)
+
+        train = taken(self.build())
+        try:
+            expected = go_on(whole := Checkpoints(every=0, at=10), train)
+        except ValueError as error:  # whether a loss weighs classes shows when it is computed
+            if train.class_weights is None or "class weights" not in str(error):
+                raise
+            expected = go_on(whole := Checkpoints(every=0, at=10), train := taken(self.build(), but=("class_weights",)))
+        state = whole.load(0)
+        result = go_on(rest := Checkpoints(every=0), train, state)
+        differs = difference(whole.load(-1), rest.load(-1))
+        assert differs is None, (
+            f"resumed from {state['position']} under {', '.join(train.controls)}, the run ends with another {differs}"
+        )
+        assert torch.equal(expected.main, result.main), "resumed under training controls, the run ends with other results"
 
     def saves_exactly(self) -> None:
         """Saved and loaded it is the same, bit for bit: what it holds, what it answers, and what becomes of it in a further run."""

@@ -28,6 +28,7 @@ from clstream.results import Evaluation, Result
 from clstream.seeds import derive
 from clstream.strategy import Strategy
 from clstream.stream import History, PoolSchedule, Stream
+from clstream.training import Training
 
 _MAY_DIFFER = (
     "stream",
@@ -206,6 +207,8 @@ def check_continues(identity: Mapping[str, Any], state: Mapping[str, Any]) -> di
     if same_object:
         own |= {name: before[name] for name in before if name.startswith(("strategy", "model", "shapes"))}
     free = {"model.classes"}
+    if not any(state["position"][1:]):
+        free |= {name for name in (*own, *before) if name.startswith("train.")}
     if repr(before.get("model.classes")) != repr(own.get("model.classes")):
         free.add("shapes of the weights")
     names = [
@@ -219,6 +222,12 @@ def check_continues(identity: Mapping[str, Any], state: Mapping[str, Any]) -> di
             f"the run before can't be continued so: {differences}. Build the strategy as it was built then, with the same seed"
         )
     return own
+
+
+def controls_before(identity: Mapping[str, Any]) -> Training | None:
+    """Return the training controls of a run by its identity; None if it had none."""
+    given = {name.removeprefix("train."): value for name, value in identity.items() if name.startswith("train.")}
+    return Training(**given) if given else None
 
 
 def check_room(strategy: Strategy) -> None:

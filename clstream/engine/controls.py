@@ -86,6 +86,14 @@ class Controls:
         if self.weights is not None:
             self.learner.train_class_weights = self.weights.weights
 
+    def go_on(self, task: int, stream: Stream) -> None:
+        """Go on after a session of a task, of another run, with a stream that may have more classes."""
+        for part in self.parts:
+            if isinstance(part, OptimizerRenewal):
+                part.task = task
+        if self.weights is not None:
+            self.weights.outputs = max(self.weights.outputs, stream.outputs)
+
     def connect(self, bus: Bus) -> None:
         """Have what early stopping tells heard in the run."""
         if self.stopping is not None:

@@ -77,7 +77,8 @@ def run(
         max_sessions: stop after so many sessions; the last one ends its task.
         resume: a checkpoint of this very run, as `clstream.checkpoint.newest` returns it: the run goes on from there, and ends
             as it would have without the break, bit for bit. None starts anew.
-        accept_changed_code: go on from a checkpoint though source code of your own has changed since; it is logged, and tracked.
+        accept_changed_code: go on from a checkpoint though source code of your own has changed since; it is logged, and tracked. A
+            run that continues another one may have more of it without.
         code: classes, functions and modules of your own that belong to the run beside those of the strategy, the model, what the
             stream applies to samples, and the observers: the function that built the stream.
         precision: "fp32", or "bf16": networks compute in bfloat16 where torch's autocast takes it, while batches are learned and
@@ -92,7 +93,8 @@ def run(
         continues: what another run ended with: its result, if `strategy` is the one that it ran, or the folder of its
             checkpoints, or one of these, for a strategy that is built as that one was. The run goes on from there with more
             sessions, tasks or classes. If the stream begins with the sessions that were learned, those after them come; else all of
-            its sessions come after them. `max_sessions` counts the ones to come. See docs/continue.md.
+            its sessions come after them. `max_sessions` counts the ones to come. `train` may be another one than then, unless the
+            run before was stopped within a session. See docs/continue.md.
 
     Raises:
         ValueError, TypeError: if these don't fit together, or `resume` is of another run; before anything is learned.
@@ -107,9 +109,12 @@ def run(
         whole, lineage = resumed(stream, resume)
     elif continues is not None and resume is None:
         check_played(strategy, stream)
+        if isinstance(train, Training) and train.schedule_over == "run":
+            raise ValueError(
+                "a schedule over the run is laid over the sessions that there are when it begins, so none goes with continues: "
+                "take schedule_over='session'"
+            )
         continuation = continuation_of(continues, strategy, stream)
-        if train is not None and "strategy" not in continuation.state:
-            raise ValueError("what training controls have of a run is in its checkpoints: give continues their folder")
         whole, lineage = continuation.stream, continuation.lineage
     least = None if lineage is None else lineage.outputs
     taken = check_fits(
@@ -125,6 +130,8 @@ def run(
         )  # fmt: skip
         if resume is not None:
             simulation.check_same(resume)
+        if continuation is not None:
+            simulation.check_code(continuation.state, may_grow=True)
         note_used(strategy, warn=resume is None and continues is None)
         try:
             with simulation.ledger.running(), numerics.running(simulation.device), compiling(compile):

@@ -20,7 +20,7 @@ from clstream.checkpoint.saved_state import ChangedCodeError, OtherRunError, Pos
 from clstream.engine.about import RunFacts
 from clstream.engine.arrivals import ENDLESS, arrivals
 from clstream.engine.compiled_step import CompiledStep
-from clstream.engine.continuation import Continuation, Lineage, check_continues, grow_held, joined_evaluation
+from clstream.engine.continuation import Continuation, Lineage, check_continues, controls_before, grow_held, joined_evaluation
 from clstream.engine.controls import Controls
 from clstream.engine.labels import buy_labels
 from clstream.engine.numerics import Numerics
@@ -249,7 +249,15 @@ class Simulation:
                 self.strategy_bus.emit(started if visible is stream else replace(started, stream=visible, run=None))
         self.observer_bus.emit(started)
         self.placement.update()
-        self.take_up(state)
+        train = controls_before(state["identity"])
+        then = {} if train is None else train.options
+        if "strategy" in state and then != {name: self.options[name] for name in self.options if name.startswith("train.")}:
+            self.references  # noqa: B018  # as they are when the run begins
+            self.take_up(state, [*with_parts(self.strategy), *Controls(train, self.strategy, stream, None).parts])
+        else:
+            self.take_up(state)
+        if not any(state["position"][1:]):
+            self.controls.go_on(history.visits[self.position.session - 1][0], stream)
         self.evaluation = joined_evaluation(self.evaluation, history, stream, self.continuation.lineage.gone)
         grown = grow_held(self.strategy, stream.outputs, history.outputs, self.seed)
         if grown:
@@ -352,8 +360,11 @@ class Simulation:
         self.notes = dict(state.get("notes", {}))
         self.restore_observers(state["observers"])
 
-    def take_up(self, state: Mapping[str, Any]) -> None:
-        """Put all but the observers into a state; the strategy too, unless it is the one that has it. Raises ValueError."""
+    def take_up(self, state: Mapping[str, Any], parts: Sequence[object] | None = None) -> None:
+        """Put all but the observers into a state; the strategy too, unless it is the one that has it. Raises ValueError.
+
+        `parts` are those that the state is of; None: those of the run.
+        """
         if isinstance(self.stream.schedule, PoolSchedule):
             session, *within = state["position"]
             asked = session if any(within) else max(0, session - 1)
@@ -369,7 +380,9 @@ class Simulation:
                     stacklevel=2,
                 )
         if "strategy" in state:
-            objects = restore(self.parts, state["strategy"], self.references, self.device)
+            roots = self.parts if parts is None else parts
+            references = self.references if parts is None else references_of(parts, self.stream)
+            objects = restore(roots, state["strategy"], references, self.device)
             self.controls.enter()
             self.placement.take_over(objects[number] for number in state["placed"] if number < len(objects))
         self.position, self.step = Position(*state["position"]), state["step"]
@@ -441,10 +454,20 @@ class Simulation:
         session, epoch, batch = state["position"]
         if session > self.sessions or epoch >= self.stream.epochs or (session == self.sessions and (epoch or batch)):
             raise ValueError(f"the checkpoint is no good: this run has no session, epoch and batch {session}, {epoch}, {batch}")
+        self.check_code(state)
+
+    def check_code(self, state: Mapping[str, Any], may_grow: bool = False) -> None:
+        """Refuse a checkpoint of other code, unless that is accepted; the result of a run in this process is of the same.
+
+        With `may_grow`, for runs on two streams, what one of them has alone is no matter, nor what a module has got beside.
+        """
+        if "code" not in state:
+            return
         now, then = self.sources, state["code"]
         both = {**now["run"], **now["observers"]}
-        self.changed_code = changes(then["run"], {name: both[name] for name in both if name in {*now["run"], *then["run"]}})
-        self.changed_code += changes(then["observers"], both, only_common=True)
+        ours = {name: both[name] for name in both if name in {*now["run"], *then["run"]}}
+        self.changed_code = changes(then["run"], ours, may_grow, may_grow)
+        self.changed_code += changes(then["observers"], both, True, may_grow)
         if self.changed_code and not self.accept_changed_code:
             raise ChangedCodeError(self.changed_code)
         if state["clstream code"] and self.checkout not in ("", state["clstream code"]):

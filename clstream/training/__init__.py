@@ -11,5 +11,6 @@ from clstream.training.schedule import RateSchedule as RateSchedule
 from clstream.training.schedule import rate_factor as rate_factor
 from clstream.training.taken import check_taken as check_taken
 from clstream.training.taken import learner_within as learner_within
+from clstream.training.taken import taken as taken
 from clstream.training.training import Training as Training
 from clstream.training.updates import Updates as Updates

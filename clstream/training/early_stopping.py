@@ -91,6 +91,8 @@ class EarlyStopping(Emitter):
     def look(self, event: EpochEnded) -> None:
         """Ask about the held-out samples; keep the weights if they are the best, and restore the best if the session ends."""
         session, epoch = event.epoch.session, event.epoch.index
+        if self.questions is None and not len(self.stream.held_back(session.index)):
+            return  # what was bought of a pool may be too little to hold any of it back: all epochs are learned
         value = self.measured(session.index)
         self.emit(EpochMeasured(session.index, epoch, value))
         self.waited = 0 if value > self.value else self.waited + 1

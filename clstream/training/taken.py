@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from clstream.strategy import Strategy, Wrapper
+from clstream.training.training import Training
 
 DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "schedule": ("learn",),
@@ -22,6 +24,23 @@ def learner_within(strategy: Strategy) -> Strategy:
     while isinstance(strategy, Wrapper):
         strategy = strategy.base
     return strategy
+
+
+def taken(strategy: Strategy, but: Iterable[str] = ()) -> Training:
+    """Return all the training controls that a strategy says it takes, of each a setting that does something, but for some."""
+    settings: dict[str, dict[str, Any]] = {
+        "schedule": {"schedule": "cosine", "warmup": 2}, "clip": {"clip": 1.0}, "accumulate": {"accumulate": 2},
+        "patience": {"patience": 1, "held_out": 0.2}, "class_weights": {"class_weights": "balanced"},
+        "renew_optimizer": {"renew_optimizer": "session"},
+    }  # fmt: skip
+    options = dict[str, Any]()
+    for control in settings.keys() - {*but}:
+        try:
+            check_taken(strategy, [control])
+        except ValueError:
+            continue
+        options |= settings[control]
+    return Training(**options)
 
 
 def check_taken(strategy: Strategy, controls: Iterable[str]) -> None:
