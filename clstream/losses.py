@@ -44,6 +44,24 @@ def mean_loss(outputs: Tensor, y: Tensor, target: str = "label", bce_mean: str =
     return F.cross_entropy(outputs, y) if target == "label" else sample_losses(outputs, y, target, bce_mean).mean()
 
 
+def distillation(outputs: Tensor, before: Tensor, labels: Tensor, temperature: float, competing: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of a teacher's softened answer for some labels with that of outputs: the mean over samples.
+
+    With T the temperature: - sum over labels of softmax(before / T) log softmax(outputs / T), without a factor T^2.
+
+    Args:
+        outputs: (n, classes).
+        before: the teacher's, (n, classes).
+        labels: (k,), those whose outputs the teacher's softmax is over.
+        temperature: T.
+        competing: (c,), those that the softmax of `outputs` is over. None: `labels`.
+
+    """
+    targets = (before[:, labels] / temperature).softmax(1)
+    whole = (outputs[:, labels if competing is None else competing] / temperature).logsumexp(1, keepdim=True)
+    return (targets * (whole - outputs[:, labels] / temperature)).sum(1).mean()
+
+
 def supervised_contrastive(features: Tensor, y: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
     """Return the supervised contrastive loss (Khosla et al. 2020, the sum over positives outside the logarithm).
 

@@ -37,21 +37,18 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.eval_mode import as_written, evaluating
-from clstream.events import BatchReady, EpochStarted, RunContinued, RunStarted, SessionEnded, SessionStarted
+from clstream.events import RunContinued
 from clstream.models import GrowingHead
 from clstream.params import check_choice, check_integer, check_positive
-from clstream.strategy import OptimizerFactory, Strategy
+from clstream.strategy import OptimizerFactory
 from clstream.strategy.answers import mask_logits
+from clstream.strategy.exemplars import Rehearsal
 from clstream.strategy.frozen_features import add_by_class
 from clstream.strategy.merging import Payload, as_payloads, average, check_is_payload, check_tensors, shares_of
-from clstream.strategy.regulariser import frozen
 from clstream.stream import Samples, Task
 
-TOGETHER = 1024
-"""Samples whose features are computed together."""
 
-
-class ICaRL(Strategy):
+class ICaRL(Rehearsal):
     """Learn beside exemplars of old classes, hold old outputs near those of the network before, answer by nearest means.
 
     Args:
@@ -66,9 +63,7 @@ class ICaRL(Strategy):
 
     """
 
-    learns_targets = ("label",)
     scores_are = "ranks"
-    fixed_classes = "old and new in the loss, in an answer those that came"
 
     def __init__(
         self,
@@ -81,35 +76,19 @@ class ICaRL(Strategy):
         merge_epochs: int = 50,
         merge_batch: int = 64,
     ) -> None:
-        super().__init__(model, optimizer)
-        if not callable(getattr(model, "features", None)):
-            raise TypeError(f"ICaRL needs a model with a method `features`, which {type(model).__name__} hasn't")
-        check_integer(1, capacity=capacity)
+        super().__init__(model, optimizer, capacity)
         check_choice(("sum", "mean"), form=form)
         check_positive(temperature=temperature)
         check_choice(("means", "outputs"), answer=answer)
         check_integer(0, merge_epochs=merge_epochs)
         check_integer(1, merge_batch=merge_batch)
         self.merge_epochs, self.merge_batch, self.make_optimizer = merge_epochs, merge_batch, optimizer
-        self.capacity, self.form, self.temperature, self.answer = capacity, form, temperature, answer
-        self.random = torch.Generator()
-        self.forget_all(0, (), "cpu")
+        self.form, self.temperature, self.answer = form, temperature, answer
 
     def forget_all(self, classes: int, input_shape: tuple[int, ...], device: torch.device | str) -> None:
         """Start with nothing learned, on a stream of so many classes and of inputs of a shape."""
-        self.classes, self.input_shape = classes, input_shape
-        self.exemplars: Samples | None = None  # class by class, each in the order of its herding
-        self.counts: dict[int, int] = {}  # exemplars of each class, in their order
-        self.means: Tensor | None = None  # (classes, features), of length 1; 0 of those that have none
-        self.teacher: nn.Module | None = None
-        self.old_classes = self.new_classes = torch.empty(0, dtype=torch.int64, device=device)
-        self.order = torch.empty(0, dtype=torch.int64)  # of the exemplars in the pass that goes on
-        self.batches, self.turn = 1, 0
-
-    @on(RunStarted)
-    def forget(self, event: RunStarted) -> None:
-        """Forget the exemplars: nothing was learned yet."""
-        self.forget_all(event.stream.classes, event.stream.input_shape, event.stream.device or "cpu")
+        super().forget_all(classes, input_shape, device)
+        self.means: Tensor | None = None  # (classes, features), of length 1; 0 of those that have no exemplars
 
     @on(RunContinued)
     def widen(self, event: RunContinued) -> None:
@@ -117,42 +96,9 @@ class ICaRL(Strategy):
         if self.means is not None:
             self.means = F.pad(self.means, (0, 0, 0, event.stream.classes - len(self.means)))
 
-    @on(SessionStarted)
-    def open(self, event: SessionStarted) -> None:
-        """Make the network as it is the teacher of the old classes. Raises ValueError for more classes than exemplars."""
-        new = event.session.classes
-        old = [label for label in self.counts if label not in new]
-        if len(new) + len(old) > self.capacity:
-            raise ValueError(
-                f"session {event.session.index} makes it {len(new) + len(old)} classes, and capacity={self.capacity} exemplars are "
-                "fewer: take a larger capacity"
-            )
-        self.new_classes, self.old_classes = (self.new_classes.new_tensor(labels) for labels in (new, sorted(old)))
-        self.teacher = frozen(self.model) if old else None
-
-    @on(EpochStarted)
-    def shuffle(self, event: EpochStarted) -> None:
-        """Put the exemplars in a new order, to be spread over the batches of the pass."""
-        self.order = torch.randperm(sum(self.counts.values()), generator=self.random)
-        self.batches = len(event.epoch)
-
-    @on(BatchReady)
-    def count_batch(self, event: BatchReady) -> None:
-        """Take down which batch of the pass is learned."""
-        self.turn = event.batch.index
-
-    def draw(self, samples: Samples) -> tuple[Samples, ...]:
-        """Return the share of the exemplars that is learned with this batch; none if it is empty."""
-        first, end = (len(self.order) * (self.turn + more) // self.batches for more in (0, 1))
-        if self.exemplars is None or first == end:
-            return ()
-        return (self.exemplars[self.order[first:end].to(self.exemplars.y.device)],)
-
     def loss(self, samples: Samples) -> Tensor:
         """Return the loss of the form, over the samples and what was drawn beside them."""
-        parts = (samples, *self.drawn_for(samples))
-        x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
-        x = x if self.augment is None else self.augment(x)
+        x, y = self.joined(samples)
         outputs = self.model(x)
         targets = torch.zeros_like(outputs).scatter_(1, y[:, None], 1.0)
         if self.teacher is not None:
@@ -160,49 +106,15 @@ class ICaRL(Strategy):
                 before = self.teacher(x)[:, self.old_classes]
             targets[:, self.old_classes] = (before / self.temperature).sigmoid()
         if self.form == "sum" or any(isinstance(module, GrowingHead) for module in self.model.modules()):
-            competing = torch.cat([self.old_classes, self.new_classes])
-            outputs, targets = outputs[:, competing], targets[:, competing]
+            outputs, targets = outputs[:, self.competing], targets[:, self.competing]
         errors = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         return errors.sum(1).mean() if self.form == "sum" else errors.mean()
 
-    @on(SessionEnded)
-    def close(self, event: SessionEnded) -> None:
-        """Choose the exemplars of the session's classes, keep the first ones of others, and take all means."""
-        self.choose(event.session.samples[:], self.new_classes.tolist())
-        self.teacher = None
-
     def choose(self, samples: Samples, labels: list[int]) -> None:
-        """Choose exemplars of some classes among new samples and those they have, keep the first of others, and take all means."""
-        kept = self.exemplars_by_class()
-        share = self.capacity // len({*kept, *labels})
-        chosen: dict[int, Samples] = {}
+        """Choose exemplars as `Rehearsal` does, and take all means."""
+        super().choose(samples, labels)
         with evaluating(self):
-            for label in sorted({*kept, *labels}):
-                candidates = kept.get(label)
-                if label in labels:
-                    rows = samples.y == label
-                    new = Samples(samples.x[rows], samples.y[rows]).to(self.new_classes.device)
-                    candidates = new if candidates is None else distinct(candidates + new)
-                    candidates = candidates[herding(self.unit_features(candidates.x), share)]
-                assert candidates is not None
-                chosen[label] = candidates[:share]
-            self.counts = {label: len(own) for label, own in chosen.items()}
-            parts = [*chosen.values()]
-            self.exemplars = Samples(torch.cat([own.x for own in parts]), torch.cat([own.y for own in parts]))
             self.take_means()
-
-    def exemplars_by_class(self) -> dict[int, Samples]:
-        """Return the exemplars of each class, in the order of their herding."""
-        if self.exemplars is None:
-            return {}
-        sizes = [*self.counts.values()]
-        parts = zip(self.exemplars.x.split(sizes), self.exemplars.y.split(sizes), strict=True)
-        return {label: Samples(x, y) for label, (x, y) in zip(self.counts, parts, strict=True)}
-
-    @torch.no_grad()
-    def unit_features(self, x: Tensor) -> Tensor:
-        """Return the network's (n, features) for raw inputs, divided by their length."""
-        return torch.cat([F.normalize(self.model.features(part), dim=1) for part in x.split(TOGETHER)])  # type: ignore[operator]
 
     def take_means(self) -> None:
         """Take the mean of each class over its exemplars, with the network as it is."""
@@ -225,20 +137,10 @@ class ICaRL(Strategy):
         features = F.normalize(self.model.features(x), dim=1)  # type: ignore[operator]  # the constructor has asked for it
         return (features @ self.means.T).masked_fill((self.means == 0).all(1), float("-inf"))
 
-    @property
-    def labels(self) -> Tensor:
-        """The classes that came, sorted."""
-        return self.new_classes.new_tensor([*self.counts])
-
     def novelty_of(self, scores: Tensor) -> Tensor:
         """Return (n,): 1 minus the cosine with the nearest mean, or the highest sigmoid; own choice."""
         nearest = scores.amax(1)
         return 1 - (nearest.sigmoid() if self.means is None or self.answer == "outputs" else nearest)
-
-    @property
-    def scores_ignore_task(self) -> bool:
-        """Whether `scores` is the same with and without the task given: it is."""
-        return self.predicts_from_scores
 
     def export(self, since: Payload | None = None) -> dict[str, Tensor]:
         """Return the model, the classes that came, and exemplars; with `since`, only those of the newest session's classes."""
@@ -319,26 +221,3 @@ class ICaRL(Strategy):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-
-
-def herding(features: Tensor, most: int) -> Tensor:
-    """Return the numbers of at most `most` of (n, features) in the order of their herding: (k,), int64.
-
-    Each brings the mean of those chosen so far nearest to the mean of all; the first one of several that do it alike.
-    """
-    mean = features.mean(0)
-    total, left, order = torch.zeros_like(mean), torch.zeros_like(features[:, 0]), []
-    for number in range(1, min(most, len(features)) + 1):
-        distances = (mean - (total + features) / number).square().sum(1) + left
-        nearest = distances.argmin()
-        left[nearest] = float("inf")
-        total = total + features[nearest]
-        order.append(nearest)
-    return torch.stack(order)
-
-
-def distinct(samples: Samples) -> Samples:
-    """Return samples without those whose input came before among them: learners that are merged may have some in common."""
-    number = samples.x.flatten(1).unique(dim=0, return_inverse=True)[1]
-    first = (number[:, None] == number).int().argmax(1)
-    return samples[first == torch.arange(len(number), device=number.device)]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from clstream.losses import distillation
 from clstream.params import check_choice, check_number, check_positive
 from clstream.strategy import OptimizerFactory
 from clstream.strategy.rehearsal_free import Distilling
@@ -87,16 +88,9 @@ class LwF(Distilling):
             losses = []
             for head in self.past:
                 competing = self.known_classes if whole else head
-                losses.append(distillation_loss(outputs, before, head, competing, self.temperature))
+                losses.append(distillation(outputs, before, head, self.temperature, competing))
             loss = loss + value_for(self.alpha, self.tasks) * torch.stack(losses).sum()
         return loss
-
-
-def distillation_loss(outputs: Tensor, before: Tensor, labels: Tensor, competing: Tensor, temperature: float) -> Tensor:
-    """Return the cross-entropy of softened outputs with a teacher's for some labels: the mean over samples."""
-    targets = (before[:, labels] / temperature).softmax(1)
-    whole = (outputs[:, competing] / temperature).logsumexp(1, keepdim=True)
-    return (targets * (whole - outputs[:, labels] / temperature)).sum(1).mean()
 
 
 def value_for(values: float | list[float], number: int) -> float:

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from clstream.strategies import ICaRL
-from clstream.strategies.icarl import herding
 from conftest import built
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from clstream import Samples, SessionStarted, on, run
 from clstream.checks import example_model, example_stream
 from clstream.eval_mode import evaluating
 from clstream.models import Mlp
+from clstream.strategy.core_sets import herding
 
 
 def by_definition(features: Tensor, most: int) -> list[int]:

@@ -71,11 +71,14 @@ def k_center(features: Tensor, many: int, covered: Tensor) -> Tensor:
 
 
 def herding(features: Tensor, many: int) -> Tensor:
-    """Return rows of (n, d), each the one that brings the mean of those so far nearest to the mean of all; none comes twice."""
+    """Return at most `many` rows of (n, d), each the one that brings the mean of those so far nearest to the mean of all.
+
+    None comes twice; of several that do it alike it is the first one. Int64, on the CPU.
+    """
     mean, total = features.mean(0), torch.zeros_like(features[0])
     taken = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     rows = list[Tensor]()
-    for count in range(1, many + 1):
+    for count in range(1, min(many, len(features)) + 1):
         row = (mean - (total + features) / count).square().sum(1).masked_fill(taken, torch.inf).argmin()
         rows.append(row)
         total, taken = total + features[row], taken.index_fill(0, row, True)
