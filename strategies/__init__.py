@@ -4,6 +4,7 @@ from clstream.strategies.active import Active
 from clstream.strategies.agem import AGEM
 from clstream.strategies.aper import APER
 from clstream.strategies.avalanche import AvalancheStrategy
+from clstream.strategies.bic import BiC
 from clstream.strategies.class_means import ClassMeans
 from clstream.strategies.coact import CoACT
 from clstream.strategies.coda_prompt import CODAPrompt
@@ -53,6 +54,7 @@ from clstream.strategies.simclr import SimCLR
 from clstream.strategies.slda import SLDA
 from clstream.strategies.support_replay import SupportReplay
 from clstream.strategies.tame import TAME
+from clstream.strategies.wa import WA
 from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "APER",
     "Active",
     "AvalancheStrategy",
+    "BiC",
     "CODAPrompt",
     "CPECLIP",
     "CPEVision",
@@ -109,5 +112,6 @@ __all__ = [
     "SimCLR",
     "SupportReplay",
     "TAME",
+    "WA",
     "WithDetectedBoundaries",
 ]
