@@ -22,6 +22,7 @@ from clstream.strategies.federated import Federated
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.fscil import FSCIL
 from clstream.strategies.gss import GSS
+from clstream.strategies.hat import HAT
 from clstream.strategies.hypernetwork import Hypernetwork
 from clstream.strategies.icarl import ICaRL
 from clstream.strategies.joint import Joint
@@ -38,6 +39,8 @@ from clstream.strategies.multilane import MultiLane
 from clstream.strategies.ncm import NCM
 from clstream.strategies.nevis import DynamicKNN, FrozenLinear, Independent, Previous
 from clstream.strategies.openvae import OpenVAE
+from clstream.strategies.packnet import PackNet
+from clstream.strategies.pnn import PNN
 from clstream.strategies.prd import PRD
 from clstream.strategies.protonet import EpisodicTraining, ProtoNet
 from clstream.strategies.ranpac import RanPAC
@@ -83,6 +86,7 @@ __all__ = [
     "Finetune",
     "FrozenLinear",
     "GSS",
+    "HAT",
     "Hypernetwork",
     "ICaRL",
     "Independent",
@@ -97,7 +101,9 @@ __all__ = [
     "MultiLane",
     "NCM",
     "OpenVAE",
+    "PNN",
     "PRD",
+    "PackNet",
     "Previous",
     "ProtoNet",
     "RWalk",
