@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class HAT(TaskNetworks):
     def forget_tasks(self) -> None:
         """Start without tasks: no unit is in use."""
         super().forget_tasks()
-        self.embeddings = nn.ModuleList()  # of each task, a ParameterList with (units,) for each layer
+        self.embeddings: list[nn.ParameterList] = []  # of each task, (units,) for each layer
         self.used: list[Tensor] = []  # c, (units,) of each layer
 
     @on(RunStarted)
@@ -161,7 +162,7 @@ class HAT(TaskNetworks):
     def protect(self) -> None:
         """Spare the weights between units in use, and compensate the gradients of the embeddings."""
         for name, used, before in zip(self.layers, self.used, [None, *self.used[:-1]], strict=True):
-            layer = self.model.get_submodule(name)
+            layer: Any = self.model.get_submodule(name)
             weight, bias = layer.weight, layer.bias
             if weight.grad is not None:
                 rows = used.view(-1, *[1] * (weight.dim() - 1))
@@ -195,7 +196,8 @@ class HAT(TaskNetworks):
     def answering_weights(self) -> Iterator[Tensor]:
         """Yield the weights that it answers with: the model's, heads, and embeddings."""
         yield from super().answering_weights()
-        yield from self.embeddings.parameters()
+        for embeddings in self.embeddings:
+            yield from embeddings.parameters()
 
 
 def of_columns(gate: Tensor, weight: Tensor) -> Tensor:

@@ -60,6 +60,10 @@ class Lateral(nn.Module):
 
     """
 
+    U: nn.Parameter
+    V: nn.Parameter
+    alpha: nn.Parameter
+
     def __init__(self, weight: Tensor, columns: int, adapter: str, random: torch.Generator) -> None:
         super().__init__()
 
@@ -113,18 +117,18 @@ class PNN(TaskNetworks):
         """Start without columns."""
         super().forget_tasks()
         self.columns: list[nn.Module] = []
-        self.laterals: list[nn.ModuleList] = []  # of each column, for each layer but the first, and the head
+        self.laterals: list[list[Lateral]] = []  # of each column, for each layer but the first, and the head
 
     @on(TaskStarted)
     def open_task(self, event: TaskStarted) -> None:
         """Add a column with its lateral connections, and give it an optimizer."""
         column, before = deepcopy(self.model).train(self.model.training), len(self.columns)
-        laterals = nn.ModuleList()
+        laterals = list[Lateral]()
         if before:
             for parameter in column.parameters():
                 order = torch.randperm(parameter.numel(), generator=self.random).to(parameter.device)
                 parameter.data = parameter.data.flatten()[order].view_as(parameter)
-            weights = [self.model.get_parameter(f"{name}.weight") for name in self.layers[1:]]
+            weights: list[Tensor] = [self.model.get_parameter(f"{name}.weight") for name in self.layers[1:]]
             head = self.model.get_parameter(f"{self.head}.weight")
             weights.append(head.new_empty(len(event.task.classes), head.shape[1]))
             laterals.extend(Lateral(weight, before, self.adapter, self.random) for weight in weights)
@@ -134,7 +138,7 @@ class PNN(TaskNetworks):
 
     def learned_weights(self) -> Iterable[nn.Parameter]:
         """Return the parameters of the newest column, and of its lateral connections."""
-        return [*self.columns[-1].parameters(), *self.laterals[-1].parameters()]
+        return [parameter for module in (self.columns[-1], *self.laterals[-1]) for parameter in module.parameters()]
 
     @on(SessionStarted)
     def grow_column(self, event: SessionStarted) -> None:
@@ -144,7 +148,7 @@ class PNN(TaskNetworks):
     @on(TaskEnded)
     def close_task(self, event: TaskEnded) -> None:
         """Freeze the column."""
-        for module in (self.columns[-1], self.laterals[-1]):
+        for module in (self.columns[-1], *self.laterals[-1]):
             module.eval().requires_grad_(False)
 
     def outputs(self, samples: Samples) -> Tensor:
@@ -195,5 +199,5 @@ class PNN(TaskNetworks):
 
     def answering_weights(self) -> Iterator[Tensor]:
         """Yield the weights that it answers with: those of all columns and their lateral connections."""
-        for module in (*self.columns, *self.laterals):
+        for module in (*self.columns, *(lateral for laterals in self.laterals for lateral in laterals)):
             yield from (*module.parameters(), *module.buffers())

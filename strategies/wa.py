@@ -103,7 +103,7 @@ class WA(Rehearsal):
     def clip(self, event: BatchLearned) -> None:
         """Hold the head's weights at 0 or above, if that is asked for."""
         if self.clip_weights:
-            self.head.weight.clamp_(min=0)  # type: ignore[operator,union-attr]  # a linear layer's
+            self.head.weight.clamp_(min=0)  # type: ignore[operator]  # a linear layer's
 
     @on(SessionEnded)
     def close(self, event: SessionEnded) -> None:
