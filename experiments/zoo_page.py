@@ -1,12 +1,12 @@
 """The page docs/zoo.md: what each strategy is, needs, keeps and costs, and what was measured of it, from the code itself.
 
-`python experiments/zoo_page.py` runs each strategy that experiments/results/zoo.json lacks for a few seconds, adds there what it cost,
-and writes the page from that, from the docstrings and from the records of the headline; `python experiments/zoo_page.py EWC SI` runs
-these again.
+`python experiments/zoo_page.py` runs each strategy that experiments/results/zoo.json lacks for a few seconds, adds there what it
+cost, and writes the page from that, from the docstrings and from the records of the headline; `python experiments/zoo_page.py EWC`
+runs EWC again.
 
-The runs are of `split_digits`, one epoch in batches of 10, with an Mlp of 64 units or, where a method asks for a vision transformer, with
-a small one; options are the defaults, but where these are for much larger images. FLOPs are those of learning, as a multiple of what
-fine-tuning of the same network takes.
+The runs are of `split_digits`, one epoch in batches of 10, with an Mlp of 64 units or, where a method asks for a vision
+transformer, with a small one; options are the defaults, but where these are for much larger images. FLOPs are those of learning,
+as a multiple of what fine-tuning of the same network takes.
 """
 
 from __future__ import annotations
@@ -121,9 +121,11 @@ def page(costs: dict[str, dict[str, float]]) -> str:
     lines = [
         "# Zoo",
         "",
-        "All strategies, from the code: `python experiments/zoo_page.py` writes this page. *Kept* is what a strategy holds besides",
-        "the network when the run is over, *FLOPs* is the learning of a run as a multiple of fine-tuning, both on `split_digits` with",
-        "a small network; *Split MNIST* is the average accuracy in the table of [Results](results.md).",
+        *fold(
+            "All strategies, from the code: `python experiments/zoo_page.py` writes this page. *Kept* is what a strategy holds "
+            "besides the network when the run is over, *FLOPs* is the learning of a run as a multiple of fine-tuning, both on "
+            "`split_digits` with a small network; *Split MNIST* is the average accuracy in the table of [Results](results.md)."
+        ),
         "",
         "| strategy | paper | targets | needs | kept | FLOPs | Split MNIST |",
         "|---|---|---|---|--:|--:|--:|",
