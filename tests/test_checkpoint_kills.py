@@ -74,7 +74,11 @@ def play_and_die(name: str, folder: str, last: int) -> None:
     run(built(make(name)), long_stream(), waits, Checkpointer(folder, every_batches=2), seed=3, resume=state)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+KILLED = ["AvalancheStrategy", "EWC", "Hypernetwork", "ICaRL", "MultiLane", "OpenVAE", "Replay", "TAME", "WithDetectedBoundaries"]
+"""Which hold unlike things. That all of their state is in a checkpoint is a matter of the contract, for every strategy."""
+
+
+@pytest.mark.parametrize("name", [name for name in KILLED if name in STRATEGIES])
 def test_killed_at_random_it_ends_the_same(name: str, processes: ForkServerContext, tmp_path: Path) -> None:
     whole = Checkpoints(every=0)
     begin = time.monotonic()

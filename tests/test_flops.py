@@ -144,8 +144,10 @@ def counted_run(strategy, stream, monkeypatch, **options):
     return costs
 
 
-@pytest.mark.parametrize("sessions", [3, 45])
-@pytest.mark.parametrize("options", [{"replay_batch": 64}, {"retrieval": "mir"}, {"capacity": 16, "memory": "class_balanced"}])
+@pytest.mark.parametrize(
+    ("options", "sessions"),
+    [({"replay_batch": 64}, 3), ({"retrieval": "mir"}, 3), ({"capacity": 16, "memory": "class_balanced"}, 30)],
+)
 def test_a_memory_that_fills_up(options, sessions, monkeypatch):
     strategy = lambda: Replay(example_model(), **options)  # noqa: E731
     stream = example_stream(tuple(number % 3 for number in range(sessions)), batch_size=1)

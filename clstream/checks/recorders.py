@@ -46,11 +46,12 @@ class Checkpoints:
     Args:
         every: take one after the start, after every so many batches and after each session; 0: the last one only.
         at: the number of a batch, from 1, after which one is taken too.
+        step: of these, keep every so manieth, from the middle of the first so many on, and the last one.
 
     """
 
-    def __init__(self, every: int = 1, at: int = 0) -> None:
-        self.every, self.at, self.batches = every, at, 0
+    def __init__(self, every: int = 1, at: int = 0, step: int = 1) -> None:
+        self.every, self.at, self.step, self.batches, self.passed = every, at, step, 0, 0
         self.written: list[bytes | Mapping[str, Any]] = []
 
     @on(events.RunStarted)
@@ -74,10 +75,18 @@ class Checkpoints:
     def evaluated(self, event: events.Evaluated) -> None:
         """Take a checkpoint after the evaluation; within a session that is the one after the batch."""
         last = event.evaluation.sessions_finished == self.run.sessions
-        if not event.evaluation.within_session and (self.every or last):
+        if last and not event.evaluation.within_session:
+            self.run.defer(self.keep)
+        elif self.every and not event.evaluation.within_session:
             self.run.defer(self.write)
 
     def write(self) -> None:
+        """Keep a checkpoint, if it is one of those to keep."""
+        if self.passed % self.step == self.step // 2:
+            self.keep()
+        self.passed += 1
+
+    def keep(self) -> None:
         """Keep a checkpoint: as a file or, where it is the last one alone, as it is."""
         state = self.run.state()
         if self.every:
