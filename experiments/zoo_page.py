@@ -89,7 +89,7 @@ def paragraphs(name: str) -> list[str]:
 def paper(name: str) -> str:
     """Return the paper that a docstring names: authors, year and title, or "" if it names none."""
     for text in paragraphs(name)[1:]:
-        if found := re.match(r'(?:The protocol of )?((?:[^".:]|et al\.)*?\b(?:19|20)\d\d, "[^"]+")', text):
+        if found := re.match(r'(?:The protocol of )?((?:[^".:;]|et al\.)*?\b(?:19|20)\d\d, "[^"]+")', text):
             return found.group(1)
     return ""
 
