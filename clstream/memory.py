@@ -55,7 +55,7 @@ class Memory:
 
     def add(self, samples: Samples) -> None:
         """Offer a batch."""
-        raise TypeError(f"{type(self).__name__} is not a memory by itself: use Reservoir, ClassBalanced or Ring")
+        raise TypeError(f"{type(self).__name__} is not a memory by itself: use Reservoir, ClassBalanced, GreedyBalanced or Ring")
 
     def sample(self, n: int, repeats: bool = True) -> Samples:
         """Draw `n` kept samples uniformly, on the device where they are kept; without `repeats`, all of them at most.
@@ -271,6 +271,48 @@ class ClassBalanced(Memory):
         for label in [label for label, offered in wanted.items() if offered > level][:left]:
             shares[label] += 1
         return shares
+
+
+class GreedyBalanced(Memory):
+    """The first samples of each class, as many of each as can be (the greedy balancing sampler of Prabhu et al. 2020).
+
+    A sample is kept if its class is new, or has less than capacity / classes so far, rounded down: with a broken number the memory
+    would never settle. If it is full, one of the class that has the most makes room, drawn uniformly; of several such classes one
+    of that which came first. For labels; where samples have the number of their task, a label of each task is a class of its own.
+
+    Args:
+        capacity: the most samples that are kept, at least 1.
+
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._slots: dict[int, list[int]] = {}  # of each class, in the order in which they came
+
+    def add(self, samples: Samples) -> None:
+        """Offer a batch, sample by sample. Raises ValueError for targets other than labels."""
+        if samples.target != "label":
+            raise ValueError(f"a GreedyBalanced memory has shares of classes: it takes labels, not {samples.target} targets")
+        self._prepare(samples)
+        labels: Ints = samples.y.cpu().numpy()
+        if "task" in samples.extra:
+            labels = labels + (samples.extra["task"].cpu().numpy() << 32)
+        self.seen += len(labels)
+        full = [label for label, slots in self._slots.items() if len(slots) >= self.capacity // len(self._slots)]
+        taken: dict[int, int] = {}  # slots and the rows that they get
+        for row in np.flatnonzero(~np.isin(labels, full)).tolist():  # those that are full stay so
+            new = int(labels[row]) not in self._slots
+            slots = self._slots.setdefault(int(labels[row]), [])
+            if not new and len(slots) >= self.capacity // len(self._slots):
+                continue
+            if self.size < self.capacity:
+                slot, self.size = self.size, self.size + 1
+            else:
+                most = max(self._slots.values(), key=len)
+                slot = most.pop(int(torch.randint(len(most), (), generator=self.random)))
+            slots.append(slot)
+            taken[slot] = row
+        self._write(samples, np.array([*taken], dtype=np.int64), np.array([*taken.values()], dtype=np.int64))
 
 
 class Ring(Memory):

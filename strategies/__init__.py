@@ -1,11 +1,12 @@
 """The methods: one file each, readable top to bottom against its paper; the regularisers that some are made of lie with them."""
 
 from clstream.strategies.active import Active
-from clstream.strategies.agem import AGEM
+from clstream.strategies.agem import AGEM, AGEMR
 from clstream.strategies.aper import APER
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.bic import BiC
 from clstream.strategies.class_means import ClassMeans
+from clstream.strategies.cls_er import CLSER
 from clstream.strategies.coact import CoACT
 from clstream.strategies.coda_prompt import CODAPrompt
 from clstream.strategies.cope import CoPE
@@ -21,6 +22,9 @@ from clstream.strategies.fecam import FeCAM
 from clstream.strategies.federated import Federated
 from clstream.strategies.finetune import Finetune
 from clstream.strategies.fscil import FSCIL
+from clstream.strategies.gdumb import GDumb
+from clstream.strategies.gem import GEM
+from clstream.strategies.gpm import GPM
 from clstream.strategies.gss import GSS
 from clstream.strategies.hat import HAT
 from clstream.strategies.hypernetwork import Hypernetwork
@@ -39,6 +43,7 @@ from clstream.strategies.multilane import MultiLane
 from clstream.strategies.ncm import NCM
 from clstream.strategies.nevis import DynamicKNN, FrozenLinear, Independent, Previous
 from clstream.strategies.openvae import OpenVAE
+from clstream.strategies.owm import OWM
 from clstream.strategies.packnet import PackNet
 from clstream.strategies.pnn import PNN
 from clstream.strategies.prd import PRD
@@ -62,10 +67,12 @@ from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
 
 __all__ = [
     "AGEM",
+    "AGEMR",
     "APER",
     "Active",
     "AvalancheStrategy",
     "BiC",
+    "CLSER",
     "CODAPrompt",
     "CPECLIP",
     "CPEVision",
@@ -87,6 +94,9 @@ __all__ = [
     "FrozenLinear",
     "GSS",
     "HAT",
+    "GDumb",
+    "GEM",
+    "GPM",
     "Hypernetwork",
     "ICaRL",
     "Independent",
@@ -100,6 +110,7 @@ __all__ = [
     "MAS",
     "MultiLane",
     "NCM",
+    "OWM",
     "OpenVAE",
     "PNN",
     "PRD",

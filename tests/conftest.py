@@ -149,6 +149,10 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.MultiLane(vit_like(model), partial(Adam, lr=0.05), selectors=3, prompts=2, prompted_blocks=1)
     if name == "Hypernetwork":  # the defaults are for a network of 478,410 weights; the examples have one of 2,278
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
+    if name == "CLSER":  # the examples have too few steps for averages over a thousand
+        return lambda model: zoo.CLSER(model, stable_alpha=0.9, plastic_alpha=0.8)
+    if name == "GDumb":  # the examples are quickly learned, and each session begins anew
+        return lambda model: zoo.GDumb(model, partial(SGD, lr=0.05, momentum=0.9), capacity=60, epochs=8)
     if name == "L2P":
         return lambda model: zoo.L2P(vit_like(model), partial(Adam, lr=0.01), pool=4, length=2, chosen=2)
     if name == "DualPrompt":

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clstream.attributes import attributes
-from clstream.memory import ClassBalanced, Memory, Reservoir, Ring
+from clstream.memory import ClassBalanced, GreedyBalanced, Memory, Reservoir, Ring
 from clstream.stream import Samples
 
 CLASSES = 4
 KINDS = {
     "reservoir": Reservoir,
     "class_balanced": ClassBalanced,
+    "greedy": GreedyBalanced,
     "ring": Ring,
     "class_ring": lambda capacity: Ring(capacity, min(CLASSES, capacity)),
 }
@@ -205,7 +206,7 @@ def test_what_is_kept_carries_no_gradient(kind, field):
 
 
 def test_memory_alone_keeps_nothing():
-    with pytest.raises(TypeError, match="use Reservoir, ClassBalanced or Ring"):
+    with pytest.raises(TypeError, match="use Reservoir, ClassBalanced, GreedyBalanced or Ring"):
         Memory(3).add(encode([0]))
 
 

@@ -92,6 +92,7 @@ NEEDED: dict[str, Callable[[], dict[str, Any]]] = {
     "Blurry": lambda: {"blurry": (0,)},
     "Reservoir": lambda: {"capacity": 5},
     "ClassBalanced": lambda: {"capacity": 5},
+    "GreedyBalanced": lambda: {"capacity": 5},
     "Ring": lambda: {"capacity": 5},
     "Mlp": lambda: {"input_shape": 4, "classes": 3},
     "Refresh": lambda: {"base": strategies.DERpp(example_model())},

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from clstream.strategies import AGEM, DER, ERACE, DERpp, Finetune, Replay
+from clstream.strategies import AGEM, AGEMR, DER, ERACE, DERpp, Finetune, Replay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -237,6 +237,28 @@ def test_agem_projects_where_it_must_and_only_there() -> None:
 
     run(strategy, stream, Watch())
     assert any(projected) and len(projected) == 20  # two tasks of ten batches have a past
+
+
+def test_agemr_projects_on_what_it_holds_without_boundaries() -> None:
+    """The memory, drawn whole, is all that came before the batch; so a step's products with its gradient are not below 0."""
+    strategy, projected = AGEMR(example_model(), partial(SGD, lr=0.1), capacity=1000, sample=1000), []
+
+    class Watch:
+        @on(BatchReady)
+        def before(self, event: BatchReady) -> None:
+            self.before_step, g = flat(strategy.model), gradient(strategy, event.batch.samples)
+            self.expected = g
+            if len(strategy.memory):
+                r = gradient(strategy, strategy.memory.all())
+                self.expected = g - min(float(g @ r / (r @ r)), 0.0) * r
+                projected.append(bool(g @ r < 0))
+
+        @on(BatchLearned)
+        def after(self, event: BatchLearned) -> None:
+            torch.testing.assert_close(flat(strategy.model), self.before_step - 0.1 * self.expected, rtol=1e-4, atol=1e-5)
+
+    run(strategy, example_stream(batch_size=6, boundaries=False), Watch())
+    assert any(projected) and len(projected) == 29 and len(strategy.memory) == 180
 
 
 def test_agem_takes_the_plain_step_where_the_past_agrees() -> None:

@@ -195,7 +195,7 @@ def test_our_table_of_spaces_names_options_that_there_are() -> None:
             root, _, rest = option.partition(".")
             assert (root, rest) == ("optimizer", "lr") or (root == "strategy" and rest in options), f"{name}: {option}"
     others = {"Finetune", "Joint", "Replay", "AGEM", "ERACE", "LinearProbe", "Lifelong", "ICaRL", "GSS"}  # the learning rate alone
-    others |= {"Independent", "Previous", "DynamicKNN", "FrozenLinear"}
+    others |= {"AGEMR", "GEM", "Independent", "Previous", "DynamicKNN", "FrozenLinear"}
     wrappers = {"ClassMeans", "Regularised", "AvalancheStrategy", "Federated"}  # what they wrap
     assert {*zoo.__all__} == {*table} - {"every strategy"} | others | wrappers
 

@@ -19,6 +19,13 @@ EWC: their importance is the mean over batches of the squared gradient of a batc
 SI: theirs follows the gradient of the loss with its own penalty, cuts importance off at 0.001, and halves the penalty (ours:
     gradient="objective", most=0.001, half of the strength). On the CPU it does nothing at all: the weights that it notes before a
     step are views of the weights, so no step moves them. It is measured as it is, and with copies in their place.
+MAS: theirs takes the absolute value of a batch's mean gradient, as it goes over the samples as they lie, and a moving average over
+    tasks (ours: importance_batch=BATCH, alpha=0.5).
+RWalk: theirs puts negative scores to 0 at a task's end alone, damps by the precision of its numbers (ours: clip="task"), brings
+    importance to 0 to 1 by the greatest alone, and its windows of steps run on from task to task.
+GEM: theirs keeps a uniform sample of each experience (ours: memory="reservoir").
+GDumb: theirs keeps a uniform sample of each class, and takes in an experience before it is learned; ours keeps the first ones. A
+    plain rate and no limit of the gradient's norm, as theirs.
 LwF: theirs distils by a divergence over the classes seen so far, without T^2: the same gradient as the cross-entropy.
 Cumulative: theirs is our Joint(restart=False).
 
@@ -34,7 +41,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from clstream.strategies import AGEM, ERACE, EWC, SI, DERpp, Finetune, Joint, LwF, Replay
+from clstream.strategies import AGEM, ERACE, EWC, GEM, MAS, SI, DERpp, Finetune, GDumb, Joint, LwF, Replay, RWalk
 from torch import Tensor, nn
 
 from clstream import BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
@@ -42,6 +49,7 @@ from clstream.avalanche.imports import import_avalanche
 from clstream.memory import ClassBalanced
 
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
+MAS_LAMBDA, RWALK_LAMBDA, MARGIN = 0.1, 10.0, 0.5
 EWC_LAMBDA, SI_LAMBDA, SI_EPSILON, LWF_ALPHA, TEMPERATURE = 100.0, 2000.0, 0.1, 2.0, 2.0
 
 Make = Callable[[nn.Module], Any]
@@ -166,6 +174,22 @@ def our_si(net: nn.Module) -> Strategy:
     return SI(net, SGD, SI_LAMBDA / 2, damping=SI_EPSILON, gradient="objective", most=0.001)
 
 
+def our_rwalk(net: nn.Module) -> Strategy:
+    """Return RWalk with Avalanche's importance."""
+    return RWalk(net, SGD, RWALK_LAMBDA, damping=torch.finfo(torch.float32).eps, clip="task")
+
+
+def their_rwalk(net: nn.Module) -> Any:
+    """Return Avalanche's plain strategy with its plugin of RWalk."""
+    plugin = import_avalanche("training.plugins").RWalkPlugin(ewc_lambda=RWALK_LAMBDA, ewc_alpha=0.9, delta_t=10)
+    return their("Naive", plugins=[plugin])(net)
+
+
+def our_gdumb(net: nn.Module) -> Strategy:
+    """Return GDumb with Avalanche's training."""
+    return GDumb(net, SGD, CAPACITY, 1, BATCH, "constant", cutmix=0.0, clip=None)
+
+
 THEIR_REPLAY = their("Replay", mem_size=CAPACITY)
 THEIR_DER = their("DER", mem_size=CAPACITY, batch_size_mem=BATCH, alpha=ALPHA, beta=BETA)
 THEIR_ACE = their("ER_ACE", mem_size=CAPACITY, batch_size_mem=BATCH)
@@ -181,6 +205,18 @@ METHODS = (
     Method("EWC, theirs class by class", our_ewc, THEIR_EWC, by_class=True, apart=True),
     Method("SI", our_si, THEIR_SI, apart=True),
     Method("SI, theirs with copies", our_si, THEIR_SI, within=copies),
+    Method(
+        "MAS",
+        lambda net: MAS(net, SGD, MAS_LAMBDA, importance_batch=BATCH, alpha=0.5),
+        their("MAS", lambda_reg=MAS_LAMBDA, alpha=0.5),
+    ),
+    Method("RWalk", our_rwalk, their_rwalk),
+    Method(
+        "GEM",
+        lambda net: GEM(net, SGD, PER_TASK, MARGIN, memory="reservoir"),
+        their("GEM", patterns_per_exp=PER_TASK, memory_strength=MARGIN),
+    ),
+    Method("GDumb", our_gdumb, their("GDumb", mem_size=CAPACITY)),
     Method(
         "LwF",
         lambda net: LwF(net, SGD, LWF_ALPHA, temperature=TEMPERATURE),
