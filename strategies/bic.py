@@ -45,6 +45,7 @@ from clstream.bus import on
 from clstream.eval_mode import evaluating
 from clstream.events import EpochStarted, SessionEnded, SessionStarted
 from clstream.losses import distillation
+from clstream.measures.flops import same_flops
 from clstream.params import check_integer, check_number, check_positive, check_share
 from clstream.strategy import OptimizerFactory
 from clstream.strategy.answers import mask_logits
@@ -125,7 +126,7 @@ class BiC(Rehearsal):
             self.held_out[rows] = True
             self.validating[label] = samples[rows.to(samples.y.device)].x.to(self.new_classes.device)
         self.teacher_correction, self.teacher_corrected = self.correction, self.corrected
-        self.correction, self.corrected = torch.ones_like(self.correction), self.new_classes[:0]
+        self.correction, self.corrected = torch.ones_like(self.correction), self.new_classes.new_empty(0)
 
     @on(EpochStarted)
     def follow(self, event: EpochStarted) -> None:
@@ -136,8 +137,10 @@ class BiC(Rehearsal):
         """Take one step on what is not held out of a batch, and on its share of the exemplars."""
         first = batch.index * self.batch_size
         rows = self.trained[first : first + len(batch.samples)].nonzero().flatten()
-        loss = self.objective(batch.samples[sent(rows, batch.samples.y.device)])
-        self.minimise(loss)
+        samples = batch.samples[sent(rows, batch.samples.y.device)]
+        with same_flops((len(rows), *map(len, self.draw(samples)))):
+            loss = self.objective(samples)
+            self.minimise(loss)
         return loss.detach()
 
     def loss(self, samples: Samples) -> Tensor:
