@@ -30,7 +30,9 @@ from clstream.files import FolderError
 from clstream.models import Mlp
 from clstream.seeds import isolated
 from clstream.serialization import CaptureError, capture
+from clstream.serialization.callables import method_of
 from clstream.serialization.compare import digest, first_difference
+from clstream.serialization.whole import NamedCode
 from clstream.strategy import read_card
 
 STREAM = example_stream()
@@ -387,3 +389,25 @@ def test_the_model_of_a_file_has_its_params(saved: Path) -> None:
     loaded = clstream.load(saved)
     assert isinstance(loaded.model, Mlp) and loaded.model.params["hidden"] == (32,)
     assert loaded.params["model"] is loaded.model and loaded.params["optimizer"].keywords == {"lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("place", "method"),
+    [
+        ("timm.models.vision_transformer:VisionTransformer", "load_pretrained"),  # reads a file
+        ("timm.models.vision_transformer:VisionTransformer", "requires_grad_"),
+        ("peft.tuners.lora.config:LoraConfig", "save_pretrained"),  # writes one
+        ("peft.peft_model:PeftModel", "push_to_hub"),
+    ],
+)
+def test_of_packages_of_layers_a_file_calls_what_answers_alone(place: str, method: str) -> None:
+    module, _, name = place.partition(":")
+    pytest.importorskip(module)
+    code = NamedCode()
+    cls = code.find_class(place)
+    owner = cls.__new__(cls)
+    with pytest.raises(ValueError, match=f"it names the method '{method}' of a {name}, which no checkpoint may call"):
+        method_of(owner, method, code)
+    if issubclass(cls, nn.Module):
+        nn.Module.__init__(owner)
+        assert method_of(owner, "forward", code).__self__ is owner

@@ -13,6 +13,9 @@ from torch.nn import functional
 from clstream.serialization.encoding import DICTS
 from clstream.serialization.references import References, lookup_loaded, qualified_name
 
+_LAYERS = ("torch", "timm", "torchvision", "open_clip", "peft")
+"""Packages whose layers a snapshot may name; they also have methods that write files, or fetch some."""
+
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
 BUILTIN_METHODS: dict[type, frozenset[str]] = {
@@ -25,8 +28,8 @@ BUILTIN_METHODS: dict[type, frozenset[str]] = {
 def method_of(owner: object, name: str, references: References) -> Any:
     """Return a bound method that a snapshot may name; else ValueError.
 
-    Of the user's classes and ours those that are written there; of torch's only what answers and steps, or what the run held when
-    it began; of Python's containers and of generators all that change only themselves.
+    Of the user's classes and ours those that are written there; of torch's and of packages of layers only what answers and steps,
+    or what the run held when it began; of Python's containers and of generators all that change only themselves.
     """
     cls = type(owner)
     if name.startswith("__") or name in BUILTIN_METHODS.get(cls, ()):
@@ -35,14 +38,15 @@ def method_of(owner: object, name: str, references: References) -> Any:
         home = next((base for base in cls.__mro__ if name in vars(base)), object)
         function = vars(home).get(name)
         method = None
-        writes = name == "save" and home.__module__.startswith("clstream.")  # a file may not have files written
+        package = home.__module__.partition(".")[0]
+        writes = name == "save" and package == "clstream"  # a file may not have files written
         if (
             isinstance(function, FunctionType)
             and not writes
             and (
                 id(function) in references.paths
-                or (home.__module__.startswith("torch.") and name in ("forward", "step", "zero_grad"))
-                or (home.__module__.partition(".")[0] not in ("torch", "numpy") and qualified_name(home) in references.classes)
+                or (package in _LAYERS and name in ("forward", "step", "zero_grad"))
+                or (package not in (*_LAYERS, "numpy") and qualified_name(home) in references.classes)
                 or home.__module__ in references.modules
             )
         ):

@@ -67,12 +67,12 @@ class NamedCode(References):
         for place in places:
             cls = lookup_loaded(place)
             module = f"{getattr(cls, '__module__', '')}."
-            if isinstance(cls, type) and qualified_name(cls) == place and not hasattr(cls, "__del__") and (
-                module.startswith(_OURS)
-                or (module.startswith(_LAYERS) and (issubclass(cls, (nn.Module, Enum)) or is_dataclass(cls)))
-            ):  # fmt: skip
-                self.classes |= {qualified_name(base): base for base in cls.__mro__}  # whose methods may be bound
-                return cls
+            if isinstance(cls, type) and qualified_name(cls) == place and not hasattr(cls, "__del__"):
+                if module.startswith(_OURS):
+                    self.classes |= {qualified_name(base): base for base in cls.__mro__}  # whose methods may be bound
+                    return cls
+                if module.startswith(_LAYERS) and (issubclass(cls, (nn.Module, Enum)) or is_dataclass(cls)):
+                    return cls
             try:
                 return super().find_class(place)
             except ValueError:
