@@ -1,4 +1,4 @@
-"""Online metrics, measured by observers while a run goes on: prequential accuracy, late labels, boundaries, few-shot sessions."""
+"""Online metrics, which observers measure on the way: prequential accuracy, late labels, boundaries, few shots, plasticity."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from clstream.drift_detection import ShiftDetected
 from clstream.engine import InputsArrived, SessionArrived
 from clstream.evaluation import evaluating
 from clstream.events import BatchLearned, BatchReady, Evaluated, RunStarted, SessionEnded, SessionStarted
+from clstream.models.units import hidden_units, noting
 from clstream.params import check_integer
 
 
@@ -229,6 +230,91 @@ class FewShot:
         marks, seen = evaluation.taught, evaluation.measured["accuracy"][:, -1]
         newest = {name: float(curve[-1]) for name, curve in metrics.few_shot_curves(evaluation.accuracy, marks, self.tasks).items()}
         self.started.run.emit_to_observers(FewShotMeasured(**newest, seen=float(seen[-1]), drop=metrics.performance_drop(seen)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlasticityMeasured(Event):
+    """A session is over: what tells whether the network can still learn."""
+
+    newest: float
+    dead: float
+    effective_rank: float
+    weight_norm: float
+
+    def curves(self) -> dict[str, float]:
+        """Return all of it, for the tracker."""
+        return {f"plasticity/{name}": getattr(self, name) for name in ("newest", "dead", "effective_rank", "weight_norm")}
+
+
+class Plasticity:
+    """Measures after each session whether a network can still learn, and emits `PlasticityMeasured`, so the tracker draws it.
+
+    newest          the accuracy on test samples of the task that was just learned, for labels: it falls where plasticity is lost
+    dead            the share of hidden units that are 0 for all samples: no gradient reaches a ReLU there
+    effective_rank  of the hidden activations, the mean over layers (Roy & Vetterli 2007): exp of the entropy of the singular
+                    values, as shares of their sum; a channel of a convolution counts with its mean over places
+    weight_norm     the Euclidean length of all parameters together
+
+    Hidden units are those of `clstream.models.units`; a network without any has neither of the two in the middle (NaN).
+
+    Args:
+        samples: how many of the session's samples, and of its task's test samples, are asked about, at most.
+
+    """
+
+    def __init__(self, samples: int = 500) -> None:
+        check_integer(2, samples=samples)
+        self.samples = samples
+        self.measured: list[PlasticityMeasured] = []
+
+    @on(RunStarted)
+    def begin(self, event: RunStarted) -> None:
+        """Forget the run before. Raises ObserverError for a stream with other targets than labels."""
+        stream: Any = event.stream
+        if others := [target for target in stream.targets if target != "label"]:
+            raise ObserverError(f"Plasticity is of labels, and {stream.name} has {others[0]} ones: leave it out")
+        self.started, self.measured = event, []
+
+    @on(SessionEnded)
+    def measure(self, event: SessionEnded) -> None:
+        """Ask the strategy and its network, and emit what was measured."""
+        strategy, stream = self.started.strategy, self.started.stream
+        model: Any = strategy.model
+        weights = list(model.parameters())
+        x = event.session.samples[: self.samples].x.to(weights[0].device)
+        test = stream.tasks[stream.task_of(event.session.index)].test[: self.samples].to(weights[0].device)
+        dead, rank = math.nan, math.nan
+        with evaluating(strategy):
+            newest = float((strategy.predict(test.x) == test.y).double().mean())
+            try:
+                units = hidden_units(model, x[:8])
+            except ValueError:  # there are none
+                units = []
+            if units:
+                with noting(units) as noted:
+                    model(x)
+                dead = float(torch.cat([(layer == 0).all(2).all(0) for layer in noted]).double().mean())
+                rank = float(torch.stack([effective_rank(layer.mean(2)) for layer in noted]).mean())
+            norm = float(torch.stack([weight.detach().double().square().sum() for weight in weights]).sum().sqrt())
+        self.measured.append(PlasticityMeasured(newest, dead, rank, norm))
+        if self.started.run is not None:
+            self.started.run.emit_to_observers(self.measured[-1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"measured": [[m.newest, m.dead, m.effective_rank, m.weight_norm] for m in self.measured]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.measured = [PlasticityMeasured(*numbers) for numbers in state["measured"]]
+
+
+def effective_rank(activations: Tensor) -> Tensor:
+    """Return exp of the entropy of the singular values of (n, units) activations, as shares of their sum: a scalar; 0 of zeros."""
+    shares = torch.linalg.svdvals(activations.double())
+    total = shares.sum()
+    shares = shares / total.clamp(min=torch.finfo(shares.dtype).tiny)
+    return torch.where(total > 0, torch.special.entr(shares).sum().exp(), 0.0)
 
 
 def _share(sums: Tensor) -> float:

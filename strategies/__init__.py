@@ -9,6 +9,7 @@ from clstream.strategies.class_means import ClassMeans
 from clstream.strategies.cls_er import CLSER
 from clstream.strategies.coact import CoACT
 from clstream.strategies.coda_prompt import CODAPrompt
+from clstream.strategies.continual_backprop import ContinualBackprop
 from clstream.strategies.cope import CoPE
 from clstream.strategies.core_sets import CoreSets
 from clstream.strategies.cpe_clip import CPECLIP, CPEVision
@@ -32,6 +33,8 @@ from clstream.strategies.icarl import ICaRL
 from clstream.strategies.joint import Joint
 from clstream.strategies.l2 import L2
 from clstream.strategies.l2 import L2Penalty as L2Penalty
+from clstream.strategies.l2_init import L2Init
+from clstream.strategies.l2_init import L2InitPenalty as L2InitPenalty
 from clstream.strategies.l2p import L2P
 from clstream.strategies.lifelong import Lifelong
 from clstream.strategies.linear_probe import LinearProbe
@@ -49,6 +52,7 @@ from clstream.strategies.pnn import PNN
 from clstream.strategies.prd import PRD
 from clstream.strategies.protonet import EpisodicTraining, ProtoNet
 from clstream.strategies.ranpac import RanPAC
+from clstream.strategies.redo import ReDo
 from clstream.strategies.refresh import Refresh
 from clstream.strategies.regularised import Regularised
 from clstream.strategies.replay import Replay
@@ -56,6 +60,7 @@ from clstream.strategies.rwalk import RWalk
 from clstream.strategies.rwalk import RWalkPenalty as RWalkPenalty
 from clstream.strategies.scr import SCR
 from clstream.strategies.sharp import SHARP
+from clstream.strategies.shrink_and_perturb import ShrinkAndPerturb
 from clstream.strategies.si import SI
 from clstream.strategies.si import SIPenalty as SIPenalty
 from clstream.strategies.simclr import SimCLR
@@ -79,6 +84,7 @@ __all__ = [
     "ClassMeans",
     "CoACT",
     "CoPE",
+    "ContinualBackprop",
     "CoreSets",
     "DER",
     "DERpp",
@@ -102,6 +108,7 @@ __all__ = [
     "Independent",
     "Joint",
     "L2",
+    "L2Init",
     "L2P",
     "Lifelong",
     "LinearProbe",
@@ -119,6 +126,7 @@ __all__ = [
     "ProtoNet",
     "RWalk",
     "RanPAC",
+    "ReDo",
     "Refresh",
     "Regularised",
     "Replay",
@@ -126,6 +134,7 @@ __all__ = [
     "SHARP",
     "SI",
     "SLDA",
+    "ShrinkAndPerturb",
     "SimCLR",
     "SupportReplay",
     "TAME",

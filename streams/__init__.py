@@ -5,7 +5,7 @@ from clstream.streams.avalanche import from_avalanche
 from clstream.streams.avalanche.streams import with_test
 from clstream.streams.blobs import blobs
 from clstream.streams.blurry import blurry_episodes
-from clstream.streams.domains import permuted_mnist, rotated_mnist
+from clstream.streams.domains import permuted_digits, permuted_mnist, rotated_mnist
 from clstream.streams.drifting import at_moments, drifting, few_shot, long_tailed
 from clstream.streams.episodes import episode
 from clstream.streams.episodes import episodes as episodes
@@ -62,6 +62,7 @@ __all__ = [
     "multilabel_folder",
     "nevis_list",
     "omniglot",
+    "permuted_digits",
     "permuted_mnist",
     "recorded",
     "recurring_tasks",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from clstream.streams.class_splits import hold_back
-from clstream.streams.data import load
+from clstream.streams.data import digits, load
 from clstream.streams.options import check_options
 from torch import Tensor
 from torch.nn import functional as F
@@ -111,6 +111,31 @@ def permuted_mnist(
     )
 
 
+def permuted_digits(
+    tasks: int = 10,
+    scenario: str = "domain",
+    epochs: int = 1,
+    batch_size: int = 10,
+    sessions_per_task: int = 1,
+    validation: float = 0.0,
+    seed: int = 0,
+    boundaries: bool = True,
+    drop_last: bool = False,
+) -> Stream:
+    """scikit-learn's digits with their pixels in another order in each task: `permuted_mnist` in small, without a download.
+
+    Args:
+        tasks, scenario, epochs, batch_size, sessions_per_task, validation, seed, boundaries, drop_last: as in `permuted_mnist`.
+
+    """
+    check_options(locals())
+    check_integer(1, tasks=tasks)
+    changes = [None, *(Permute(derive(seed, "pixels", number)) for number in range(1, tasks))]
+    return _domains(
+        "permuted_digits", changes, scenario, epochs, batch_size, sessions_per_task, validation, None, seed, boundaries, drop_last
+    )
+
+
 def rotated_mnist(
     tasks: int = 20,
     scenario: str = "domain",
@@ -166,8 +191,9 @@ def _domains(
     boundaries: bool,
     drop_last: bool,
 ) -> Stream:
-    """Build a stream of MNIST in as many versions as there are changes; the training images are changed session by session."""
-    train, test = load("MNIST", root)
+    """Build a stream of MNIST or digits, a version for each change; the training images are changed session by session."""
+    of_digits = name == "permuted_digits"
+    train, test = digits() if of_digits else load("MNIST", root)
     tasks = []
     for number, change in enumerate(changes):
         shift = 0 if scenario == "domain" else 10 * number
@@ -179,5 +205,5 @@ def _domains(
         back = None if held is None else Subset(own, held, change)
         tasks.append(Task(number, tuple(range(shift, shift + 10)), Subset(own, kept, change), own_test, back))
     schedule = [number for number in range(len(tasks)) for _ in range(sessions_per_task)]
-    data = DataSource({"train": train, "test": test}, "MNIST")
+    data = DataSource({"train": train, "test": test}, "digits" if of_digits else "MNIST")
     return Stream(name, tasks, schedule, epochs, batch_size, scenario, seed, boundaries, data=data, drop_last=drop_last)

@@ -115,6 +115,12 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.Active(zoo.Replay(model), "evt")
     if name == "CoreSets":
         return lambda model: zoo.CoreSets(zoo.Replay(model))
+    if name == "ContinualBackprop":
+        return lambda model: zoo.ContinualBackprop(zoo.Finetune(model), rate=0.01, maturity=3)
+    if name == "ReDo":
+        return lambda model: zoo.ReDo(zoo.Finetune(model), period=5, samples=16)
+    if name == "ShrinkAndPerturb":
+        return lambda model: zoo.ShrinkAndPerturb(zoo.Finetune(model))
     if name == "ClassMeans":
         return lambda model: zoo.ClassMeans(zoo.Replay(model))
     if name == "RanPAC":  # of the paper's width, its statistics are 800 MB
