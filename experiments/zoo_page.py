@@ -41,6 +41,7 @@ BUILT: dict[str, Callable[[nn.Module], Strategy]] = {
     "CODAPrompt": lambda model: zoo.CODAPrompt(model, blocks=(0, 1)),
     "CoACT": lambda model: zoo.CoACT(adapt(model, LoRA(4, modules="*.qkv"), trained=[])),
     "DualPrompt": lambda model: zoo.DualPrompt(model, g_blocks=(0,), e_blocks=(1,)),
+    "GDumb": lambda model: zoo.GDumb(model, epochs=16),
     "Hypernetwork": lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8),
     "MultiLane": lambda model: zoo.MultiLane(model, prompted_blocks=2),
     "OpenVAE": lambda model: zoo.OpenVAE(model, latent=20, decoder=(32,), proposals=8192),
