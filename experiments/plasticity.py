@@ -66,7 +66,7 @@ def measure(method: str, seed: int) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the lines of the table of means over seeds, and standard deviations of the accuracies."""
-    lines = ["| | accuracy, tasks 1-20 | tasks 181-200 | dead units | effective rank | weight norm |", "|---|---|---|---|---|---|"]
+    lines = ["| | accuracy, tasks 1-20 | tasks 81-100 | dead units | effective rank | weight norm |", "|---|---|---|---|---|---|"]
     for method in METHODS:
         own = [row for row in rows if row["method"] == method]
         if not own:

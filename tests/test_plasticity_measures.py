@@ -1,9 +1,12 @@
-"""The observer of plasticity, and the stream in small that its loss is shown on."""
+"""The observer of plasticity, the stream in small that it is shown on, and the table in the documentation."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from clstream.experiments.plasticity import METHODS, NEW, TASKS, read, table
 from clstream.strategies import Finetune
 from clstream.streams import permuted_digits, split_regression
 from clstream.streams.data import digits
@@ -13,6 +16,8 @@ from clstream.bus import ObserverError
 from clstream.checks import example_model, example_stream
 from clstream.models import Linear, Mlp
 from clstream.online_metrics import Plasticity, PlasticityMeasured, effective_rank
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_effective_rank_is_that_of_its_definition() -> None:
@@ -81,3 +86,13 @@ def test_permuted_digits_are_the_digits_with_other_pixels_in_each_task() -> None
     first, second = (stream.tasks[number].test[:].x.flatten(1) for number in (1, 2))
     assert torch.equal(first.sort(1).values, second.sort(1).values) and not torch.equal(first, second)
     assert torch.equal(first, permuted_digits(tasks=2, batch_size=16, seed=4).tasks[1].test[:].x.flatten(1))
+
+
+def test_the_documented_table_is_that_of_the_results() -> None:
+    rows = read(ROOT / "experiments" / "results" / "plasticity.jsonl")
+    assert {(row["method"], row["seed"]) for row in rows} == {(method, seed) for method in METHODS for seed in range(3)}
+    assert all(len(row["newest"]) == (TASKS // 10 if row["method"] == NEW else TASKS) for row in rows)
+    page = (ROOT / "docs" / "plasticity.md").read_text(encoding="utf-8").splitlines()
+    lines = table(rows)
+    first = page.index(lines[0])
+    assert page[first : first + len(lines)] == lines
