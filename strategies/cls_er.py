@@ -17,7 +17,9 @@ With several labels or values, which no softmax is at, the average with the lowe
 labels is the same. Outputs that don't compete for a sample have no part in the mean. A batch is offered to the memory in each pass,
 as in their code (`offer`).
 
-Measured: the loop by hand ends in the same weights (`tests/test_cls_er.py`).
+Measured: the loop by hand ends in the same weights (`tests/test_cls_er.py`). Class-IL Split MNIST, 1 epoch, batch 32, SGD 0.03, Mlp
+100-100, not tuned, 3 seeds: 0.355 ± 0.021. These are 1,878 steps, over which averages with alphas of 0.999 still hold much of how
+they began: shorter streams need lower alphas.
 """
 
 from __future__ import annotations

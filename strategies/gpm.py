@@ -21,7 +21,8 @@ Conflict: after the first task the authors' code takes one vector less than the 
 it is the paper's. Where a task has several sessions, R R' is summed over them, each at the weights where it ended, with as many
 samples of each; the vectors are those of its eigenvectors, which are R's singular vectors.
 
-Measured: steps and bases by hand (`tests/test_gradient_projection.py`).
+Measured: steps and bases by hand (`tests/test_gradient_projection.py`). Split MNIST, 1 epoch, batch 32, SGD 0.03, Mlp 100-100, not
+tuned, 3 seeds, mean and standard deviation: class-IL 0.756 ± 0.005; task-IL with `parameters="stages.*"` 0.951 ± 0.005.
 """
 
 from __future__ import annotations

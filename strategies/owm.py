@@ -21,7 +21,8 @@ our own choice: the networks there have none. Steps of plain SGD, or with moment
 Each task has an optimizer of its own (`renew_optimizer`), so that no momentum of the last one is left. The context-dependent part
 of the paper (CDP) is left out.
 
-Measured: steps and projectors by hand (`tests/test_gradient_projection.py`).
+Measured: steps and projectors by hand (`tests/test_gradient_projection.py`). Class-IL Split MNIST, 1 epoch, batch 32, SGD 0.03, Mlp
+100-100, not tuned, 3 seeds, mean and standard deviation: 0.384 ± 0.014.
 """
 
 from __future__ import annotations
