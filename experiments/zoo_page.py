@@ -60,7 +60,7 @@ def network(name: str, stream: Stream) -> nn.Module:
     """Return the network that a strategy is run with."""
     with isolated(0, "strategy"):
         if name in VITS:
-            return VitTiny(stream.input_shape, stream.classes, patch=4, width=32, depth=2, heads=2, fused=True)
+            return VitTiny((1, 8, 8), stream.classes, patch=4, width=32, depth=2, heads=2, fused=True)
         return Mlp(stream.input_shape, stream.classes, hidden=(64,))
 
 

@@ -17,6 +17,9 @@ class Normalise(nn.Module):
     shift: Tensor | None
     scale: Tensor | None
 
+    channels_last = True
+    """Whether a CPU's images leave it with the channels last in memory: pooling them is eight times as fast."""
+
     def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
         super().__init__()
         for value in mean if isinstance(mean, (list, tuple)) else [mean]:
@@ -29,9 +32,9 @@ class Normalise(nn.Module):
             self.register_buffer(name, None if plain else rows.reshape(-1, 1, 1) if rows.dim() else rows, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (n, ...) float32; a CPU's images with the channels last in memory: pooling them is eight times as fast."""
+        """Return (n, ...) float32; of images on a CPU the layout is that of `channels_last`."""
         x = self.normalised(x)
-        return _channels_last(x) if x.dim() == 4 and x.device.type == "cpu" else x
+        return _channels_last(x) if self.channels_last and x.dim() == 4 and x.device.type == "cpu" else x
 
     def normalised(self, x: Tensor) -> Tensor:
         """Return (n, ...) float32, laid out as x is."""

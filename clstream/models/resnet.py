@@ -10,6 +10,14 @@ from clstream.models.layers import Normalise
 from clstream.params import check_integer
 
 
+class _NarrowInput(Normalise):
+    """For shortcuts of few channels: torch 2.14's strided 1x1 convolution of fewer than 8 channels, in the channels-last layout,
+    writes beyond its memory on CPUs without AVX-512, which ends the process.
+    """
+
+    channels_last = False
+
+
 class _Block(nn.Module):
     """The residual block of ResNet-18 (He et al. 2016): two 3x3 convolutions, each with batch norm."""
 
@@ -52,7 +60,7 @@ class ResNet18(Classifier):
         into, _, _ = _image_shape(type(self).__name__, input_shape, 8)
         check_integer(1, width=width, classes=classes)
         stages: dict[str, nn.Module] = {
-            "input": Normalise(mean, std),
+            "input": (Normalise if width >= 8 else _NarrowInput)(mean, std),
             "stem": nn.Sequential(nn.Conv2d(into, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
         }
         before = width
