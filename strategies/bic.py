@@ -65,7 +65,7 @@ class BiC(Rehearsal):
         optimizer: makes the optimizer from the model's parameters.
         capacity: the most samples of all classes together that are kept; at least two of each class.
         validation: the share of them that corrections are learned on, above 0 and below 1.
-        temperature: T.
+        temperature: T, which outputs are divided by before the softmax of distillation.
         bias_steps: steps on alpha and beta when a session ends.
         bias_lr: the learning rate that they begin with.
         beta_penalty: of beta^2 / 2.

@@ -58,7 +58,7 @@ class CoPE(Strategy):
         capacity: the most samples that are kept, the classes' shares as equal as possible.
         replay_batch: how many kept samples are drawn for each batch, at most all. None: as many as the batch holds.
         alpha: how much of a prototype stays in each step.
-        temperature: T.
+        temperature: T, which cosines are divided by.
         width: of the embedding.
 
     """

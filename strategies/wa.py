@@ -51,7 +51,7 @@ class WA(Rehearsal):
         model: (n, *input_shape) raw inputs to (n, classes) logits by a linear head, with `features`: the same to (n, features).
         optimizer: makes the optimizer from the model's parameters.
         capacity: the most exemplars of all classes together; at least as many as there are classes.
-        temperature: T.
+        temperature: T, which outputs are divided by before the softmax of distillation.
         clip_weights: whether the head's weights are held at 0 or above.
 
     Raises:
