@@ -24,6 +24,7 @@ from torch.optim import SGD
 
 from clstream.bus import on
 from clstream.events import BatchLearned, TaskEnded, TaskStarted
+from clstream.measures.flops import same_flops
 from clstream.memory import OFFERS, Reservoir, offered
 from clstream.params import check_choice, check_integer
 from clstream.strategy import OptimizerFactory, Strategy
@@ -131,7 +132,9 @@ class AGEMR(Strategy):
         self.optimizer.zero_grad()
         loss.backward()
         if len(self.memory):
-            project(self, self.memory.sample(self.sample, repeats=False))
+            drawn = self.memory.sample(self.sample, repeats=False)
+            with same_flops(len(drawn)):
+                project(self, drawn)
         self.optimizer.step()
         return loss.detach()
 

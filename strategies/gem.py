@@ -104,7 +104,9 @@ class GEM(Strategy):
         if (products[:, -1] >= 0).all():
             return
         multipliers = solve_dual(products[:, :-1], products[:, -1], self.margin, self.ridge)
-        parts = (torch.from_numpy(multipliers).to(references) @ references).split([weight.numel() for weight in weights])
+        with same_flops(("project", len(past))):
+            change = torch.from_numpy(multipliers).to(references) @ references
+        parts = change.split([weight.numel() for weight in weights])
         for weight, part in zip(weights, parts, strict=True):
             assert weight.grad is not None
             weight.grad += part.view_as(weight)

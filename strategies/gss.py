@@ -38,6 +38,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from clstream.measures.flops import same_flops
 from clstream.memory import Memory
 from clstream.params import check_integer, check_number
 from clstream.strategy import OptimizerFactory, Strategy
@@ -123,7 +124,9 @@ class GSS(Strategy):
             loss = self.objective(samples)
             self.step(loss)
             if draws:
-                self.step(self.objective(draws[iteration % len(draws)]))
+                drawn = draws[iteration % len(draws)]
+                with same_flops(("drawn", len(drawn))):
+                    self.step(self.objective(drawn))
         if batch.epoch == 0:
             modes = [(module, module.training) for module in self.model.modules()]
             self.model.eval()
@@ -167,19 +170,22 @@ class GSS(Strategy):
         counted = torch.arange(rows.shape[1]) < torch.tensor([[len(subset)] for subset in subsets])
         kept = self.memory.all()
         device = kept.y.device
-        return self.unit_gradients(kept[rows.flatten().to(device)], counted.to(device))
+        with same_flops(("references", tuple(rows.shape))):
+            return self.unit_gradients(kept[rows.flatten().to(device)], counted.to(device))
 
     def similarities(self, samples: Samples, references: Tensor) -> Tensor:
         """Return (n,): the greatest cosine of each sample's gradient with one of the references."""
-        own = self.unit_gradients(samples, torch.ones(len(samples), 1, dtype=torch.bool, device=samples.y.device))
-        return (own @ references.T).amax(1)
+        with same_flops(("similarities", len(samples), len(references))):
+            own = self.unit_gradients(samples, torch.ones(len(samples), 1, dtype=torch.bool, device=samples.y.device))
+            return (own @ references.T).amax(1)
 
     def batch_similarity(self, samples: Samples, references: Tensor) -> Tensor:
         """Return the greatest cosine of the gradient of the mean loss of a batch with one of the references: a scalar."""
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        losses = self.sample_losses(self.model(samples.x), samples.y, samples.extra.get("task"))
-        slopes = torch.autograd.grad(losses.mean(), weights, materialize_grads=True)
-        return (references @ F.normalize(torch.cat([slope.flatten() for slope in slopes]), dim=0)).amax()
+        with same_flops(("batch", len(samples), len(references))):
+            losses = self.sample_losses(self.model(samples.x), samples.y, samples.extra.get("task"))
+            slopes = torch.autograd.grad(losses.mean(), weights, materialize_grads=True)
+            return (references @ F.normalize(torch.cat([slope.flatten() for slope in slopes]), dim=0)).amax()
 
     def unit_gradients(self, samples: Samples, counted: Tensor) -> Tensor:
         """Return (groups, parameters): the gradient of the mean loss of each group of samples, divided by its length.

@@ -39,11 +39,12 @@ from clstream.bus import on
 from clstream.eval_mode import evaluating
 from clstream.events import BatchLearned, RunContinued, RunStarted
 from clstream.losses import supervised_contrastive
+from clstream.measures.flops import same_flops
 from clstream.memory import ClassBalanced, Memory, Reservoir
 from clstream.params import check_choice, check_integer, check_positive
-from clstream.strategy import OptimizerFactory, Strategy
+from clstream.strategy import CONTROLS, OptimizerFactory, Strategy
 from clstream.strategy.frozen_features import add_by_class
-from clstream.stream import Samples, Task
+from clstream.stream import Batch, Samples, Task
 
 TOGETHER = 1024
 """Samples whose features are computed together."""
@@ -67,6 +68,7 @@ class SCR(Strategy):
 
     """
 
+    takes_controls = CONTROLS
     learns_targets = ("label",)
     scores_are = "ranks"
     fixed_classes = "none in the loss; classes that the memory holds in an answer"
@@ -135,6 +137,11 @@ class SCR(Strategy):
         """Return one draw, if anything is kept."""
         return (self.memory.sample(self.replay_batch, repeats=False),) if len(self.memory) else ()
 
+    def learn(self, batch: Batch) -> Tensor:
+        """Take one step on a batch and what is drawn beside it, fewer samples while the memory is small."""
+        with same_flops((len(batch.samples), min(self.replay_batch, len(self.memory)))):
+            return super().learn(batch)
+
     def loss(self, samples: Samples) -> Tensor:
         """Return the contrastive loss of the samples, of those drawn beside them, and of a view of each."""
         for past in self.drawn_for(samples):
@@ -164,10 +171,11 @@ class SCR(Strategy):
         versions = [self.memory.seen, *(tensor._version for tensor in self.answering_weights())]
         if self.cached_means is None or self.cached_means[0] != versions:
             kept = self.memory.all()
-            with evaluating(self):
-                features = torch.cat([self.unit_features(x) for x in kept.x.split(TOGETHER)])
-            sums = features.new_zeros(self.classes, features.shape[1])
-            add_by_class(sums, kept.y, features)
+            with same_flops(("means", len(kept))):
+                with evaluating(self):
+                    features = torch.cat([self.unit_features(x) for x in kept.x.split(TOGETHER)])
+                sums = features.new_zeros(self.classes, features.shape[1])
+                add_by_class(sums, kept.y, features)
             self.cached_means = versions, F.normalize(sums, dim=1)
         return self.cached_means[1]
 

@@ -45,8 +45,8 @@ def test_events_go_on_where_they_stopped() -> None:
     stream, whole, marks = partial(example_stream, (0, 1, 0, 2), 2, 16), Trace(), list[int]()
 
     class Marking(Checkpoints):
-        def write(self) -> None:
-            super().write()
+        def keep(self) -> None:
+            super().keep()
             marks.append(len(whole.word))
 
     kept = Marking()

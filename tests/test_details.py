@@ -163,8 +163,8 @@ class Killed(Checkpoints):
         super().__init__(every=7)
         self.folder, self.left = folder, list[dict[str, bytes]]()
 
-    def write(self) -> None:
-        super().write()
+    def keep(self) -> None:
+        super().keep()
         self.left.append(contents(self.folder))
 
 
