@@ -170,9 +170,9 @@ def fold(text: str) -> list[str]:
 
 if __name__ == "__main__":
     measured = json.loads((ROOT / COSTS).read_text(encoding="utf-8")) if (ROOT / COSTS).exists() else {}
-    for each in STRATEGIES:
-        if each in sys.argv or each not in (*measured, *APART):
-            measured[each] = cost(each)
+    for name in STRATEGIES:
+        if name in sys.argv or name not in (*measured, *APART):
+            measured[name] = cost(name)
             (ROOT / COSTS).write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            print(each, measured[each], flush=True)
+            print(name, measured[name], flush=True)
     (ROOT / PAGE).write_text(page(measured), encoding="utf-8")

@@ -411,3 +411,17 @@ def test_of_packages_of_layers_a_file_calls_what_answers_alone(place: str, metho
     if issubclass(cls, nn.Module):
         nn.Module.__init__(owner)
         assert method_of(owner, "forward", code).__self__ is owner
+
+
+def test_of_what_a_class_of_ones_own_derives_from_too() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    class Shared(nn.Module, hub.PyTorchModelHubMixin):  # type: ignore[misc,name-defined]
+        def answer(self) -> None:
+            pass
+
+    code, owner = NamedCode([Shared]), Shared()
+    assert method_of(owner, "answer", code).__self__ is owner
+    for method in ("push_to_hub", "save_pretrained"):
+        with pytest.raises(ValueError, match=f"it names the method '{method}' of a Shared, which no checkpoint may call"):
+            method_of(owner, method, code)

@@ -13,8 +13,11 @@ from torch.nn import functional
 from clstream.serialization.encoding import DICTS
 from clstream.serialization.references import References, lookup_loaded, qualified_name
 
-_LAYERS = ("torch", "timm", "torchvision", "open_clip", "peft")
-"""Packages whose layers a snapshot may name; they also have methods that write files, or fetch some."""
+LAYERS = ("timm", "torchvision", "open_clip", "peft")
+"""Packages beside torch whose layers a saved strategy may have."""
+
+_ANSWERS_ONLY = ("torch", *LAYERS, "transformers", "huggingface_hub")
+"""Packages of layers and of what layers derive from: they also have methods that write files, or send some."""
 
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
@@ -45,9 +48,11 @@ def method_of(owner: object, name: str, references: References) -> Any:
             and not writes
             and (
                 id(function) in references.paths
-                or (package in _LAYERS and name in ("forward", "step", "zero_grad"))
-                or (package not in (*_LAYERS, "numpy") and qualified_name(home) in references.classes)
-                or home.__module__ in references.modules
+                or (package in _ANSWERS_ONLY and name in ("forward", "step", "zero_grad"))
+                or (
+                    package not in (*_ANSWERS_ONLY, "numpy")
+                    and (qualified_name(home) in references.classes or home.__module__ in references.modules)
+                )
             )
         ):
             method = MethodType(function, owner)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from clstream.attributes import attributes
 from clstream.params import describe
+from clstream.serialization.callables import LAYERS
 from clstream.serialization.capture import Snapshot, _Capture
 from clstream.serialization.encoding import CaptureError, is_no_state
 from clstream.serialization.references import References, hooks_of, lookup_loaded, qualified_name
@@ -33,8 +34,8 @@ _OURS = tuple(
 )  # fmt: skip
 """Modules and packages of ours whose classes may be named: what strategies are built of, and nothing that writes or runs."""
 
-_LAYERS = ("timm.", "torchvision.", "open_clip.", "peft.")
-"""Packages whose layers, and their configurations, dataclasses and enums, may be named, if they were imported."""
+_LAYERS = tuple(f"{package}." for package in LAYERS)
+"""What begins the names of layers, and of their configurations, dataclasses and enums, which may be named if they were imported."""
 
 _FUNCTIONS = {f"torch:{name}": getattr(torch, name) for name in (
     "abs", "celu", "cos", "exp", "flatten", "log_softmax", "relu", "selu", "sigmoid", "sin", "softmax", "square", "tanh"

@@ -17,6 +17,7 @@ from clstream.adapters.adapter import _host_class
 from clstream.files import FolderError
 from clstream.params import reason_of
 from clstream.serialization import torch_files
+from clstream.serialization.callables import LAYERS
 from clstream.serialization.encoding import check_plain
 from clstream.serialization.same_code import changed_parts
 from clstream.serialization.whole import NamedCode, build_whole, classes_of
@@ -25,9 +26,6 @@ from clstream.strategy.strategy import Strategy
 
 _COLLECTIONS = ("clstream.adapters", "clstream.models", "clstream.strategies", "clstream.streams")
 """Ours, which need not be imported before, whatever the file names."""
-
-_PACKAGES = ("timm", "torchvision", "open_clip", "peft")
-"""Packages whose layers models of ours are built of; the one that a file names layers of is imported."""
 
 
 def load(folder: str | Path, classes: Iterable[type | Callable[..., Any]] = (), device: str | torch.device = "cpu") -> Strategy:
@@ -57,7 +55,7 @@ def load(folder: str | Path, classes: Iterable[type | Callable[..., Any]] = (), 
     snapshot = _read_state(Path(folder) / card["state"])
     for name in _COLLECTIONS:
         import_module(name)
-    for name in _PACKAGES:
+    for name in LAYERS:
         if any(named.startswith(f"{name}.") for named in card["code"]) and util.find_spec(name) is not None:
             import_module(name)
     code = _Code(classes)
