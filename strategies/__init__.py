@@ -18,6 +18,7 @@ from clstream.strategies.dualprompt import DualPrompt
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
 from clstream.strategies.ewc import EWCPenalty as EWCPenalty
+from clstream.strategies.fdr import FDR
 from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
 from clstream.strategies.fecam import FeCAM
 from clstream.strategies.federated import Federated
@@ -93,6 +94,7 @@ __all__ = [
     "ERACE",
     "EWC",
     "EpisodicTraining",
+    "FDR",
     "FSCIL",
     "FeCAM",
     "Federated",

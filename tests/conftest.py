@@ -157,6 +157,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.Hypernetwork(model, chunk=500, task_size=8, chunk_size=8)
     if name == "CLSER":  # the examples have too few steps for averages over a thousand
         return lambda model: zoo.CLSER(model, stable_alpha=0.9, plastic_alpha=0.8)
+    if name == "FDR":
+        return lambda model: zoo.FDR(model, partial(SGD, lr=0.1), capacity=60)
     if name == "GDumb":  # the examples are quickly learned, and each session begins anew
         return lambda model: zoo.GDumb(model, partial(SGD, lr=0.05, momentum=0.9), capacity=60, epochs=8)
     if name == "L2P":

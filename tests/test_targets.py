@@ -41,8 +41,8 @@ from clstream.online_metrics import Prequential
 from clstream.strategy import Regulariser
 from clstream.stream import TARGETS, Samples
 
-ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "AGEMR", "CLSER", "GEM", "GPM", "OWM", "L2", "EWC", "MAS", "RWalk",
-       "SI", "LwFMC", "LinearProbe", "Refresh", "Regularised", "Federated", "L2Init", "ContinualBackprop", "ReDo",
+ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "AGEMR", "CLSER", "FDR", "GEM", "GPM", "OWM", "L2", "EWC", "MAS",
+       "RWalk", "SI", "LwFMC", "LinearProbe", "Refresh", "Regularised", "Federated", "L2Init", "ContinualBackprop", "ReDo",
        "ShrinkAndPerturb"}  # fmt: skip
 SEVERAL = {"ERACE", "MultiLane", "Independent", "Previous", "DynamicKNN", "FrozenLinear"}
 
