@@ -14,6 +14,7 @@ from clstream.strategies.cope import CoPE
 from clstream.strategies.core_sets import CoreSets
 from clstream.strategies.cpe_clip import CPECLIP, CPEVision
 from clstream.strategies.der import DER, DERpp
+from clstream.strategies.dgr import DGR
 from clstream.strategies.dualprompt import DualPrompt
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
@@ -89,6 +90,7 @@ __all__ = [
     "CoreSets",
     "DER",
     "DERpp",
+    "DGR",
     "DualPrompt",
     "DynamicKNN",
     "ERACE",

@@ -139,6 +139,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.SupportReplay(model, partial(SGD, lr=0.1))
     if name == "OpenVAE":  # its learning rate is for many steps, its decoder for larger images
         return lambda model: zoo.OpenVAE(model, partial(Adam, lr=0.01), latent=20, decoder=(32,), proposals=8192)
+    if name == "DGR":
+        return lambda model: zoo.DGR(model, partial(Adam, lr=0.01), hidden=(32,), latent=20)
     if name == "CPECLIP":  # towers that know the examples: a long prompt of random numbers would make them forget
         few = {"prompts": 2, "depth": 1, "schedule": "constant", "scale": 30.0, "class_names": NAMES}
         return lambda model: zoo.CPECLIP(trained_clip(vit_like(model).params["head"]), partial(SGD, lr=0.1, momentum=0.9), **few)

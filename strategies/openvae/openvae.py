@@ -59,10 +59,10 @@ from clstream.bus import on
 from clstream.eval_mode import evaluating
 from clstream.events import EpochStarted, RunStarted, SessionEnded, SessionStarted
 from clstream.measures.flops import same_flops
-from clstream.models import GrowingHead
 from clstream.params import check_choice, check_integer, check_integers, check_number, check_share
 from clstream.strategy import OptimizerFactory, Strategy
 from clstream.strategy.extreme_values import OutlierModel
+from clstream.strategy.generative_replay import check_unit, sizes_of, unit
 from clstream.stream import Batch, Samples, Session, Task
 
 REPLAYS = ("open_set", "prior", "real", "none")
@@ -119,7 +119,7 @@ class OpenVAE(Strategy):
         check_share(tail=tail, replay_omega=replay_omega)
         self.replay, self.beta, self.noise, self.told_by = replay, beta, noise, told_by
         self.tail, self.replay_omega, self.proposals = tail, replay_omega, proposals
-        features, self.classes, input_shape = _sizes(model)
+        features, self.classes, input_shape = sizes_of(model, "OpenVAE")
         self.network = LatentNetwork(features, latent, self.classes, decoder, input_shape)
         self.make_optimizer = optimizer
         self.optimizer = self.new_optimizer()
@@ -154,7 +154,7 @@ class OpenVAE(Strategy):
     @on(SessionStarted)
     def begin_session(self, event: SessionStarted) -> None:
         """Generate what is replayed, then let the classifier grow. Raises ValueError for images that are not from 0 to 1."""
-        check_images(event.session)
+        check_unit(event.session.samples, "OpenVAE")
         if self.learned and self.replay in ("open_set", "prior"):
             self.replayed = self.generate()
         self.network.grow(event.session.classes)
@@ -324,28 +324,3 @@ class OpenVAE(Strategy):
 def quotas(samples: int, classes: int) -> Tensor:
     """Return how many of so many samples each class has, (classes,) int64: ceil(samples / classes), or 1 less for the last ones."""
     return torch.tensor([samples // classes + (number < samples % classes) for number in range(classes)])
-
-
-def unit(x: Tensor) -> Tensor:
-    """Return images as floats from 0 to 1."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
-
-
-def check_images(session: Session) -> None:
-    """Raise ValueError, in one sentence, for a session whose images are neither bytes nor numbers from 0 to 1."""
-    if session.samples[:1].x.dtype != torch.uint8:
-        low, high = (float(end) for end in session.samples.x.aminmax())
-        if low < 0 or high > 1:
-            raise ValueError(f"OpenVAE decodes images of bytes, or of numbers from 0 to 1, not of numbers from {low:g} to {high:g}")
-
-
-def _sizes(model: nn.Module) -> tuple[int, int, tuple[int, ...]]:
-    """Return the width of a model's features, its number of classes, and the shape of its inputs. Raises TypeError without them."""
-    head, shape = getattr(model, "head", None), getattr(model, "params", {}).get("input_shape")
-    if not callable(getattr(model, "features", None)) or not isinstance(head, (nn.Linear, GrowingHead)) or shape is None:
-        raise TypeError(
-            "OpenVAE needs a model with a method `features`, a linear `head` and an argument `input_shape`, as those of clstream, "
-            f"not {type(model).__name__}"
-        )
-    classes = head.out_features if isinstance(head, nn.Linear) else head.classes
-    return head.in_features, classes, (shape,) if isinstance(shape, int) else tuple(shape)
