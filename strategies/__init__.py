@@ -40,6 +40,7 @@ from clstream.strategies.l2_init import L2InitPenalty as L2InitPenalty
 from clstream.strategies.l2p import L2P
 from clstream.strategies.lifelong import Lifelong
 from clstream.strategies.linear_probe import LinearProbe
+from clstream.strategies.lucir import LUCIR
 from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
 from clstream.strategies.mas import MAS
@@ -114,6 +115,7 @@ __all__ = [
     "L2",
     "L2Init",
     "L2P",
+    "LUCIR",
     "Lifelong",
     "LinearProbe",
     "LwF",

@@ -211,13 +211,10 @@ class ICaRL(Rehearsal):
 
     def learn_exemplars(self) -> None:
         """Pass `merge_epochs` times over all exemplars, with the cross-entropy of the classes that came."""
-        assert self.exemplars is not None
         optimizer, labels = self.make_optimizer(self.model.parameters()), self.labels
         for _ in range(self.merge_epochs):
-            order = torch.randperm(len(self.exemplars), generator=self.random).to(labels.device)
-            for rows in order.split(self.merge_batch):
-                x = self.exemplars.x[rows] if self.augment is None else self.augment(self.exemplars.x[rows])
-                loss = F.cross_entropy(mask_logits(self.model(x), labels), self.exemplars.y[rows])
+            for x, y in self.exemplar_batches(self.merge_batch):
+                loss = F.cross_entropy(mask_logits(self.model(x), labels), y)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

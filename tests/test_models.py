@@ -175,6 +175,15 @@ def test_resnets_have_as_many_parameters_as_published():
     assert parameters(ResNet18((3, 32, 32), 10)) == resnet_parameters(64, 10) == 11_173_962
 
 
+def test_without_its_last_relu_a_resnet_has_features_of_both_signs():
+    whole, open_ended = build("ResNet18"), build("ResNet18", last_relu=False)
+    x = images()
+    maps = open_ended.activations(x)
+    assert torch.equal(maps.relu(), whole.activations(x)) and bool((maps < 0).any())
+    assert torch.equal(open_ended.features(x), maps.mean((2, 3))) and bool((open_ended.features(x) < 0).any())
+    assert open_ended.stages.layer3[1].relu and not open_ended.stages.layer4[1].relu
+
+
 def test_resnet_block_adds_its_input():
     model = ResNet18((3, 8, 8), 2, width=4).eval()
     block = model.stages.layer1[0]

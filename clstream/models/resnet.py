@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from clstream.models.classifier import Classifier, _image_shape
 from clstream.models.layers import Normalise
-from clstream.params import check_integer
+from clstream.params import check_bool, check_integer
 
 
 class _NarrowInput(Normalise):
@@ -21,8 +21,9 @@ class _NarrowInput(Normalise):
 class _Block(nn.Module):
     """The residual block of ResNet-18 (He et al. 2016): two 3x3 convolutions, each with batch norm."""
 
-    def __init__(self, into: int, out: int, stride: int) -> None:
+    def __init__(self, into: int, out: int, stride: int, relu: bool = True) -> None:
         super().__init__()
+        self.relu = relu
         self.conv1 = nn.Conv2d(into, out, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
@@ -33,7 +34,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(inner + self.shortcut(x))
+        both = inner + self.shortcut(x)
+        return F.relu(both) if self.relu else both
 
 
 class ResNet18(Classifier):
@@ -45,6 +47,7 @@ class ResNet18(Classifier):
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
         head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+        last_relu: whether the last block ends in a ReLU. If not, features have both signs, as LUCIR and PODNet have it.
 
     """
 
@@ -56,9 +59,11 @@ class ResNet18(Classifier):
         head: str = "fixed",
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
+        last_relu: bool = True,
     ) -> None:
         into, _, _ = _image_shape(type(self).__name__, input_shape, 8)
         check_integer(1, width=width, classes=classes)
+        check_bool(last_relu=last_relu)
         stages: dict[str, nn.Module] = {
             "input": (Normalise if width >= 8 else _NarrowInput)(mean, std),
             "stem": nn.Sequential(nn.Conv2d(into, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
@@ -66,7 +71,9 @@ class ResNet18(Classifier):
         before = width
         for number, stride in enumerate((1, 2, 2, 2)):
             after = width * 2**number
-            stages[f"layer{number + 1}"] = nn.Sequential(_Block(before, after, stride), _Block(after, after, 1))
+            stages[f"layer{number + 1}"] = nn.Sequential(
+                _Block(before, after, stride), _Block(after, after, 1, relu=last_relu or number < 3)
+            )
             before = after
         stages["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         super().__init__(stages, before, classes, head, cut="layer4")
@@ -80,6 +87,7 @@ class SlimResNet18(ResNet18):
         classes: number of outputs.
         head: "fixed", "growing" or "cosine".
         mean, std: of the inputs, after uint8 was divided by 255; a number, or one for each channel.
+        last_relu: whether the last block ends in a ReLU. If not, features have both signs, as LUCIR and PODNet have it.
 
     """
 
@@ -90,5 +98,6 @@ class SlimResNet18(ResNet18):
         head: str = "fixed",
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
+        last_relu: bool = True,
     ) -> None:
-        super().__init__(input_shape, classes, 20, head, mean, std)
+        super().__init__(input_shape, classes, 20, head, mean, std, last_relu)

@@ -1,4 +1,4 @@
-"""Exemplars: what ICaRL, BiC and WA share. Few samples of each class, chosen by herding, are learned beside each session.
+"""Exemplars: what ICaRL, BiC, WA, LUCIR and PODNet share. A session is learned beside few samples of each class, chosen by herding.
 
 A session is what these papers have as a batch of classes; those that come in it are new, all others old. Each pass goes over the
 session's samples and all exemplars, shuffled: a step takes a batch of the session, and its share of the exemplars. When the session
@@ -7,6 +7,8 @@ their length, the k-th is the one that brings the mean of the first k nearest to
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +111,15 @@ class Rehearsal(Strategy):
         parts = (samples, *self.drawn_for(samples))
         x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
         return x if self.augment is None else self.augment(x), y
+
+    def exemplar_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a pass over the exemplars: (size, *input_shape) inputs, shuffled and augmented, with their (size,) labels."""
+        if self.exemplars is None:
+            return
+        order = torch.randperm(len(self.exemplars), generator=self.random).to(self.exemplars.y.device)
+        for rows in order.split(size):
+            x = self.exemplars.x[rows]
+            yield x if self.augment is None else self.augment(x), self.exemplars.y[rows]
 
     @property
     def competing(self) -> Tensor:
