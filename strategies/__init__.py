@@ -52,6 +52,7 @@ from clstream.strategies.openvae import OpenVAE
 from clstream.strategies.owm import OWM
 from clstream.strategies.packnet import PackNet
 from clstream.strategies.pnn import PNN
+from clstream.strategies.podnet import PODNet
 from clstream.strategies.prd import PRD
 from clstream.strategies.protonet import EpisodicTraining, ProtoNet
 from clstream.strategies.ranpac import RanPAC
@@ -126,6 +127,7 @@ __all__ = [
     "OWM",
     "OpenVAE",
     "PNN",
+    "PODNet",
     "PRD",
     "PackNet",
     "Previous",

@@ -52,7 +52,7 @@ def choose(
     if method == "evt":
         return _by_quantiles(features, many, trusted, omega)
     if method == "k_means":
-        return _near_centres(features, many, random)
+        return _nearest_unused(torch.cdist(k_means(features, many, random), features))
     if method == "herding":
         return herding(features, many)
     start = (features - features.mean(0)).square().sum(1).argmin()
@@ -85,7 +85,8 @@ def herding(features: Tensor, many: int) -> Tensor:
     return torch.stack(rows).cpu()
 
 
-def _near_centres(features: Tensor, many: int, random: torch.Generator) -> Tensor:
+def k_means(features: Tensor, many: int, random: torch.Generator) -> Tensor:
+    """Return (many, d), the centres of Lloyd's k-means of (n, d) features from `many` of them at random; at most n."""
     centres = features[torch.randperm(len(features), generator=random)[:many].to(features.device)]
     owner = torch.full((len(features),), -1, device=features.device)
     for _ in range(ROUNDS):
@@ -94,9 +95,9 @@ def _near_centres(features: Tensor, many: int, random: torch.Generator) -> Tenso
             break
         owner = new
         sums = torch.zeros_like(centres).index_add_(0, owner, features)
-        counts = owner.bincount(minlength=many)[:, None]
+        counts = owner.bincount(minlength=len(centres))[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-    return _nearest_unused(torch.cdist(centres, features))
+    return centres
 
 
 def _by_quantiles(features: Tensor, many: int, trusted: Tensor | None, omega: float) -> Tensor:

@@ -199,7 +199,7 @@ class CosineRehearsal(Rehearsal):
             outputs: Tensor = self.model(x)
             return outputs
         features: Tensor = self.model.features(x)  # type: ignore[operator]  # the constructor has asked for it
-        similar = self.classifier.eta * self.classifier(features)
+        similar: Tensor = self.classifier.eta * self.classifier(features)
         return similar.new_full((len(x), self.classes), -math.inf).index_copy(1, labels, similar)
 
     def answering_weights(self) -> Iterator[Tensor]:
@@ -210,11 +210,11 @@ class CosineRehearsal(Rehearsal):
 
 def similarities(features: Tensor, proxies: Tensor) -> Tensor:
     """Return (rows, classes), the similarities of (rows, width) features with (classes, k, width) proxies; see above."""
-    cosines = F.normalize(features, dim=1) @ F.normalize(proxies, dim=2).flatten(0, 1).T
+    cosines: Tensor = F.normalize(features, dim=1) @ F.normalize(proxies, dim=2).flatten(0, 1).T
     if proxies.shape[1] == 1:
         return cosines
-    cosines = cosines.unflatten(1, proxies.shape[:2])
-    return (cosines.softmax(2) * cosines).sum(2)
+    by_class = cosines.view(len(cosines), *proxies.shape[:2])
+    return (by_class.softmax(2) * by_class).sum(2)
 
 
 def feature_distance(features: Tensor, before: Tensor) -> Tensor:
