@@ -5,6 +5,7 @@ from clstream.strategies.agem import AGEM, AGEMR
 from clstream.strategies.aper import APER
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.bic import BiC
+from clstream.strategies.brain_inspired_replay import BIR
 from clstream.strategies.class_means import ClassMeans
 from clstream.strategies.cls_er import CLSER
 from clstream.strategies.coact import CoACT
@@ -80,6 +81,7 @@ __all__ = [
     "APER",
     "Active",
     "AvalancheStrategy",
+    "BIR",
     "BiC",
     "CLSER",
     "CODAPrompt",

@@ -70,17 +70,18 @@ def test_with_classes_the_prior_is_a_mixture_and_gates_switch_units_off() -> Non
         latent = Latent(4, 3, (50,), (6,), classes=4, gated=0.7)
         z, mean, log_variance = torch.randn(3, 5, 3)
     shares = torch.tensor([[0.97, 0.01, 0.01, 0.01], [0.4, 0.4, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25] * 4, [0.1, 0.7, 0.1, 0.1]])
+    every = torch.arange(4)
     each = Independent(Normal(latent.prior_mean[None], (latent.prior_log_variance / 2).exp()[None]), 1)
     own = Independent(Normal(mean, (log_variance / 2).exp()), 1).log_prob(z)
     expected = own - MixtureSameFamily(Shares(shares), each).log_prob(z)
-    torch.testing.assert_close(latent.divergence(mean, log_variance, z, shares), expected)
+    torch.testing.assert_close(latent.divergence(mean, log_variance, z, every, shares), expected)
     one = F.one_hot(torch.tensor([3, 1, 0, 0, 2]), 4).float()  # a label: its normal alone
-    torch.testing.assert_close(latent.divergence(mean, log_variance, z, one), own - (each.log_prob(z[:, None]) * one).sum(1))
+    torch.testing.assert_close(latent.divergence(mean, log_variance, z, every, one), own - (each.log_prob(z[:, None]) * one).sum(1))
     hidden = (latent.layers[0](z) * (shares @ latent.gates0)).relu()
-    torch.testing.assert_close(latent.decode(z, shares), latent.output(hidden))
+    torch.testing.assert_close(latent.decode(z, every, shares), latent.output(hidden))
     assert set(latent.gates0.unique().tolist()) == {0.0, 1.0}
     assert 0.2 < latent.gates0.mean() < 0.4
-    latent.divergence(mean, log_variance, z, one).sum().backward()
+    latent.divergence(mean, log_variance, z, every, one).sum().backward()
     assert torch.isfinite(latent.prior_mean.grad).all() and latent.prior_mean.grad.abs().sum() > 0
 
 

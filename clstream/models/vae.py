@@ -21,7 +21,7 @@ class Latent(nn.Module):
     """Mean and log variance of a latent, a prior of it, and the decoder: all of a VAE but the encoder's hidden layers.
 
     A decoder's layer is ReLU(gates * (W h + b)). Without classes there are no gates, and the prior is a unit normal; with classes
-    each has one normal of its own, whose mean and log variance are learned, and keeps a random share of each hidden layer's units.
+    each has a normal of its own, whose mean and log variance are learned, and keeps a random share of each hidden layer's units.
 
     Args:
         features: width of what the encoder gives.
@@ -31,8 +31,13 @@ class Latent(nn.Module):
         reconstruction: "bce" or "mse".
         classes: that have a normal of the prior and gates of their own; 0 for none.
         gated: the share of each hidden layer's units that is off for a class, drawn at random for good.
+        conditional: whether classes have normals of their own; if not, the prior is a unit normal.
 
     """
+
+    seed: Tensor
+    prior_mean: nn.Parameter | None
+    prior_log_variance: nn.Parameter | None
 
     def __init__(
         self,
@@ -43,78 +48,88 @@ class Latent(nn.Module):
         reconstruction: str = "bce",
         classes: int = 0,
         gated: float = 0.0,
+        conditional: bool = True,
     ) -> None:
         super().__init__()
-        self.width, self.input_shape, self.reconstruction, self.gated = latent, tuple(input_shape), reconstruction, gated
+        self.width, self.input_shape, self.reconstruction = latent, tuple(input_shape), reconstruction
+        self.gated = gated if classes and hidden else 0.0
         self.mean = nn.Linear(features, latent)
         self.log_variance = nn.Linear(features, latent, bias=False)
         widths = [latent, *hidden]
         self.layers = nn.ModuleList(nn.Linear(into, out) for into, out in pairwise(widths))
         self.output = nn.Linear(widths[-1], math.prod(self.input_shape))
-        self.prior_mean = nn.Parameter(torch.randn(classes, latent)) if classes else None
-        self.prior_log_variance = nn.Parameter(torch.randn(classes, latent)) if classes else None
-        for number, units in enumerate(hidden if classes and gated else ()):
-            self.register_buffer(f"gates{number}", self.drawn_gates(classes, units))
-
-    def drawn_gates(self, classes: int, units: int) -> Tensor:
-        """Return (classes, units) gates: each 0 with probability `gated`, else 1."""
-        return (torch.rand(classes, units) >= self.gated).float()
+        self.prior_mean = self.prior_log_variance = None
+        if not classes:
+            return
+        self.register_buffer("seed", torch.randint(2**31, ()))
+        if conditional:
+            self.prior_mean, self.prior_log_variance = (nn.Parameter(torch.empty(0, latent)) for _ in range(2))
+        for number, units in enumerate(hidden if self.gated else ()):
+            self.register_buffer(f"gates{number}", torch.empty(0, units))
+        self.widen(classes)
 
     def widen(self, classes: int) -> dict[nn.Parameter, int]:
-        """Give more classes a normal and gates; return how many rows each parameter had that got some."""
-        before = dict[nn.Parameter, int]()
-        for parameter in (self.prior_mean, self.prior_log_variance):
-            if parameter is not None and len(parameter) < classes:
-                before[parameter] = len(parameter)
-                rows = torch.randn(classes - len(parameter), self.width).to(parameter)
-                parameter.data, parameter.grad = torch.cat([parameter.data, rows]), None
-        for name, gates in self.named_buffers():
-            rows = self.drawn_gates(max(0, classes - len(gates)), gates.shape[1]).to(gates)
-            setattr(self, name, torch.cat([gates, rows]))
-        return before
+        """Give more classes a normal and gates, each its own whatever others there are; return the rows of parameters before."""
+        before = {parameter: len(parameter) for parameter in (self.prior_mean, self.prior_log_variance) if parameter is not None}
+        gates = [name for name, _ in self.named_buffers() if name != "seed"]
+        first = len(self.get_buffer(gates[0])) if gates else max(before.values(), default=classes)
+        for label in range(first, classes):
+            random = torch.Generator().manual_seed(int(self.seed) + label)
+            for parameter in before:
+                row = torch.randn(1, self.width, generator=random).to(parameter)
+                parameter.data, parameter.grad = torch.cat([parameter.data, row]), None
+            for name in gates:
+                kept = self.get_buffer(name)
+                row = (torch.rand(1, kept.shape[1], generator=random) >= self.gated).to(kept)
+                setattr(self, name, torch.cat([kept, row]))
+        return {parameter: rows for parameter, rows in before.items() if rows < classes}
 
     def encode(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, log variance, and a latent drawn with them: three (n, latent)."""
         mean, log_variance = self.mean(features), self.log_variance(features)
         return mean, log_variance, mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
-    def decode(self, z: Tensor, shares: Tensor | None = None) -> Tensor:
-        """Return (n, inputs) before the sigmoid, of (n, latent), in which each class has a share of the gates: (n, classes)."""
+    def decode(self, z: Tensor, labels: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
+        """Return (n, inputs) before the sigmoid, of (n, latent), with the gates of (k,) labels by their (n, k) shares."""
         for number, layer in enumerate(self.layers):
             z = layer(z)
-            if self.gated and shares is not None:
-                z = z * (shares @ self.get_buffer(f"gates{number}"))
+            if self.gated and labels is not None:
+                gates = self.get_buffer(f"gates{number}")[labels]
+                z = z * (gates if shares is None else shares @ gates)
             z = F.relu(z)
         decoded: Tensor = self.output(z)
         return decoded
 
-    def inputs(self, z: Tensor, shares: Tensor | None = None) -> Tensor:
-        """Return the inputs that latents stand for: (n, *input_shape)."""
-        decoded = self.decode(z, shares)
+    def inputs(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the inputs that latents stand for, (n, *input_shape), each of the class that (n,) labels name."""
+        decoded = self.decode(z, labels)
         return (decoded.sigmoid() if self.reconstruction == "bce" else decoded).view(-1, *self.input_shape)
 
-    def loss(self, x: Tensor, features: Tensor, shares: Tensor | None = None) -> Tensor:
+    def loss(self, x: Tensor, features: Tensor, labels: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
         """Return reconstruction + variational loss, both divided by the number of inputs: the mean over samples.
 
         Args:
             x: (n, *input_shape), from 0 to 1 with "bce".
             features: (n, features) of the encoder.
-            shares: (n, classes), the probability of each class; they weigh the normals of the prior, and the gates.
+            labels: (k,), of the classes that there may be.
+            shares: (n, k), their probabilities, which weigh the normals of the prior, and the gates.
 
         """
         mean, log_variance, z = self.encode(features)
-        decoded, x = self.decode(z, shares), x.flatten(1)
+        decoded, x = self.decode(z, labels, shares), x.flatten(1)
         if self.reconstruction == "bce":
             reconstruction = F.binary_cross_entropy_with_logits(decoded, x)
         else:
             reconstruction = 0.5 * F.mse_loss(decoded, x)
-        return reconstruction + self.divergence(mean, log_variance, z, shares).mean() / x.shape[1]
+        return reconstruction + self.divergence(mean, log_variance, z, labels, shares).mean() / x.shape[1]
 
-    def divergence(self, mean: Tensor, log_variance: Tensor, z: Tensor, shares: Tensor | None = None) -> Tensor:
+    def divergence(
+        self, mean: Tensor, log_variance: Tensor, z: Tensor, labels: Tensor | None = None, shares: Tensor | None = None
+    ) -> Tensor:
         """Return (n,), the divergence of the latent's distribution from the prior: exact, with classes as the drawn z has it."""
-        if self.prior_mean is None or self.prior_log_variance is None or shares is None:
+        if self.prior_mean is None or self.prior_log_variance is None or labels is None or shares is None:
             return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
-        each = log_normal(z[:, None], self.prior_mean, self.prior_log_variance)
+        each = log_normal(z[:, None], self.prior_mean[labels], self.prior_log_variance[labels])
         return log_normal(z, mean, log_variance) - (each + shares.log()).logsumexp(1)
 
     @torch.no_grad()
@@ -122,10 +137,9 @@ class Latent(nn.Module):
         """Return n inputs (n, *input_shape) that latents of the prior stand for; with classes of those that (n,) labels name."""
         device = self.mean.weight.device
         z = torch.randn(n, self.width, generator=random).to(device)
-        if labels is None or self.prior_mean is None or self.prior_log_variance is None:
-            return self.inputs(z)
-        z = self.prior_mean[labels] + (0.5 * self.prior_log_variance[labels]).exp() * z
-        return self.inputs(z, F.one_hot(labels, len(self.prior_mean)).to(z))
+        if labels is not None and self.prior_mean is not None and self.prior_log_variance is not None:
+            z = self.prior_mean[labels] + (0.5 * self.prior_log_variance[labels]).exp() * z
+        return self.inputs(z, labels)
 
 
 def log_normal(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from clstream.bus import on
 from clstream.events import RunStarted, SessionStarted, TaskEnded
-from clstream.losses import distillation
 from clstream.models import GrowingHead
 from clstream.params import check_bool, check_integer, check_number, check_positive
 from clstream.strategy.regulariser import frozen
@@ -122,20 +121,31 @@ class GenerativeReplay(RehearsalFree):
             loss = share * loss + (1 - share) * self.loss_of_generated(generated)
         return loss
 
-    def labelled_loss(self, outputs: Tensor, before: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of (n, classes) outputs for generated samples, to what the network before answers among some labels.
+    def labelled_loss(self, outputs: Tensor, before: Tensor, old: Tensor) -> Tensor:
+        """Return the cross-entropy of (n, classes) outputs to `targets`: the mean over samples, with `distill` times T^2.
 
-        With `distill` it is T^2 times the cross-entropy to its softened answer, else that to the label that it gives.
+        Args:
+            outputs: (n, classes), for generated samples.
+            before: (n, classes), those of the network before.
+            old: (classes,) or (n, classes), bool: what competes in them.
+
         """
-        competing = labels if self.task_given or self.active_classes == "task" else self.competing(outputs)
-        if self.distill:
-            return self.temperature**2 * distillation(outputs, before, labels, self.temperature, competing)
-        others = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device).index_fill_(0, competing, False)
-        return F.cross_entropy(outputs.masked_fill(others, float("-inf")), labels[before[:, labels].argmax(1)])
+        competing, temperature = old, self.temperature if self.distill else 1.0
+        if not self.task_given and self.active_classes != "task":
+            competing = self.mask_of(self.known_classes, outputs) if self.active_classes == "seen" else torch.ones_like(old)
+        logs = (outputs.masked_fill(~competing, float("-inf")) / temperature).log_softmax(1).masked_fill(~old, 0)
+        return -(temperature**2) * (self.targets(before, old) * logs).sum(1).mean()
 
-    def competing(self, outputs: Tensor) -> Tensor:
-        """Return the labels whose outputs compete where there is one head."""
-        return torch.arange(outputs.shape[1], device=outputs.device) if self.active_classes == "all" else self.known_classes
+    def targets(self, before: Tensor, old: Tensor) -> Tensor:
+        """Return (n, classes) probabilities: what the network before answers, softened; without `distill` 1 for its label."""
+        before = before.masked_fill(~old, float("-inf"))
+        if self.distill:
+            return (before / self.temperature).softmax(1)
+        return F.one_hot(before.argmax(1), before.shape[1]).to(before)
+
+    def mask_of(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Return (classes,), bool: which of (n, classes) outputs are those of some labels."""
+        return torch.zeros(outputs.shape[1], dtype=torch.bool, device=outputs.device).index_fill_(0, labels, True)
 
 
 def unit(x: Tensor) -> Tensor:
