@@ -33,8 +33,6 @@ Deviations: the code divides L_V of internal replay by the number of pixels, her
 each sample is drawn of one past task, of all alike, where the code draws for each a batch of its own; what competes is the same.
 The encoder is `model.features` of any network, and the decoder fully connected layers; the code mirrors convolutions without
 internal replay. What is generated isn't augmented again. A task that comes again counts as a further one.
-
-MEASURED
 """
 
 from __future__ import annotations
