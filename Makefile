@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = $(shell find clstream strategies streams experiments -name '*.py' -o -name '*.yaml') setup.cfg setup.py
 
-.PHONY: run test gpu cluster ui check bench clean
+.PHONY: run test test-all gpu cluster ui check bench clean
 
 run: $(VENV)/installed
 	$(BIN)/clstream compare experiments/digits_finetune.yaml experiments/digits_replay.yaml --seeds 0,1,2
@@ -12,7 +12,11 @@ run: $(VENV)/installed
 
 # A process for each core, up to 4: each holds its own torch, of one thread.
 test: $(VENV)/tested
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow"
+
+# Those that take seconds each too: processes that are killed, workers, servers, contracts of strategies within others.
+test-all: test
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m slow
 
 # Where there is a GPU: from the source tree, with any Python that has torch and pytest.
 gpu:

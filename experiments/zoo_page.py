@@ -102,11 +102,11 @@ def short(paper: str) -> str:
     return f"{several[0].removesuffix(' et al.')} et al. {year}" if len(several) > 2 or "et al" in authors else f"{authors} {year}"
 
 
-def headline(name: str) -> str:
-    """Return the accuracy of a strategy on class-incremental Split MNIST, from the records of the headline, or ""."""
+def headline(name: str, root: Path) -> str:
+    """Return the accuracy of a strategy on class-incremental Split MNIST, from the records of the headline in a tree, or ""."""
     runs = [
         record.metrics["average_accuracy"]
-        for record in read_records(ROOT / "experiments" / "results" / "headline.jsonl")
+        for record in read_records(root / "experiments" / "results" / "headline.jsonl")
         if (record.strategy, record.stream, record.scenario) == (name, "split_mnist", "class") and not record.error
     ]
     return f"{mean(runs):.3f}" if runs else ""
@@ -117,8 +117,9 @@ def size(number: float) -> str:
     return "0" if not number else f"{number / 1e3:.1f} kB" if number < 1e6 else f"{number / 1e6:.1f} MB"
 
 
-def page(costs: dict[str, dict[str, float]]) -> str:
-    """Return the page."""
+def page(root: Path) -> str:
+    """Return the page, from the costs and records in a tree of the source."""
+    costs = json.loads((root / COSTS).read_text(encoding="utf-8"))
     lines = [
         "# Zoo",
         "",
@@ -142,7 +143,7 @@ def page(costs: dict[str, dict[str, float]]) -> str:
             ", ".join(needs(cls)),
             size(own["bytes"]) if own else "",
             f"{own['flops']:.2f}" if own else "",
-            headline(name),
+            headline(name, root),
         )
         lines.append(f"| {' | '.join(cells)} |")
     for name in STRATEGIES:
@@ -175,4 +176,4 @@ if __name__ == "__main__":
             measured[name] = cost(name)
             (ROOT / COSTS).write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             print(name, measured[name], flush=True)
-    (ROOT / PAGE).write_text(page(measured), encoding="utf-8")
+    (ROOT / PAGE).write_text(page(ROOT), encoding="utf-8")

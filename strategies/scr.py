@@ -42,7 +42,7 @@ from clstream.losses import supervised_contrastive
 from clstream.measures.flops import same_flops
 from clstream.memory import ClassBalanced, Memory, Reservoir
 from clstream.params import check_choice, check_integer, check_positive
-from clstream.strategy import CONTROLS, OptimizerFactory, Strategy
+from clstream.strategy import OptimizerFactory, Strategy
 from clstream.strategy.frozen_features import add_by_class
 from clstream.stream import Batch, Samples, Task
 
@@ -68,7 +68,7 @@ class SCR(Strategy):
 
     """
 
-    takes_controls = CONTROLS
+    takes_controls = ("schedule", "clip", "accumulate", "patience", "renew_optimizer")
     learns_targets = ("label",)
     scores_are = "ranks"
     fixed_classes = "none in the loss; classes that the memory holds in an answer"

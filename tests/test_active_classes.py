@@ -307,6 +307,7 @@ def test_mixed_samples_have_the_outputs_of_both_tasks(kind: str) -> None:
     assert strategy.mixed_loss(across, kind).item() == pytest.approx(math.log(4))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:SHARP. after episode")
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "CPECLIP"])  # its towers know other images
 def test_every_strategy_learns_tasks_that_share_classes(name: str) -> None:

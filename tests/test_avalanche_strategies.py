@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_it_learns_the_weights_that_avalanche_s_own_loop_learns(avalanche: Import, case: str) -> None:
     name, options, how = CASES[case]

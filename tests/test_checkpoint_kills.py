@@ -30,6 +30,8 @@ from clstream.checks import example_stream
 from clstream.checks.recorders import Checkpoints
 from clstream.files import FolderError, locked
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:

@@ -25,6 +25,8 @@ from clstream.memory import Reservoir
 from clstream.models import Mlp
 from clstream.training import Training
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[[nn.Module], Strategy]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 
 import clstream.strategies as zoo
@@ -53,21 +54,28 @@ REAL: dict[str, Callable[[], Stream]] = {
 }
 
 
+@lru_cache(maxsize=1)
+def checks_of(name: str) -> dict[str, Check]:
+    """Return the checks of a strategy by name; those that are run one after the other share a run."""
+    return {body.name: body for body in check_strategy(make(name))}
+
+
 @pytest.mark.filterwarnings("ignore:SHARP. after episode")  # its layers are small here
-@pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("check", [check.name for check in check_strategy(Strategy)])
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_strategy_contract(name: str, check: str) -> None:
-    checks = {body.name: body for body in check_strategy(make(name))}
+    checks = checks_of(name)
     assert check in checks or check in getattr(zoo, name).exempt
     if check in checks:
         checks[check]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("target", ["multilabel", "value"])
 def test_strategy_contract_of_other_targets(name: str, target: str) -> None:
     if target in make(name)(example_model()).learns_targets:
-        for body in check_strategy(make(name)):
+        for body in checks_of(name).values():
             if body.name.endswith(target):
                 body()
 

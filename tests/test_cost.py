@@ -37,14 +37,13 @@ def counted(call):
     return everything.flops, result
 
 
-@pytest.mark.parametrize(("batch_size", "epochs", "every"), [(8, 1, None), (4, 2, None), (6, 2, 5)])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_flops_of_a_run_are_those_of_every_step(name, batch_size, epochs, every):
+def test_the_flops_of_a_run_are_those_of_every_step(name):
     with isolated(0, "strategy"):
         strategy = example(name)
-    stream = example_stream(batch_size=batch_size, epochs=epochs)
+    stream = example_stream(batch_size=14, epochs=2)  # the last batch of an epoch is smaller
     before, _ = counted(lambda: check_fits(strategy, stream))
-    everything, result = counted(lambda: run(strategy, stream, evaluate_every=every))
+    everything, result = counted(lambda: run(strategy, stream, evaluate_every=4))
     assert result.cost.total["flops"] == everything - before
 
 

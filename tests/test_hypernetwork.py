@@ -325,6 +325,7 @@ def test_a_label_of_another_task_ends_the_run() -> None:
     assert strategy.loss(batch.samples + example_stream().tasks[0].train[:1]).isnan()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -24,7 +24,7 @@ from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import sync
 from clstream.tracking.outbox import FILE, Outbox, count_pending, find_run
 
-pytestmark = pytest.mark.usefixtures("at_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_once")]
 
 STILL_AWAY = r"writes wait in .*; to send them: clstream sync"
 

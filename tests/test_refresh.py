@@ -321,6 +321,7 @@ def test_evaluation_stays_one_pass() -> None:
     assert sum(asked) == 2 + 60 * 4  # whether it fits, asked of both; then each test sample once an evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -86,6 +86,7 @@ def test_the_loss_that_is_reported_holds_the_penalty() -> None:
     assert all(one == two for one, two in losses) and len(losses) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

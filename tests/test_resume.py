@@ -25,6 +25,8 @@ from clstream.files import locked
 from clstream.serialization.compare import first_difference
 from clstream.tracking.event_log import read
 
+pytestmark = pytest.mark.slow
+
 OWN = '''
 from __future__ import annotations
 

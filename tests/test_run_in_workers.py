@@ -11,6 +11,8 @@ from mlflow.tracking import MlflowClient
 from clstream.cli import main
 from clstream.cli.experiment import run_experiment
 
+pytestmark = pytest.mark.slow
+
 BLOBS = ["--stream", "blobs", "--strategy", "fails_when_told.Mine", "--model.hidden", "[8]", "--threads", "1"]
 MINE = """
 from pathlib import Path

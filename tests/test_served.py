@@ -36,6 +36,8 @@ from clstream.tracking import MlflowTracker
 from clstream.tracking.mlflow_store import Sender
 from clstream.tracking.outbox import Outbox
 
+pytestmark = pytest.mark.slow
+
 STREAM = replace(example_stream(), class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
 X = STREAM.tasks[1].test[:].x
 

@@ -14,6 +14,8 @@ from clstream.cli.experiment import run_experiment
 from clstream.cli.sweep_plan import plan_of
 from clstream.comparison import Record, read_records
 
+pytestmark = pytest.mark.slow
+
 GRID = """\
 stream: {class_path: blobs, init_args: {train_per_class: 60}}
 model: {class_path: Mlp, init_args: {hidden: [8]}}

@@ -244,6 +244,7 @@ def test_new_experts_differ_by_the_runs_seed_and_not_by_the_callers() -> None:
     second(0, 1, initial="given")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"pruning": "online"}, {"settle": True, "initial": "given"}], ids=str)
 def test_a_run_with_several_experts_resumes_exactly(options: dict[str, Any]) -> None:
     def go_on(observer: Checkpoints, state: Any = None) -> list[object]:
@@ -251,7 +252,7 @@ def test_a_run_with_several_experts_resumes_exactly(options: dict[str, Any]) -> 
         run(tame(**options), moving([0, 1, 2, 1, 3], epochs=4), *others, observer, evaluate_every=29, resume=state)
         return [others[0].measured.delay, [tuple(event.curves().values()) for event in others[1].measured], others[2].accuracy]
 
-    whole = Checkpoints(every=53)
+    whole = Checkpoints(every=53, step=4)
     expected = go_on(whole)
     for number in range(len(whole.written) - 1):
         rest = Checkpoints(every=0)

@@ -16,6 +16,8 @@ from clstream.cli.seed_jobs import SeedJob
 from clstream.cli.worker_runs import run_seeds_job
 from clstream.results import Result
 
+pytestmark = pytest.mark.slow
+
 BLOBS = ["--stream", "blobs", "--stream.tasks", "2", "--model.hidden", "[8]", "--threads", "1", "--seeds", "0,4"]
 STOPS = """
 import signal

@@ -14,6 +14,8 @@ from clstream.tracking.journal import entries
 from clstream.tracking.mlflow_store import sync
 from clstream.tracking.outbox import FILE, count_pending
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "seed: 0\n"
 
 

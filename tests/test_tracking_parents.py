@@ -25,6 +25,8 @@ from clstream.tracking.mlflow_store import charts_page
 from clstream.tracking.parent_runs import track_comparison
 from clstream.tracking.runs import PICTURE
 
+pytestmark = pytest.mark.slow
+
 
 def pictures(client: MlflowClient, run_id: str) -> list[str]:
     """Return the pictures that the UI shows among a run's charts, full size, by name and step."""

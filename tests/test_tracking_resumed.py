@@ -24,7 +24,7 @@ class Dies(BaseException):
     """The process ends here."""
 
 
-pytestmark = pytest.mark.usefixtures("at_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_once")]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from mlflow.tracking import MlflowClient
 from clstream.cli import main
 from clstream.cli import searched as commands
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("optuna")
 
 OWN = '''

@@ -12,6 +12,8 @@ import pytest
 
 from clstream.sweep.workers import JobError, TerminatedError, run_jobs
 
+pytestmark = pytest.mark.slow
+
 
 def double(number: int) -> int:
     if number == 3:
