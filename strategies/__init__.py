@@ -3,6 +3,7 @@
 from clstream.strategies.active import Active
 from clstream.strategies.agem import AGEM, AGEMR
 from clstream.strategies.aper import APER
+from clstream.strategies.aser import ASER
 from clstream.strategies.avalanche import AvalancheStrategy
 from clstream.strategies.bic import BiC
 from clstream.strategies.brain_inspired_replay import BIR
@@ -79,6 +80,7 @@ __all__ = [
     "AGEM",
     "AGEMR",
     "APER",
+    "ASER",
     "Active",
     "AvalancheStrategy",
     "BIR",

@@ -141,6 +141,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.SupportReplay(model, partial(SGD, lr=0.1))
     if name == "OpenVAE":  # its learning rate is for many steps, its decoder for larger images
         return lambda model: zoo.OpenVAE(model, partial(Adam, lr=0.01), latent=20, decoder=(32,), proposals=8192)
+    if name == "ASER":
+        return lambda model: zoo.ASER(model, capacity=30)
     if name == "BIR":  # of so few units each class needs its share
         return lambda model: zoo.BIR(model, partial(Adam, lr=0.01), decoder=(32,), latent=20, gated=0.5)
     if name == "DGR":
