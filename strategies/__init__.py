@@ -47,6 +47,7 @@ from clstream.strategies.lwf import LwF
 from clstream.strategies.lwf_mc import LwFMC
 from clstream.strategies.mas import MAS
 from clstream.strategies.mas import MASPenalty as MASPenalty
+from clstream.strategies.mer import MER
 from clstream.strategies.multilane import MultiLane
 from clstream.strategies.ncm import NCM
 from clstream.strategies.nevis import DynamicKNN, FrozenLinear, Independent, Previous
@@ -126,6 +127,7 @@ __all__ = [
     "LwF",
     "LwFMC",
     "MAS",
+    "MER",
     "MultiLane",
     "NCM",
     "OWM",

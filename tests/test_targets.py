@@ -42,7 +42,7 @@ from clstream.strategy import Regulariser
 from clstream.stream import TARGETS, Samples
 
 ALL = {"Finetune", "Joint", "Replay", "DER", "DERpp", "AGEM", "AGEMR", "CLSER", "FDR", "GEM", "GPM", "OWM", "L2", "EWC", "MAS",
-       "RWalk", "SI", "LwFMC", "LinearProbe", "Refresh", "Regularised", "Federated", "L2Init", "ContinualBackprop", "ReDo",
+       "MER", "RWalk", "SI", "LwFMC", "LinearProbe", "Refresh", "Regularised", "Federated", "L2Init", "ContinualBackprop", "ReDo",
        "ShrinkAndPerturb"}  # fmt: skip
 SEVERAL = {"ERACE", "MultiLane", "Independent", "Previous", "DynamicKNN", "FrozenLinear"}
 

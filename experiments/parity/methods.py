@@ -27,6 +27,7 @@ GEM: theirs keeps a uniform sample of each experience (ours: memory="reservoir")
 GDumb: theirs keeps a uniform sample of each class, and takes in an experience before it is learned; ours keeps the first ones. A
     plain rate and no limit of the gradient's norm, as theirs.
 LwF: theirs distils by a divergence over the classes seen so far, without T^2: the same gradient as the cross-entropy.
+MER: theirs takes a batch for one example (ours: examples="batch"), and fills its memory when an experience is over.
 Cumulative: theirs is our Joint(restart=False).
 
 All learn the cross-entropy over all outputs, from the start (active_classes="all").
@@ -41,7 +42,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from clstream.strategies import AGEM, ERACE, EWC, GEM, MAS, SI, DERpp, Finetune, GDumb, Joint, LwF, Replay, RWalk
+from clstream.strategies import AGEM, ERACE, EWC, GEM, MAS, MER, SI, DERpp, Finetune, GDumb, Joint, LwF, Replay, RWalk
 from torch import Tensor, nn
 
 from clstream import BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
@@ -49,7 +50,7 @@ from clstream.avalanche.imports import import_avalanche
 from clstream.memory import ClassBalanced
 
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
-MAS_LAMBDA, RWALK_LAMBDA, MARGIN = 0.1, 10.0, 0.5
+MAS_LAMBDA, RWALK_LAMBDA, MARGIN, MER_BETA = 0.1, 10.0, 0.5, 0.3
 EWC_LAMBDA, SI_LAMBDA, SI_EPSILON, LWF_ALPHA, TEMPERATURE = 100.0, 2000.0, 0.1, 2.0, 2.0
 
 Make = Callable[[nn.Module], Any]
@@ -130,6 +131,21 @@ class ERACEFilledBefore(ERACE):
 
     @on(TaskStarted)
     def fill(self, event: TaskStarted) -> None:
+        """Offer the whole task."""
+        self.memory.add(event.task.train[:])
+
+
+class MERFilledAfterwards(MER):
+    """MER as Avalanche's: a batch is one example, and its memory takes in a task when it is over."""
+
+    def __init__(self, model: nn.Module, optimizer: Callable[..., Any], capacity: int) -> None:
+        super().__init__(model, optimizer, capacity, BATCH, batches=1, beta=MER_BETA, gamma=1.0, examples="batch")
+
+    def offer_example(self, example: Samples, epoch: int) -> None:
+        """Keep nothing yet."""
+
+    @on(TaskEnded)
+    def fill(self, event: TaskEnded) -> None:
         """Offer the whole task."""
         self.memory.add(event.task.train[:])
 
@@ -226,6 +242,11 @@ METHODS = (
     Method("DER++", lambda net: DERpp(net, SGD, CAPACITY, BATCH, ALPHA, BETA), THEIR_DER, apart=True),
     Method(
         "DER++, memory filled as Avalanche's", lambda net: DERppFilledAfterwards(net, SGD, CAPACITY, ALPHA, BETA), THEIR_DER
+    ),
+    Method(
+        "MER, memory filled as Avalanche's",
+        lambda net: MERFilledAfterwards(net, SGD, CAPACITY),
+        their("MER", mem_size=CAPACITY, batch_size_mem=BATCH, n_inner_steps=1, beta=MER_BETA, gamma=1.0),
     ),
     Method("Cumulative", lambda net: Joint(net, SGD, restart=False), their("Cumulative")),
     Method("Fine-tuning", lambda net: Finetune(net, SGD), their("Naive")),

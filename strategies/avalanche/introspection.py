@@ -21,8 +21,7 @@ FREE = (
 
 def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
     """Refuse what is no supervised strategy of Avalanche's, or one whose loop can't be played batch by batch."""
-    template = import_avalanche("training.templates").SupervisedTemplate
-    if isinstance(strategy, type) or not isinstance(strategy, template):
+    if isinstance(strategy, type) or not isinstance(strategy, supervised_templates()):
         what = f"the class {strategy.__name__}" if isinstance(strategy, type) else f"a {type(strategy).__name__}"
         raise TypeError(f"AvalancheStrategy takes an object of a supervised strategy of Avalanche, such as Naive(...), not {what}")
     name = type(strategy).__name__
@@ -48,6 +47,12 @@ def check_playable(strategy: Any, plugins: Sequence[Any]) -> None:
             raise ValueError(
                 f"{type(plugin).__name__} looks at what Avalanche's evaluation measured, which there is none of: leave it out"
             )
+
+
+def supervised_templates() -> tuple[Any, ...]:
+    """Return Avalanche's templates of supervised strategies: the plain one, and that of MER."""
+    templates = import_avalanche("training.templates")
+    return templates.SupervisedTemplate, templates.SupervisedMetaLearningTemplate
 
 
 def _is_template(cls: type) -> bool:
