@@ -18,6 +18,7 @@ from clstream.strategies.cpe_clip import CPECLIP, CPEVision
 from clstream.strategies.der import DER, DERpp
 from clstream.strategies.dgr import DGR
 from clstream.strategies.dualprompt import DualPrompt
+from clstream.strategies.dynamic_er import DynamicER
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
 from clstream.strategies.ewc import EWCPenalty as EWCPenalty
@@ -99,6 +100,7 @@ __all__ = [
     "DERpp",
     "DGR",
     "DualPrompt",
+    "DynamicER",
     "DynamicKNN",
     "ERACE",
     "EWC",

@@ -127,6 +127,9 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.RanPAC(model, projection=100)
     if name == "SimCLR":  # the examples' patterns are white noise: a small crop of one, enlarged, is nothing of it
         return lambda model: zoo.SimCLR(model, partial(SGD, lr=0.1), temperature=1.0, smallest=1.0, jitter=0.0, blur=0.0)
+    if name == "DynamicER":
+        few = {"capacity": 60, "finetune_epochs": 4, "finetune_lr": 0.5, "finetune_batch": 16, "temperature": 1.0, "prune": True}
+        return lambda model: zoo.DynamicER(model, partial(SGD, lr=0.1), **few)
     if name == "PODNet":
         return lambda model: zoo.PODNet(model, partial(SGD, lr=0.1), capacity=60, proxies=2, finetune_epochs=1)
     if name == "GSS":

@@ -1,4 +1,4 @@
-"""Exemplars: what ICaRL, BiC, WA, LUCIR and PODNet share. A session is learned beside few samples of each class, chosen by herding.
+"""Exemplars: what ICaRL, BiC, WA, LUCIR, PODNet and DynamicER share. A session is learned beside few samples of each class.
 
 A session is what these papers have as a batch of classes; those that come in it are new, all others old. Each pass goes over the
 session's samples and all exemplars, shuffled: a step takes a batch of the session, and its share of the exemplars. When the session
