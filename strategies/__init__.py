@@ -22,6 +22,7 @@ from clstream.strategies.dynamic_er import DynamicER
 from clstream.strategies.er_ace import ERACE
 from clstream.strategies.ewc import EWC
 from clstream.strategies.ewc import EWCPenalty as EWCPenalty
+from clstream.strategies.expert_gate import ExpertGate
 from clstream.strategies.fdr import FDR
 from clstream.strategies.featkd import FeatKDPenalty as FeatKDPenalty
 from clstream.strategies.fecam import FeCAM
@@ -105,6 +106,7 @@ __all__ = [
     "ERACE",
     "EWC",
     "EpisodicTraining",
+    "ExpertGate",
     "FDR",
     "FSCIL",
     "FeCAM",

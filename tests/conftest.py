@@ -144,6 +144,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.SupportReplay(model, partial(SGD, lr=0.1))
     if name == "OpenVAE":  # its learning rate is for many steps, its decoder for larger images
         return lambda model: zoo.OpenVAE(model, partial(Adam, lr=0.01), latent=20, decoder=(32,), proposals=8192)
+    if name == "ExpertGate":
+        return lambda model: zoo.ExpertGate(model, code=16, gate_batch=20, gate_lr=0.05)
     if name == "ASER":
         return lambda model: zoo.ASER(model, capacity=30)
     if name == "BIR":  # of so few units each class needs its share
