@@ -180,9 +180,9 @@ class ASER(Strategy):
         taken = torch.zeros(len(memory), dtype=torch.bool).index_fill_(0, classified, True)
         rows = order[~taken[order]][: self.per_class * classes]
         device = kept.y.device
-        shares = kept.y.bincount(minlength=int(samples.y.max()) + 1) / memory.capacity
+        shares = (samples.y[:, None] == kept.y).float().mean(1)  # of the full memory, for each new sample's class
         least = float(torch.rand((), generator=memory.random)) / classes
-        rare = samples[(shares[samples.y] < least).nonzero().flatten()]
+        rare = samples[(shares < least).nonzero().flatten()]
         candidates = kept[rows.to(device)] + samples
         values = self.shapley(kept[classified.to(device)] + rare, candidates).sum(0)
         stays = values.argsort(descending=True, stable=True).cpu()[: len(rows)]

@@ -33,6 +33,9 @@ Deviations: the code divides L_V of internal replay by the number of pixels, her
 each sample is drawn of one past task, of all alike, where the code draws for each a batch of its own; what competes is the same.
 The encoder is `model.features` of any network, and the decoder fully connected layers; the code mirrors convolutions without
 internal replay. What is generated isn't augmented again. A task that comes again counts as a further one.
+
+Measured (class-IL Split MNIST, Mlp 400-400, one pass in batches of 32, active_classes="seen", 3 seeds): accuracy 0.703 ± 0.028;
+`DGR` has 0.527 ± 0.083 so. The paper's 10,000 steps on batches of 128 were not run.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ class BIR(GenerativeReplay):
     """Replay what the network itself generates, by feedback connections, of each old class.
 
     Args:
-        model: has `features`, (n, *input_shape) raw inputs to (n, features), and a linear `head`; it says its `input_shape`, as the
-            models of clstream do.
+        model: has `features`, (n, *input_shape) raw inputs to (n, features), and a linear `head`; it says its `input_shape`, and
+            takes bytes and numbers from 0 to 1 alike, as the models of clstream do.
         optimizer: makes the optimizer from the model's parameters; those of latent, prior and decoder join it.
         importance: r, what the loss of new samples weighs from the second task on. None: 1 / tasks so far.
         replay_batch: how many samples are generated for each batch. None: as many as it has.

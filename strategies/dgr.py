@@ -51,7 +51,8 @@ class DGR(GenerativeReplay):
     """Replay what a generator draws, labelled by the network as the last task left it.
 
     Args:
-        model: (n, *input_shape) raw inputs to (n, classes) logits: the solver; it says its `input_shape`, as those of clstream do.
+        model: (n, *input_shape) raw inputs to (n, classes) logits: the solver; it says its
+            `input_shape`, and takes bytes and numbers from 0 to 1 alike, as those of clstream do.
         optimizer: makes the optimizer from the model's parameters; those of the generator join it.
         importance: r, what the loss of new samples weighs from the second task on. None: 1 / tasks so far.
         replay_batch: how many samples are generated for each batch. None: as many as it has.

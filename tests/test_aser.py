@@ -151,6 +151,17 @@ def test_a_new_class_comes_in() -> None:
         assert int(label) in labels[(everything == image).flatten(1).all(1)].tolist()
 
 
+def test_where_all_that_is_kept_are_candidates_the_batch_alone_decides() -> None:
+    stream, strategy = example_stream(), small(capacity=4, per_class=4, replay_batch=2)
+    run(strategy, stream, max_sessions=1)
+    batch, kept = stream.tasks[1].train[:8], strategy.memory.all()
+    against = strategy.shapley(batch, kept).mean(0)
+    (drawn,) = strategy.draw(batch)
+    values = strategy.adversarial_values(kept, kept[:0], batch)
+    torch.testing.assert_close(values, -against)
+    assert {int(image.sum()) for image in drawn.x} <= {int(image.sum()) for image in kept.x} and len(drawn) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
