@@ -70,26 +70,26 @@ def supervised_contrastive(features: Tensor, y: Tensor, temperature: float, coun
         mean over i of  -1/|P(i)| sum over p in P(i) of ( s_ip - log sum over a in A(i) of exp(s_ia) )
 
     A row that is alone with its label has no positives: it stays in the sums of the others, and out of the mean. Of such rows
-    alone the loss is 0. Some codes scale the loss by T / 0.07: that is left to the caller.
+    alone the loss is 0. Some codes scale the loss by T / 0.07: that is left to the caller. With features (..., n, d) it is (...).
 
     Args:
-        features: (n, d), n at least 1; a row of zeros stays one.
+        features: (n, d), or (..., n, d) of several spaces, n at least 1; a row of zeros stays one.
         y: (n,), int64.
         temperature: T.
         counted: (n,), bool: rows that are not are left out of all sums. None: all are.
 
     """
-    z = F.normalize(features, dim=1)
-    similar = z @ z.T / temperature
+    z = F.normalize(features, dim=-1)
+    similar = z @ z.mT / temperature
     itself = y.new_ones(len(y)).diag().bool()
     if counted is not None:
         itself |= ~counted
     positive = (y[:, None] == y) & ~itself
     positives = positive.sum(1)
-    near = (similar * positive).sum(1) / positives.clamp(min=1)
-    every = similar.masked_fill(itself, torch.finfo(z.dtype).min).logsumexp(1)  # it subtracts the greatest of each row first
+    near = (similar * positive).sum(-1) / positives.clamp(min=1)
+    every = similar.masked_fill(itself, torch.finfo(z.dtype).min).logsumexp(-1)  # it subtracts the greatest of each row first
     paired = positives > 0 if counted is None else (positives > 0) & counted
-    return ((every - near) * paired).sum() / paired.sum().clamp(min=1)
+    return ((every - near) * paired).sum(-1) / paired.sum().clamp(min=1)
 
 
 def nt_xent(projections: Tensor, temperature: float) -> Tensor:

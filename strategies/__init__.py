@@ -78,6 +78,7 @@ from clstream.strategies.support_replay import SupportReplay
 from clstream.strategies.tame import TAME
 from clstream.strategies.wa import WA
 from clstream.strategies.with_detected_boundaries import WithDetectedBoundaries
+from clstream.strategies.xder import XDER
 
 __all__ = [
     "AGEM",
@@ -158,4 +159,5 @@ __all__ = [
     "TAME",
     "WA",
     "WithDetectedBoundaries",
+    "XDER",
 ]

@@ -174,6 +174,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.FDR(model, partial(SGD, lr=0.1), capacity=60)
     if name == "MER":  # the examples are few, and each has many steps
         return lambda model: zoo.MER(model, partial(SGD, lr=0.1), capacity=60, replay_batch=2, batches=1, beta=0.3)
+    if name == "XDER":  # the examples' patterns are white noise
+        return lambda model: zoo.XDER(model, partial(SGD, lr=0.1), capacity=60, contrast_batch=4, augmentation="stream")
     if name == "GDumb":  # the examples are quickly learned, and each session begins anew
         return lambda model: zoo.GDumb(model, partial(SGD, lr=0.05, momentum=0.9), capacity=60, epochs=8)
     if name == "L2P":
