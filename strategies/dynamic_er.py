@@ -42,7 +42,6 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from clstream.bus import on
-from clstream.eval_mode import evaluating
 from clstream.events import SessionEnded, SessionStarted
 from clstream.measures.flops import same_flops
 from clstream.params import check_bool, check_integer, check_number, check_positive
@@ -219,16 +218,13 @@ class DynamicER(Rehearsal):
         """Draw the classifier anew, and let it learn the exemplars, with the extractors as they are."""
         self.H = self.drawn(*self.H.weight.shape)
         optimizer = SGD(self.H.parameters(), self.finetune_lr, momentum=0.9, weight_decay=5e-4)
-        for epoch in range(self.finetune_epochs):
+        for epoch, u, y in self.exemplar_features(self.finetune_batch, self.finetune_epochs, self.super_features):
             optimizer.param_groups[0]["lr"] = self.finetune_lr * (0.1 if 2 * epoch >= self.finetune_epochs else 1.0)
-            for x, y in self.exemplar_batches(self.finetune_batch):
-                with same_flops(("classifier", len(y), len(self.extractors), len(self.labels_of_outputs))):
-                    with evaluating(self):
-                        u = self.super_features(x)
-                    loss = F.cross_entropy(self.H(u) / self.temperature, self.places(y))
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+            with same_flops(("classifier", len(y), *self.H.weight.shape)):
+                loss = F.cross_entropy(self.H(u) / self.temperature, self.places(y))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
 
     @torch.no_grad()
     def unit_features(self, x: Tensor) -> Tensor:

@@ -150,6 +150,24 @@ def test_pruned_networks_give_what_shut_channels_leave(name: str) -> None:
     assert float(share) == pytest.approx(weights[0] / weights[1])
 
 
+class NormsLast(nn.Module):
+    """Its norms are not defined where they stand, and its last pair of layers is joined past the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(64, 8), nn.Linear(8, 6), nn.Linear(6, 6)
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(6, 6)
+
+    def features(self, x: Tensor) -> Tensor:
+        y = self.second(self.norm(self.first(x.flatten(1).float() / 255)).relu())
+        return y + self.third(y.relu())
+
+
+def test_what_can_not_be_cut_has_no_mask() -> None:
+    with isolated(0, "model"):
+        assert followers(NormsLast().eval(), INPUTS[:2]) == {}
+
+
 def of(model: nn.Module) -> list[str]:
     return [name for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d)) and name != "head"]
 
@@ -180,8 +198,8 @@ def test_sparsity_takes_channels_out_for_good() -> None:
     with isolated(0, "strategy"):
         model = Mlp((1, 8, 8), 6, hidden=(32, 16))
         options = {"capacity": 60, "finetune_epochs": 10, "finetune_batch": 16, "finetune_lr": 0.5, "temperature": 1.0}
-        strategy = DynamicER(model, partial(SGD, lr=0.05), prune=True, lambda_s=0.2, **options)
-    result = run(strategy, example_stream(epochs=7))
+        strategy = DynamicER(model, partial(SGD, lr=0.05), prune=True, lambda_s=0.3, **options)
+    result = run(strategy, example_stream(epochs=4))
     networks = [*strategy.extractors, strategy.smaller]
     widths = [len(network.stages.layer1.weight) for network in networks]
     assert len(networks) == 3 and min(widths) > 1 and max(widths) < 32

@@ -37,7 +37,8 @@ class Features(nn.Module):
 def followers(model: nn.Module, x: Tensor) -> dict[str, str]:
     """Return for each layer that can be masked the one that follows it, by name.
 
-    A change of its weights must be seen in the features, and no more once the columns of the other are 0.
+    A change of its weights must be seen in the features, and no more once the columns of the other are 0; and without one of its
+    channels the network must give what it gives with a mask on it.
 
     Args:
         model: has `features`.
@@ -58,9 +59,19 @@ def followers(model: nn.Module, x: Tensor) -> dict[str, str]:
             shut = {f"model.{after}.weight": torch.zeros_like(columns)}
             other = {f"model.{name}.weight": torch.randn(weight.shape, generator=random).to(weight)}
             seen = not torch.equal(functional_call(whole, other, (x,)), features)
-            if seen and torch.equal(functional_call(whole, shut | other, (x,)), functional_call(whole, shut, (x,))):
+            hidden = torch.equal(functional_call(whole, shut | other, (x,)), functional_call(whole, shut, (x,)))
+            if seen and hidden and len(weight) > 1 and _can_be_pruned(model, {name: after}, len(weight), x):
                 found[name] = after
     return found
+
+
+def _can_be_pruned(model: nn.Module, follows: dict[str, str], channels: int, x: Tensor) -> bool:
+    keep = torch.arange(channels, device=x.device) > 0
+    try:
+        small = Features(pruned(model, follows, [keep]))(x)
+    except RuntimeError:  # of shapes: what lies between the layers is not cut as they are
+        return False
+    return torch.allclose(small, masked_features(model, follows, [keep.to(small)], x), rtol=1e-3, atol=1e-5)
 
 
 def layers_of(model: nn.Module) -> list[str]:

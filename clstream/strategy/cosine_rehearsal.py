@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -176,16 +176,14 @@ class CosineRehearsal(Rehearsal):
         labels, new = classifier.labels, classifier.new_labels
         proxies = nn.Parameter(torch.cat([classifier.old, classifier.new]).detach().clone())
         optimizer = SGD([proxies], self.finetune_lr, momentum=0.9, weight_decay=self.finetune_decay)
-        for epoch in range(self.finetune_epochs):
+        features_of: Callable[[Tensor], Tensor] = self.model.features  # type: ignore[assignment]  # the constructor has asked for it
+        for epoch, features, y in self.exemplar_features(self.finetune_batch, self.finetune_epochs, features_of):
             optimizer.param_groups[0]["lr"] = self.finetune_lr * self.finetune_factor(epoch)
-            for x, y in self.exemplar_batches(self.finetune_batch):
-                with same_flops(("finetune", len(y), len(labels))):
-                    with evaluating(self):
-                        features: Tensor = self.model.features(x)  # type: ignore[operator]  # the constructor has asked for it
-                    loss = self.finetune_loss(similarities(features, proxies), classifier.places(y))
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+            with same_flops(("finetune", len(y), len(labels))):
+                loss = self.finetune_loss(similarities(features, proxies), classifier.places(y))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
         classifier.replace(labels, proxies.detach(), new)
 
     def finetune_factor(self, epoch: int) -> float:

@@ -8,7 +8,7 @@ their length, the k-th is the one that brings the mean of the first k nearest to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,29 @@ class Rehearsal(Strategy):
         for rows in order.split(size):
             x = self.exemplars.x[rows]
             yield x if self.augment is None else self.augment(x), self.exemplars.y[rows]
+
+    def exemplar_features(
+        self, size: int, passes: int, features_of: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield the number of the pass, (size, features) features of exemplars, and their (size,) labels, for some passes.
+
+        The features are taken in evaluation mode; where nothing is augmented they are the same in each pass, and taken once.
+        """
+        if self.exemplars is None:
+            return
+        whole = Tensor()
+        if self.augment is None:
+            with evaluating(self):
+                whole = torch.cat([features_of(x) for x in self.exemplars.x.split(TOGETHER)])
+        for number in range(passes):
+            if self.augment is None:
+                order = torch.randperm(len(whole), generator=self.random).to(whole.device)
+                yield from ((number, whole[rows], self.exemplars.y[rows]) for rows in order.split(size))
+                continue
+            for x, y in self.exemplar_batches(size):
+                with evaluating(self):
+                    features = features_of(x)
+                yield number, features, y
 
     @property
     def competing(self) -> Tensor:
