@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -75,6 +77,16 @@ def test_the_expert_of_the_most_related_task_is_copied(threshold: float, unforge
     assert {id(weight) for weight in strategy.optimizer.param_groups[0]["params"]} == {
         id(weight) for weight in strategy.experts[2].parameters()
     }
+
+
+def test_against_avalanche_s_relatedness(avalanche: Callable[[str], ModuleType]) -> None:
+    """Of the mean errors of all autoencoders over the same samples."""
+    strategy, samples = gated(0.3, 0.9, 0.55, 0.6), gray(150, 204, 99)
+    strategy.begin_expert(samples, torch.tensor([2, 0, 1]))
+    errors = dict(zip("0123", strategy.gate_errors(samples.x).mean(0).tolist(), strict=True))
+    theirs = avalanche("training.supervised.expert_gate")._ExpertGatePlugin()._task_relatedness(None, errors, "3")
+    assert strategy.relatedness == [pytest.approx([*theirs.values()], rel=1e-5)]
+    assert str(strategy.started_from[-1]) == max(theirs, key=theirs.get)
 
 
 def test_the_gate_asks_the_expert_whose_autoencoder_errs_least() -> None:
