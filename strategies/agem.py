@@ -8,7 +8,8 @@ it left before is part of its past. g and r are taken over all parameters that h
 
 `AGEMR` (A-GEM-R in Mammoth's code; Buzzega et al. 2020, "Dark Experience for General Continual Learning", compare with it) does the
 same without boundaries: the past is a uniform sample of all that came, the task that goes on included, which takes in each batch
-after its step. Mammoth draws as many samples as a batch has; with several passes it takes in each of them (`offer`).
+after its step. Mammoth draws as many samples as a batch has, and doesn't augment them; with several passes it takes in
+each of them (`offer`).
 
 Measured (class-IL Split MNIST, 1 epoch, batch 10, 250 a task, 60 drawn, SGD 0.03, Mlp 100-100): accuracy 0.405 ± 0.017 over 5
 seeds, Avalanche's A-GEM 0.377 ± 0.025 (p = 0.08); see `docs/avalanche.md`.

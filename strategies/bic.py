@@ -23,9 +23,10 @@ of the steps; here all validation samples make one step, so that nothing is draw
 
 Deviations: K / (n + m) is rounded down, and new classes count from the start, so that the memory never holds more than K, as in
 FACIL (the authors' code: up, by old classes alone while a session is learned). Features are divided by their length before herding,
-as in iCaRL; in the authors' code they are not. A class that comes again is new again, with other validation samples; where the very
-samples come again, an exemplar may be among these. Of a class with fewer samples than its share a tenth of these is held out, and
-of one with a single sample none.
+as in iCaRL; in the authors' code they are not, and old classes are herded anew among their exemplars, where here they keep the
+first. Theirs runs the network in training mode in stage 2, here it answers: with batch norm these differ. A class that comes again
+is new again, with other validation samples; where the very samples come again, an exemplar may be among these. Of a class with
+fewer samples than its share a tenth of these is held out, and of one with a single sample none.
 
 Measured: see the end of `docs/replay.md`.
 """

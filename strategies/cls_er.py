@@ -11,7 +11,9 @@ System". Form implemented, with f the network, p and s its plastic and its stabl
 
 A low rate makes an average slow. The defaults are those of the authors' code, whose scripts set them by the data set. Both averages
 run in training mode in a step, as theirs do, so that batch norm has statistics of its own in each; parameters alone are averaged.
-Past samples are drawn once for both terms, without repeats, as many as the batch has, and go through f twice, as in their code.
+Past samples are drawn once for both terms, without repeats, as many as the batch has, and go through f twice, as in their code;
+here they are augmented anew for each term, there once. Their script for Split MNIST with 500 samples has alphas of 0.99, rates of
+0.9 and 1, and a weight of 2.
 
 With several labels or values, which no softmax is at, the average with the lower loss on a sample is the better one, which for
 labels is the same. Outputs that don't compete for a sample have no part in the mean. A batch is offered to the memory in each pass,

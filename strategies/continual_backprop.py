@@ -14,13 +14,14 @@ of the step's last forward pass, and over the places of a convolution's channel.
 
 As the authors' code (github.com/shibhansh/loss-of-plasticity): maturity 100, decay 0.99, rate 0.0001, which replaces a unit of 100
 in each 100 steps; c is kept for each layer. There the mean of |w| stands for the sum: the same order. `utility="adaptable"` is that
-of the earlier preprint, which the code has too: |h_i - mean of h_i so far| in place of |h_i|, divided by the sum of the incoming
-weights' sizes. The code would have the next layer's bias take over the mean activation of a unit that goes, but has set that mean
-to 0 before; here, as in the paper, nothing takes it over.
+of the earlier preprint, which the code's configs for permuted MNIST and ImageNet have: |h_i - mean of h_i so far| in place of
+|h_i|, divided by the sum of the incoming weights' sizes. The code would have the next layer's bias take over the mean activation of
+a unit that goes, but has set that mean to 0 before; here, as in the paper, nothing takes it over.
 
-Deviations: new weights are uniform, with the spread of the layer's first ones (theirs: Kaiming's bound); torch's count of Adam's
-steps is one for a whole tensor, so it stays (theirs: one for each weight). Units that go around a layer too, as in residual
-networks, are left alone: see `clstream.models.units`. Measured: see `docs/plasticity.md`.
+Deviations: a norm between two layers keeps what it has of a unit that starts anew (theirs resets that too); new weights are
+uniform, with the spread of the layer's first ones (theirs: Kaiming's bound); torch's count of Adam's steps is one for a whole
+tensor, so it stays (theirs: one for each weight). Units that go around a layer too, as in residual networks, are left alone: see
+`clstream.models.units`. Measured: see `docs/plasticity.md`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ answer too; it takes the z_i of the second sum for constants as well, and divide
 
 Deviations: samples are drawn from the memory at random, in the code a class first and then a sample of it, which is the same where
 each class has as many; the shares of classes are as `ClassBalanced` has them (the code: capacity / classes, or one share for each
-class from the start). Left out: several steps for a batch. With several epochs a session is offered in its first pass only.
+class from the start). The authors' code leaves the moved prototype as long as it is, which their notes call slightly better;
+Avalanche's divides it, as here. Left out: several steps for a batch. With several epochs a session is offered in its first pass
+only.
 
 Measured (anchor `cope-split-mnist`: class-IL Split MNIST, one epoch, batch 10 + 10, memory 2000, SGD 0.01, width 32, Mlp 400-400):
 accuracy 0.923 and 0.939 in two runs; ContinualAI's continual-learning-baselines have 0.93 for Avalanche's CoPE, so set.

@@ -8,9 +8,9 @@ numbers as there are past tasks:
     v = argmin 1/2 v' (G G' + ridge I) v + (G g)' v    subject to v >= margin,        g <- g + G' v
 
 A margin above 0 takes more of the past's gradients than is needed, which favours backward transfer (gamma in the paper; 0.5 in the
-authors' scripts). It applies where something is below 0, as in their code. `ridge` is 1e-3 in Hsu et al.'s code and in Avalanche; 0
-is the paper's equation, and the authors' first release. Where gradients are small, its share in G G' is not: then less is taken off
-than the constraints ask for.
+authors' scripts). It applies where something is below 0, as in their code. `ridge` is 1e-3 in the authors' code since 2018, in Hsu
+et al.'s and in Avalanche; 0 is the paper's equation, and their first release. Where gradients are small, its share in G G' is not:
+then less is taken off than the constraints ask for.
 
 With u = v - margin the program is least squares under u >= 0, |A u - b|^2 with A'A = G G' + ridge I, which scipy solves exactly
 (`nnls`, an active-set method, as that of quadprog is). The products of G with itself and with g are all that leaves the device: a

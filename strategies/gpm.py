@@ -9,13 +9,15 @@ that is held, with R the (inputs, samples) matrix of what went into it, of a con
 
 R is of `samples` samples drawn from the task, in evaluation mode. A gradient of a layer lies in the span of its inputs, so what the
 layer answers to old inputs stays as it is, up to the share 1 - e. All other parameters that are held (biases, scales and shifts of
-norms) learn in the first task alone, as in the authors' code. Steps of plain SGD, or with momentum, stay in the complement of M;
-those of Adam don't, for they scale each number by itself. Each task has an optimizer of its own, as in the code, so that no
-momentum of the last one is left.
+norms) learn in the first task alone, as norms do in the authors' code, whose layers have no biases. Running statistics of batch
+norm go on in later tasks, and old answers with them; the authors' batch norm keeps none. Steps of plain SGD without weight decay,
+or with momentum, stay in the complement of M; those of Adam don't, for they scale each number by itself. Each task has an optimizer
+of its own, as in the code, so that no momentum of the last one is left.
 
 On a task-incremental stream the authors' networks have a head for each task, which is free: `parameters="stages.*"` does that here,
 as the outputs of other tasks have no gradient. Thresholds in the code: 0.95 for the first layer and 0.99 for others (permuted
-MNIST), 0.97 with a step of 0.003 (CIFAR-100); here there is one for all layers.
+MNIST), 0.97 with a step of 0.003 (CIFAR-100); here there is one for all layers. Its samples are 300 (permuted MNIST), and from 24
+to 125 by layer (CIFAR-100), without augmentation; R here is of augmented ones, if the stream augments.
 
 Conflict: after the first task the authors' code takes one vector less than the paper's criterion; later on both are the same. Here
 it is the paper's. Where a task has several sessions, R R' is summed over them, each at the weights where it ended, with as many

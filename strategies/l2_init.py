@@ -4,10 +4,11 @@ Kumar, Marklund, Van Roy 2023, "Maintaining Plasticity in Continual Learning via
 
     loss + strength * sum over the held weights of (w - w_0)^2        w_0 the weights before anything was learned
 
-A sum, without 1/2, as the paper has it. Weights that the loss no longer asks for go back to where they began, from where they
-could learn. The anchor stays: that of `L2` moves to the end of each task. Rows that a growing head gets are held near their own
-first values. Any strategy takes it: `Regularised(Replay(model), [L2InitPenalty(0.001)])`; alone it is `L2Init`. The right strength
-depends on the optimizer and the stream. Measured: see `docs/plasticity.md`.
+A sum, without 1/2, as the paper has it; in the authors' code with 1/2, and without the parameters of layer norms. Weights that the
+loss no longer asks for go back to where they began, from where they could learn. The anchor stays: that of `L2` moves to the end of
+each task. Rows that a growing head gets are held near their own first values. Any strategy takes it: `Regularised(Replay(model),
+[L2InitPenalty(0.001)])`; alone it is `L2Init`. The right strength depends on the optimizer and the stream. Measured: see
+`docs/plasticity.md`.
 """
 
 from __future__ import annotations

@@ -13,17 +13,18 @@ when the network is in use, which the paper proposes. What codes do differently 
 importance_batch  a number: gradients are averaged over a batch of so many before their absolute value is taken, so that what
                   samples don't agree on is lost. So the authors' code, Hsu et al.'s (2018), FACIL and Avalanche; None, the default,
                   is the paper's equation, one sample at a time, exactly
-norm              "sum" of the squared outputs (paper, authors, FACIL, Avalanche), or "mean" over them (Hsu et al.; how many
-                  they are grows on a class-incremental stream)
-alpha             None: Omega is summed (paper, authors, Hsu et al.). A number, from the second task on (FACIL, Avalanche: 0.5):
-                  Omega <- alpha Omega + (1 - alpha) Omega_t
+norm              "sum" of the squared outputs (paper, authors, Avalanche), or "mean" over them (Hsu et al.; how many
+                  they are grows on a class-incremental stream). FACIL has the norm itself, not its square
+alpha             None: Omega is summed (paper, authors' accumulation, Hsu et al.). A number, from the second task on (Avalanche:
+                  0.5; FACIL from the first one on): Omega <- alpha Omega + (1 - alpha) Omega_t
 
-Avalanche takes the pass in training mode, the others and this in evaluation mode. With several sessions a task, Omega_t is the mean
+Avalanche and FACIL take the pass in training mode, the others and this in evaluation mode. The authors' `MAS_sequence` computes
+Omega anew at the newest weights, over the data of all past tasks. With several sessions a task, Omega_t is the mean
 over samples of what each session gave while it was there. The paper's local form (Hebbian, by pairs of activations) is left out.
 
 Hsu et al.'s strengths on Split MNIST are 1 / 10000 / 1 (task- / domain- / class-IL), with importance_batch 128 and norm "mean". The
-default is ours: the paper's 1 goes with rates of 0.001 and less. A step of plain SGD on the penalty is stable while
-lr strength Omega < 1, and Omega, of a norm that no softmax bounds, soon is 100.
+default is ours: the paper's 1 goes, in object recognition, with rates of 0.001 and less. A step of plain SGD on the penalty is
+stable while lr strength Omega < 1, and Omega, of a norm that no softmax bounds, soon is 100.
 
 Measured: see `docs/rehearsal-free.md`; against Avalanche's, the same weights (`tests/test_mas.py`).
 """

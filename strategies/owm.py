@@ -13,11 +13,13 @@ convolution each place's patch of the mean input is a column. Over a task alpha 
 update="task" is the paper's procedure, as recalled: the first task is learned freely, and P is renewed when a task is over, by its
 samples in batches as the stream's; within a task it stays. "step" is that of the authors' code: P takes up each batch before its
 step, from the first one on, in each pass. The code's alphas are by layer: from 0.9 by 0.001, from 1 by 0.1, 0.6 (three layers,
-MNIST, 20 passes, batches of 40); here there is one for all. The paper's r is the layer's input for the mean of the samples, the
+MNIST, 20 passes, batches of 40), from 1 by 1e-5 (convolutions); here there is one for all. Of a convolution the code takes every
+second place's patch, though its stride is 1. The paper's r is the layer's input for the mean of the samples, the
 code's, and this, the mean of the layer's inputs. In the code norms of gradients are cut off at 10, here not.
 
 A layer's bias goes with its matrix. Held parameters that are neither (scales and shifts of norms) learn in the first task alone,
-our own choice: the networks there have none. Steps of plain SGD, or with momentum, stay in the range of P; those of Adam don't.
+our own choice: the networks there have none. Running statistics of batch norm go on, and old answers with them. With update="task",
+steps of plain SGD without weight decay, or with momentum, are sums of projected gradients; those of Adam aren't.
 Each task has an optimizer of its own (`renew_optimizer`), so that no momentum of the last one is left. The context-dependent part
 of the paper (CDP) is left out.
 

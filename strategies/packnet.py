@@ -12,14 +12,16 @@ answer     for task t: all weights with an owner from 1 to t, the others 0; and 
 
 Biases and norms, with their statistics, learn in the first task alone, as in the authors' code. So the answers of a task that is
 over never change: they are the same bits. What is fixed has gradients of 0, and each task a new optimizer, so that no momentum
-moves it; weight decay is refused. `retrain` is a third, as recalled of the paper (10 epochs after 20); as a share of steps it is
+moves it; weight decay is refused. `retrain` is a third, as in the authors' scripts (10 epochs after 20); as a share of steps it is
 there in a single pass too.
 
-Deviations: the authors begin with a pre-trained network; so does this one with a model that is given as one. Equal magnitudes are
-pruned in their order, where the authors prune all of them. A task of several sessions is pruned at the end of each: when the next
-one begins, the weights that it lost are its own again. In Avalanche 0.6.0 a share is rounded down, the output layer is shared out
-like any other, and what was pruned begins the next task with the value that it had; but for these the weights are the same.
-See `clstream.strategy.task_networks` for answers without the task given, heads, and tasks that come again.
+Deviations: the authors retrain with a new optimizer at a tenth of the rate; here the task's goes on. Their scripts prune 0.75 after
+the first task, and may keep biases for each task. They begin with a pre-trained network; so does this one with a model that is
+given as one. Equal magnitudes are pruned in their order, where the authors prune all of them. A task of several sessions is pruned
+at the end of each: when the next one begins, the weights that it lost are its own again. In Avalanche 0.6.0 a share is rounded
+down, the output layer is shared out like any other, and what was pruned begins the next task with the value that it had; but for
+these the weights are the same. See `clstream.strategy.task_networks` for answers without the task given, heads, and tasks that come
+again.
 
 When all is owned, a later task has its head alone. Beside the network a byte is kept for each weight, and each task's head.
 

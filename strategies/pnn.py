@@ -12,10 +12,11 @@ one like W. V has as many outputs as h_k has channels, or as the layer has, wher
 numbers. When its task ends, a column is frozen, in evaluation mode: its answers stay the same bits, since it sees no later column.
 
 Each column is the model as it was given: the first one with its weights, each other with these in another order within each tensor,
-which is a new draw whatever the initialisation was. Lateral connections are computed as further inputs of the layer, with further
-columns of its weights: the same number, also where a layer and its nonlinearity are one module.
+which is a new draw where the numbers of a tensor were drawn alike. Lateral connections are computed as further inputs of the layer,
+with further columns of its weights: the same number, also where a layer and its nonlinearity are one module.
 
-Deviations: V has no bias (the paper leaves biases out). Only the outputs of the task's own classes have lateral connections. A task
+Deviations: of the widths for V that codes have, the layer's inputs (joansj/hat) and its outputs (Avalanche), this is the smaller.
+V has no bias (the paper leaves biases out). Only the outputs of the task's own classes have lateral connections. A task
 that comes again gets a further column. In Avalanche 0.6.0 the first layer has lateral connections to the input too, the output
 layer has none, V and U have biases, and alpha is drawn from N(0, 1); of a layer in between, it is the same function. See
 `clstream.strategy.task_networks` for answers without the task given.

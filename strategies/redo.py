@@ -11,11 +11,12 @@ stay what they are but for what little it gave; the optimizer's moments of these
 of the last steps' forward passes, of as many steps as it takes to have `samples` of them (the last pass of a step), and over the
 places of a convolution's channel.
 
-As the authors' code (dopamine, labs/redo), which has 0.025 to 0.1 for the threshold and takes one batch of a replay buffer; its
-period is 1,000 updates in the paper's main experiments. Deviations: new weights are uniform, with the spread of the layer's first
-ones (theirs: Xavier's); the last steps' samples in place of a batch of their own, which a stream has not. Its variants (incoming
-weights scaled to the norm of others, outgoing ones drawn too) are left out. Units that go around a layer too, as in residual
-networks, are left alone: see `clstream.models.units`. Measured: see `docs/plasticity.md`.
+As the authors' code (dopamine, labs/redo), which takes one batch of a replay buffer, and by default has a threshold of 0 and a
+period of 200,000; the defaults here are the paper's, as recalled: 0.025 to 0.1, and 1,000 updates. Deviations: new weights are
+uniform, with the spread of the layer's first ones (theirs: Xavier's); the last steps' samples in place of a batch of their own,
+which a stream has not. Its variants (incoming weights scaled to the norm of others, outgoing ones drawn too) are left out. Units
+that go around a layer too, as in residual networks, are left alone: see `clstream.models.units`. Measured: see
+`docs/plasticity.md`.
 """
 
 from __future__ import annotations

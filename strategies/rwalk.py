@@ -10,19 +10,21 @@ implemented, for each held weight w, with g the gradient of the batch's loss at 
     loss + strength * sum of (F~ + S~) (w - anchor)^2                from the second task on, anchor the last task's weights
 
 ~ brings a quantity to 0 to 1: minus the least, by the range, over all held weights together. A window of steps that the task's end
-cuts off counts for nothing. g is of the loss alone, without the penalty. No 1/2 in the penalty, as in the paper and the code.
+cuts off counts for nothing. g is of the loss alone, without the penalty. Avalanche's g and F come from a pass of its own in
+evaluation mode. No 1/2 in the penalty, as in the paper and the code.
 
 Where paper, code and Avalanche differ, and what the options do:
 
                       paper's equations        authors' code (facebookresearch/agem)      Avalanche 0.6.0
 F is renewed          fisher="step": each      fisher="window": each window, by the       each step
-                      step                     mean of its squares, after it was used
+                      step                     sum of its squares since the task
+                                               began / interval, after it was used
 denominator           1/2 F Dw^2               F Dw^2, damping 1e-3                       1/2 F Dw^2, damping 1.2e-7
-negative parts        not settled here         clip="window": 0 in each window            clip="task": 0 in S
+negative parts        put to 0, not where      clip="window": 0 in each window            clip="task": 0 in S
 S at a task's end     (S + s) / 2              S + (S + s) / 2, where the paper's         (S + s) / 2
                                                average was meant, by its comment
 0 to 1                                         as here                                    by the greatest alone
-windows               of a task                of a task                                  run on over tasks
+windows               of a task                of a task                                  counted on over tasks, begun anew
 
 The paper's class-incremental results also learn samples of past tasks: `Regularised(Replay(model), [RWalkPenalty()])`. How these
 are chosen there (by entropy, by distance from the boundary, by mean of features) is left out.

@@ -11,7 +11,9 @@ may have been drawn by any rule; constants, as biases of 0 and scales of 1 of a 
 knows; `Training(renew_optimizer="session")` makes a new one.
 
 The paper has shrink 0.6 and perturb 0.01 in its figures, as recalled, and trains to the end on all data so far; here the strategy
-has what it has. Measured: see `docs/plasticity.md`.
+has what it has. In the authors' code (JordanAsh/warm_start: 0.4 and 0.1 by default) e is the weights of a newly initialised
+network, constants too, and optimizer and running statistics are new: `noise="initial"` is near to it. Measured: see
+`docs/plasticity.md`.
 """
 
 from __future__ import annotations

@@ -13,10 +13,12 @@ exemplars  by herding, as in iCaRL (`clstream.strategy.exemplars`), K / (n + m) 
 answer     the highest output of the classes that came
 
 `clip_weights` holds the head's weights at 0 or above after each step: the paper's restriction, for features that are never
-negative, so that longer rows mean higher outputs. The codes that were read leave it out, or off; so does the default.
+negative, so that longer rows mean higher outputs. Distillation leaves a shift of all old outputs alone, and aligning sees lengths:
+without the restriction new classes may win by what old rows have lost, at equal lengths. DER-ClassIL's code for WA has it, without
+biases; PyCIL's and a fork of FACIL's leave it out, or off.
 
-Conflicts: the paper's body could not be read, so the form is that of two codes for it, which agree in aligning. The loss is as a
-fork of FACIL has it; PyCIL's newer code minimises L_CE + 2 L_KD. Both leave biases alone.
+Conflicts: the paper's body could not be read, so the form is that of these codes, which agree in aligning. The loss is as PyCIL's
+and the fork have it; PyCIL's older code minimised L_CE + 2 L_KD. Both leave biases alone.
 
 Deviations: K / (n + m) is rounded down. A class that comes again is new again. What an optimizer keeps of the rows, such as
 momenta, is not scaled; the codes make a new one for each session (the training control `renew_optimizer`).
@@ -67,7 +69,7 @@ class WA(Rehearsal):
         optimizer: OptimizerFactory = partial(SGD, lr=0.1),
         capacity: int = 2000,
         temperature: float = 2.0,
-        clip_weights: bool = False,
+        clip_weights: bool = True,
     ) -> None:
         super().__init__(model, optimizer, capacity)
         check_positive(temperature=temperature)

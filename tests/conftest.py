@@ -178,6 +178,8 @@ def make(name: str) -> Callable[[nn.Module], Strategy]:
         return lambda model: zoo.XDER(model, partial(SGD, lr=0.1), capacity=60, contrast_batch=4, augmentation="stream")
     if name == "GDumb":  # the examples are quickly learned, and each session begins anew
         return lambda model: zoo.GDumb(model, partial(SGD, lr=0.05, momentum=0.9), capacity=60, epochs=8)
+    if name == "WA":  # new classes have a share of the loss alone: the examples' few steps need momentum
+        return lambda model: zoo.WA(model, partial(SGD, lr=0.03, momentum=0.9))
     if name == "L2P":
         return lambda model: zoo.L2P(vit_like(model), partial(Adam, lr=0.01), pool=4, length=2, chosen=2)
     if name == "DualPrompt":

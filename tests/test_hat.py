@@ -173,7 +173,20 @@ class Skipping(nn.Module):
         return self.head(h + self.second(h))
 
 
+class ChannelsLast(nn.Module):
+    """A network that flattens the places of an image before its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 4, 3), nn.Linear(144, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x / 255).relu().movedim(1, -1).flatten(1))
+
+
 def test_what_it_cannot_learn_is_refused_in_one_sentence() -> None:
+    with pytest.raises(TypeError, match=r"in ChannelsLast the outputs of 'first' don't go through the layer .* in their order"):
+        run(HAT(ChannelsLast()), example_stream())
     with pytest.raises(TypeError, match="layers form a chain, and in Skipping the outputs of 'first' don't go through the layer"):
         run(HAT(Skipping()), example_stream())
     with pytest.raises(ValueError, match="HAT keeps what old tasks answer with as it is, and weight decay would move it"):
