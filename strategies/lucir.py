@@ -30,7 +30,8 @@ the budget, rounded down. Their herding adds up what is still missing of the mea
 iCaRL's. Old vectors get no gradient at all, where the code has a rate of 0. Everything else is as in `cosine_rehearsal`.
 
 Measured, own numbers (class-IL Split MNIST, one epoch in batches of 32, Mlp 400-400, capacity 500, SGD 0.03; nothing tuned):
-accuracy 0.789 ± 0.046 over 3 seeds, and 0.892 ± 0.000 with `finetune_epochs=20`.
+accuracy 0.789 ± 0.046 over 3 seeds, and 0.892 ± 0.000 with `finetune_epochs=20`. With that, `ResNet18(width=8, last_relu=False)`
+has 0.872 on `split_digits` with one seed (5 epochs in batches of 16, capacity 200, SGD 0.03 with momentum 0.9).
 """
 
 from __future__ import annotations
