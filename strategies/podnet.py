@@ -38,7 +38,8 @@ begin alike. The budget is rounded down; the authors' main results have 20 exemp
 `cosine_rehearsal`.
 
 Measured, own numbers (class-IL Split MNIST, one epoch in batches of 32, Mlp 400-400, so without feature maps, capacity 500, SGD
-0.03; nothing tuned): accuracy 0.882 ± 0.006 over 3 seeds.
+0.03; nothing tuned): accuracy 0.882 ± 0.006 over 3 seeds. `ResNet18(width=8, last_relu=False)` on CIFAR-10 as JPEG files (1,000
+images a class, 2 epochs, else the same) 0.255 with one seed: few steps for it.
 """
 
 from __future__ import annotations
