@@ -28,7 +28,7 @@ code has 1 / N for the farthest, which is the same unless there are less than k 
 the candidates, the first term of a value is 0, where the code fails. The code also takes a gradient of the batch alone, and drops
 it. Of the code's options the updates and retrievals of others are left out.
 
-Measured (class-IL Split MNIST, Mlp 400-400, one pass in batches of 32, memory of 500, two seeds): accuracy 0.775 ± 0.024.
+Measured (class-IL Split MNIST, Mlp 400-400, one pass in batches of 32, memory of 500, three seeds): accuracy 0.747 ± 0.051.
 """
 
 from __future__ import annotations
