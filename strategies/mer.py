@@ -30,7 +30,8 @@ replayed. With the same draws it ends in the same weights as this (`tests/test_m
 
 Measured: `clstream parity --data digits --per_task 150`, class-IL, batches of 10 as examples, one batch of each, beta 0.3: 0.857 ±
 0.023 over 3 seeds, Avalanche's 0.843 ± 0.011 (p = 0.43). An example costs batches * (1 + replay_batch) steps that can't be taken
-together, here 110: about as long as Avalanche's.
+together, here 110: about as long as Avalanche's. Class-IL Split MNIST, the first 1,000 samples of each task, batches of 32, Mlp
+100-100, algorithm 6 with the authors' options for 500 samples (`batches=1, place="last", beta=0.03`): 0.876 with one seed.
 """
 
 from __future__ import annotations
