@@ -75,13 +75,13 @@ def herding(features: Tensor, many: int) -> Tensor:
 
     None comes twice; of several that do it alike it is the first one. Int64, on the CPU.
     """
-    mean, total = features.mean(0), torch.zeros_like(features[0])
-    taken = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+    apart = features - features.mean(0)  # the mean of some rows of these is 0 where theirs is the mean of all
+    lengths, total = apart.square().sum(1), torch.zeros_like(apart[0])
     rows = list[Tensor]()
-    for count in range(1, min(many, len(features)) + 1):
-        row = (mean - (total + features) / count).square().sum(1).masked_fill(taken, torch.inf).argmin()
+    for _ in range(min(many, len(features))):
+        row = (lengths + 2 * (apart @ total)).argmin()  # |total + one more|^2, but for |total|^2
         rows.append(row)
-        total, taken = total + features[row], taken.index_fill(0, row, True)
+        total, lengths = total + apart[row], lengths.index_fill(0, row, torch.inf)
     return torch.stack(rows).cpu()
 
 
