@@ -11,7 +11,7 @@ Communications 11:4069), and github.com/GMvandeVen/brain-inspired-replay. Genera
     distillation              what is replayed has the softened outputs of the last network as its target, T = 2
     internal replay           what is replayed are features of a frozen part of the network: `streams.features`, see below
 
-A step minimises, with r = 1 / tasks so far, primes for what was replayed, and all of it weighing alike:
+A step minimises, with r = 1 / tasks so far and primes for what was replayed; no term has a weight of its own:
 
     r (L_C + L_R + L_V) + (1 - r) (L_D' + L_R' + L_V')
 
@@ -19,8 +19,8 @@ A step minimises, with r = 1 / tasks so far, primes for what was replayed, and a
     L_R  binary cross-entropy, mean over inputs ("mse": half of the squared error)
     L_V  (log q(z | x) - log sum over classes of p_c N(z; mean_c, variance_c)) / inputs, for the z that was drawn
 
-p is the label of a new sample, and for a replayed one the last network's softened answer, over old classes; gates are mixed by p in
-the same way. The class that a sample was drawn of is not its target.
+p, with which classes are mixed, is the label of a new sample, and for a replayed one the last network's softened answer, over old
+classes; gates are mixed by p in the same way. The class that a sample was drawn of is not its target.
 
 With `conditional=False` the prior is a unit normal, and the divergence exact; with `gated=0` there are no gates; with
 `distill=False` the target is the last network's label, and with all three it is replay through feedback alone (van de Ven &
@@ -29,10 +29,11 @@ Tolias 2018).
 Internal replay: the paper's network for natural images has convolutional layers that are trained before and frozen, and replays
 what they give. A stream of such features (`clstream.streams.features`, `--features`) is that; take `reconstruction="mse"`.
 
-Deviations: the code divides L_V of internal replay by the number of pixels, here by that of features. On a task-incremental stream
-each sample is drawn of one past task, of all alike, where the code draws for each a batch of its own; what competes is the same.
-The encoder is `model.features` of any network, and the decoder fully connected layers; the code mirrors convolutions without
-internal replay. What is generated isn't augmented again. A task that comes again counts as a further one.
+Deviations: gates are by class; those by task, which the code has for permuted MNIST, are left out. The code divides L_V of internal
+replay by the number of pixels, here by that of features. On a task-incremental stream each sample is drawn of one past task, of all
+alike, where the code draws for each a batch of its own; what competes is the same. The encoder is `model.features` of any network,
+and the decoder fully connected layers; the code mirrors convolutions without internal replay. What is generated isn't augmented
+again. A task that comes again counts as a further one.
 
 Measured (class-IL Split MNIST, Mlp 400-400, one pass in batches of 32, active_classes="seen", 3 seeds): accuracy 0.703 ± 0.028;
 `DGR` has 0.527 ± 0.083 so. The paper's 10,000 steps on batches of 128 were not run.

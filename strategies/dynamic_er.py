@@ -3,13 +3,13 @@
 Yan, Xie, He 2021, "DER: Dynamically Expandable Representation for Class Incremental Learning"; here DynamicER, since `DER` is dark
 experience replay. Form implemented, with n old classes, m new ones (those of the session that goes on), extractors F_1, ..., F_t:
 
-expansion   a session with a class that never came begins with a new extractor F_t, which begins as the one before it; that one is
-            frozen, in evaluation mode. Super-feature u = [F_1(x), ..., F_t(x)]
+expansion   a session with a class that never came begins with a new extractor F_t, which begins as the one before it, with `prune`
+            as that was with all of its channels; that one is frozen, in evaluation mode. Super-feature u = [F_1(x), ..., F_t(x)]
 loss        CE(H(u), y) + lambda_a CE(H_a(F_t(x)), y_a) + lambda_s L_S; in the first session without the second term
             H    linear, without bias: n + m outputs. What it had for old classes and extractors stays, the rest is drawn
             H_a  linear, without bias, anew in each session: m + 1 outputs; y_a is the new class, or one output for all old ones
 masks       with `prune`: m_i = sigmoid(s e_i) for channel i of F_t, s from 1 / s_max to s_max over the batches of a pass; the
-            gradient of e is that of s_max sigmoid(e) in place of sigmoid(s e), all as in HAT
+            gradient of e is that of s_max sigmoid(e) in place of sigmoid(s e), as in HAT, but without HAT's bounds on s e and e
             L_S = sum over layers of K |m_in| |m_out| / sum over layers of K c_in c_out, K the kernel's size, c the channels
             when the session ends, the channels with e <= 0 are taken out of F_t for good
 exemplars   by herding on u, as in iCaRL (`clstream.strategy.exemplars`), capacity / (n + m) of each class
@@ -21,11 +21,12 @@ answer      the highest output of H of the classes that came
 The defaults are those of the authors' configuration for CIFAR-100 in ten steps: T = 5, 30 passes at 0.1. Their code leaves masks
 out, and so does the default. The formulas of masks, and that H goes on, are as recalled from the paper; but for s_max in the
 gradient of e, without which e hardly moves in few steps: that is HAT's. In the code H is drawn anew in each session
-(`inherit=False`), and once more after 10 passes of warm-up, which is left out here. In PyCIL H goes on, has biases, and has its
-weights aligned, as in WA, in place of the classifier's stage. lambda_a is 1 in both; what lambda_s, s_max and the first e are (1
-here: open), no code tells.
+(`inherit=False`), and with H_a once more after 10 passes of warm-up, which is left out here. In PyCIL H goes on, has biases, and
+has its weights aligned, as in WA, in place of the classifier's stage. lambda_a is 1 in both. No code tells lambda_s, s_max or where
+e begins: here at 1, so that all channels are open.
 
-Deviations: H learns the exemplars in its stage, where the code draws as many of each class at random. Masks are of channels that
+Deviations: H learns the exemplars in its stage, where the code draws samples of each class at random, as many as old classes had
+until then; and the stage draws H as a session does, where the code draws it as `nn.Linear` does. Masks are of channels that
 reach the features through one further layer alone (`clstream.strategy.channel_masks`): those within residual blocks, not those that
 blocks add up. At least one channel of a layer stays. A session of known classes alone learns on with the newest extractor.
 
@@ -167,7 +168,7 @@ class DynamicER(Rehearsal):
             self.optimizer.add_param_group({"params": list(self.embeddings), "weight_decay": 0.0})
 
     def drawn(self, outputs: int, width: int) -> Outputs:
-        """Return a linear layer drawn from N(0, 1 / width), as the authors' code does."""
+        """Return a linear layer drawn from N(0, 1 / width), as the authors' code does at a session's start."""
         return Outputs((torch.randn(outputs, width, generator=self.random) / math.sqrt(width)).to(self.new_classes.device))
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ Aljundi, Chakravarty, Tuytelaars 2017, "Expert Gate: Lifelong Learning with a Ne
 
 1. An undercomplete autoencoder of one layer learns its inputs t, from 0 to 1, by cross-entropy, with Adagrad:
    t^ = sigmoid(W' relu(W t + b) + b'); its error is Er(t) = sum over inputs of (t^ - t)^2
-2. With Er_a the mean error of task a's autoencoder over samples of task k that were held out of 1., the relatedness is
+2. With Er_a the mean error of task a's autoencoder over samples of task k that were held out from 1., the relatedness is
 
        Rel(k, a) = 1 - (Er_a - Er_k) / Er_k
 
@@ -15,7 +15,7 @@ Aljundi, Chakravarty, Tuytelaars 2017, "Expert Gate: Lifelong Learning with a Ne
 
 An answer is that of one expert, that of the greatest exp(-Er_i / T) / sum over j of exp(-Er_j / T), T = 2; classes of other tasks
 have -inf. With the task given, its expert answers, and no gate is asked. What an expert and an autoencoder answer stays the same
-bits once the task is over.
+bit for bit once the task is over.
 
 The paper's autoencoder is over features of a pre-trained AlexNet, standardised, then through a sigmoid. Here it is over the inputs
 of the stream: bytes divided by 255, others standardised by each input's mean and deviation in the first session, then through a
@@ -24,10 +24,10 @@ too then, where the paper's are whole networks.
 
 Other deviations: a temperature doesn't change which expert is asked; it counts for `gate_probabilities` alone. If a task has
 several sessions, its autoencoder learns each, and its expert is chosen in the first. Weights of the autoencoder begin as
-`nn.Linear` has them, where the code has a sparse initialisation, and there is no weight decay. The paper may also ask several
-experts; here it is one. A task that comes again gets a further expert. `lwf_weight` 0.01 and T = 2 in LwF are those of Avalanche
-0.6.0, which says that they are the paper's; its gate asks one expert for a whole batch, by the error of all of it, and trains the
-autoencoder on squared errors.
+`nn.Linear` has them, where the code has a sparse initialisation, and there is no weight decay. The code's own example has a code of
+500, 100 passes and batches of 12. The paper may also ask several experts; here it is one. A task that comes again gets a further
+expert. `lwf_weight` 0.01 and T = 2 in LwF are those of Avalanche 0.6.0, which says that they are the paper's; its gate asks one
+expert for a whole batch, by the error of all of it, and trains the autoencoder on squared errors.
 
 Measured (class-IL Split MNIST, Mlp 400-400, one pass in batches of 32, three seeds): accuracy 0.915 ± 0.008.
 """

@@ -14,9 +14,9 @@ drawn from all that is kept, without repeats, and with g the function that was k
 The function is what the outputs stand for: their softmax; with several labels their sigmoids, with values the outputs themselves.
 Outputs that don't compete for a sample are 0 in it: with `active_classes="seen"`, f is over the classes that came by now, and g
 over those that had come then. Labels of kept samples are not learned again. It needs task boundaries. All tasks have the same share
-of the memory, which shrinks as tasks come: each keeps a random part of what it had. While a task goes on, the memory has a uniform
-sample of its first pass beside it, of the size of its share to come. A task that comes again keeps a part of both samples, with the
-function as it is at its newest end.
+of the memory, which shrinks as tasks come: each keeps a random part of what it had. While a task goes on, a reservoir beside the
+memory samples the task's first pass; it is as large as the task's share will be, so up to that many are held beyond `capacity`. A
+task that comes again keeps a part of both samples, with the function as it is at its newest end.
 
 The paper's text was not at hand: the forms are those of its abstract and of Mammoth's fdr.py (the code of Buzzega et al. 2020, who
 compare with it). That code takes an option alpha and doesn't use it: `alpha=1` is what it does. It computes the shares from the
@@ -57,7 +57,7 @@ class FDR(Strategy):
     Args:
         model: (n, *input_shape) raw inputs to (n, classes) logits, or to values.
         optimizer: makes the optimizer from the model's parameters.
-        capacity: the most samples that are kept, of all tasks together; at least as many as there are tasks.
+        capacity: the most samples that are kept of all past tasks together; at least as many as there are tasks.
         replay_batch: how many kept samples are drawn for each batch, at most all. None: as many as the batch holds.
         alpha: weight of the distance.
         steps: "alternate" (a step on the batch, then one on the distance) or "sum" (one step on both).

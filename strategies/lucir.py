@@ -18,16 +18,17 @@ finetuning  when a session has ended, `finetune_epochs` passes over the exemplar
 answer      the highest output of the classes that came. `ClassMeans` around it answers by nearest means of exemplars
 
 The defaults are those of the authors' scripts for CIFAR-100: lambda_base 5 (10 for ImageNet), margin 0.5, K = 2, and no finetuning,
-which their scripts have for ImageNet alone, with 20 passes. Features are to have both signs: the authors leave out the last ReLU.
-`ResNet18(last_relu=False)` does; with an Mlp, whose features are never negative, it is another network than theirs.
+which their scripts have for ImageNet with 1,000 classes alone, with 20 passes. Features are to have both signs: the authors leave
+out the last ReLU. `ResNet18(last_relu=False)` does; with an Mlp, whose features are never negative, it is another network than
+theirs.
 
 Conflicts: as recalled, the paper prints lambda with sqrt(m / n), and says that it grows as new classes get fewer: the authors' code
 and FACIL have sqrt(n / m), the code for PODNet sqrt((n + m) / m). As recalled, the paper's L_mr is a sum over k; the codes average,
 and so lambda_mr = K is the sum. FACIL leaves out imprinting.
 
 Deviations: the authors' main results have 20 exemplars of each class whatever their number, with a budget as an option; here it is
-the budget, rounded down. Their herding adds up what is still missing of the mean, and may leave less of it than ours, which is
-iCaRL's. Old vectors get no gradient at all, where the code has a rate of 0. Everything else is as in `cosine_rehearsal`.
+the budget, rounded down. Their herding may pick a sample again, which counts in its sum and adds no exemplar; ours picks none
+twice. Everything else is as in `cosine_rehearsal`.
 
 Measured, own numbers (class-IL Split MNIST, one epoch in batches of 32, Mlp 400-400, capacity 500, SGD 0.03; nothing tuned):
 accuracy 0.789 ± 0.046 over 3 seeds, and 0.892 ± 0.000 with `finetune_epochs=20`. With that, `ResNet18(width=8, last_relu=False)`

@@ -10,28 +10,29 @@ up the gradients of the samples of these. For each example that comes, with w th
     w <- a + gamma (w - a)                                                                  (Reptile across batches)
     the example is offered to the memory, a reservoir
 
-The others of its algorithms are options: 6 is `batches=1, place="last"`, with their gamma as `beta`, and 7 `batches=1,
-place="random", current_factor=s`, by which the loss of the example is multiplied. The defaults are those of the authors' script for
-algorithm 1 with a memory of 500 on rotated MNIST (lr 0.1, beta 0.01, gamma 1, ten batches of an example and ten past samples). It
-needs no task boundaries. Augmented samples are augmented afresh at each step; momentum runs on across all of these steps.
+The others of its algorithms are options, in both of which their gamma is `beta`: 6 is `batches=1, place="last"`, and 7 `batches=1,
+place="random", current_factor=...`, the factor of the example's loss (their s there, which is not the s of algorithm 1). The
+defaults are those of the authors' script for algorithm 1 with a memory of 500 on rotated MNIST (lr 0.1, beta 0.01, gamma 1, ten
+batches of an example and ten past samples). It needs no task boundaries. Augmented samples are augmented afresh at each step;
+momentum runs on across all of these steps.
 
 examples="single"  each sample of the stream's batch is an example of its own, in its order: the paper's, whose batches are of 1
 examples="batch"   all of it is one example: a step on each of its samples, one by one (as Avalanche's)
 steps="batch"      one step on the example and the past samples together, in place of one on each (as Mammoth's, whose batches are
                    of 1, and which has both Reptile updates)
 
-A sample is drawn once for a batch; the authors' code draws each by itself. Theirs keeps the n-th example with probability
-capacity / (n + 1), here capacity / n; and skips the first one of all in algorithm 7. Only parameters take part in Reptile: theirs
-averages buffers too. Networks whose batch norm can't learn a single sample need `steps="batch"`. With several epochs (the paper has
-one) a session is offered in its first pass only.
+A sample is drawn once for a batch; the authors' code draws each by itself. Theirs keeps the n-th example with probability capacity
+/ (n + 1), here capacity / n; and in algorithm 7 it stores the very first example without learning it. Only parameters take part in
+Reptile: theirs averages buffers too. Networks whose batch norm can't learn a single sample need `steps="batch"`. With several
+epochs (the paper has one) a session is offered in its first pass only.
 
 Avalanche's, read: examples are batches, the memory takes in an experience when it is over, so that none of its own samples are
 replayed. With the same draws it ends in the same weights as this (`tests/test_mer.py`).
 
 Measured: `clstream parity --data digits --per_task 150`, class-IL, batches of 10 as examples, one batch of each, beta 0.3: 0.857 ±
-0.023 over 3 seeds, Avalanche's 0.843 ± 0.011 (p = 0.43). An example costs batches * (1 + replay_batch) steps that can't be taken
-together, here 110: about as long as Avalanche's. Class-IL Split MNIST, the first 1,000 samples of each task, batches of 32, Mlp
-100-100, algorithm 6 with the authors' options for 500 samples (`batches=1, place="last", beta=0.03`): 0.876 with one seed.
+0.023 over 3 seeds, Avalanche's 0.843 ± 0.011 (p = 0.43). By the defaults an example costs batches * (1 + replay_batch) = 110 steps,
+one after the other; with `steps="batch"` it costs `batches`. Class-IL Split MNIST, the first 1,000 samples of each task, batches of
+32, Mlp 100-100, algorithm 6 with the authors' options for 500 samples (`batches=1, place="last", beta=0.03`): 0.876 with one seed.
 """
 
 from __future__ import annotations

@@ -17,13 +17,14 @@ their length, with temperature 5, a mean over heads. `future="cross_entropy"` is
 first term is over the present and future outputs together.
 
 The memory holds samples of ended tasks alone, as many of each class. When a task ends, new ones get the outputs f(x), and then all
-outputs are brought up to date, as they are too in a step, of a past sample drawn for the n-th time in a task with probability 1/n:
+kept outputs are brought up to date. In a step too: those of a past sample that is drawn for the n-th time in this task, with
+probability 1/n. To bring them up to date means:
 
     of an old sample   the present and future outputs are put in the place of those kept          (what came since is implanted)
     of a new one       the past outputs are those that it has
     in both            if the greatest, t, of these is above the output l of the label, all are multiplied by gamma * l / t
 
-That keeps them below l where l is above 0; below it the code's formula doesn't, and is as it is.
+That keeps them below l where l is above 0. Where it isn't, the code's formula does not; it is left so.
 
 What future heads are: the outputs of the network that no class has had so far, in their order, as many for a head as the present
 task has classes (what is left over is in none; if there are fewer in all, they are one head). So nothing is known of which classes
@@ -32,19 +33,21 @@ are none: past and present are treated as above, and nothing is prepared. Output
 then implanted when they are drawn first, and left out of the squared error before. Beyond the last task nothing is in the future
 either.
 
-Deviations: outputs that are kept are those of the inputs as they are, in evaluation mode; the code's are of augmented ones in
-training mode. What is left over when the memory is shared goes to the newest classes, in their order. A class that comes again is
-present again; its old samples and its new ones are chosen from at random. Answers are over the classes that came. On a task-
-incremental stream cross-entropies are over the outputs of a sample's own task. Later versions of the code leave the past
-constraint out (`past_constraint=False`), have lambd 0.05 and 4 views, and add a batch's samples to draws for batch norm. Its X-DER
-with cross-entropy replays in the first task too, as DER++, and implants present outputs alone when a task ends. These
-are left out, and so is X-DER with a fixed simplex for a head. With `lambd=0` nothing but the future constraint prepares the future.
-A further run forgets the samples, since no class came in it yet.
+Deviations: outputs that are kept when a task ends are those of the inputs as they are, in evaluation mode; the code's are of
+augmented ones in training mode, as are those of a step here too. What is left over when the memory is shared goes to the newest
+classes, in their order. A class that comes again is present again; its old samples and its new ones are chosen from at random.
+Answers are over the classes that came. On a task-incremental stream cross-entropies are over the outputs of a sample's own task.
+The forms are those of xder.py of January 2022 and xder_ce.py of September 2022. Since December 2024 the code leaves the past
+constraint out (`past_constraint=False`), has lambd 0.05 and 4 views, contrasts the whole batch, adds a batch's samples to draws for
+batch norm, and has the present outputs alone in the first term of X-DER with cross-entropy. xder_ce.py also replays in the first
+task, as DER++, and implants present outputs alone when a task ends. These are left out, and so is X-DER with a fixed simplex for a
+head. With `lambd=0` nothing but the future constraint prepares the future. A further run forgets the samples, since no class came
+in it yet.
 
 Measured (class-IL Split MNIST, 1 epoch, batch 32, Mlp 400-400, all by default, not tuned): 0.771 ± 0.004 over 3 seeds, less than
 DER++ has there. Earlier tasks have 0.80 to 0.98, the newest one 0.24 to 0.32: until it is replayed, nothing but the past constraint
-sets its outputs against past ones, and a pass is few steps for that; the authors learn for 50 epochs. Each step's loss is that of
-the formulas by slices of outputs, for both forms (`tests/test_xder.py`).
+sets its outputs against past ones, with a gradient of at most eta / 4, which vanishes where past outputs are far above. Each step's
+loss is that of the formulas by slices of outputs, for both forms (`tests/test_xder.py`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Exemplars: what ICaRL, BiC, WA, LUCIR, PODNet and DynamicER share. A session is learned beside few samples of each class.
 
 A session is what these papers have as a batch of classes; those that come in it are new, all others old. Each pass goes over the
-session's samples and all exemplars, shuffled: a step takes a batch of the session, and its share of the exemplars. When the session
-ends, each class keeps the first capacity / classes of its samples in the order of their herding: with f the features divided by
-their length, the k-th is the one that brings the mean of the first k nearest to the mean of all. Old classes keep their first ones.
+session's samples and all exemplars, shuffled: a step takes a batch of the session, and its share of the exemplars (the codes
+shuffle both together into batches of one size, so that a pass has more steps). When the session ends, each class keeps the first
+capacity / classes of its samples in the order of their herding: with f the features divided by their length, the k-th is the one
+that brings the mean of the first k nearest to the mean of all. Old classes keep their first ones.
 """
 
 from __future__ import annotations
