@@ -26,7 +26,7 @@ code's mirrors its layers. In the code the classes that came compete: `active_cl
 
 Avalanche's GenerativeReplay learns the generator after the solver, from the second task on beside what it drew itself, and joins
 x' to the batch, so that all samples weigh alike: r = 1/2. For that r, with the same x', the steps of the solver are the same
-(`tests/test_dgr.py`).
+(`tests/test_generative_replay.py`).
 
 Measured (class-IL Split MNIST, Mlp 400-400, one pass in batches of 32, active_classes="seen" as in van de Ven & Tolias, 3 seeds):
 accuracy 0.527 ± 0.083, distilled 0.462 ± 0.042. The generator has 1,875 steps there. With 9,870 steps on batches of 128 one run
