@@ -22,9 +22,9 @@ WRAPPERS = {"ClassMeans": "`ClassMeans` around `Replay`", "Refresh": "`Refresh` 
 
 
 def readme_table(records: Sequence[Record], root: Path) -> str:
-    """Return the class-incremental results of each method on each stream, best first on the first one.
+    """Return the class-incremental results of the methods that were tuned for all streams, best first on the first one.
 
-    "nan": with the options chosen for it, the loss of some seed is not finite; "open": nothing was chosen yet.
+    "nan": with the options chosen for it, the loss of some seed is not finite.
     """
     runs: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -34,7 +34,8 @@ def readme_table(records: Sequence[Record], root: Path) -> str:
     def accuracy(method: str) -> float:
         return mean(record.metrics["average_accuracy"] for record in runs[method, next(iter(STREAMS))])
 
-    methods = sorted({method for method, stream in runs if stream == next(iter(STREAMS))}, key=accuracy, reverse=True)
+    tuned = {method for method, stream in runs if all((root / TUNED / f"{method}-{name}.yaml").exists() for name in STREAMS)}
+    methods = sorted((method for method in tuned if (method, next(iter(STREAMS))) in runs), key=accuracy, reverse=True)
     lines = [
         f"| | {' | '.join(f'{title}: accuracy | forgetting' for title in STREAMS.values())} | kept | TFLOP |",
         "|---" * (2 * len(STREAMS) + 3) + "|",
@@ -43,8 +44,7 @@ def readme_table(records: Sequence[Record], root: Path) -> str:
         cells = []
         for stream in STREAMS:
             if (method, stream) not in runs:
-                ended = "nan" if (root / TUNED / f"{method}-{stream}.yaml").exists() else "open"
-                cells += [ended, ended]
+                cells += ["nan", "nan"]
                 continue
             metrics = [record.metrics for record in runs[method, stream]]
             interval = mean_interval([values["average_accuracy"] for values in metrics])
