@@ -162,10 +162,10 @@ class FDR(Strategy):
         shares = self.shares(list(kept))
         kept = {task: self.some(samples, shares[task]) for task, samples in kept.items()}
         kept[event.task.id] = self.with_function(kept[event.task.id])
-        first, *others = kept.values()
-        for other in others:
-            first = first + other
-        self.past, self.counts = first, {task: len(samples) for task, samples in kept.items()}
+        past, *later = kept.values()
+        for samples in later:
+            past = past + samples
+        self.past, self.counts = past, {task: len(samples) for task, samples in kept.items()}
 
     def shares(self, tasks: list[int]) -> dict[int, int]:
         """Return how many samples of each task are kept: all the same, and of what is left one each for the first tasks."""
