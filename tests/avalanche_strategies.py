@@ -65,3 +65,58 @@ def maker(avalanche: Import, name: str, net: str = "single", momentum: float = 0
         )  # fmt: skip
 
     return make
+
+
+OPTIONS: dict[str, Any] = {"train_mb_size": 10, "train_epochs": 2, "evaluator": None}
+
+
+def naive(avalanche: Import, model: nn.Module, plugin: Any) -> Any:
+    optimizer = SGD(model.parameters(), 0.05)
+    return avalanche("training.supervised").Naive(
+        model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), plugins=[plugin], **OPTIONS
+    )
+
+
+def icarl(avalanche: Import) -> Any:
+    net = single(avalanche)
+    return avalanche("training.supervised").ICaRL(
+        feature_extractor=net.stages, classifier=net.head, optimizer=SGD(net.parameters(), 0.05), memory_size=60,
+        buffer_transform=None, fixed_memory=True, eval_mb_size=100, **OPTIONS,
+    )  # fmt: skip
+
+
+def scr(avalanche: Import) -> Any:
+    model = avalanche("models").SCRModel(single(avalanche).stages, nn.Linear(20, 20))
+    return avalanche("training.supervised").SCR(
+        model=model, optimizer=SGD(model.parameters(), 0.05), mem_size=60, batch_size_mem=20, eval_mb_size=100, **OPTIONS
+    )
+
+
+def gss(avalanche: Import) -> Any:
+    plugin = avalanche("training.plugins").GSS_greedyPlugin(mem_size=60, mem_strength=3, input_size=[1, 8, 8])
+    return naive(avalanche, single(avalanche), plugin)
+
+
+def packnet(avalanche: Import) -> Any:
+    theirs = avalanche("models.packnet")
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+    return naive(avalanche, theirs.PackNetModel(layers), theirs.PackNetPlugin(1, 0.5))
+
+
+def pnn(avalanche: Import) -> Any:
+    model = avalanche("models").PNN(2, 64, 20)
+    return avalanche("training.supervised").PNNStrategy(
+        model=model, optimizer=SGD(model.parameters(), 0.05), criterion=nn.CrossEntropyLoss(), **OPTIONS
+    )
+
+
+BUILT = {"iCaRL": icarl, "SCR": scr, "GSS": gss, "PackNet": packnet, "PNN": pnn}
+"""Those that take networks or loops of their own."""
+
+
+def builder(avalanche: Import, name: str) -> Make:
+    def make() -> Any:
+        torch.manual_seed(0)
+        return BUILT[name](avalanche)
+
+    return make

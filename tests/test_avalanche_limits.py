@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from avalanche_strategies import Import, benchmark, maker
+from avalanche_strategies import BUILT, Import, benchmark, builder, maker
 from clstream.strategies import EWCPenalty, WithDetectedBoundaries
 from clstream.strategies.avalanche import AvalancheStrategy, strategy_class
 from clstream.strategies.avalanche.introspection import needs_boundaries
@@ -41,6 +41,21 @@ def test_a_run_of_theirs_resumes_exactly(avalanche: Import, name: str, options: 
     if name == "Replay":
         checks["evaluates_without_trace"]()
         checks["leaves_the_caller_alone"]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILT)
+def test_networks_of_theirs_resume_exactly(avalanche: Import, name: str) -> None:
+    """Class means, masks and columns that came to be within the run are there again."""
+    from clstream.checks.recorders import Checkpoints
+
+    options: dict[str, Any] = {"task_labels": True} if name in ("PackNet", "PNN") else {}
+    stream = from_avalanche(benchmark(avalanche, **options), epochs=2, batch_size=10)
+    make, whole = builder(avalanche, name), Checkpoints(step=90)
+    expected = run(AvalancheStrategy(make()), stream, whole)
+    for number in range(len(whole.written) - 1):
+        result = run(AvalancheStrategy(make()), stream, Checkpoints(every=0), resume=whole.load(number))
+        assert torch.equal(result.accuracy, expected.accuracy) and torch.equal(result.task_accuracy, expected.task_accuracy)
 
 
 def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:

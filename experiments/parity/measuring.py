@@ -23,6 +23,7 @@ from clstream.strategies import AvalancheStrategy
 from clstream.strategies.avalanche.session_dataset import quiet
 from clstream.streams import from_tensors, split_digits, split_mnist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from clstream import Evaluated, SessionStarted, Strategy, Stream, TaskEnded, metrics, on, run
@@ -46,7 +47,8 @@ class Measured:
         method: of `METHODS`, by name.
         kind: of `KINDS`.
         seed: of the initial weights, of the order of batches and of all draws.
-        accuracy, task_accuracy: mean over tasks at the end, without and with the task given.
+        accuracy, task_accuracy: mean over tasks at the end, without and with the task given; both with it, on a task-incremental
+            stream.
         forgetting: best earlier minus last, mean over tasks but the last.
         seconds: that the training took.
 
@@ -62,11 +64,14 @@ class Measured:
 
 
 class Labelled(TensorDataset):
-    """A TensorDataset with the `targets` that Avalanche asks for."""
+    """A TensorDataset with the `targets` that Avalanche asks for, and labels that are whole numbers, as torchvision's."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         super().__init__(x, y)
-        self.targets = y.tolist()
+        self.targets: list[int] = y.tolist()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.tensors[0][index], self.targets[index]
 
 
 class Stopwatch:
@@ -137,10 +142,16 @@ def run_on_our_engine(strategy: Strategy, stream: Stream, seed: int) -> tuple[Te
 
 
 def run_in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor, Tensor, float]:
-    """Return the same of Avalanche's own loop over the same samples, in an order of its own; the answers are judged here."""
-    wrap = import_avalanche("benchmarks.utils")._make_taskaware_classification_dataset
-    parts = [wrap(Labelled(task.train[:].x, task.train[:].y), task_labels=0) for task in stream.tasks]
-    benchmark = import_avalanche("benchmarks").benchmark_from_datasets(train=parts)
+    """Return the same of Avalanche's own loop over the same samples, in an order of its own; the answers are judged here.
+
+    On a task-incremental stream a task that has not come yet has none: 0.
+    """
+    told, parts = stream.scenario == "task", [task.train[:] for task in stream.tasks]
+    data = Labelled(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+    order = [label for task in stream.tasks for label in task.classes]
+    make = import_avalanche("benchmarks").nc_benchmark
+    benchmark = make(data, data, len(parts), task_labels=told, fixed_class_order=order)
+    forward = import_avalanche("models").avalanche_forward
     tests = [(task, task.test[:]) for task in stream.tasks]
     rows, task_rows, seconds = [], [], 0.0
     with isolated(seed, "their loop"):
@@ -151,9 +162,15 @@ def run_in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor,
             seconds += time.perf_counter() - begin
             strategy.model.eval()
             row, task_row = [], []
-            with torch.inference_mode():
+            with torch.no_grad():  # their PackNet writes to its masks when it is asked
                 for task, samples in tests:
-                    scores = strategy.model(samples.x)
+                    if told and task.id > len(rows):
+                        row.append(0.0)
+                        task_row.append(0.0)
+                        continue
+                    scores = forward(strategy.model, samples.x, torch.full_like(samples.y, task.id * told))
+                    lacking = stream.classes - scores.shape[1]  # of classes to come: a score below all others
+                    scores = F.pad(scores, (0, lacking), value=torch.finfo(scores.dtype).min)
                     inside = scores.masked_fill(~allowed(task, scores), float("-inf"))
                     row.append(float((scores.argmax(1) == samples.y).double().mean()))
                     task_row.append(float((inside.argmax(1) == samples.y).double().mean()))
@@ -164,6 +181,7 @@ def run_in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor,
 
 def measure(method: Method, stream: Stream, seed: int) -> Iterator[Measured]:
     """Yield the runs of a method with one seed, of each kind."""
+    stream = replace(stream, scenario=method.scenario, epochs=method.epochs)
     net = make_model(stream, seed)
     given = sort_by_class(stream) if method.by_class else stream
 
@@ -180,6 +198,8 @@ def measure(method: Method, stream: Stream, seed: int) -> Iterator[Measured]:
 
     for kind in KINDS:
         accuracy, task_accuracy, seconds = of(kind)
+        if method.scenario == "task":
+            accuracy = task_accuracy
         yield Measured(
             method.name, kind, seed, metrics.average_accuracy(accuracy), metrics.average_accuracy(task_accuracy),
             metrics.forgetting(accuracy), seconds,

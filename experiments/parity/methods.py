@@ -42,19 +42,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from clstream.strategies import AGEM, ERACE, EWC, GEM, MAS, MER, SI, DERpp, Finetune, GDumb, Joint, LwF, Replay, RWalk
+from clstream.strategies import (
+    AGEM, ERACE, EWC, GEM, GSS, MAS, MER, PNN, SCR, SI, DERpp, Finetune, GDumb, ICaRL, Joint, LwF, PackNet, Replay, RWalk,
+)  # fmt: skip
 from torch import Tensor, nn
 
-from clstream import BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
+from clstream import Batch, BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
 from clstream.avalanche.imports import import_avalanche
+from clstream.losses import supervised_contrastive
 from clstream.memory import ClassBalanced
 
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
 MAS_LAMBDA, RWALK_LAMBDA, MARGIN, MER_BETA = 0.1, 10.0, 0.5, 0.3
+WIDTH, GRADIENTS = 100, 5
 EWC_LAMBDA, SI_LAMBDA, SI_EPSILON, LWF_ALPHA, TEMPERATURE = 100.0, 2000.0, 0.1, 2.0, 2.0
 
 Make = Callable[[nn.Module], Any]
-SGD = partial(torch.optim.SGD, lr=LR)
+SGD, FASTER = partial(torch.optim.SGD, lr=LR), partial(torch.optim.SGD, lr=10 * LR)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Method:
         within: what theirs is made and run in.
         by_class: whether theirs is given the samples class by class.
         apart: whether both are known to differ, for the reason given in the module; then the row says how much.
+        scenario: "class", or "task" for what needs the task to answer.
+        epochs: passes over each task.
 
     """
 
@@ -76,6 +82,8 @@ class Method:
     within: Callable[[], AbstractContextManager[None]] = nullcontext
     by_class: bool = False
     apart: bool = False
+    scenario: str = "class"
+    epochs: int = 1
 
 
 class ReplayFilledAfterwards(Replay):
@@ -150,6 +158,49 @@ class MERFilledAfterwards(MER):
         self.memory.add(event.task.train[:])
 
 
+class SCRAsAvalanche(SCR):
+    """SCR as Avalanche's: features of length 1 go into the projection, and its memory takes in a task when it is over."""
+
+    def loss(self, samples: Samples) -> Tensor:
+        """Return the contrastive loss, of a sample and the same again."""
+        for past in self.drawn_for(samples):
+            samples = samples + past
+        features = self.unit_features(samples.x).repeat(2, 1)
+        return self.scale * supervised_contrastive(self.projection(features), samples.y.repeat(2), self.temperature)
+
+    @on(BatchLearned)
+    def remember(self, event: BatchLearned) -> None:
+        """Keep nothing yet."""
+
+    @on(TaskEnded)
+    def fill(self, event: TaskEnded) -> None:
+        """Offer the whole task."""
+        self.memory.add(event.task.train[:])
+
+
+class GSSAsAvalanche(GSS):
+    """GSS as Avalanche's: a draw of what was kept when the task began joins the batch, and all of it is offered before the step."""
+
+    kept: Samples | None = None
+
+    @on(TaskStarted)
+    def note(self, event: TaskStarted) -> None:
+        """Note what is kept."""
+        self.kept = self.memory.all() if len(self.memory) else None
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Offer a batch and what is drawn, then take one step on both."""
+        samples = batch.samples
+        if self.kept is not None:
+            samples = samples + self.kept[torch.randint(len(self.kept), (BATCH,), generator=self.memory.random)]
+        self.model.eval()
+        self.offer(samples)
+        self.model.train()
+        loss = self.objective(samples)
+        self.step(loss)
+        return loss.detach()
+
+
 @contextmanager
 def copies() -> Any:
     """Have Avalanche's SI note copies of the weights, as it does where the weights are not on the CPU."""
@@ -173,8 +224,8 @@ def their(name: str, **options: Any) -> Make:
 
     def make(net: nn.Module) -> Any:
         return getattr(import_avalanche("training.supervised"), name)(
-            model=net, optimizer=SGD(net.parameters()), criterion=nn.CrossEntropyLoss(), train_mb_size=BATCH, train_epochs=1,
-            eval_mb_size=2048, evaluator=None, **options,
+            model=net, optimizer=SGD(net.parameters()), criterion=nn.CrossEntropyLoss(), train_mb_size=BATCH, eval_mb_size=2048,
+            evaluator=None, **{"train_epochs": 1, **options},
         )  # fmt: skip
 
     return make
@@ -199,6 +250,59 @@ def their_rwalk(net: nn.Module) -> Any:
     """Return Avalanche's plain strategy with its plugin of RWalk."""
     plugin = import_avalanche("training.plugins").RWalkPlugin(ewc_lambda=RWALK_LAMBDA, ewc_alpha=0.9, delta_t=10)
     return their("Naive", plugins=[plugin])(net)
+
+
+def their_icarl(net: nn.Module) -> Any:
+    """Return Avalanche's iCaRL of the net's layers and its head."""
+    return import_avalanche("training.supervised").ICaRL(
+        feature_extractor=net.stages, classifier=net.head, optimizer=FASTER(net.parameters()), memory_size=CAPACITY,
+        buffer_transform=None, fixed_memory=True, train_mb_size=BATCH, train_epochs=1, eval_mb_size=2048, evaluator=None,
+    )  # fmt: skip
+
+
+def our_scr(net: nn.Module) -> Strategy:
+    """Return SCR with Avalanche's loss."""
+    return SCRAsAvalanche(
+        net, SGD, CAPACITY, memory="class_balanced", temperature=0.1, base_temperature=0.07, width=WIDTH, views="stream"
+    )
+
+
+def their_scr(net: nn.Module) -> Any:
+    """Return Avalanche's SCR of the net's layers, without augmentation."""
+    projection = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+    model = import_avalanche("models").SCRModel(net.stages, projection)
+    return import_avalanche("training.supervised").SCR(
+        model=model, optimizer=SGD(model.parameters()), mem_size=CAPACITY, temperature=0.1, train_mb_size=BATCH,
+        batch_size_mem=100, train_epochs=1, eval_mb_size=2048, evaluator=None,
+    )  # fmt: skip
+
+
+def their_gss(net: nn.Module) -> Any:
+    """Return Avalanche's plain strategy with its plugin of GSS."""
+    width = net.stages[1].in_features
+    plugin = import_avalanche("training.plugins").GSS_greedyPlugin(mem_size=CAPACITY, mem_strength=GRADIENTS, input_size=[width])
+    return their("Naive", plugins=[plugin])(net)
+
+
+def their_packnet(net: nn.Module) -> Any:
+    """Return Avalanche's plain strategy with its plugin of PackNet, the net's layers, and a head for each task."""
+    models, packnet = import_avalanche("models"), import_avalanche("models.packnet")
+
+    class Headed(packnet.PackNetModel):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__(net.stages)
+            self.heads = models.MultiHeadClassifier(WIDTH)
+
+        def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
+            scores: Tensor = self.heads(super().forward(x, task_labels), task_labels)
+            return scores
+
+    return their("Naive", train_epochs=3, plugins=[packnet.PackNetPlugin(1, 0.5)])(Headed())
+
+
+def their_pnn(net: nn.Module) -> Any:
+    """Return Avalanche's progressive network of as many layers of the same widths."""
+    return their("PNNStrategy")(import_avalanche("models").PNN(2, net.stages[1].in_features, WIDTH))
 
 
 def our_gdumb(net: nn.Module) -> Strategy:
@@ -248,6 +352,12 @@ METHODS = (
         lambda net: MERFilledAfterwards(net, SGD, CAPACITY),
         their("MER", mem_size=CAPACITY, batch_size_mem=BATCH, n_inner_steps=1, beta=MER_BETA, gamma=1.0),
     ),
+    Method("iCaRL", lambda net: ICaRL(net, FASTER, CAPACITY, form="mean"), their_icarl),
+    Method("SCR", our_scr, their_scr),
+    Method("GSS", lambda net: GSS(net, SGD, CAPACITY, BATCH, gradients=GRADIENTS), their_gss, apart=True),
+    Method("GSS, selecting as Avalanche's", lambda net: GSSAsAvalanche(net, SGD, CAPACITY, gradients=GRADIENTS), their_gss),
+    Method("PackNet", lambda net: PackNet(net, SGD), their_packnet, scenario="task", epochs=3),
+    Method("PNN", lambda net: PNN(net, SGD), their_pnn, scenario="task"),
     Method("Cumulative", lambda net: Joint(net, SGD, restart=False), their("Cumulative")),
     Method("Fine-tuning", lambda net: Finetune(net, SGD), their("Naive")),
 )  # fmt: skip

@@ -58,6 +58,7 @@ from clstream.strategies.avalanche.session_dataset import (
 )
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import default_collate
 
 from clstream.avalanche.imports import import_avalanche
 from clstream.bus import on
@@ -107,12 +108,12 @@ class AvalancheStrategy(Strategy):
             theirs.evaluator = evaluation()
         needy = needs_boundaries(theirs) if boundaries is None else boundaries
         identity = import_avalanche("benchmarks.utils.transform_groups").identity
-        self.functions = (identity, collate, torch.zeros)  # their data sets that come hold these
+        self.functions = (identity, collate, default_collate, torch.zeros)  # their data sets that come hold these
         self.parts = (AtBoundaries(),) if needy else ()
         self.classes, self.tells_tasks = 0, False  # of the stream
         der = import_avalanche("training.supervised").DER  # it copies train_mb_size when it is built, if it is given no other
         self.memory_batch = isinstance(strategy, der) and strategy.batch_size_mem == strategy.train_mb_size
-        self.sizes: list[int] | None = None  # number of classes of each session, where the stream shows them
+        self.coming: list[list[int]] | None = None  # the classes of each session, where the stream shows them
         self.seen: set[int] = set()
         self.by_label: dict[int, list[int]] = {}  # the classes that came with each task label
         self.own = False  # whether their loader would go over the session's own samples
@@ -149,14 +150,14 @@ class AvalancheStrategy(Strategy):
         stream: Any = event.stream
         self.theirs.device = torch.device(stream.device or "cpu")
         self.classes, self.tells_tasks, self.seen, self.by_label = stream.classes, stream.scenario == "task", set(), {}
-        self.sizes = [len(stream.labels(number).unique()) for number in range(len(stream))] if stream.boundaries else None
+        self.coming = [stream.labels(number).unique().tolist() for number in range(len(stream))] if stream.boundaries else None
 
     @on(RunContinued)
     def count_more(self, event: RunContinued) -> None:
-        """Take down how many classes the sessions to come have."""
-        if self.sizes is not None:
+        """Take down which classes the sessions to come have."""
+        if self.coming is not None:
             stream, first = event.stream, event.sessions
-            self.sizes = self.sizes[:first] + [len(stream.labels(number).unique()) for number in range(first, len(stream))]
+            self.coming = self.coming[:first] + [stream.labels(number).unique().tolist() for number in range(first, len(stream))]
 
     @on(SessionStarted)
     def open_experience(self, event: SessionStarted) -> None:
@@ -277,7 +278,10 @@ class AvalancheStrategy(Strategy):
             experience.task_label = experience.task_labels[0]
         for label in experience.task_labels:
             self.by_label[label] = sorted({*self.by_label.get(label, ()), *classes})
-        experience.benchmark = SimpleNamespace(n_classes_per_exp=self.sizes, n_classes=self.classes)
+        sizes = order = None
+        if self.coming is not None:
+            sizes, order = [len(labels) for labels in self.coming], [label for labels in self.coming for label in labels]
+        experience.benchmark = SimpleNamespace(n_classes_per_exp=sizes, classes_order=order, n_classes=self.classes)
         return experience, dataset
 
     def label_of(self, task: Task | None) -> int:
@@ -300,11 +304,16 @@ class AvalancheStrategy(Strategy):
         return not is_multi_task(self.model)
 
     def scores(self, x: Tensor, task: Task | None = None) -> Tensor:
-        """Return (n, classes), as their evaluation does; the lowest number for classes that no output is of yet."""
+        """Return (n, classes), as their evaluation does; the lowest number for classes that no output is of yet.
+
+        All classes score alike while a classifier by class means (that of their iCaRL and SCR) has no mean to compare with.
+        """
         model: Any = self.model
         dynamic = import_avalanche("models").DynamicModule
         if not self.classes and any(isinstance(module, dynamic) for module in model.modules()):
             raise RuntimeError(f"{type(model).__name__} gets its outputs in a run: it can't be asked before")
+        if any(getattr(module, "class_means_dict", None) == {} for module in model.modules()):
+            return torch.zeros(len(x), self.classes, device=x.device)
         if not is_multi_task(model):
             return self.pad_scores(self.outputs_for(x, torch.zeros(len(x), dtype=torch.int64, device=x.device)))
         label = self.label_of(task)
