@@ -28,6 +28,17 @@ GDumb: theirs keeps a uniform sample of each class, and takes in an experience b
     plain rate and no limit of the gradient's norm, as theirs.
 LwF: theirs distils by a divergence over the classes seen so far, without T^2: the same gradient as the cross-entropy.
 MER: theirs takes a batch for one example (ours: examples="batch"), and fills its memory when an experience is over.
+iCaRL: theirs goes over the samples of an experience and all exemplars in the same batches, so it takes more steps, and keeps up to
+    a sample more of each class. The loss of both is a mean over ten outputs (ours: form="mean"), at a rate that is ten times that
+    of the others.
+SCR: theirs makes features 1 long before its projection too, scales the loss by 0.1 / 0.07 (ours: base_temperature=0.07), fills its
+    memory when an experience is over, as many of each class, and draws halves of old and new class means. No augmentation.
+GSS: theirs scores and keeps samples at the forward pass, before the step, also those that come out of its memory, which it replays
+    from the second experience on, as it was when that began.
+PackNet: theirs lets pruned weights begin the next task with what they were, ours at 0. Both are given a head for each task: as it
+    is, theirs shares its output layer out among tasks too. Three passes, of which the last is after pruning.
+PNN: theirs leads the inputs to the first layer of each column through adapters too, has no lateral connections to its heads, and
+    begins its scales with the standard deviation 1, ours with 0.1.
 Cumulative: theirs is our Joint(restart=False).
 
 All learn the cross-entropy over all outputs, from the start (active_classes="all").
@@ -43,7 +54,25 @@ from typing import Any
 
 import torch
 from clstream.strategies import (
-    AGEM, ERACE, EWC, GEM, GSS, MAS, MER, PNN, SCR, SI, DERpp, Finetune, GDumb, ICaRL, Joint, LwF, PackNet, Replay, RWalk,
+    AGEM,
+    ERACE,
+    EWC,
+    GEM,
+    GSS,
+    MAS,
+    MER,
+    PNN,
+    SCR,
+    SI,
+    DERpp,
+    Finetune,
+    GDumb,
+    ICaRL,
+    Joint,
+    LwF,
+    PackNet,
+    Replay,
+    RWalk,
 )  # fmt: skip
 from torch import Tensor, nn
 
