@@ -70,7 +70,7 @@ class Labelled(TensorDataset):
         super().__init__(x, y)
         self.targets: list[int] = y.tolist()
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:  # type: ignore[override]
         return self.tensors[0][index], self.targets[index]
 
 
@@ -153,7 +153,7 @@ def run_in_their_loop(strategy: Any, stream: Stream, seed: int) -> tuple[Tensor,
     benchmark = make(data, data, len(parts), task_labels=told, fixed_class_order=order)
     forward = import_avalanche("models").avalanche_forward
     tests = [(task, task.test[:]) for task in stream.tasks]
-    rows, task_rows, seconds = [], [], 0.0
+    rows, task_rows, seconds = list[list[float]](), list[list[float]](), 0.0
     with isolated(seed, "their loop"):
         for experience in benchmark.train_stream:
             begin = time.perf_counter()

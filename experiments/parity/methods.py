@@ -281,6 +281,11 @@ def their_rwalk(net: nn.Module) -> Any:
     return their("Naive", plugins=[plugin])(net)
 
 
+def inputs_of(net: nn.Module) -> int:
+    """Return the width of the net's inputs."""
+    return net.get_parameter("stages.layer1.weight").shape[1]
+
+
 def their_icarl(net: nn.Module) -> Any:
     """Return Avalanche's iCaRL of the net's layers and its head."""
     return import_avalanche("training.supervised").ICaRL(
@@ -308,8 +313,8 @@ def their_scr(net: nn.Module) -> Any:
 
 def their_gss(net: nn.Module) -> Any:
     """Return Avalanche's plain strategy with its plugin of GSS."""
-    width = net.stages[1].in_features
-    plugin = import_avalanche("training.plugins").GSS_greedyPlugin(mem_size=CAPACITY, mem_strength=GRADIENTS, input_size=[width])
+    plugins = import_avalanche("training.plugins")
+    plugin = plugins.GSS_greedyPlugin(mem_size=CAPACITY, mem_strength=GRADIENTS, input_size=[inputs_of(net)])
     return their("Naive", plugins=[plugin])(net)
 
 
@@ -331,7 +336,7 @@ def their_packnet(net: nn.Module) -> Any:
 
 def their_pnn(net: nn.Module) -> Any:
     """Return Avalanche's progressive network of as many layers of the same widths."""
-    return their("PNNStrategy")(import_avalanche("models").PNN(2, net.stages[1].in_features, WIDTH))
+    return their("PNNStrategy")(import_avalanche("models").PNN(2, inputs_of(net), WIDTH))
 
 
 def our_gdumb(net: nn.Module) -> Strategy:
