@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from clstream.experiments.parity.measuring import Labelled
 from clstream.strategies import ICaRL
+from clstream.streams import split_digits
 from conftest import built
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from clstream import Samples, SessionStarted, on, run
+from clstream import Samples, SessionEnded, SessionStarted, on, run
 from clstream.checks import example_model, example_stream
 from clstream.eval_mode import evaluating
 from clstream.models import Mlp
@@ -104,6 +108,64 @@ def test_the_loss_is_that_of_labels_and_of_the_network_before(form: str, tempera
     errors = -(targets * likelihood.log() + (1 - targets) * (1 - likelihood).log())
     expected = errors[:, :4].sum(1).mean() if form == "sum" else errors.mean()  # the classes 4 and 5 did not come
     torch.testing.assert_close(strategy.loss(samples), expected)
+
+
+def test_the_loss_is_that_of_avalanche_and_so_is_its_gradient(avalanche: Callable[[str], ModuleType]) -> None:
+    stream = example_stream()
+    strategy = built(partial(ICaRL, form="mean"))
+    run(strategy, stream, max_sessions=1)
+    strategy.open(SessionStarted(stream.session(1)))
+    strategy.teacher = example_model(seed=7)
+    samples, weights = stream.tasks[1].train[:10], [*strategy.model.parameters()]
+    theirs = avalanche("training.losses").ICaRLLossPlugin()
+    theirs.old_model, theirs.old_classes = strategy.teacher, [0, 1]
+    theirs.before_forward(SimpleNamespace(mb_x=samples.x))
+    expected, actual = theirs(strategy.model(samples.x), samples.y), strategy.loss(samples)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, weights), torch.autograd.grad(expected, weights))
+
+
+def test_exemplars_and_means_are_those_of_avalanche(avalanche: Callable[[str], ModuleType]) -> None:
+    """Its plugin is driven beside ours, session by session; its inputs are flat, since it mirrors images for its means.
+
+    It counts a sample that it would choose again once more, so the choices part where most samples are chosen: not here.
+    """
+    stream = split_digits(epochs=1)
+    strategy = ICaRL(Mlp(stream.input_shape, stream.classes, hidden=(128,)), capacity=12)
+    theirs = avalanche("training.supervised.icarl")._ICaRLPlugin(12)
+    wrap = avalanche("benchmarks.utils")._make_taskaware_classification_dataset
+    classifier = avalanche("models").NCMClassifier(normalize=True)
+    benchmark = SimpleNamespace(n_classes_per_exp=[2] * 5, classes_order=[*range(10)])
+    model = SimpleNamespace(
+        feature_extractor=lambda x: strategy.model.features(x.view(-1, *stream.input_shape)), eval_classifier=classifier
+    )
+    theirs.embedding_size = 128
+
+    class Beside:
+        @on(SessionEnded)
+        def close(self, event: SessionEnded) -> None:
+            samples = event.session.samples[:]
+            dataset = wrap(Labelled(samples.x.flatten(1), samples.y), task_labels=0)
+            theirs.observed_classes.extend(event.session.classes)
+            played = SimpleNamespace(
+                experience=SimpleNamespace(benchmark=benchmark, dataset=dataset), eval_mb_size=100, device="cpu", model=model,
+                clock=SimpleNamespace(train_exp_counter=event.session.index),
+            )  # fmt: skip
+            with evaluating(strategy):
+                theirs.construct_exemplar_set(played)
+                theirs.reduce_exemplar_set(played)
+                theirs.compute_class_means(played)
+            for label, own in strategy.exemplars_by_class().items():
+                place = [labels[0] for labels in theirs.y_memory].index(label)
+                herded = theirs.x_memory[place][theirs.order[place].argsort()]
+                assert torch.equal(own.x.flatten(1), herded)
+            assert strategy.means is not None
+            torch.testing.assert_close(strategy.means, classifier.class_means)
+
+    run(strategy, stream, Beside(), max_sessions=3)
+    x = torch.cat([task.test.x for task in stream.tasks[:3]])
+    with evaluating(strategy):
+        assert torch.equal(strategy.predict(x), classifier(strategy.model.features(x))[:, :6].argmax(1))
 
 
 def test_a_pass_goes_over_all_exemplars_once() -> None:

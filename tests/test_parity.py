@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 import torch
 from clstream.experiments.parity.measuring import (
     KINDS,
+    Labelled,
     Measured,
     make_model,
     make_stream,
@@ -70,6 +72,28 @@ def test_their_si_does_nothing_on_the_cpu_but_with_copies_it_does(avalanche: Imp
     ]
     same = [(measured.accuracy, measured.task_accuracy, measured.forgetting) for measured in results]
     assert same[0] == same[1] != same[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["PackNet", "PNN"])
+def test_methods_that_need_the_task_are_asked_with_it_and_forget_nothing(avalanche: Import, name: str) -> None:
+    for measured in measure(select_methods(name)[0], make_stream("digits", 150), 0):
+        assert measured.accuracy == measured.task_accuracy > 0.5
+        assert measured.forgetting == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:No loggers")
+def test_their_bic_stops_in_the_second_experience_where_torch_has_no_verbose_schedules(avalanche: Import) -> None:
+    if "verbose" in inspect.signature(torch.optim.lr_scheduler.MultiStepLR).parameters:
+        pytest.skip("this torch has schedules that take `verbose`")
+    stream, data = make_stream("digits", 20), avalanche("benchmarks")
+    samples = [task.train[:] for task in stream.tasks]
+    labelled = Labelled(torch.cat([part.x for part in samples]), torch.cat([part.y for part in samples]))
+    first, second, *_ = data.nc_benchmark(labelled, labelled, 5, task_labels=False).train_stream
+    theirs = their("Naive", plugins=[avalanche("training.plugins").BiCPlugin(mem_size=50)])(make_model(stream, 0))
+    theirs.train(first)
+    with pytest.raises(TypeError, match="verbose"):
+        theirs.train(second)
 
 
 def test_welch_is_scipy_s() -> None:
