@@ -14,7 +14,7 @@ run: $(VENV)/installed
 test: $(VENV)/tested
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow"
 
-# Those that take seconds each too: processes that are killed, workers, servers, contracts of strategies within others.
+# Those that take a second and more too: processes that are killed, workers, servers, the contract of all strategies.
 test-all: test
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m slow
 

@@ -64,6 +64,7 @@ def checks(one: Callable[[nn.Module], Strategy], other: Callable[[nn.Module], St
 ALIKE = list(checks(Finetune, Finetune))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "check"),
     [*itertools.product(["EWC", "LwF"], ALIKE), *itertools.product([*WITHOUT], ["alike_class_normed", "alike_task_growing"])],
@@ -86,6 +87,7 @@ def test_without_strength_a_penalty_leaves_its_host_as_it_is(name: str, base: Ca
     checks(lambda model: Regularised(base(model), [PENALTIES[name]()]), base)[check]()
 
 
+@pytest.mark.slow
 def test_the_check_tells_what_differs() -> None:
     for one, other, name in (
         (partial(EWC, strength=0.0, bn_mode="eval"), Finetune, "alike_class_normed"),

@@ -127,6 +127,7 @@ def test_whoever_asks_nothing_gets_random_labels_and_a_wrapped_query_is_asked(st
     assert len(torch.cat(rows).unique()) == 30
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_buys_the_same() -> None:
     stream = pool(epochs=2, batch_size=8)
 
@@ -301,6 +302,7 @@ def test_queries_that_a_strategy_can_t_answer_are_refused() -> None:
     assert not Active(Finetune(Mlp(3, 2)), "core_set").rehearsal_free and replace(pool(), epochs=1).epochs == 1
 
 
+@pytest.mark.slow
 def test_on_a_stream_that_is_no_pool_it_is_the_wrapped_strategy() -> None:
     for check in check_alike(lambda net: Active(Replay(net, capacity=20), "evt"), lambda net: Replay(net, capacity=20)):
         check()

@@ -28,6 +28,7 @@ def adapted():
     return adapt(vit(head="growing"), LoRA(rank=2, modules="*.attention.*"), Bottleneck(width=2))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's attention for the gradients of single samples
 @pytest.mark.parametrize(
     "make",
@@ -54,6 +55,7 @@ def test_a_run_with_adapters_resumes_bit_for_bit_and_leaves_what_is_frozen_as_it
     assert 0 < result.params["model.trained_share"] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -100,6 +102,7 @@ RUN = ["run", "--stream", "split_digits", "--stream.tasks", "[[0,1],[2,3]]", "--
 HERE = ["--strategy", "Finetune", "--track", "false", "--checkpoint_every", "0", "--threads", "1"]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pretrain = ["pretrain", "--stream", "split_digits", *VIT, "--epochs", "1", "--checkpoint_every", "0", "--threads", "1"]
@@ -126,6 +129,7 @@ sweep:
 """
 
 
+@pytest.mark.slow
 def test_a_grid_varies_adapters_and_their_options(tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID)

@@ -29,6 +29,7 @@ def written(folder: Path, **changes: Any) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_verify_says_inside_or_outside(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", written(tmp_path)]) == 0
     assert "INSIDE" in capsys.readouterr().out
@@ -36,6 +37,7 @@ def test_verify_says_inside_or_outside(store: str, tmp_path: Path, capsys: pytes
     assert "OUTSIDE" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_anchors_can_all_be_read_and_parsed() -> None:
     assert {"er-split-mnist", "finetune-split-mnist", "joint-split-mnist", "replay-split-fashion-mnist"} <= set(anchor_names())
     for name in anchor_names():
@@ -65,6 +67,7 @@ def test_a_bound_from_below_is_met_by_anything_above(tmp_path: Path) -> None:
     assert not both.verdict(1.0, 4)[0]
 
 
+@pytest.mark.slow
 def test_an_assumed_spread_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "spread assumed" not in load_anchor(written(tmp_path)).expectation()
     assumed = load_anchor(written(tmp_path, spread_assumed=True, bound="below")).expectation()
@@ -85,6 +88,7 @@ def test_other_bounds_are_refused(tmp_path: Path, bound: object) -> None:
         load_anchor(written(tmp_path, bound=bound))
 
 
+@pytest.mark.slow
 def test_what_is_outside_of_an_unknown_protocol_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, expected=0.9, unknown="which rate they had", seeds=[0])
     assert main(["verify", file]) == 0
@@ -93,6 +97,7 @@ def test_what_is_outside_of_an_unknown_protocol_is_no_failure(tmp_path: Path, ca
     assert Anchor(**{"name": "small", **SMALL, "unknown": "which rate"}).verdict(0.2, 2)[1].startswith("INSIDE")
 
 
+@pytest.mark.slow
 def test_what_is_seeded_is_drawn_anew_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", written(tmp_path, seeded=["stream.class_order"], spread=0.2)]) == 0
     said = capsys.readouterr()

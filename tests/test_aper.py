@@ -89,6 +89,7 @@ def test_the_learning_rate_falls_by_a_cosine_epoch_by_epoch():
     assert rates[:2] == pytest.approx([0.4, 0.2])
 
 
+@pytest.mark.slow
 def test_it_resumes_within_the_first_session_and_after_it():
     def make():
         return APER(adapt(vit(), LoRA(modules="*.attention.*")), partial(SGD, lr=0.1, momentum=0.9))

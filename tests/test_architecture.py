@@ -127,6 +127,7 @@ def test_the_framework_imports_what_the_table_says(name):
     assert "__init__" not in inside or unit(name) in ("cli", "tracking")  # the version
 
 
+@pytest.mark.slow
 def test_the_table_says_no_more_than_is_imported():
     needed = {
         name: {unit(target) for module in framework() if unit(module) == name for target in ours(of_types(module))}
@@ -135,6 +136,7 @@ def test_the_table_says_no_more_than_is_imported():
     assert {name: others - needed[name] for name, others in RULES.items()} == {name: set() for name in RULES}
 
 
+@pytest.mark.slow
 def test_nothing_imports_in_a_circle_not_even_for_type_checkers():
     graph = {name: ours(of_types(name)) - {name} for name in modules()}
     graph["clstream.events"] -= {"clstream.strategy"}
@@ -214,6 +216,7 @@ def test_a_collection_gathers_its_own_modules_only(folder):
     assert imports(folder) <= {*of(folder), "__future__", "importlib", "typing"}
 
 
+@pytest.mark.slow
 def test_only_two_modules_import_mlflow():
     users = {name for name in modules() if any(target.partition(".")[0] == "mlflow" for target in imports(name))}
     assert users <= {"clstream.tracking.mlflow_store", "clstream.tracking.mlflow_models"}
@@ -227,6 +230,7 @@ def test_only_what_imports_it_on_demand_names_avalanche():
     assert {name.rpartition(".")[0] for name in users} <= bridges
 
 
+@pytest.mark.slow
 def test_the_collections_load_no_avalanche(tmp_path):
     script = (
         "import sys, clstream, clstream.strategies.avalanche as a, clstream.streams.avalanche as b;"
@@ -239,6 +243,7 @@ def test_the_collections_load_no_avalanche(tmp_path):
     assert not {name for name in loaded if name.partition(".")[0] in ("avalanche", "wandb", "torchmetrics", "GPUtil")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "sentence"),
     [
@@ -259,6 +264,7 @@ def test_without_avalanche_one_sentence_says_what_to_do(tmp_path, version, sente
     assert done.stderr.splitlines() == [f"clstream: error: {sentence}"] * 3
 
 
+@pytest.mark.slow
 def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path):
     script = "import sys, clstream; clstream.run; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -274,6 +280,7 @@ def test_import_clstream_loads_nothing_heavy_and_no_strategy_or_stream(tmp_path)
     }
 
 
+@pytest.mark.slow
 def test_every_command_that_tests_start_has_as_many_threads_as_they():
     """A checkpoint of a process with other threads is said to be of another run; and how many there are differs by machine."""
     commands = [

@@ -58,6 +58,7 @@ def test_networks_of_theirs_resume_exactly(avalanche: Import, name: str) -> None
         assert torch.equal(result.accuracy, expected.accuracy) and torch.equal(result.task_accuracy, expected.task_accuracy)
 
 
+@pytest.mark.slow
 def test_heads_of_theirs_resume_exactly(avalanche: Import) -> None:
     """A head that came to be within the run is there again, with what the optimizer knows of it."""
     from clstream.checks.recorders import Checkpoints
@@ -80,6 +81,7 @@ def test_what_cannot_be_captured_is_said(avalanche: Import, tmp_path: Any) -> No
         run(strategy, split_digits(epochs=1), Checkpointer(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_boundaries_are_needed_where_something_is_consolidated(avalanche: Import) -> None:
     net = Mlp((1, 8, 8), 10, hidden=(20,))
     for name, options in (("EWC", {"ewc_lambda": 0.4}), ("AGEM", {"patterns_per_exp": 20, "sample_size": 20})):
@@ -95,6 +97,7 @@ def test_boundaries_are_needed_where_something_is_consolidated(avalanche: Import
     assert not needs_boundaries(maker(avalanche, "Naive")())
 
 
+@pytest.mark.slow
 def test_detected_boundaries_do_for_theirs_too(avalanche: Import) -> None:
     base = AvalancheStrategy(maker(avalanche, "EWC", ewc_lambda=0.4)())
     run(WithDetectedBoundaries(base, warmup=4, window=10), split_digits(epochs=2, boundaries=False))

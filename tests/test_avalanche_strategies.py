@@ -254,6 +254,7 @@ def test_a_plugin_can_stop_a_session(avalanche: Import) -> None:
     assert ours == steps(alone)
 
 
+@pytest.mark.slow
 def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["run", "--stream", "blobs", "--stream.train_per_class", "20", "--model.hidden", "[16]", "--track", "false"]
     ewc = ["--strategy", "avalanche:EWC", "--strategy.ewc_lambda", "0.4", "--strategy.optimizer.lr", "0.05"]
@@ -274,6 +275,7 @@ def test_one_of_theirs_by_name_on_the_command_line(avalanche: Import, store: str
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_theirs_run_on_a_recurring_and_on_a_domain_stream(avalanche: Import) -> None:
     for stream in (blobs(tasks=3, schedule=[0, 1, 0, 2]), blobs(scenario="domain"), blobs(scenario="task")):
         strategy = strategy_class("Replay")(Mlp(stream.input_shape, stream.classes, hidden=(20,)), mem_size=50)
@@ -302,6 +304,7 @@ def test_heads_of_task_labels_that_are_no_numbers_of_tasks(avalanche: Import) ->
         assert sorted(strategy.by_label) == [0] and result.accuracy[0, 0] > 0.9
 
 
+@pytest.mark.slow
 def test_der_replays_as_many_as_the_streams_batch_holds(avalanche: Import) -> None:
     torch.manual_seed(0)
     strategy = strategy_class("DER")(Mlp((1, 8, 8), 10, hidden=(20,)))

@@ -177,6 +177,7 @@ def test_the_caller_s_generators_stay_as_they_were(avalanche: Import) -> None:
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
+@pytest.mark.slow
 def test_avalanche_is_imported_in_silence(avalanche: Import) -> None:
     script = "from clstream.avalanche.imports import import_avalanche as load; load('training.supervised'); load('benchmarks')"
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)

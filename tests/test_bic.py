@@ -142,6 +142,7 @@ def test_answers_are_corrected_for_the_newest_classes() -> None:
     torch.testing.assert_close(strategy.scores(x), expected)
 
 
+@pytest.mark.slow
 def test_the_correction_helps_where_the_newest_classes_are_ahead() -> None:
     stream = split_digits(epochs=3)
     with isolated(0, "model"):

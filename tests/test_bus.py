@@ -133,6 +133,7 @@ def build(levels, calls, number, parts):
     return one, [(number, depth, name) for name, depth in heard.items()]
 
 
+@pytest.mark.slow
 @given(st.lists(LEVELS, min_size=1, max_size=4), st.randoms())
 def test_order_of_any_classes_and_parts(families, random):
     calls, made = [], []

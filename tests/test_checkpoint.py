@@ -41,6 +41,7 @@ def test_without_checkpoints_it_begins(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_events_go_on_where_they_stopped() -> None:
     stream, whole, marks = partial(example_stream, (0, 1, 0, 2), 2, 16), Trace(), list[int]()
 
@@ -108,6 +109,7 @@ def test_how_many_are_kept(tmp_path: Path) -> None:
     assert [load(file)["position"] for file in files(tmp_path / "two")] == [[3, 0, 0]]  # it is over: the last one is enough
 
 
+@pytest.mark.slow
 def test_when_they_are_written(tmp_path: Path) -> None:
     often = Checkpointer(tmp_path / "often", every_seconds=1e-9)
     often._schedule = lambda cost: setattr(often, "due", 0.0)  # whatever it costs
@@ -142,6 +144,7 @@ def test_no_checkpoint_follows_a_loss_that_is_not_finite(tmp_path: Path) -> None
     assert newest(tmp_path)["step"] == 9
 
 
+@pytest.mark.slow
 def test_joint_with_adam_and_task_heads_goes_on(tmp_path: Path) -> None:
     def make(model: nn.Module) -> Strategy:
         return Joint(model, partial(Adam, lr=0.01), restart=False)

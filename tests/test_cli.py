@@ -128,6 +128,7 @@ def test_run_prints_a_table_and_tracks(own: Path, capsys: pytest.CaptureFixture[
         assert parent.data.metrics[name] == pytest.approx(sum(accuracies) / 2)
 
 
+@pytest.mark.slow
 def test_compare_draws_the_strategies_against_each_other(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, options in {"a": "Replay, capacity: 10", "b": "Replay, capacity: 20", "c": "Finetune"}.items():
         method, _, rest = options.partition(", ")
@@ -150,6 +151,7 @@ def test_a_table_that_goes_to_a_file_is_not_cut(
     assert len(rows) == 1 and f"{name} on blobs" in rows[0] and "…" not in rows[0]
 
 
+@pytest.mark.slow
 def test_the_ui_says_what_it_cannot_do(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is nothing at sqlite:///" in said(capsys, 1, "ui", "--tracking_uri", "sqlite:///missing.db")
     assert "there is no run in the store" in said(capsys, 1, "ui")
@@ -184,6 +186,7 @@ def test_of_the_servers_log_the_errors_are_shown(capsys: pytest.CaptureFixture[s
     assert len(lines) == 4 and lines[0].endswith("Exception in ASGI application") and lines[-1] == "OSError: no space left"
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers_and_seeds_differ(own: Path) -> None:
     client = MlflowClient(f"sqlite:///{own}/mlflow.db")
     for experiment, seed in (("a", "3"), ("b", "3"), ("c", "4")):
@@ -200,6 +203,7 @@ def test_own_strategy_stream_and_model(own: Path, capsys: pytest.CaptureFixture[
     assert not (own / "mlruns").exists()
 
 
+@pytest.mark.slow
 def test_own_observers_watch_each_run(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own / "seen.yaml").write_text("observers: [mine.Sessions, clstream.online_metrics.Detection]\nseeds: [0, 1]\ntrack: false\n")
     text = said(capsys, 0, *BLOBS, "--config", "seen.yaml")
@@ -207,6 +211,7 @@ def test_own_observers_watch_each_run(own: Path, capsys: pytest.CaptureFixture[s
     assert "session 1 of mine" in said(capsys, 0, *BLOBS, "--observers", "mine.Sessions", "--track", "false")
 
 
+@pytest.mark.slow
 def test_a_wrapper_takes_any_strategy(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inner = ("--strategy.base", "Replay", "--strategy.base.capacity", "7", "--strategy.base.optimizer.lr", "0.05")
     assert "Wrap on blobs" in said(capsys, 0, *BLOBS, "--strategy", "mine.Wrap", *inner, "--stream.boundaries", "false")
@@ -350,6 +355,7 @@ def test_seeds_and_order_of_options_are_free(own: Path, capsys: pytest.CaptureFi
     assert "MLflow" not in text  # nothing was tracked, so nothing is to be seen there
 
 
+@pytest.mark.slow
 def test_compare_takes_options_of_the_configs_own_strategies(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own / "c.yaml").write_text("stream: {class_path: blobs, init_args: {train_per_class: 20}}\nstrategy: mine.Mine\n")
     assert "clstream ui" in said(capsys, 0, "compare", "c.yaml", "--strategy.strength", "0.3")
@@ -375,6 +381,7 @@ def test_list_is_the_packages_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert "clstream 0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_runs_each_config_with_the_same_options(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("Finetune", "Replay"):
         (own / f"{name}.yaml").write_text(f"stream: {{class_path: blobs, init_args: {{train_per_class: 20}}}}\nstrategy: {name}\n")
@@ -382,6 +389,7 @@ def test_compare_runs_each_config_with_the_same_options(own: Path, capsys: pytes
     assert "Finetune on blobs" in text and "Replay on blobs" in text and "over 2 seeds" in text
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_keeps_what_was_measured(own: Path) -> None:
     """A real process, a real signal, in the middle of a run."""
     long = ("--stream.epochs", "100000", "--stream.sessions_per_task", "40")

@@ -138,6 +138,7 @@ def test_a_loss_is_its_parts_by_hand() -> None:
         torch.testing.assert_close(strategy.loss(samples), F.cross_entropy(logits, samples.y) + 2 * first)
 
 
+@pytest.mark.slow
 def test_gradients_go_to_what_the_options_say() -> None:
     def learning(strategy: CoACT) -> set[str]:
         names = {name for name, weight in strategy.model.named_parameters() if weight.requires_grad}
@@ -228,6 +229,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
         CoACT(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 def test_it_resumes_within_the_first_session_and_after_it() -> None:
     def go(observer: Checkpoints, state: Any = None) -> None:
         run(built(development=0.2, later="both"), example_stream(epochs=2, batch_size=20), observer, resume=state)

@@ -88,6 +88,7 @@ def test_what_are_no_seeds(given: object, sentence: str) -> None:
         parse_seeds(given)
 
 
+@pytest.mark.slow
 def test_every_command_takes_ranges_of_seeds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--stream", "blobs", "--stream.train_per_class", "10", "--model.hidden", "[4]", "--track", "false"]
     assert seeds_of(parse_run([*options, "--seeds", "0-4,7"])[1]) == [0, 1, 2, 3, 4, 7]

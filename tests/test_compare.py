@@ -55,6 +55,7 @@ def test_one_method_against_the_others(folder: Path, capsys: pytest.CaptureFixtu
     assert "Holm's correction for 2 pairs" in text and "not shown to differ" not in text
 
 
+@pytest.mark.slow
 def test_configs_are_run_and_compared_with_records(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = ("--track", "false", "--threads", "1")
     text = said(capsys, 0, "Finetune.yaml", "Replay.yaml", "--seeds", "0,1,2", *quick)
@@ -67,6 +68,7 @@ def test_configs_are_run_and_compared_with_records(folder: Path, capsys: pytest.
     assert "counted once" in again and "over 3 runs" in again  # of the folder's records, which have these two
 
 
+@pytest.mark.slow
 def test_configs_that_differ_in_what_params_do_not_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "more.yaml").write_text((folder / "Replay.yaml").read_text().replace("20", "30"))
     text = said(capsys, 0, "Replay.yaml", "more.yaml", "--seeds", "0,1", "--track", "false")
@@ -74,6 +76,7 @@ def test_configs_that_differ_in_what_params_do_not_show(folder: Path, capsys: py
     assert "blobs came in 2 orders, or versions of its data" in text
 
 
+@pytest.mark.slow
 def test_mlflow_experiments_are_read(store: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seeds", "0,1", "--experiment", "mine", "--threads", "1"]
     for name in ("Finetune", "Replay"):
@@ -86,6 +89,7 @@ def test_mlflow_experiments_are_read(store: str, folder: Path, capsys: pytest.Ca
     assert "there is no MLflow experiment 'other'" in said(capsys, 1, "mlflow:other")
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "written: " in said(capsys, 0, "sweeps/mnist", "--pictures", "pictures")
     assert [*(folder / "pictures").glob("*.pdf")] and [*(folder / "pictures").glob("*.png")]
@@ -148,6 +152,7 @@ def test_no_name_in_a_record_is_more_than_text_in_a_table(folder: Path, capsys: 
     assert "\\input" not in "".join(shown) and "textbackslash{}input" in "".join(shown)
 
 
+@pytest.mark.slow
 def test_a_tuned_config_is_marked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "Replay.yaml").write_text((folder / "Replay.yaml").read_text() + "tuned: '12 trials on ''blobs'''\n")
     quick = ("--seeds", "0,1", "--track", "false", "--threads", "1", "--metrics", "average")

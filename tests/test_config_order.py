@@ -104,6 +104,7 @@ def test_a_wrapped_strategy_after_a_config(folder: Path) -> None:
     assert rate["optimizer"]["init_args"]["lr"] == 0.07 and rate["alpha"] == 0.25
 
 
+@pytest.mark.slow
 def test_later_configs_win_over_earlier_ones(folder: Path) -> None:
     (folder / "more.yaml").write_text("strategy: {init_args: {capacity: 4}}\nseed: 9\n")
     (folder / "other.yaml").write_text("strategy: Finetune\n")

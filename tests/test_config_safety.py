@@ -165,6 +165,7 @@ def test_streams_strategies_and_models_are_of_their_kind(folder: Path, capsys: p
 SLOTS = ("anything", "bare", "call", "kind", "layers", "table", "width")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS, ids=named)
 def test_a_strategy_of_ones_own_is_given_nothing_that_runs(folder: Path, call: object) -> None:
     """Whatever its options are annotated with: what is not refused comes as the plain value that it is."""
@@ -267,6 +268,7 @@ def test_a_run_of_what_the_command_line_named_is_resumed_by_its_word(folder: Pat
     assert main(["resume", str(run), "--trust", "others_safe"]) == 0
 
 
+@pytest.mark.slow
 def test_the_hint_after_an_interruption_says_what_to_trust(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

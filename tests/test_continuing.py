@@ -307,6 +307,7 @@ SESSIONS = Training(
 """All controls, with a schedule for each session."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "result"])
 def test_under_training_controls_two_halves_are_one_run(source: str, tmp_path: Path) -> None:
     make = partial(Replay, optimizer=partial(Adam, lr=0.01), capacity=40)
@@ -331,6 +332,7 @@ def played_without(make: Callable[[nn.Module], Strategy], stream: Stream) -> Str
     return strategy
 
 
+@pytest.mark.slow
 def test_a_task_that_goes_on_has_its_optimizer_and_other_controls_may_come_with_a_session(tmp_path: Path) -> None:
     make = partial(Finetune, optimizer=partial(Adam, lr=0.01))
     stream = replace(WHOLE, schedule=(0, 0, 1, 2))

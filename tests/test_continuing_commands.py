@@ -49,6 +49,7 @@ def kept(folder: Path) -> list[bytes]:
     return [storage.numpy().tobytes() for storage in state["strategy"]["storages"]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_folder")
 def test_a_run_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
     untracked = [*RUN, "--track", "false"]
@@ -93,6 +94,7 @@ def test_a_run_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["continue"]) == 2 and "usage: clstream continue RUN" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_folder")
 def test_mlflow_keeps_the_lineage(store: str) -> None:
     assert main(["run", "--stream", "mine.first", "--evaluate_every", "4", *RUN]) == 0

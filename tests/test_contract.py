@@ -60,9 +60,13 @@ def checks_of(name: str) -> dict[str, Check]:
     return {body.name: body for body in check_strategy(make(name))}
 
 
+QUICK = {"AGEM", "ClassMeans", "DERpp", "EWC", "Finetune", "ICaRL", "Joint", "LwF", "Replay", "SI", "WithDetectedBoundaries"}
+"""The strategies of each kind whose contract `make test` checks too; `make test-all` checks those of all."""
+
+
 @pytest.mark.filterwarnings("ignore:SHARP. after episode")  # its layers are small here
 @pytest.mark.parametrize("check", [check.name for check in check_strategy(Strategy)])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in STRATEGIES])
 def test_strategy_contract(name: str, check: str) -> None:
     checks = checks_of(name)
     assert check in checks or check in getattr(zoo, name).exempt
@@ -195,6 +199,7 @@ def test_checks_catch(make: Callable[[nn.Module], Strategy], expected: set[str])
     assert failing([check for check in check_strategy(make) if check.name in expected]) == expected
 
 
+@pytest.mark.slow
 def test_plain_strategy_passes_all() -> None:
     assert failing(list(check_strategy(Strategy))) == set()
 

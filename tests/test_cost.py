@@ -37,6 +37,7 @@ def counted(call):
     return everything.flops, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_flops_of_a_run_are_those_of_every_step(name):
     with isolated(0, "strategy"):
@@ -82,6 +83,7 @@ seen_alive = []
 """What was looked at, so that no new object gets the id of an old one."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_memory_is_what_a_walk_of_all_that_is_held_finds(name):
     with isolated(0, "strategy"):
@@ -148,6 +150,7 @@ def test_seconds_are_all_of_the_run():
     assert all((part >= 0).all() for part in parts) and (cost.tracking_seconds > 8 * 0.002).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Replay", "EWC", "SHARP", "TAME", "Joint", "WithDetectedBoundaries", "Hypernetwork"])
 def test_a_run_that_is_resumed_has_the_costs_of_the_whole_run(name, tmp_path):
     stream = example_stream(batch_size=6, epochs=2)

@@ -48,6 +48,7 @@ def test_what_is_learned_is_the_bank_and_the_map(depth: int | None, prompts: int
     assert 12 * 2 * 512 + 512 * 768 + 768 == 406_272  # of ViT-B/16, as the authors' code has it
 
 
+@pytest.mark.slow
 def test_the_ratio_is_the_share_of_the_sessions_classes() -> None:
     def ratios(base: int, way: int, sessions: int) -> list[float]:
         classes = [range(base), *(range(begin, begin + way) for begin in range(base, base + way * sessions, way))]

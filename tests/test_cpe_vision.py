@@ -36,6 +36,7 @@ def test_prompts_are_appended_to_the_tokens_and_gather() -> None:
         torch.testing.assert_close(strategy.features(x), stages.norm(tokens))
 
 
+@pytest.mark.slow
 def test_nothing_but_the_prompts_learns() -> None:
     with isolated(0, "strategy"):
         before = VitTiny((1, 8, 8), 6, patch=4, width=16, depth=3, heads=2).state_dict()

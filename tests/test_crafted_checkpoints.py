@@ -166,6 +166,7 @@ def test_methods_that_no_checkpoint_may_call(owner: str, name: object, resumed: 
     assert "the checkpoint can't be restored" in resumed(edit)
 
 
+@pytest.mark.slow
 def test_methods_of_the_stream_and_of_functions_are_out_of_reach(resumed: Callable[..., str]) -> None:
     for owner in (["stream"], ["task", 0], ["session", 0], ["name", "torch.nn.functional:relu"], ["global", "torch"]):
         for name in ("reseeded", "__init__", "__globals__", "set_state", "manual_seed", "replace"):

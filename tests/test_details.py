@@ -168,6 +168,7 @@ class Killed(Checkpoints):
         self.left.append(contents(self.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["last", "all"])
 def test_a_resumed_run_has_the_same_files(tmp_path: Path, which: str) -> None:
     """Also from the checkpoint after the last evaluation, which no other one follows."""
@@ -221,6 +222,7 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path, state: dict[str, Any]) 
         Details(tmp_path).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_the_command_line_has_them_in_the_run_folder_and_in_mlflow(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["run", "--stream", "blobs", "--stream.train_per_class", "20", "--strategy", "Finetune", "--threads", "1"]
     assert main([*options, "--details", "all", "--max_sessions", "2", "--checkpoint_every", "1e-6"]) == 0

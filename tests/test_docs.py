@@ -65,8 +65,17 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     return [block for block in found if block.language in languages]
 
 
-def having(*languages: str) -> list:
-    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, *languages)]
+QUICK = {"README.md", "events.md", "quickstart.md", "write-a-strategy.md"}
+"""The pages whose snippets `make test` runs too; `make test-all` runs those of all."""
+
+
+def having(*languages: str, slow: bool = False) -> list:
+    """Return the pages with blocks in some languages; if it is `slow` to use them, `make test` leaves out all but `QUICK`."""
+    return [
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] * (slow and page.name not in QUICK))
+        for page in PAGES
+        if blocks(page, *languages)
+    ]
 
 
 @pytest.fixture
@@ -98,7 +107,7 @@ def failing_line(error: BaseException, page: Path) -> int | None:
     return lines[-1] if lines else None
 
 
-@pytest.mark.parametrize("page", having("python"))
+@pytest.mark.parametrize("page", having("python", slow=True))
 def test_snippets_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if any("import_avalanche(" in block.text for block in blocks(page, "python")):
         request.getfixturevalue("avalanche")  # left out where it is not installed

@@ -106,6 +106,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "GiB free for runs, less than 1 GiB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_is_light(tmp_path: Path) -> None:
     script = "import sys; from clstream.cli import main; main(['doctor']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)

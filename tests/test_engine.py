@@ -39,6 +39,7 @@ from clstream.seeds import isolated
 schedules = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     schedule=schedules,

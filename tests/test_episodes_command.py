@@ -29,6 +29,7 @@ class StopAfter(EpisodesProgress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_in_the_same_mlflow_run(store, tmp_path, capsys, monkeypatch):
     options = f"--strategy Finetune --stream.steps 3 --stream.noise [0.2] --tracking_uri {store}"
     with monkeypatch.context() as patch:
@@ -90,6 +91,7 @@ def test_what_is_refused_in_a_sentence(status, options, sentence, tmp_path, caps
     assert sentence in err and len(err.strip().splitlines()) == 1 and not out
 
 
+@pytest.mark.slow
 def test_episodes_that_are_killed_end_as_if_they_had_not_been(tmp_path, capsys):
     options = "--stream.data digits --stream.ways 2 --stream.count 20 --model Mlp --strategy Finetune --track false --threads 1"
     assert main(["prove-resume", "episodes", "--kills", "1", "--out", str(tmp_path / "proof"), *options.split()]) == 0

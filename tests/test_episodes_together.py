@@ -31,6 +31,7 @@ def make(name, family=FAMILY):
     return lambda: LEARNERS[name](Conv4((1, 8, 8), family.outputs, width=8, blocks=2, norm="layer"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [FAMILY, INSTANCES], ids=["classes", "instances"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_episodes_together_come_to_the_same_as_one_by_one(name, family):

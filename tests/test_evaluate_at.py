@@ -165,6 +165,7 @@ def test_they_are_of_a_runs_identity(name: str, before: str, value: str) -> None
         play(resume=kept.load(1), **{name: value})
 
 
+@pytest.mark.slow
 def test_the_tracker_and_the_log_keep_to_sessions_finished(store: str, tmp_path: Path) -> None:
     tracker = MlflowTracker(uri=store)
     result = play(tracker, EventLog(tmp_path), evaluate_at="tasks", evaluate_on="seen")
@@ -192,6 +193,7 @@ def test_pictures_leave_out_what_was_not_asked() -> None:
     assert "3" in [label.get_text() for label in figure.axes[0].get_yticklabels()]  # the row after session 3
 
 
+@pytest.mark.slow
 def test_the_command_line_has_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["run", "--strategy", "Finetune", "--stream", "blobs", "--track", "false", "--threads", "1"]

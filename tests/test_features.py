@@ -198,6 +198,7 @@ def test_features_that_are_no_rows_are_refused(tmp_path: Path) -> None:
         features(example_stream(), Maps(), cache=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_line_freezes_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

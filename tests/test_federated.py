@@ -333,6 +333,7 @@ def test_clients_drop_out_and_uploads_come_late_by_the_seed(stream: Stream) -> N
     assert int(images) == 20 * merged  # a late upload counts once, in the round in which it came
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

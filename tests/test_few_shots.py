@@ -134,6 +134,7 @@ def test_the_table_of_the_docs_is_what_the_results_say(results: str) -> None:
     assert {row["method"] for row in rows} <= set(few_shots.METHODS)
 
 
+@pytest.mark.slow
 def test_another_draw_goes_on_from_the_base_session_to_the_same_bits() -> None:
     first, base = few_shots.play("contrast", "digits", None, seed=0, draw=0, epochs=1)
     goes_on, _ = few_shots.play("contrast", "digits", None, seed=0, draw=1, epochs=1, base=base)

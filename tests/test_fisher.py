@@ -222,6 +222,7 @@ def test_odd_requests_are_refused() -> None:
         diagonal_fisher(nn.Flatten(), samples())
 
 
+@pytest.mark.slow
 def test_probability_and_gradient_come_from_one_forward_pass() -> None:
     """With dropout, the mean of p g^2 is not the mean of p times the mean of g^2."""
     torch.manual_seed(0)

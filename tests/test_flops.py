@@ -144,6 +144,7 @@ def counted_run(strategy, stream, monkeypatch, **options):
     return costs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sessions"),
     [({"replay_batch": 64}, 3), ({"retrieval": "mir"}, 3), ({"capacity": 16, "memory": "class_balanced"}, 30)],
@@ -175,6 +176,7 @@ class Doubles(Finetune):
         return super().learn(batch)
 
 
+@pytest.mark.slow
 def test_what_a_strategy_tells_of_is_counted_anew(monkeypatch):
     stream = example_stream(batch_size=1)
     cost, each = counted_run(lambda: Doubles(example_model()), stream, monkeypatch)

@@ -220,6 +220,7 @@ def test_an_equiangular_tight_frame_of_four_columns_by_hand() -> None:
         FSCIL(Mlp(4, 6, hidden=(10,)), etf="means", copies="half_turn")
 
 
+@pytest.mark.slow
 def test_columns_without_tuning_are_guesses_and_means_beat_both_over_all_classes() -> None:
     stream = few_shot_tasks("digits", base=5, tasks=2, way=5, shots=5, epochs=5, batch_size=32)
 
@@ -242,6 +243,7 @@ def test_columns_without_tuning_are_guesses_and_means_beat_both_over_all_classes
     assert float(means[:, 1].mean()) > max(float(accuracies[:, 1].mean()) for accuracies in (guessed, tuned, learned))
 
 
+@pytest.mark.slow
 def test_columns_are_what_the_first_session_learns_and_what_answers() -> None:
     samples, x = example_stream().tasks[0].train[:8], torch.cat([task.test.x for task in example_stream().tasks])
     for etf in ("means", "columns"):
@@ -327,6 +329,7 @@ def test_models_without_features_are_refused() -> None:
         FSCIL(model, subnet=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tricks", TRICKS, ids=str)
 def test_with_tricks_it_resumes_to_the_bit_and_keeps_no_samples(tricks: dict[str, object]) -> None:
     stream, expected = example_stream((0, 1, 0, 2), epochs=2, batch_size=20), Checkpoints()

@@ -75,6 +75,7 @@ def numbered(first: int, count: int) -> Samples:
     return Samples(torch.arange(first, first + count).float()[:, None], torch.arange(first, first + count))
 
 
+@pytest.mark.slow
 def test_of_samples_that_meet_each_is_replaced_by_its_chance() -> None:
     """Scores 0.8, 0.2 and -1: the last is never drawn, the others by (C + 1) / 2.01, and replaced by (C + 1) / (C + c + 2)."""
     left = torch.zeros(3)

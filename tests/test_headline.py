@@ -19,6 +19,7 @@ def records():
     return read_records(ROOT / headline_table.RECORDS)
 
 
+@pytest.mark.slow
 def test_both_pages_are_what_the_records_say():
     for path, text in headline_table.pages(ROOT).items():
         assert path.read_text(encoding="utf-8") == text, f"python experiments/headline_table.py writes {path.name} anew"

@@ -298,6 +298,7 @@ def test_a_view_has_what_strategies_read() -> None:
     assert stream.to("cpu").visible is not view and stream.visible is view  # where the stream lies, the view says
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:SHARP")  # its units are used up sooner or later
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if not needs(make(name)(example_model()))])
 def test_our_strategies_learn_from_hidden_and_mixed_streams(name: str) -> None:

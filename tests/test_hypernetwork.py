@@ -245,6 +245,7 @@ def test_both_optimizers_are_new_for_each_task() -> None:
     assert steps == [0, 0, 1, 1, 2, 2] * 3
 
 
+@pytest.mark.slow
 def test_the_regulariser_holds_old_networks() -> None:
     def drift(beta: float) -> float:
         first: list[Tensor] = []
@@ -279,6 +280,7 @@ def test_batch_norm_has_statistics_for_each_task() -> None:
         assert torch.allclose(strategy.scores(task.test.x, task)[:, :2], alone(task.test.x)[:, :2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_without_gradient_are_used_as_they_are() -> None:
     model = example_model()
     model.stages.requires_grad_(False)
@@ -342,6 +344,7 @@ def test_the_contract_with_other_options(options: dict[str, Any], check: str) ->
     checks[check]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["resumes_exactly", "evaluates_without_trace"])
 def test_the_contract_with_batch_norm(check: str) -> None:
     checks = {candidate.name: candidate for candidate in check_strategy(lambda model: Hypernetwork(Normed(), **SMALL))}

@@ -51,6 +51,7 @@ def test_the_surest_task_answers_each_sample(head: str) -> None:
     assert len({label // 2 for label in labels}) > 1
 
 
+@pytest.mark.slow
 def test_one_head_serves_all_tasks() -> None:
     """The network has the outputs of one task; labels are places among its classes, and no task is state beforehand."""
     stream = example_stream(epochs=10, scenario="task")
@@ -87,6 +88,7 @@ def test_before_a_batch_the_current_task_answers() -> None:
         assert torch.equal(strategy.predict_online(batch.samples.x), strategy.predict(batch.samples.x, batch.task))
 
 
+@pytest.mark.slow
 def test_a_domain_incremental_stream_has_one_head_and_a_network_for_each_domain() -> None:
     """Labels are swapped from domain to domain, and the background tells which it is: only the right network is right."""
     base = example_stream(epochs=10)

@@ -62,6 +62,7 @@ def test_unsigned_numbers_are_widened_without_loss(dtype: type, kept: torch.dtyp
     assert sorted(torch.cat([task.train.x.flatten() for task in stream.tasks]).tolist()) == sorted(int(v) for v in x.flatten())
 
 
+@pytest.mark.slow
 def test_a_model_that_embeds_gets_its_tokens() -> None:
     class Words(nn.Module):
         def __init__(self) -> None:
@@ -308,6 +309,7 @@ def test_tasks_that_are_none_are_refused(tasks: object, message: str) -> None:
         Task(0, "ab", Samples(X, Y), Samples(X, Y))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_learns_integers_as_the_same_floats(name: str) -> None:
     """What a network turns into floats first may be anything on the way: memories, teachers, generators, experts."""

@@ -238,6 +238,7 @@ def test_multi_label_test_sets_are_measured_on_their_own_classes_and_those_seen_
     assert result.accuracy.isnan().all() and "map" in result.headline
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_measured_the_same() -> None:
     stream, whole, measures = with_probes(epochs=2), Checkpoints(), ["nll", "auroc", Worst]
     expected = run(Replay(example_model()), stream, whole, measures=measures, evaluate_every=4)

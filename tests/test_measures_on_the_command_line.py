@@ -133,6 +133,7 @@ def test_what_is_no_probe_is_said_before_anything_is_learned(
     assert sentence in error and error.count("clstream: error") == 1
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_measures_and_probes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = ["--probes", "corrupted:blur:1", "--measures", "top5", "--checkpoint_every", "1e-9", "--checkpoint_share", "1"]
     options = ["run", *(word for word in DIGITS if word not in ("--checkpoint_every", "0")), *kept]

@@ -251,6 +251,7 @@ def test_reservoir_of_one_stays_paired():
         assert len(kept(memory)) == 1
 
 
+@pytest.mark.slow
 def test_reservoir_keeps_each_position_equally_often():
     capacity, offered, runs = 5, 20, 1500
     counts = Counter()
@@ -275,6 +276,7 @@ def fair_shares(offered, capacity):
     return shares
 
 
+@pytest.mark.slow
 @given(BATCHES, CAPACITIES, SEEDS)
 def test_class_balanced_keeps_the_smallest_keys_of_each_class(batches, capacity, seed):
     memory = seeded(ClassBalanced(capacity), seed)
@@ -315,6 +317,7 @@ def test_class_balanced_worked_example():
     assert Counter(memory.all().y.tolist()) == {2: 3, 0: 1, 1: 2}
 
 
+@pytest.mark.slow
 def test_class_balanced_is_uniform_within_each_class():
     runs, labels = 1500, [0] * 12 + [1] * 6 + [0] * 4 + [1] * 2
     counts = Counter()
@@ -330,6 +333,7 @@ def test_class_balanced_is_uniform_within_each_class():
 # Ring --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(BATCHES, CAPACITIES)
 def test_ring_keeps_the_newest(batches, capacity):
     memory, newest = Ring(capacity), deque(maxlen=capacity)
@@ -341,6 +345,7 @@ def test_ring_keeps_the_newest(batches, capacity):
         assert sorted(kept(memory)) == list(newest)
 
 
+@pytest.mark.slow
 @given(BATCHES, st.integers(CLASSES, 20))
 def test_class_ring_keeps_the_newest_of_each_class(batches, capacity):
     memory = Ring(capacity, CLASSES)

@@ -83,6 +83,7 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_it_is_the_algorithm_by_hand(name: str) -> None:
     strategy = small(**ALGORITHMS[name])
@@ -138,6 +139,7 @@ class FromTorch(MER):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No loggers")
 def test_it_is_avalanche_s_with_the_same_draws(avalanche: Import) -> None:
     from clstream.strategies.avalanche import AvalancheStrategy

@@ -293,6 +293,7 @@ def test_backward_transfer_is_minus_the_first_definition_and_bounds_the_others(r
         assert metrics.forgetting(*run) >= -backward - 1e-12  # the best earlier row is no worse than the one just taught
 
 
+@pytest.mark.slow
 @given(runs(), st.randoms())
 def test_the_numbering_of_tasks_does_not_matter(run, random):
     accuracy, marks = run

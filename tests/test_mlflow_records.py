@@ -45,6 +45,7 @@ def records(tracked: tuple[str, list[Result], str]) -> list[Record]:
     return read_records("mlflow:runs", tracked[0])
 
 
+@pytest.mark.slow
 def test_each_run_is_a_record_and_parents_are_none(records: list[Record], tracked: tuple[str, list[Result], str]) -> None:
     assert [(record.strategy, record.seed) for record in records] == [
         ("Replay", 0),

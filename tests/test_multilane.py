@@ -155,6 +155,7 @@ class Watch:
         self.kept.append((self.lanes(event.task.id), self.learner.scores(self.images)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["label", "multilabel"])
 def test_old_lanes_and_what_they_say_of_fixed_images_never_change(target: str) -> None:
     stream = example_stream(epochs=2, target=target)
@@ -174,6 +175,7 @@ def test_old_lanes_and_what_they_say_of_fixed_images_never_change(target: str) -
     assert watch.rates == pytest.approx([0.05, 0.025] * 3), "a cosine over the epochs, anew in each task"
 
 
+@pytest.mark.slow
 def test_with_the_task_given_nothing_is_forgotten_at_all() -> None:
     """A task's own test images and classes: a fixed set of both."""
     result = run(strategy(), example_stream(epochs=3, scenario="task"))
@@ -189,6 +191,7 @@ def test_it_learns_a_folder_of_images_with_several_labels(tmp_path: Path) -> Non
     assert all(result.measured[name][-1].isfinite().all() for name in ("map", "cf1", "of1"))
 
 
+@pytest.mark.slow
 def test_the_loss_is_of_the_tasks_classes_divided_by_all_classes() -> None:
     stream, learner = example_stream(target="multilabel"), strategy()
     asked: list[int] = []
@@ -210,6 +213,7 @@ def test_the_loss_is_of_the_tasks_classes_divided_by_all_classes() -> None:
     assert set(asked) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_task_that_comes_again_goes_on_with_its_lane() -> None:
     learner = strategy()
     run(learner, example_stream((0, 1, 0)))

@@ -136,6 +136,7 @@ def test_a_search_keeps_the_trial_with_the_least_error_on_validation_samples() -
             assert event.error == pytest.approx(1 - float(right))  # the cost is that of the weights that are kept
 
 
+@pytest.mark.slow
 def test_rates_are_drawn_from_the_seed() -> None:
     drawn = []
     for seed in (0, 0, 1):
@@ -166,6 +167,7 @@ def test_one_rate_needs_no_validation_samples_and_several_do() -> None:
 # What tasks start from ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_each_learner_starts_from() -> None:
     stream = sequence(FIRST, SECOND, data_set("third", 3), FIRST, epochs=10)
     starts = {}
@@ -201,6 +203,7 @@ def test_features_by_the_statistics_of_a_batch_depend_on_it_and_leave_the_model_
 # A sequence of tasks --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kinds_of_targets_mix_and_nothing_is_forgotten() -> None:
     stream = sequence(FIRST, data_set("several", 4, kind="multilabel"), SECOND, FIRST)
     for kind in (Previous, FrozenLinear):
@@ -224,6 +227,7 @@ def test_flops_never_fall_and_an_answer_changes_nothing() -> None:
     assert digest(learner) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DynamicKNN, FrozenLinear])
 def test_killed_within_a_search_it_ends_as_it_would_have(kind: Callable[..., TaskSearch]) -> None:
     stream = sequence(FIRST, data_set("several", 4, kind="multilabel"), FIRST, epochs=2)

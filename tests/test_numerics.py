@@ -66,6 +66,7 @@ class Losses:
         self.heard.append(event.loss)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_resumes_exactly_and_as_one_in_bfloat16_alone() -> None:
     whole = Checkpoints()
     expected, _ = played("DERpp", whole, precision="bf16")
@@ -196,6 +197,7 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
     assert ended.error is None
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     blobs = ["--stream", "blobs", "--stream.tasks", "2", "--stream.train_per_class", "8", "--threads", "1"]

@@ -132,6 +132,7 @@ def same(curves: Curves, expected: Curves, digits: float = 1e-6) -> None:
             assert [value for _, value in curves[name]] == pytest.approx([value for _, value in points], rel=digits), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_has_the_points_that_mlflow_has(store: str, tmp_path: Path, kind: str) -> None:
     make, read = KINDS[kind]
@@ -196,6 +197,7 @@ def test_a_new_run_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     assert params["strategy.optimizer"] == "SGD(lr=0.1)"
 
 
+@pytest.mark.slow
 def test_on_the_command_line_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     given = ["run", "--stream", "blobs", "--model.hidden", "[4]", "--track", "false", "--threads", "1"]
@@ -212,6 +214,7 @@ def test_on_the_command_line_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "not 'tensorbord': did you mean tensorboard?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_wandb_on_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     given = ["run", "--stream", "blobs", "--model.hidden", "[4]", "--track", "false", "--threads", "1", "--experiment", "mine"]

@@ -37,6 +37,7 @@ def test_eight_methods_are_compared() -> None:
     assert plain == names  # each has a comparison in which both are to agree
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_the_same_to_the_last_sample(avalanche: Import) -> None:
     """On our engine theirs learns our batches from the same weights: nothing is left that could differ."""
     stream = make_stream("digits", None)
@@ -62,6 +63,7 @@ def test_samples_class_by_class() -> None:
         )
 
 
+@pytest.mark.slow
 def test_their_si_does_nothing_on_the_cpu_but_with_copies_it_does(avalanche: Import) -> None:
     """The finding in the documentation: without copies its results are those of fine-tuning, to the bit."""
     stream, si = make_stream("digits", None), their("SynapticIntelligence", si_lambda=2000.0, eps=0.1)
@@ -124,6 +126,7 @@ def test_a_row_says_whether_they_agree() -> None:
     assert table_row(plain, diverged).endswith("| DIFFER |")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_each_run(
     avalanche: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

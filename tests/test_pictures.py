@@ -113,6 +113,7 @@ def cut_off(figure: Figure) -> list[float]:
     return [over for over in (-box.x0, -box.y0, box.x1 - width, box.y1 - height) if over > 0.02]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [1, 12])
 def test_nothing_is_cut_off(methods: int) -> None:
     labels = ["Finetune", *(f"{LONG}, {number}" for number in range(1, methods))]
@@ -142,6 +143,7 @@ def test_ranks_over_streams_have_bars_that_join_what_is_not_shown_to_differ() ->
     assert not cut_off(figure)
 
 
+@pytest.mark.slow
 def test_files_of_all_formats_are_written_and_the_same_again(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     files = draw(RECORDS[:1], folder)

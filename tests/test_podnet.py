@@ -140,6 +140,7 @@ def resnet() -> ResNet18:
         return ResNet18((1, 8, 8), 6, width=2, last_relu=False)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_resnet_takes_the_steps_of_the_method() -> None:
     with isolated(0, "strategy"):
         strategy = PODNet(resnet(), partial(SGD, lr=0.05, momentum=0.9), capacity=60, proxies=3, finetune_epochs=1)

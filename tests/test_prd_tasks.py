@@ -61,6 +61,7 @@ def test_nothing_is_distilled_at_the_first_step_of_a_task(relation: str, normed:
     assert min(watch.later) > 1e-7
 
 
+@pytest.mark.slow
 def test_a_teacher_in_evaluation_mode_differs_with_batch_norm_only() -> None:
     for model, differs in ((ResNet18((1, 8, 8), 6, width=2), True), (example_model(), False)):
         strategy = PRD(model, teacher_mode="eval")
@@ -110,6 +111,7 @@ def test_classes_of_a_task_that_comes_again_are_current() -> None:
     assert strategy.rows_by_task == {0: [0, 2], 1: [1, 5], 2: [3, 4]}
 
 
+@pytest.mark.slow
 def test_tasks_of_unequal_size_in_any_order() -> None:
     strategy = PRD(model_for(stream := blobs(tasks=3, classes=7, class_order=[6, 2, 4, 0, 5, 1, 3], epochs=3)))
     watch = Old(strategy)
@@ -177,6 +179,7 @@ def test_the_first_task_may_take_several_steps_a_batch_each_with_fresh_views() -
     assert len(torch.cat(draws).unique()) == len(draws)
 
 
+@pytest.mark.slow
 def test_distillation_keeps_tasks_apart_and_prototypes_keep_classes() -> None:
     """On digits: without distillation the old tasks are lost, and fine-tuning knows the last two classes only."""
     stream = split_digits(batch_size=32)

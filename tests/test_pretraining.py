@@ -145,6 +145,7 @@ def test_pretrain_writes_what_plain_training_gives(store: str, tmp_path: Path, c
     assert (header["strategy.optimizer"], header["epochs"], header["labels"]) == ("SGD(lr=0.05)", 3, list(range(10)))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(capsys, 0, "pretrain", *TINY, "--classes", "0,1,2,3", "--optimizer", "Adam", "--out", "some.pt")
     assert json.loads(torch.load("some.pt", weights_only=True)["header"])["labels"] == [0, 1, 2, 3]

@@ -192,6 +192,7 @@ class Interrupt:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["supervised", "simclr"])
 def test_a_stopped_training_goes_on_bit_for_bit(
     objective: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -230,6 +231,7 @@ def gratings(seed: int) -> tuple[Tensor, Tensor]:
     return (0.5 + 0.25 * stripes + 0.3 * (torch.rand(stripes.shape, generator=draw) - 0.5))[:, None].clamp(0, 1), y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [Finetune, partial(SimCLR, temperature=0.2, smallest=0.8, jitter=0.0, blur=0.0)])
 def test_pretraining_on_other_classes_helps(objective: Callable[..., Strategy]) -> None:
     data = (*gratings(0), *gratings(1))

@@ -108,6 +108,7 @@ def test_each_class_of_an_episode_is_turned_as_a_whole():
         EpisodicTraining(Mlp(8, 20), turn=True).draw(pool())
 
 
+@pytest.mark.slow
 def test_features_trained_on_episodes_tell_other_classes_apart_better():
     draw = torch.Generator().manual_seed(1)
     means, noise = torch.randn(60, 4, generator=draw), torch.randn(60, 12, 28, generator=draw)

@@ -91,6 +91,7 @@ class Seen:
         self.digest.update(content_hash(event.batch.samples.x) + content_hash(event.batch.samples.y))
 
 
+@pytest.mark.slow
 def test_two_strategies_on_one_recording_see_the_same_batches(tmp_path):
     file = record(split_digits(epochs=2), tmp_path / "my.clstream")
 

@@ -22,6 +22,7 @@ def accuracies(printed: str) -> list[str]:
     return [*row.split("│")[1:4], *curves]
 
 
+@pytest.mark.slow
 def test_record_and_replay_by_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["--stream.epochs", "1", "--stream.class_order", "2"]
@@ -62,6 +63,7 @@ def points(tasks: int = 2, shift: float = 0.0) -> Stream:
 '''
 
 
+@pytest.mark.slow
 def test_samples_of_the_users_own_by_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "recorded_points.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)

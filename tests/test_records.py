@@ -121,6 +121,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from([attribute.name for attribute in fields(Record)]), value=JSON)
 def test_whatever_is_in_a_line_it_is_a_record_or_refused(record: Record, name: str, value: object) -> None:
     try:

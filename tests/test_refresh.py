@@ -292,6 +292,7 @@ class Halves(nn.Module):
         return x.half()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["recurrent", "scalar"])
 def test_it_runs_with_recurrent_layers_and_single_numbers(net: str) -> None:
     class Net(nn.Module):

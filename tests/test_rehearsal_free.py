@@ -122,6 +122,7 @@ def test_only_what_is_named_is_held(kind: type) -> None:
     assert all(weight.grad is None for weight in strategy.model.head.parameters())
 
 
+@pytest.mark.slow
 def test_held_as_hard_as_can_be_only_the_head_moves() -> None:
     drift = {}
     for strength in (0.0, 1e3):
@@ -145,6 +146,7 @@ REGULARISERS: dict[str, Callable[..., Regulariser]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REGULARISERS)
 @pytest.mark.parametrize("head", ["fixed", "growing"])
 def test_without_strength_it_is_the_base_bit_for_bit(name: str, head: str) -> None:
@@ -305,6 +307,7 @@ def test_each_form_learns_in_each_scenario(form: str, scenario: str) -> None:
     assert min(float(result.main[task, task]) for task in range(3)) > least
 
 
+@pytest.mark.slow
 def test_distillation_keeps_what_fine_tuning_forgets() -> None:
     stream = example_stream(epochs=10)
     lost, kept = (run(make(example_model()), stream).average_accuracy for make in (Finetune, LwFMC))

@@ -231,6 +231,7 @@ def test_without_plotly_it_is_said_what_to_install(
     assert "pip install 'clstream[report]'" in refusal(capsys, sweep, "--out", str(tmp_path / "page.html"))
 
 
+@pytest.mark.slow
 def test_the_page_is_an_artifact_of_the_mlflow_run_above_the_seeds(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     from mlflow.tracking import MlflowClient
 

@@ -82,6 +82,7 @@ def test_the_log_and_the_bar_say_the_main_measure(tmp_path: Path, target: str, n
     assert within.endswith(" ".join(f"{value:.3f}" for value in result.probes[0].tolist()))
 
 
+@pytest.mark.slow
 def test_runs_of_other_main_measures_have_tables_of_their_own(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_the_nearest_neighbour_knows_every_instance_that_is_not_corrupted():
     assert torch.equal(result.corrupted["noise_0"], result.accuracy)  # nothing is corrupted, so the answers are the same
 
 
+@pytest.mark.slow
 def test_gradient_steps_favour_the_last_sets_and_prototypes_do_not():
     family = episodes("digits", ways=2, shots=2, targets=4, sets=5, steps=20, count=12)
     tuned = run_episodes(lambda: Finetune(Mlp((1, 8, 8), 10, hidden=(32,)), partial(SGD, lr=0.1)), family).by_set.mean(0)
@@ -116,6 +117,7 @@ def test_episodes_of_another_run_are_not_gone_on_with(tmp_path):
             run_episodes(make("Finetune"), FAMILY, folder=tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_each_episode_begins_with_the_weights_of_the_start(tmp_path):
     with isolated(5):
         trained = Mlp((1, 8, 8), 3, hidden=(32,))

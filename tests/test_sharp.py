@@ -35,6 +35,7 @@ def watched() -> Watch:
 
 
 # the nine checks of the method's specification
+@pytest.mark.slow
 def test_no_idle_unit_reaches_another(watched: Watch) -> None:
     for state in watched.phases:
         for number, layer in list(enumerate(watched.strategy.chain.layers))[1:]:
@@ -56,6 +57,7 @@ class Counted(SHARP):
             self.counts = (*self.counts, [int((was & ~has).sum()), int((has & ~was).sum()), int((~was & free).sum())])
 
 
+@pytest.mark.slow
 def test_the_number_of_connections_stays_where_there_is_room() -> None:
     with isolated(0, "model"):
         own = Counted(model(12, 120), phase_epochs=2, least_quota=60.0)
@@ -99,6 +101,7 @@ def test_ranks_after_an_episode(watched: Watch) -> None:
             assert set(ranks.tolist()) <= {0, *range(2, episode + 2)}
 
 
+@pytest.mark.slow
 def test_idle_units_are_silent_and_get_no_gradient() -> None:
     own = built()
     batch: list[Batch] = []
@@ -132,6 +135,7 @@ def test_distances_to_old_classes_do_not_change(watched: Watch) -> None:
         assert torch.equal(distances(watched.ends[episode - 1], old), distances(watched.ends[episode], old))
 
 
+@pytest.mark.slow
 def test_capacity_runs_out_with_one_warning_for_each_layer() -> None:
     own = built(net=model(4, 16), least_quota=95.0)
     with warnings.catch_warnings(record=True) as caught:
@@ -159,6 +163,7 @@ def test_events_tell_where_units_are(watched: Watch) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_tracker_draws_units_and_bytes_as_curves(store: str) -> None:
     from mlflow import MlflowClient
 
@@ -176,6 +181,7 @@ def test_the_tracker_draws_units_and_bytes_as_curves(store: str) -> None:
     assert [point.value for point in held] == [e.long_term_bytes for e in watch.events if isinstance(e, ActivationsStored)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", ["pretrained", "frozen"])
 def test_early_layers_may_come_pretrained(early: str) -> None:
     net = model()
@@ -191,6 +197,7 @@ def test_early_layers_may_come_pretrained(early: str) -> None:
     assert bool((own.ranks[0] >= 100).all()) == (early == "frozen")
 
 
+@pytest.mark.slow
 def test_it_resumes_exactly_with_convolutions_and_a_wider_window() -> None:
     def go_on(observer: Checkpoints, state: Any = None) -> tuple[SHARP, Tensor]:
         own = built(window=2)
@@ -203,6 +210,7 @@ def test_it_resumes_exactly_with_convolutions_and_a_wider_window() -> None:
         assert digest(again) == digest(own) and torch.equal(accuracy, other)
 
 
+@pytest.mark.slow
 def test_blurry_episodes() -> None:
     blurry = streams.blurry_episodes("digits", epochs=4, batch_size=64, new_class=0.6)
     own = built(net=model(12, 200), least_quota=80.0, redraw=False)
@@ -219,6 +227,7 @@ def test_a_session_is_an_episode_also_where_boundaries_are_hidden() -> None:
     assert own.episode == 4 and own.long_term is not None and set(own.long_term.episodes.tolist()) == {2, 4}
 
 
+@pytest.mark.slow
 def test_it_learns_better_than_fine_tuning_on_real_digits() -> None:
     from clstream.strategies import Finetune
 
@@ -256,6 +265,7 @@ def test_a_network_that_is_no_chain_is_refused() -> None:
         SHARP(SlimResNet18((3, 32, 32), 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: ConvNet((1, 8, 8), 10), lambda: Mlp((1, 8, 8), 10), lambda: nn.Sequential(
     nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
 )])  # fmt: skip

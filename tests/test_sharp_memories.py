@@ -85,6 +85,7 @@ def slow_answer(own: SHARP, x: Tensor, classes: tuple[int, ...]) -> list[int]:
     return answers
 
 
+@pytest.mark.slow
 def test_answers_are_the_votes_of_the_nearest_exemplars() -> None:
     own, digits = built(neighbours=4), stream()
     run(own, digits)
@@ -94,6 +95,7 @@ def test_answers_are_the_votes_of_the_nearest_exemplars() -> None:
         assert own.predict(x, task).tolist() == slow_answer(own, x, task.classes)
 
 
+@pytest.mark.slow
 def test_scores_hold_few_distances_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     own, digits = built(), stream()
     run(own, digits)
@@ -113,6 +115,7 @@ def test_unknown_classes_score_below_all_others() -> None:
 
 
 # memories
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, 1, 3])
 def test_short_term_memory_holds_the_window(window: int) -> None:
     own = built(window=window)
@@ -129,6 +132,7 @@ def test_short_term_memory_holds_the_window(window: int) -> None:
         assert torch.equal(frozen, ranks > (1 if layer.early else window + 1))
 
 
+@pytest.mark.slow
 def test_a_wider_window_refreshes_exemplars_longer() -> None:
     own = built(net=model(12, 120), window=2)
     watch = Watch(own)
@@ -151,6 +155,7 @@ def test_stored_activations_are_those_at_the_cut_in_fixed_order() -> None:
         assert float((activations - own.short_term.activations()[row]).abs().max()) <= 0.51 * float(step)
 
 
+@pytest.mark.slow
 def test_a_class_with_few_samples_is_stored_as_it_is() -> None:
     own = built(short_term=500, long_term=400)
     result = run(own, stream(2))

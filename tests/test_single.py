@@ -26,6 +26,7 @@ def of_sizes(batch_size: int = 8, train_per_class: int = 12, **options: object):
     return blobs(tasks=3, classes=6, train_per_class=train_per_class, batch_size=batch_size, **options)
 
 
+@pytest.mark.slow
 def test_the_default_stream_and_a_batch_norm_network() -> None:
     stream = split_digits(epochs=1)
     model = SlimResNet18(stream.input_shape, stream.classes)

@@ -54,6 +54,7 @@ class Detector:
         self.heard += 1
 
 
+@pytest.mark.slow
 def test_parts_that_are_replaced_resume_exactly() -> None:
     {check.name: check for check in check_strategy(Wrapped)}["resumes_exactly"]()
 
@@ -266,6 +267,7 @@ class NewParts(Strategy):
         return super().loss(samples) * (1 + 0.1 * self.first.heard + 0.1 * sum(part.heard for part in self.parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [OtherOptimizers, Functions, Hooked, OwnStream, Containers, NewParts])
 def test_what_strategies_do_resumes_exactly(make: type[Strategy]) -> None:
     resumed_everywhere(make)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -174,6 +175,7 @@ class Everything(Strategy):
             del self.ordered
 
 
+@pytest.mark.slow
 def test_everything_resumes_exactly() -> None:
     checks = {check.name: check for check in check_strategy(Everything)}
     checks["resumes_exactly"]()

@@ -29,6 +29,7 @@ class Notes:
     losses: list[float] = field(default_factory=list)
 
 
+@pytest.mark.slow
 def test_compiled_and_recurrent_modules_are_captured() -> None:
     one, two = (Holder(net=torch.compile(nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 2)))) for _ in range(2))
     references, there = references_of([one]), references_of([two])

@@ -33,6 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], status: int, *arguments: str) -> st
     return " ".join((captured.out + captured.err).split())
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_changed_code_on_the_command_line(store, place, capsys):
     (place / "stop").touch()
     said(capsys, 130, *COMMAND)
@@ -51,6 +52,7 @@ def test_a_stopped_run_with_changed_code_on_the_command_line(store, place, capsy
         assert Path(artifact).read_text() == text == (folder / "seed_0" / name / "mine.py").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_is_not_taken_for_a_run_of_other_code(place, capsys):
     untracked = [*COMMAND, "--track", "false"]
     assert "finished" not in said(capsys, 0, *untracked)

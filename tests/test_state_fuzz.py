@@ -403,6 +403,7 @@ QUICK = settings(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.lists(st.tuples(st.sampled_from(sorted(HELD)), PARTS), min_size=1, max_size=8).map(tuple), CHANGES, st.integers(0, 10**6))
 def test_whatever_it_holds_a_cut_run_ends_as_a_whole_one(recipe: Any, changes: Any, cut: int) -> None:

@@ -93,6 +93,7 @@ def test_holm_by_hand() -> None:
     assert values[0] == pytest.approx(0.02) and math.isnan(values[1]) and values[2] == pytest.approx(0.02)
 
 
+@pytest.mark.slow
 def test_holm_bounds_false_findings() -> None:
     """Six methods that don't differ: at least one of 15 pairs is called different in at most 5 % of experiments, or a bit more."""
     generator, wrong = np.random.default_rng(3), 0

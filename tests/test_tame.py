@@ -82,6 +82,7 @@ def by_the_book(table: np.ndarray, classes: int, window: int, settle: bool) -> l
     return active
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settle", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_it_switches_as_the_specification_says(seed: int, settle: bool) -> None:
@@ -176,6 +177,7 @@ def test_windows_start_with_the_loss_of_a_guess() -> None:
     assert strategy.experts[0].loss_window.losses[1] == pytest.approx(math.log(4), abs=0.2)  # from before the first step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settle", [False, True])
 def test_a_stream_where_one_task_comes_again_ends_with_as_many_experts_as_there_are_tasks(settle: bool) -> None:
     strategy, ear, detection, routing = tame(settle=settle), Ear(), Detection(), Routing()
@@ -192,6 +194,7 @@ def test_a_stream_where_one_task_comes_again_ends_with_as_many_experts_as_there_
     assert not needs(strategy)
 
 
+@pytest.mark.slow
 def test_experts_need_not_be_tasks() -> None:
     """A stream whose task is split in two, and one that is learned in two sessions."""
     strategy, routing = tame(), Routing()
@@ -228,6 +231,7 @@ def test_losses_are_those_of_each_expert_in_evaluation_mode() -> None:
         assert strategy.losses(samples, number)[number] == pytest.approx(float(loss), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_new_experts_differ_by_the_runs_seed_and_not_by_the_callers() -> None:
     def second(seed: int, mine: int, **options: Any) -> Tensor:
         torch.manual_seed(mine)
@@ -260,6 +264,7 @@ def test_a_run_with_several_experts_resumes_exactly(options: dict[str, Any]) -> 
         assert difference(whole.load(-1), rest.load(-1)) is None, f"from checkpoint {number}"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this TAME was run before:UserWarning")
 def test_a_strategy_that_has_learned_keeps_its_classes() -> None:
     strategy, ear, detection = tame(classes=16), Ear(), Detection()

@@ -33,6 +33,7 @@ def test_where_samples_were_sent_is_not_told_to_the_strategy() -> None:
     assert ear.of(RoutingMeasured) == routing.measured and len(routing.measured) == 2
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_tracked(store: str) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -107,6 +108,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
         tame(**options)
 
 
+@pytest.mark.slow
 def test_models_that_experts_cannot_be_made_of_are_refused() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -128,6 +130,7 @@ def test_models_that_experts_cannot_be_made_of_are_refused() -> None:
     assert len(strategy.experts) > 1
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_gets_experts_and_a_selector() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(14, 32), nn.ReLU(), nn.Linear(32, 4))

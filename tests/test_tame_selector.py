@@ -36,6 +36,7 @@ def test_a_batch_across_a_boundary_is_stored_for_the_expert_that_learned_it() ->
     assert set((calm.memory.all().y // 4).tolist()) == {0}
 
 
+@pytest.mark.slow
 def test_the_selectors_memory_is_balanced_over_experts_and_labels_and_takes_each_sample_once() -> None:
     strategy = tame(selector_capacity=80)
     run(strategy, moving([0, 1, 2, 3]))
@@ -60,6 +61,7 @@ def test_a_switch_within_later_epochs_is_remembered() -> None:
 
 
 # Answers, and no trace of them
+@pytest.mark.slow
 @pytest.mark.parametrize("pruning", ["none", "online", "posthoc"])
 def test_evaluations_leave_no_trace(pruning: str) -> None:
     states, results = [], []
@@ -102,11 +104,13 @@ def test_a_selector_that_collapsed_is_trained_anew() -> None:
     assert strategy.trained == 3
 
 
+@pytest.mark.slow
 def test_a_selector_that_tells_nothing_apart_is_said() -> None:
     with pytest.warns(UserWarning, match="selector sends all that it was trained on to one expert, after 5 trainings"):
         run(tame(selector_retrain_lr=1e38), moving([0, 1]))  # infinite weights at the second step, whatever the machine
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_expert_that_a_sample_is_sent_to() -> None:
     strategy = tame()
     run(strategy, moving([0, 1, 2]))
@@ -140,6 +144,7 @@ def zeros(model: nn.Module) -> int:
     return sum(int((weight == 0).sum()) for weight in prunable(model).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruning", ["none", "online", "posthoc"])
 def test_pruning_leaves_exactly_as_many_weights(pruning: str) -> None:
     strategy, routing = tame(pruning=pruning, sparsity=0.6, selector_sparsity=0.5, retrain_epochs=20), Routing()

@@ -144,6 +144,7 @@ def test_what_a_class_says_must_be_something_there_is() -> None:
         run(Sums(example_model()), example_stream())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["multilabel", "value"])
 def test_they_are_learned_where_boundaries_are_hidden(target: str) -> None:
     stream = example_stream(epochs=5, target=target, boundaries=False)
@@ -256,6 +257,7 @@ def test_on_a_task_incremental_stream_the_tasks_columns_compete() -> None:
     assert all(bool(value.isfinite().all()) for value in ewc.regularisers[0].importance.values())
 
 
+@pytest.mark.slow
 def test_a_session_without_positives_is_learned() -> None:
     for cls in (Finetune, partial(Finetune, active_classes="seen"), partial(Finetune, active_classes="task"), LwFMC, ERACE, EWC):
         for head in ("fixed", "growing"):

@@ -93,6 +93,7 @@ def assert_same(strategy: Strategy, other: Strategy, atol: float = 1e-4) -> None
         assert other.model.state_dict()[name].is_contiguous()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKED)
 @pytest.mark.filterwarnings("error")
 def test_each_seed_ends_as_its_own_run(name: str, steps: list[int]) -> None:
@@ -135,6 +136,7 @@ class Trace:
         self.events.append(told)
 
 
+@pytest.mark.slow
 def test_observers_hear_each_seed_as_in_its_own_run() -> None:
     stream, make = digits(epochs=2), STACKED["Replay"]
     traces = {seed: (Prequential(), Trace()) for seed in SEEDS}

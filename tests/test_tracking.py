@@ -78,6 +78,7 @@ def test_loss_is_the_mean_over_the_session(store: str) -> None:
     assert means == {step: pytest.approx(sum(losses[6 * (step - 1) : 6 * step]) / 6) for step in (1, 2, 3)}
 
 
+@pytest.mark.slow
 def test_artifacts_hold_the_matrix_and_pictures(store: str, tmp_path: Path) -> None:
     tracker = MlflowTracker(uri=store, config="seed: 0\n")
     result = run(Finetune(example_model()), example_stream(epochs=3), tracker)
@@ -109,6 +110,7 @@ def test_probes_are_curves_over_batches(store: str) -> None:
     assert final["final/anytime_average_accuracy"] == metrics.anytime_average_accuracy(result.probes, result.probe_taught)
 
 
+@pytest.mark.slow
 def test_of_many_tasks_some_have_curves_and_all_are_in_the_csv(store: str, tmp_path: Path) -> None:
     assert tasks_with_curves(100) == list(range(100)) and tasks_with_curves(3) == [0, 1, 2]
     assert [len(set(tasks_with_curves(tasks))) for tasks in (101, 1000)] == [20, 20]
@@ -176,6 +178,7 @@ def test_events_of_a_strategys_own_are_counted(store: str) -> None:
     assert curve(MlflowClient(store), tracker.run_id, "events/Consolidated") == {1: 1, 2: 2, 3: 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundaries", [True, False])
 def test_a_task_that_comes_again_has_its_curve_from_the_first_time_on(store: str, boundaries: bool) -> None:
     stream = replace(example_stream(), schedule=(1, 0, 1, 2), boundaries=boundaries)
@@ -186,6 +189,7 @@ def test_a_task_that_comes_again_has_its_curve_from_the_first_time_on(store: str
         assert curve(MlflowClient(store), tracker.run_id, f"accuracy/task_{task:02d}") == expected
 
 
+@pytest.mark.slow
 def test_a_task_that_is_mixed_into_the_sessions_of_others_has_its_curve_from_its_first_sample_on(store: str) -> None:
     stream = blurry_tasks(disjoint=0.0, blur=0.1, batch_size=64)
     tracker = MlflowTracker(uri=store)
@@ -197,6 +201,7 @@ def test_a_task_that_is_mixed_into_the_sessions_of_others_has_its_curve_from_its
         assert curve(MlflowClient(store), tracker.run_id, f"accuracy/task_{task:02d}") == expected
 
 
+@pytest.mark.slow
 def test_two_trackers_do_not_share_a_run(store: str) -> None:
     first, second = MlflowTracker(uri=store), MlflowTracker(uri=store)
     run(Finetune(example_model()), example_stream(), first, second)
@@ -236,6 +241,7 @@ def test_an_experiment_is_made_once(store: str) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_tracker_serves_one_run_after_another(store: str) -> None:
     """Each gets an MLflow run of its own, and a failure at the start of the second leaves the first as it was."""
 
@@ -269,6 +275,7 @@ def test_probes_since_the_last_session_are_kept_when_the_run_fails(store: str) -
     assert list(curve(MlflowClient(store), tracker.run_id, "anytime/task_00")) == [2, 4]
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
     code = "import sys; from clstream.tracking.mlflow_store import connect; print(connect(sys.argv[1])[1])"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
@@ -278,6 +285,7 @@ def test_two_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
     assert said[0] == said[1] != ""
 
 
+@pytest.mark.slow
 def test_costs_are_curves_of_what_was_spent_so_far(store: str) -> None:
     tracker = MlflowTracker(uri=store)
     cost = run(Replay(example_model(), capacity=20), example_stream(), tracker).cost

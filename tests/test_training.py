@@ -285,6 +285,7 @@ def test_every_kind_of_stream_is_measured_on_what_it_holds_out(stream: Stream) -
 # resumption
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "head"), [("Finetune", "growing"), ("Replay", "fixed")])
 def test_a_run_under_all_controls_resumes_bit_for_bit(name: str, head: str) -> None:
     make: Any = {

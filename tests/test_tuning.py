@@ -217,6 +217,7 @@ def trials(search: Search) -> list[tuple[int, dict[str, Any], float | None, dict
     return [(trial.number, search.values(trial), trial.value, trial.intermediate_values) for trial in search.over]
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_is_best_and_begins_with_what_there_is(tmp_path: Path) -> None:
     search = Search(tmp_path, SPACE, start={"x": -1.5, "kind": "bad"})
     search.run(parabola, 20)
@@ -227,6 +228,7 @@ def test_a_search_finds_what_is_best_and_begins_with_what_there_is(tmp_path: Pat
     assert search.best.value == max(value for value in values if value is not None)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
     whole = Search(tmp_path / "whole", SPACE, seed=3)
     whole.run(parabola, 12)
@@ -242,6 +244,7 @@ def test_a_search_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> N
     assert trials(other) != trials(whole)[:3]
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverged_is_the_worst_and_one_that_failed_is_none(tmp_path: Path) -> None:
     def play(job: Job | None) -> Outcome | None:
         if job is not None and job.number == 1:
@@ -275,6 +278,7 @@ def test_time_is_a_budget_over_all_calls(tmp_path: Path) -> None:
         search.run(parabola, 0)
 
 
+@pytest.mark.slow
 def test_two_workers_run_each_trial_once_and_stop_in_time(tmp_path: Path) -> None:
     search = Search(tmp_path, SPACE)
     search.run(parabola, 500, seconds=2, workers=2)
@@ -320,6 +324,7 @@ def test_a_trial_measures_the_anytime_average_on_held_out_samples() -> None:
     assert outcome.curve[-1] == pytest.approx(float(averages[session:].mean()))  # nothing of the first session counts
 
 
+@pytest.mark.slow
 def test_a_trial_diverges_or_is_pruned_without_an_error(tmp_path: Path) -> None:
     stream = trial_stream(marked(batch_size=8))
     diverged = run_trial(finetune(1e30, stream), stream)

@@ -38,6 +38,7 @@ def weights(folder: Path) -> list:
     return state["evaluation"]["measured"]["accuracy"].nan_to_num(-1), state["random"]["torch"], state["ledger"]["meter"]
 
 
+@pytest.mark.slow
 def test_it_answers_learns_and_tracks_and_the_same_command_shows_what_was(inbox, migrated, capsys):
     for number in range(3):
         write(inbox, number)
@@ -61,6 +62,7 @@ def test_it_answers_learns_and_tracks_and_the_same_command_shows_what_was(inbox,
     assert "is finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_survives_a_kill_and_goes_on(inbox, tmp_path, monkeypatch):
     command = ["watch", "inbox", *OPTIONS, "--max_sessions", "3", "--track", "false", "--checkpoint_every", "0.001"]
     write(inbox, 0)

@@ -284,6 +284,7 @@ def test_a_strategy_that_needs_no_boundaries_learns_as_it_does_alone() -> None:
     assert torch.equal(play(True), play(False))
 
 
+@pytest.mark.slow
 def test_a_run_with_cut_sessions_resumes_exactly() -> None:
     def go_on(observer: Checkpoints, state: object = None) -> None:
         strategy = wrapped(AGEM(Mlp(10, 4, hidden=(16,)), per_task=30))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from picture_folders import in_parts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,7 @@ assert main(["--help"]) == 1
 """
 
 
+@pytest.mark.slow
 def test_what_needs_no_other_package_runs(tmp_path: Path) -> None:
     in_parts(tmp_path / "pets")
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -17,6 +17,7 @@ def costs():
     return json.loads((ROOT / zoo_page.COSTS).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_code_says():
     page = (ROOT / zoo_page.PAGE).read_text(encoding="utf-8")
     assert page == zoo_page.page(ROOT), "python experiments/zoo_page.py writes it anew"
