@@ -34,7 +34,7 @@ from clstream.strategy.answers import allowed
 from clstream.stream import Task
 
 LEVEL = 0.01
-"""Of Welch's test, below which two means are said to differ: there are some thirty tests in a table."""
+"""Of Welch's test, below which two means are said to differ: there are some sixty tests in a table."""
 
 KINDS = ("ours", "theirs", "their loop")
 

@@ -35,8 +35,8 @@ SCR: theirs makes features 1 long before its projection too, scales the loss by 
     memory when an experience is over, as many of each class, and draws halves of old and new class means. No augmentation.
 GSS: theirs scores and keeps samples at the forward pass, before the step, also those that come out of its memory, which it replays
     from the second experience on, as it was when that began.
-PackNet: theirs lets pruned weights begin the next task with what they were, ours at 0. Both are given a head for each task: as it
-    is, theirs shares its output layer out among tasks too. Three passes, of which the last is after pruning.
+PackNet: theirs lets pruned weights begin the next task with what they were, ours at 0, as the authors' code. Both are given a head
+    for each task: as it is, theirs shares its output layer out among tasks too. Three passes, of which the last is after pruning.
 PNN: theirs leads the inputs to the first layer of each column through adapters too, has no lateral connections to its heads, and
     begins its scales with the standard deviation 1, ours with 0.1.
 Cumulative: theirs is our Joint(restart=False).
@@ -318,20 +318,40 @@ def their_gss(net: nn.Module) -> Any:
     return their("Naive", plugins=[plugin])(net)
 
 
-def their_packnet(net: nn.Module) -> Any:
-    """Return Avalanche's plain strategy with its plugin of PackNet, the net's layers, and a head for each task."""
+def their_packnet(net: nn.Module, zero: bool = False) -> Any:
+    """Return Avalanche's plain strategy with its plugin of PackNet, the net's layers, and a head for each task.
+
+    Args:
+        net: has the layers `layer1` and `layer2`.
+        zero: whether weights that are pruned become 0, as in the authors' code and here.
+
+    """
     models, packnet = import_avalanche("models"), import_avalanche("models.packnet")
+    layers = nn.Sequential()
+    for own in (net.get_submodule("stages.layer1"), net.get_submodule("stages.layer2")):
+        assert isinstance(own, nn.Linear)
+        layer = nn.Linear(own.in_features, own.out_features)  # theirs would take a layer with its ReLU for one without
+        layer.load_state_dict(own.state_dict())
+        layers.extend((layer, nn.ReLU()))
 
     class Headed(packnet.PackNetModel):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
-            super().__init__(net.stages)
+            super().__init__(layers)
             self.heads = models.MultiHeadClassifier(WIDTH)
 
         def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
             scores: Tensor = self.heads(super().forward(x, task_labels), task_labels)
             return scores
 
-    return their("Naive", train_epochs=3, plugins=[packnet.PackNetPlugin(1, 0.5)])(Headed())
+    class Zeroing(packnet.PackNetPlugin):  # type: ignore[misc,name-defined]
+        def before_training_epoch(self, strategy: Any, **given: Any) -> None:
+            super().before_training_epoch(strategy, **given)
+            for module in strategy.model.modules():
+                if isinstance(module, packnet.WeightAndBiasPackNetModule):
+                    module.wrappee.weight.data[module.pruned_mask] = 0
+
+    plugin = Zeroing if zero else packnet.PackNetPlugin
+    return their("Naive", train_epochs=3, plugins=[plugin(1, 0.5)])(Headed())
 
 
 def their_pnn(net: nn.Module) -> Any:
@@ -390,7 +410,14 @@ METHODS = (
     Method("SCR", our_scr, their_scr),
     Method("GSS", lambda net: GSS(net, SGD, CAPACITY, BATCH, gradients=GRADIENTS), their_gss, apart=True),
     Method("GSS, selecting as Avalanche's", lambda net: GSSAsAvalanche(net, SGD, CAPACITY, gradients=GRADIENTS), their_gss),
-    Method("PackNet", lambda net: PackNet(net, SGD), their_packnet, scenario="task", epochs=3),
+    Method("PackNet", lambda net: PackNet(net, SGD), their_packnet, apart=True, scenario="task", epochs=3),
+    Method(
+        "PackNet, theirs with pruned weights at 0",
+        lambda net: PackNet(net, SGD),
+        partial(their_packnet, zero=True),
+        scenario="task",
+        epochs=3,
+    ),
     Method("PNN", lambda net: PNN(net, SGD), their_pnn, scenario="task"),
     Method("Cumulative", lambda net: Joint(net, SGD, restart=False), their("Cumulative")),
     Method("Fine-tuning", lambda net: Finetune(net, SGD), their("Naive")),
