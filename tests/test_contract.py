@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
 import clstream.strategies as zoo
@@ -72,6 +73,11 @@ def test_strategy_contract(name: str, check: str) -> None:
     assert check in checks or check in getattr(zoo, name).exempt
     if check in checks:
         checks[check]()
+
+
+def test_the_quick_ones_are_those_that_the_page_for_contributors_counts() -> None:
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert set(STRATEGIES) > QUICK and len(QUICK) == 11 and "`make test` has that of eleven" in " ".join(page.split())
 
 
 @pytest.mark.slow
