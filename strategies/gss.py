@@ -17,7 +17,7 @@ integer programming (GSS-IQP), is left out. With several epochs (the paper has o
 
 Avalanche's plugin selects at the forward pass, before the step, in every epoch, and out of minibatches that hold samples of the
 memory too: a sample may be kept several times, and what enters is judged together with what is there already. Its memory is
-replayed from the second experience on, as it was when that began.
+replayed from the second experience on, in one step with the batch.
 
 The gradients of all subsets are taken at once, and those of the samples of a batch too (`torch.func.vmap`), never one by one. They
 are those of all parameters that require one. Whether a batch may enter is looked at first: most don't, and need no gradients of

@@ -14,7 +14,8 @@ As the authors' code (github.com/RaptorMai/online-continual-learning): a reservo
 repeats, a projection of width 128 with a hidden layer as wide as the features, temperature 0.07, and the views of its kornia
 transforms: crops of 0.2 to 1 of the image, mirrored, jittered by 0.4 (hue 0.1) in four fifths of them, grey in a fifth. Other
 codes: Avalanche has temperature 0.1 and multiplies the loss by 0.1 / 0.07 (`base_temperature=0.07`), divides f(x) by its length
-before g, keeps a class-balanced memory that is filled when an experience is over, and draws halves of old and new means.
+before g and leaves it to the network to do so after g, keeps a class-balanced memory that is filled when an experience is over, and
+has for a class mean the average of the one before and the new one.
 
 Deviations: the code learns nothing while its memory is empty, here the first batch is learned by itself; a class of which the
 memory holds nothing can't be answered, where the code draws a mean at random; images of one channel are not mirrored; the code's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,11 +52,15 @@ def test_networks_of_theirs_resume_exactly(avalanche: Import, name: str) -> None
 
     options: dict[str, Any] = {"task_labels": True} if name in ("PackNet", "PNN") else {}
     stream = from_avalanche(benchmark(avalanche, **options), epochs=2, batch_size=10)
-    make, whole = builder(avalanche, name), Checkpoints(step=90)
-    expected = run(AvalancheStrategy(make()), stream, whole)
+    make, whole, strategy = builder(avalanche, name), Checkpoints(step=90), AvalancheStrategy(builder(avalanche, name)())
+    expected = run(strategy, stream, whole)
+    weights = strategy.model.state_dict()
+    assert len(whole.written) > 1
     for number in range(len(whole.written) - 1):
-        result = run(AvalancheStrategy(make()), stream, Checkpoints(every=0), resume=whole.load(number))
+        again = AvalancheStrategy(make())
+        result = run(again, stream, Checkpoints(every=0), resume=whole.load(number))
         assert torch.equal(result.accuracy, expected.accuracy) and torch.equal(result.task_accuracy, expected.task_accuracy)
+        assert all(torch.equal(value, weights[key]) for key, value in again.model.state_dict().items())
 
 
 @pytest.mark.slow
@@ -122,6 +127,20 @@ def test_what_cannot_be_played_is_refused(avalanche: Import) -> None:
         AvalancheStrategy(maker(avalanche, "Naive")(), plugins=[plugins.EarlyStoppingPlugin(2, "test_stream")])
     with pytest.raises(TypeError, match="takes no regularisers"):
         strategy_class("Naive")(Mlp((1, 8, 8), 10)).add_regularisers(EWCPenalty())
+
+
+def test_their_icarl_learns_streams_whose_classes_it_can_list(avalanche: Import) -> None:
+    make = builder(avalanche, "iCaRL")
+    with pytest.raises(ValueError, match="which split_digits hides: take clstream's ICaRL"):
+        run(AvalancheStrategy(make(), boundaries=False), split_digits(epochs=1, boundaries=False))
+    with pytest.raises(ValueError, match="which split_digits hides: take clstream's ICaRL"):
+        run(WithDetectedBoundaries(AvalancheStrategy(make()), warmup=4, window=10), split_digits(epochs=1, boundaries=False))
+    with pytest.raises(ValueError, match="class 0 of split_digits comes again: take clstream's ICaRL"):
+        run(AvalancheStrategy(make()), replace(split_digits(epochs=1), schedule=[0, 1, 0]))
+    strategy = AvalancheStrategy(make())
+    run(strategy, split_digits(epochs=1), max_sessions=2)
+    with pytest.raises(ValueError, match="counts its experiences from the first on: make a new one"):
+        run(strategy, split_digits(epochs=1))
 
 
 def test_what_waits_for_their_evaluation_is_refused(avalanche: Import) -> None:

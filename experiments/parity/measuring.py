@@ -188,10 +188,13 @@ def measure(method: Method, stream: Stream, seed: int) -> Iterator[Measured]:
     def of(kind: str) -> tuple[Tensor, Tensor, float]:
         own = copy.deepcopy(net)
         if kind == "ours":
-            return run_on_our_engine(method.ours(own), stream, seed)
+            with isolated(seed, "parity strategy"):
+                ours = method.ours(own)
+            return run_on_our_engine(ours, stream, seed)
         with method.within(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of loggers that aren't there
-            strategy = method.theirs(own)
+            with isolated(seed, "parity strategy"):
+                strategy = method.theirs(own)
             if kind == "theirs":
                 return run_on_our_engine(AvalancheStrategy(strategy), given, seed)
             return run_in_their_loop(strategy, given, seed)

@@ -29,19 +29,23 @@ GDumb: theirs keeps a uniform sample of each class, and takes in an experience b
 LwF: theirs distils by a divergence over the classes seen so far, without T^2: the same gradient as the cross-entropy.
 MER: theirs takes a batch for one example (ours: examples="batch"), and fills its memory when an experience is over.
 iCaRL: theirs goes over the samples of an experience and all exemplars in the same batches, so it takes more steps, and keeps up to
-    a sample more of each class. The loss of both is a mean over ten outputs (ours: form="mean"), at a rate that is ten times that
-    of the others.
-SCR: theirs makes features 1 long before its projection too, scales the loss by 0.1 / 0.07 (ours: base_temperature=0.07), fills its
-    memory when an experience is over, as many of each class, and draws halves of old and new class means. No augmentation.
+    a sample more of each class; a sample that herding would choose again counts again each time; and classes to come have a mean of
+    zeros, which may win. The loss of both is a mean over ten outputs (ours: form="mean"), at ten times the rate of the others.
+SCR: theirs divides features by their length before its projection too, multiplies the loss by 0.1 / 0.07 (ours:
+    base_temperature=0.07), and fills its memory when an experience is over. It leaves it to the network to divide what is projected
+    by its length, as its loss expects: here it is given one that does. A class mean is the average of the one before and the new
+    one. No augmentation: the second view is the sample again.
 GSS: theirs scores and keeps samples at the forward pass, before the step, also those that come out of its memory, which it replays
-    from the second experience on, as it was when that began.
+    from the second experience on, 32 of them beside each batch, in one step on both; ours takes a step on each.
 PackNet: theirs lets pruned weights begin the next task with what they were, ours at 0, as the authors' code. Both are given a head
     for each task: as it is, theirs shares its output layer out among tasks too. Three passes, of which the last is after pruning.
-PNN: theirs leads the inputs to the first layer of each column through adapters too, has no lateral connections to its heads, and
-    begins its scales with the standard deviation 1, ours with 0.1.
+PNN: theirs leads the inputs to the first layer of each column through adapters too, and has no lateral connections into its heads;
+    U and V have biases, and the scale of each earlier column (alpha) begins as N(0, 1), ours as N(0, 0.01). Its columns begin with
+    torch's initial weights, ours with those of the net.
 Cumulative: theirs is our Joint(restart=False).
 
-All learn the cross-entropy over all outputs, from the start (active_classes="all").
+All learn the cross-entropy over all outputs, from the start (active_classes="all"), LwF with distillation; but for iCaRL (binary
+cross-entropies), SCR (contrast), and PackNet and PNN (over the outputs of the task).
 """
 
 from __future__ import annotations
@@ -75,6 +79,7 @@ from clstream.strategies import (
     RWalk,
 )  # fmt: skip
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clstream import Batch, BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
 from clstream.avalanche.imports import import_avalanche
@@ -84,6 +89,7 @@ from clstream.memory import ClassBalanced
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
 MAS_LAMBDA, RWALK_LAMBDA, MARGIN, MER_BETA = 0.1, 10.0, 0.5, 0.3
 WIDTH, GRADIENTS = 100, 5
+LOADED = 32  # kept samples in a batch of Avalanche's loader for replay, if nothing else is said
 EWC_LAMBDA, SI_LAMBDA, SI_EPSILON, LWF_ALPHA, TEMPERATURE = 100.0, 2000.0, 0.1, 2.0, 2.0
 
 Make = Callable[[nn.Module], Any]
@@ -208,20 +214,20 @@ class SCRAsAvalanche(SCR):
 
 
 class GSSAsAvalanche(GSS):
-    """GSS as Avalanche's: a draw of what was kept when the task began joins the batch, and all of it is offered before the step."""
+    """GSS as Avalanche's: from the second task on a draw of the memory joins the batch; all is offered before the step."""
 
-    kept: Samples | None = None
+    replays = False
 
     @on(TaskStarted)
     def note(self, event: TaskStarted) -> None:
-        """Note what is kept."""
-        self.kept = self.memory.all() if len(self.memory) else None
+        """Note whether anything is kept."""
+        self.replays = len(self.memory) > 0
 
     def learn(self, batch: Batch) -> Tensor:
         """Offer a batch and what is drawn, then take one step on both."""
         samples = batch.samples
-        if self.kept is not None:
-            samples = samples + self.kept[torch.randint(len(self.kept), (BATCH,), generator=self.memory.random)]
+        if self.replays:
+            samples = samples + self.memory.sample(LOADED, repeats=False)
         self.model.eval()
         self.offer(samples)
         self.model.train()
@@ -301,9 +307,17 @@ def our_scr(net: nn.Module) -> Strategy:
     )
 
 
+class Unit(nn.Module):
+    """Divides each row by its length: Avalanche's contrastive loss leaves that to the network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, features) of length 1."""
+        return F.normalize(x, dim=1)
+
+
 def their_scr(net: nn.Module) -> Any:
     """Return Avalanche's SCR of the net's layers, without augmentation."""
-    projection = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+    projection = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), Unit())
     model = import_avalanche("models").SCRModel(net.stages, projection)
     return import_avalanche("training.supervised").SCR(
         model=model, optimizer=SGD(model.parameters()), mem_size=CAPACITY, temperature=0.1, train_mb_size=BATCH,
@@ -408,7 +422,7 @@ METHODS = (
     ),
     Method("iCaRL", lambda net: ICaRL(net, FASTER, CAPACITY, form="mean"), their_icarl),
     Method("SCR", our_scr, their_scr),
-    Method("GSS", lambda net: GSS(net, SGD, CAPACITY, BATCH, gradients=GRADIENTS), their_gss, apart=True),
+    Method("GSS", lambda net: GSS(net, SGD, CAPACITY, LOADED, gradients=GRADIENTS), their_gss, apart=True),
     Method("GSS, selecting as Avalanche's", lambda net: GSSAsAvalanche(net, SGD, CAPACITY, gradients=GRADIENTS), their_gss),
     Method("PackNet", lambda net: PackNet(net, SGD), their_packnet, apart=True, scenario="task", epochs=3),
     Method(

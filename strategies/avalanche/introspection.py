@@ -83,6 +83,11 @@ def _works_between(worker: Any, prefix: str) -> bool:
     return any(theirs not in FREE or not cls.__module__.startswith("avalanche.") for cls in handling)
 
 
+def lists_classes(strategy: Any) -> bool:
+    """Return whether a strategy reads which classes come in each experience, and takes each to come once: their iCaRL."""
+    return any(type(plugin).__name__ == "_ICaRLPlugin" for plugin in strategy.plugins)
+
+
 def is_multi_task(model: nn.Module) -> bool:
     """Return whether a model of theirs takes task labels."""
     multi_task: bool = import_avalanche("models.utils").is_multi_task_module(model)

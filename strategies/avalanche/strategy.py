@@ -44,6 +44,7 @@ from clstream.strategies.avalanche.introspection import (
     check_playable,
     draw_order,
     is_multi_task,
+    lists_classes,
     loader_source,
     needs_boundaries,
 )
@@ -151,6 +152,10 @@ class AvalancheStrategy(Strategy):
         self.theirs.device = torch.device(stream.device or "cpu")
         self.classes, self.tells_tasks, self.seen, self.by_label = stream.classes, stream.scenario == "task", set(), {}
         self.coming = [stream.labels(number).unique().tolist() for number in range(len(stream))] if stream.boundaries else None
+        if lists_classes(self.theirs):
+            self.check_listed(stream.name)
+            if self.theirs.clock.train_exp_counter:
+                raise ValueError("Avalanche's iCaRL counts its experiences from the first on: make a new one for another run")
 
     @on(RunContinued)
     def count_more(self, event: RunContinued) -> None:
@@ -158,6 +163,20 @@ class AvalancheStrategy(Strategy):
         if self.coming is not None:
             stream, first = event.stream, event.sessions
             self.coming = self.coming[:first] + [stream.labels(number).unique().tolist() for number in range(first, len(stream))]
+            if lists_classes(self.theirs):
+                self.check_listed(stream.name)
+
+    def check_listed(self, name: str) -> None:
+        """Raise ValueError for a stream that their iCaRL can't learn: it reads which classes come, each in one session alone."""
+        if self.coming is None:
+            raise ValueError(f"Avalanche's iCaRL reads which classes come, which {name} hides: take clstream's ICaRL")
+        order = [label for labels in self.coming for label in labels]
+        again = next((label for place, label in enumerate(order) if label in order[:place]), None)
+        if again is not None:
+            raise ValueError(
+                f"Avalanche's iCaRL takes each class in one session alone, and class {again} of {name} comes again: "
+                "take clstream's ICaRL"
+            )
 
     @on(SessionStarted)
     def open_experience(self, event: SessionStarted) -> None:
