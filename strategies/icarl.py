@@ -24,7 +24,7 @@ network is the average of the learners' networks, but an output is averaged over
 come with the networks, and all are learned with cross-entropy for `merge_epochs`. Our own: they are chosen again by herding under
 the merged network (theirs: the first ones).
 
-Measured: loss, exemplars and means are those of Avalanche's iCaRL (`tests/test_icarl.py`). Class-IL, one epoch in batches of 32, Mlp
+Measured: loss, exemplars and means are those of Avalanche's (`tests/test_icarl.py`). Class-IL, one epoch in batches of 32, Mlp
 400-400, 2,000 exemplars, SGD 0.03, nothing tuned, 3 seeds: Split MNIST 0.756 ± 0.006 (anchor `icarl-split-mnist`), Split
 Fashion-MNIST 0.644 ± 0.003 (`icarl-split-fashion-mnist`); published for neither.
 """
