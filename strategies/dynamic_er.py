@@ -32,7 +32,8 @@ blocks add up. At least one channel of a layer stays. A session of known classes
 
 Measured, own numbers, 3 seeds, nothing tuned: class-IL Split MNIST (one epoch in batches of 32, Mlp 400-400, capacity 500, SGD
 0.03) 0.820 ± 0.005. `split_digits` (20 epochs, Mlp 64-64, capacity 200, SGD 0.05) 0.917 ± 0.009 with 41,600 parameters in 5
-extractors, and with `prune` 0.926 ± 0.005 with 20,057 to 23,540.
+extractors, and with `prune` 0.926 ± 0.005 with 20,057 to 23,540. `ResNet18(width=8)` on it 0.952 ± 0.001 (anchor
+`dynamic-er-split-digits`: 5 epochs in batches of 16, SGD 0.03 with momentum 0.9).
 """
 
 from __future__ import annotations
