@@ -386,9 +386,9 @@ THEIR_SI = their("SynapticIntelligence", si_lambda=SI_LAMBDA, eps=SI_EPSILON)
 
 METHODS = (
     Method("Replay", lambda net: Replay(net, SGD, CAPACITY, BATCH), THEIR_REPLAY, apart=True),
-    Method("Replay, memory filled as Avalanche's", lambda net: ReplayFilledAfterwards(net, SGD, CAPACITY), THEIR_REPLAY),
+    Method("Replay, filled as theirs", lambda net: ReplayFilledAfterwards(net, SGD, CAPACITY), THEIR_REPLAY),
     Method("ER-ACE", lambda net: ERACE(net, SGD, CAPACITY, BATCH), THEIR_ACE, apart=True),
-    Method("ER-ACE, memory filled as Avalanche's", lambda net: ERACEFilledBefore(net, SGD, CAPACITY), THEIR_ACE),
+    Method("ER-ACE, filled as theirs", lambda net: ERACEFilledBefore(net, SGD, CAPACITY), THEIR_ACE),
     Method("EWC", our_ewc, THEIR_EWC),
     Method("EWC, theirs class by class", our_ewc, THEIR_EWC, by_class=True, apart=True),
     Method("SI", our_si, THEIR_SI, apart=True),
@@ -413,20 +413,20 @@ METHODS = (
     Method("A-GEM", lambda net: AGEM(net, SGD, PER_TASK, SAMPLE), their("AGEM", patterns_per_exp=PER_TASK, sample_size=SAMPLE)),
     Method("DER++", lambda net: DERpp(net, SGD, CAPACITY, BATCH, ALPHA, BETA), THEIR_DER, apart=True),
     Method(
-        "DER++, memory filled as Avalanche's", lambda net: DERppFilledAfterwards(net, SGD, CAPACITY, ALPHA, BETA), THEIR_DER
+        "DER++, filled as theirs", lambda net: DERppFilledAfterwards(net, SGD, CAPACITY, ALPHA, BETA), THEIR_DER
     ),
     Method(
-        "MER, memory filled as Avalanche's",
+        "MER, filled as theirs",
         lambda net: MERFilledAfterwards(net, SGD, CAPACITY),
         their("MER", mem_size=CAPACITY, batch_size_mem=BATCH, n_inner_steps=1, beta=MER_BETA, gamma=1.0),
     ),
     Method("iCaRL", lambda net: ICaRL(net, FASTER, CAPACITY, form="mean"), their_icarl),
     Method("SCR", our_scr, their_scr),
     Method("GSS", lambda net: GSS(net, SGD, CAPACITY, LOADED, gradients=GRADIENTS), their_gss, apart=True),
-    Method("GSS, selecting as Avalanche's", lambda net: GSSAsAvalanche(net, SGD, CAPACITY, gradients=GRADIENTS), their_gss),
+    Method("GSS, selecting as theirs", lambda net: GSSAsAvalanche(net, SGD, CAPACITY, gradients=GRADIENTS), their_gss),
     Method("PackNet", lambda net: PackNet(net, SGD), their_packnet, apart=True, scenario="task", epochs=3),
     Method(
-        "PackNet, theirs with pruned weights at 0",
+        "PackNet, theirs zeroed",
         lambda net: PackNet(net, SGD),
         partial(their_packnet, zero=True),
         scenario="task",
