@@ -96,13 +96,12 @@ class HAT(TaskNetworks):
         self.used = [weight.new_zeros(len(weight)) for weight in weights]
         x = torch.rand(2, *event.stream.input_shape, device=weights[0].device)
         with evaluating(self):
-            for layer, (name, weight) in enumerate(zip(self.layers, weights, strict=True)):
+            for layer, name in enumerate(self.layers):
                 gates = [torch.ones_like(used) for used in self.used]
                 gates[layer][::2] = 0
-                changed = weight.detach().clone()
-                changed[::2] += 1
                 try:
-                    same = torch.equal(self.gated(x, gates), self.gated(x, gates, {f"{name}.weight": changed}))
+                    before = self.gated(x, gates)
+                    same = all(torch.equal(before, self.gated(x, gates, self.moved(name, by))) for by in (1, -1))
                 except (RuntimeError, ValueError):
                     same = False
                 if not same:
@@ -110,6 +109,13 @@ class HAT(TaskNetworks):
                         f"HAT takes a network whose layers form a chain, and in {type(self.model).__name__} the outputs of "
                         f"{name!r} don't go through the layer that is defined next alone, in their order"
                     )
+
+    def moved(self, name: str, by: int) -> dict[str, Tensor]:
+        """Return a layer's parameters with those of every other unit moved: weights by a number, a bias so that a ReLU opens."""
+        own = {key: value.detach().clone() for key, value in self.model.get_submodule(name).named_parameters(recurse=False)}
+        for key, value in own.items():
+            value[::2] += by if key == "weight" else 10 + value.abs().amax()
+        return {f"{name}.{key}": value for key, value in own.items()}
 
     @on(TaskStarted)
     def open_task(self, event: TaskStarted) -> None:

@@ -20,6 +20,7 @@ from clstream import Samples, SessionEnded, SessionStarted, on, run
 from clstream.checks import example_model, example_stream
 from clstream.eval_mode import evaluating
 from clstream.models import Mlp
+from clstream.seeds import isolated
 from clstream.strategy.core_sets import herding
 
 
@@ -131,7 +132,8 @@ def test_exemplars_and_means_are_those_of_avalanche(avalanche: Callable[[str], M
     It counts a sample that it would choose again once more, so the choices part where most samples are chosen: not here.
     """
     stream = split_digits(epochs=1)
-    strategy = ICaRL(Mlp(stream.input_shape, stream.classes, hidden=(128,)), capacity=12)
+    with isolated(0, "model"):
+        strategy = ICaRL(Mlp(stream.input_shape, stream.classes, hidden=(128,)), capacity=12)
     theirs = avalanche("training.supervised.icarl")._ICaRLPlugin(12)
     wrap = avalanche("benchmarks.utils")._make_taskaware_classification_dataset
     classifier = avalanche("models").NCMClassifier(normalize=True)
