@@ -137,6 +137,11 @@ def test_their_icarl_learns_streams_whose_classes_it_can_list(avalanche: Import)
         run(WithDetectedBoundaries(AvalancheStrategy(make()), warmup=4, window=10), split_digits(epochs=1, boundaries=False))
     with pytest.raises(ValueError, match="class 0 of split_digits comes again: take clstream's ICaRL"):
         run(AvalancheStrategy(make()), replace(split_digits(epochs=1), schedule=[0, 1, 0]))
+    theirs = make()
+    plugin = theirs.plugins[0]
+    plugin.__class__ = type("MyICaRL", (type(plugin),), {})  # one of the user's own that builds on it is no exception
+    with pytest.raises(ValueError, match="class 0 of split_digits comes again"):
+        run(AvalancheStrategy(theirs), replace(split_digits(epochs=1), schedule=[0, 1, 0]))
     strategy = AvalancheStrategy(make())
     run(strategy, split_digits(epochs=1), max_sessions=2)
     again = pytest.raises(ValueError, match="counts its experiences from the first on: make a new one")

@@ -77,14 +77,14 @@ from clstream.strategies import (
     PackNet,
     Replay,
     RWalk,
-)  # fmt: skip
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clstream import Batch, BatchLearned, Samples, Strategy, TaskEnded, TaskStarted, on
 from clstream.avalanche.imports import import_avalanche
 from clstream.losses import supervised_contrastive
-from clstream.memory import ClassBalanced
+from clstream.memory import ClassBalanced, Memory
 
 LR, BATCH, CAPACITY, ALPHA, BETA, PER_TASK, SAMPLE = 0.03, 10, 500, 1.0, 0.5, 250, 60
 MAS_LAMBDA, RWALK_LAMBDA, MARGIN, MER_BETA = 0.1, 10.0, 0.5, 0.3
@@ -121,11 +121,10 @@ class Method:
     epochs: int = 1
 
 
-class ReplayFilledAfterwards(Replay):
-    """Replay whose memory is filled as Avalanche's: when a task is over, class by class."""
+class FilledAfterwards:
+    """Comes before a replay method among the bases: its memory is filled as Avalanche's, when a task is over."""
 
-    def __init__(self, model: nn.Module, optimizer: Callable[..., Any], capacity: int) -> None:
-        super().__init__(model, optimizer, capacity, memory="class_balanced")
+    memory: Memory
 
     @on(BatchLearned)
     def remember(self, event: BatchLearned) -> None:
@@ -135,6 +134,13 @@ class ReplayFilledAfterwards(Replay):
     def fill(self, event: TaskEnded) -> None:
         """Offer the whole task."""
         self.memory.add(event.task.train[:])
+
+
+class ReplayFilledAfterwards(FilledAfterwards, Replay):
+    """Replay whose memory is filled as Avalanche's: when a task is over, class by class."""
+
+    def __init__(self, model: nn.Module, optimizer: Callable[..., Any], capacity: int) -> None:
+        super().__init__(model, optimizer, capacity, memory="class_balanced")
 
 
 class DERppFilledAfterwards(DERpp):
@@ -193,7 +199,7 @@ class MERFilledAfterwards(MER):
         self.memory.add(event.task.train[:])
 
 
-class SCRAsAvalanche(SCR):
+class SCRAsAvalanche(FilledAfterwards, SCR):
     """SCR as Avalanche's: features of length 1 go into the projection, and its memory takes in a task when it is over."""
 
     def loss(self, samples: Samples) -> Tensor:
@@ -202,15 +208,6 @@ class SCRAsAvalanche(SCR):
             samples = samples + past
         features = self.unit_features(samples.x).repeat(2, 1)
         return self.scale * supervised_contrastive(self.projection(features), samples.y.repeat(2), self.temperature)
-
-    @on(BatchLearned)
-    def remember(self, event: BatchLearned) -> None:
-        """Keep nothing yet."""
-
-    @on(TaskEnded)
-    def fill(self, event: TaskEnded) -> None:
-        """Offer the whole task."""
-        self.memory.add(event.task.train[:])
 
 
 class GSSAsAvalanche(GSS):

@@ -84,8 +84,9 @@ def _works_between(worker: Any, prefix: str) -> bool:
 
 
 def lists_classes(strategy: Any) -> bool:
-    """Return whether a strategy reads which classes come in each experience, and takes each to come once: their iCaRL."""
-    return any(type(plugin).__name__ == "_ICaRLPlugin" for plugin in strategy.plugins)
+    """Return whether a strategy reads which classes come in each experience, and takes every class to come once: their iCaRL."""
+    icarl = import_avalanche("training.supervised.icarl")._ICaRLPlugin
+    return any(isinstance(plugin, icarl) for plugin in strategy.plugins)
 
 
 def is_multi_task(model: nn.Module) -> bool:

@@ -167,7 +167,7 @@ class AvalancheStrategy(Strategy):
                 self.check_listed(stream.name)
 
     def check_listed(self, name: str) -> None:
-        """Raise ValueError for a stream that their iCaRL can't learn: it reads which classes come, each in one session alone."""
+        """Raise ValueError for a stream whose classes their iCaRL can't list: it takes every class to come once and reads which."""
         if self.coming is None:
             raise ValueError(f"Avalanche's iCaRL reads which classes come, which {name} hides: take clstream's ICaRL")
         order = [label for labels in self.coming for label in labels]
